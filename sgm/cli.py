@@ -1,0 +1,284 @@
+"""The command line: `sgm sample`, `sgm models`, `sgm app` and `sgm train`.
+
+Every command imports what it needs itself, so that `sgm --help` answers at once. Exit codes: 0; 1, it failed; 2, it was
+asked wrongly; 130, stopped by Ctrl-C. Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sgm.errors import UserError
+from sgm.versions import DEFAULT_VERSION, VERSIONS, bundle
+
+if TYPE_CHECKING:
+    from sgm import Progress, VideoRequest
+
+PICTURE_SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+cli = typer.Typer(
+    help="Turn pictures into videos on your own machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain errors: one line that can be read, copied and searched for
+    pretty_exceptions_enable=False,
+)
+tell = partial(typer.echo, err=True)
+
+
+@cli.callback()
+def _prepare() -> None:
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot spell must not end a finished run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def _told(code: int = 1) -> Iterator[None]:
+    """Say an error that is meant for the user as its one sentence, and leave with `code`."""
+    try:
+        yield
+    except UserError as error:
+        tell(f"Error: {error}")
+        raise typer.Exit(code) from None
+    except KeyboardInterrupt:
+        tell("Stopped.")
+        raise typer.Exit(130) from None
+
+
+@cli.command()
+def sample(
+    picture: Annotated[Path, typer.Argument(help="A picture, or a folder of pictures: each becomes a video.")],
+    version: Annotated[str, typer.Option(help="Model version; `sgm models` lists them.")] = DEFAULT_VERSION,
+    out: Annotated[
+        Path, typer.Option(help="A folder, or a name ending in .mp4. A taken name gets -2, -3, ... at its end.")
+    ] = Path("outputs"),
+    seed: Annotated[int | None, typer.Option(help="One seed is one video.")] = None,
+    motion_bucket: Annotated[int | None, typer.Option(help="How much moves: 0 to 511; 127 is usual.")] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames a second, of the file and as told to the model.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Number of frames.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps: more are finer and slower.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    fit: Annotated[str | None, typer.Option(help="crop the picture to that shape, or pad it.")] = None,
+    camera: Annotated[str | None, typer.Option(help="Camera move, svd_tiny only; `sgm models` lists them.")] = None,
+    elevation: Annotated[float | None, typer.Option(help="Camera's height in degrees, sv3d_p only.")] = None,
+    cond_aug: Annotated[float | None, typer.Option(help="Noise on the picture: more drifts further from it.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="`sgm models` lists them.")] = None,
+    guider: Annotated[str | None, typer.Option(help="`sgm models` lists them.")] = None,
+    min_guidance: Annotated[float | None, typer.Option(help="Guidance of the first frame.")] = None,
+    max_guidance: Annotated[float | None, typer.Option(help="Largest guidance.")] = None,
+    decode_chunk: Annotated[int | None, typer.Option(help="Frames decoded at once: fewer need less memory.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...; the fastest one there is.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; what suits the device.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Another file with the version's weights.")] = None,
+) -> None:
+    """Turn a picture, or each picture of a folder, into a video.
+
+    What is not given is the version's own default. Prints the path of each video.
+    """
+    choices: dict[str, Any] = {
+        "version": version,
+        "seed": seed,
+        "motion_bucket": motion_bucket,
+        "fps": fps,
+        "frames": frames,
+        "steps": steps,
+        "height": height,
+        "width": width,
+        "fit": fit,
+        "camera": camera,
+        "elevation": elevation,
+        "cond_aug": cond_aug,
+        "sampler": sampler,
+        "guider": guider,
+        "min_guidance": min_guidance,
+        "max_guidance": max_guidance,
+        "decode_chunk": decode_chunk,
+    }
+    with _told(code=2):
+        to_file = _is_file_name(out, batch=picture.is_dir())
+        pictures = _pictures(picture)
+        from sgm import VideoRequest
+
+        request = VideoRequest(**{name: value for name, value in choices.items() if value is not None})
+    with _told():
+        from sgm import load_engine
+
+        _check_place(out.parent if to_file else out)
+        load = partial(load_engine, request.version, checkpoint=checkpoint, device=device, dtype=dtype)
+        failed = sum(not done for done in _sample(request, pictures, out, to_file, load))
+    if failed and len(pictures) > 1:
+        tell(f"{failed} of {len(pictures)} pictures failed.")
+    raise typer.Exit(1 if failed else 0)
+
+
+@cli.command()
+def models() -> None:
+    """List the model versions, which of them are installed, and the names that `sgm sample` takes."""
+    with _told():
+        from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS
+
+        typer.echo(f"{'version':<22}{'frames':>6}  {'size':<10}{'steps':>5}  weights")
+        for version in VERSIONS.values():
+            size = f"{version.width}x{version.height}"
+            weights = version.checkpoint_path or "missing"
+            typer.echo(f"{version.name:<22}{version.frames:>6}  {size:<10}{version.steps:>5}  {weights}")
+        missing = [version.how_to_get for version in VERSIONS.values() if version.checkpoint_path is None]
+        if missing:
+            typer.echo("\nTo get what is missing:\n" + "\n".join(f"  {how}" for how in missing))
+        typer.echo(f"\nsamplers: {', '.join(SAMPLERS)}\nguiders:  {', '.join(GUIDERS)}")
+        typer.echo(f"cameras:  auto, {', '.join(CAMERA_MOVES)}")
+
+
+@cli.command()
+def app(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8501,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
+) -> None:
+    """Open the page in your browser. It can be reached from this machine only."""
+    with _told():
+        if _is_taken(port):
+            raise UserError(f"Port {port} is taken by another program: choose another with --port {port % 65535 + 1}.")
+        from streamlit.web.cli import main as streamlit
+
+        root = bundle()
+        # `import app` must work here and in processes that the page starts.
+        sys.path.insert(0, str(root))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+        flags = [*_streamlit_flags(root), f"--server.port={port}", f"--server.headless={str(no_browser).lower()}"]
+        streamlit(["run", str(root / "app" / "main.py"), *flags], standalone_mode=False)
+
+
+@cli.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML such as configs/training/svd_tiny_video.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Values to change, as key.subkey=value.")] = None,
+) -> None:
+    """Train a model; goes on from the last checkpoint when there is one."""
+    with _told(code=2):
+        if not config.is_file():
+            raise UserError(f"{config} is not a file: give a training config, such as those in configs/training/.")
+        for override in overrides or []:
+            if not override.partition("=")[1] or override.startswith("="):
+                raise UserError(f"{override!r} is no override: write it as key.subkey=value.")
+    with _told():
+        try:
+            from sgm.training import run
+
+            run(config, overrides or [])
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] not in ("lightning", "pytorch_lightning"):
+                raise
+            raise UserError('Training needs Lightning: run `python -m pip install -e ".[train]"` first.') from None
+
+
+def _pictures(source: Path) -> list[Path]:
+    """The picture itself, or the pictures of a folder by name."""
+    if not source.is_dir():
+        return [source]
+    found = [p for p in source.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")]
+    if not found:
+        raise UserError(f"{source} holds no pictures: expected files ending in {', '.join(PICTURE_SUFFIXES)}.")
+    return sorted(found)
+
+
+def _is_file_name(out: Path, batch: bool) -> bool:
+    """Whether `--out` names one video rather than a folder."""
+    if out.is_dir() or not (out.suffix or out.exists()):
+        return False
+    if out.suffix.lower() != ".mp4":
+        raise UserError(f"--out {out} is neither a folder nor a name ending in .mp4: give one of the two.")
+    if batch:
+        raise UserError(f"--out {out} is one video, but a folder of pictures makes several: give a folder.")
+    return True
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse a folder that cannot be written before the work rather than after it."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"Nothing can be written to {folder}: choose another place with --out.")
+
+
+def _sample(request: VideoRequest, pictures: list[Path], out: Path, to_file: bool, load: Any) -> Iterator[bool]:
+    """One video a picture; False for a picture that cannot be read. The model is loaded once, when it is needed."""
+    from sgm import PictureError, describe_fit, generate, open_picture, write_video
+
+    engine = None
+    for path in pictures:
+        try:
+            image = open_picture(path)
+        except PictureError as error:
+            tell(f"Error: {error}")
+            yield False
+            continue
+        tell(f"{path.name}: {describe_fit(image.size, request.width, request.height, request.fit)}")
+        with _bar() as show:
+            engine = engine or load()
+            clip = generate(engine, request, image, on_step=show)
+        target = out if to_file else out / f"{path.stem}-{request.version}-{request.seed}.mp4"
+        typer.echo(write_video(_free(target), clip.frames, clip.fps, clip.settings))
+        yield True
+
+
+@contextmanager
+def _bar() -> Iterator[Any]:
+    """A progress bar on stderr; gives the function that moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = TextColumn("{task.description:<13}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("load", total=1.0)
+
+        def show(progress: Progress) -> None:
+            words = f"{progress.phase} {progress.step}/{progress.total}"
+            bar.update(task, description=words, completed=progress.fraction)
+
+        yield show
+        bar.update(task, description="done", completed=1.0)
+
+
+def _free(path: Path) -> Path:
+    """`path`, or the same with -2, -3, ... before its suffix: nothing that exists is overwritten."""
+    others = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(2))
+    return next(p for p in itertools.chain([path], others) if not p.exists())
+
+
+def _streamlit_flags(root: Path) -> list[str]:
+    """The values of .streamlit/config.toml as flags, since Streamlit looks for that file in the current folder only."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    settings = tomllib.loads((root / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
+    values = ((f"{section}.{key}", value) for section, pairs in settings.items() for key, value in pairs.items())
+    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in values]
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def main() -> None:
+    """The console script `sgm`."""
+    cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""The command line, as a person or a script meets it. Videos come from the real svd_tiny, with few frames and steps."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from sgm import GUIDERS, SAMPLERS, VERSIONS, read_settings
+from sgm.cli import cli
+
+SMALL = ["--frames", "2", "--steps", "1"]
+
+
+def sgm(*args: object):
+    """Run a command in this process; `.exit_code`, `.stdout` and `.stderr` tell what it did."""
+    return CliRunner().invoke(cli, [str(arg) for arg in args], catch_exceptions=False)
+
+
+def save_picture(path: Path, hue: int = 0) -> Path:
+    y, x = np.mgrid[0:90, 0:200]
+    pixels = np.stack([x, 2 * y, np.full_like(x, hue)], axis=-1).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def frames_of(video: str | Path) -> np.ndarray:
+    with av.open(str(video)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    return save_picture(tmp_path / "photo.png")
+
+
+def test_help_answers_at_once() -> None:
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "sgm.cli", "--help"], capture_output=True, text=True)
+        taken.append(time.perf_counter() - start)
+        assert done.returncode == 0
+        assert all(name in done.stdout for name in ("sample", "models", "app", "train"))
+    assert min(taken) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "Usage"),
+        (["nonsense"], "nonsense"),
+        (["sample"], "Missing argument"),
+        (["sample", "PICTURE", "--frames", "many"], "--frames"),
+        (["sample", "PICTURE", "--frames", "0"], "frames"),
+        (["sample", "PICTURE", "--version", "svd_huge"], "svd_huge"),
+        (["sample", "PICTURE", "--height", "100"], "100"),
+        (["sample", "PICTURE", "--sampler", "magic"], "euler_edm"),
+        (["sample", "PICTURE", "--guider", "magic"], "triangle"),
+        (["sample", "PICTURE", "--fit", "stretch"], "crop"),
+        (["sample", "PICTURE", "--seed", "-1"], "seed"),
+        (["sample", "PICTURE", "--out", "clip.avi"], ".mp4"),
+        (["sample", "FOLDER", "--out", "clip.mp4"], "folder"),
+        (["sample", "."], "holds no pictures"),
+        (["app", "--port", "0"], "--port"),
+        (["train", "missing.yaml"], "missing.yaml"),
+        (["train", "PICTURE", "nonsense"], "key.subkey=value"),
+    ],
+)
+def test_bad_usage_is_2_and_says_why(args: list[str], said: str, picture: Path) -> None:
+    places = {"PICTURE": picture, "FOLDER": picture.parent}
+    done = sgm(*(places.get(arg, arg) for arg in args))
+    assert done.exit_code == 2
+    assert said in done.stderr + (done.stdout if not args else "")
+    assert "Traceback" not in done.output
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("missing.png", None, "does not exist"),
+        ("empty.png", b"", "is empty"),
+        ("note.png", b"no picture at all", "not a picture"),
+    ],
+)
+def test_a_picture_that_cannot_be_read_is_1_and_one_sentence(
+    name: str, content: bytes | None, said: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    done = sgm("sample", tmp_path / name)
+    assert done.exit_code == 1
+    assert name in done.stderr
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_missing_weights_are_1_and_one_sentence(picture: Path, tmp_path: Path) -> None:
+    done = sgm("sample", picture, "--checkpoint", tmp_path / "none.safetensors")
+    assert done.exit_code == 1
+    assert "none.safetensors" in done.stderr
+    assert done.stdout == ""
+
+
+def test_place_that_cannot_be_written_is_told_before_the_work(picture: Path) -> None:
+    done = sgm("sample", picture, "--out", picture / "inside")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Error: Nothing can be written")
+    assert done.stderr.count("\n") == 1
+
+
+def test_models_lists_versions_what_is_installed_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "svd_xt.safetensors").touch()
+    monkeypatch.setenv("SGM_CHECKPOINTS", str(tmp_path / "weights"))
+    done = sgm("models")
+    assert done.exit_code == 0
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    assert set(VERSIONS) <= set(rows)
+    assert str(tmp_path / "weights" / "svd_xt.safetensors") in rows["svd_xt"]
+    assert "missing" not in rows["svd_tiny"]
+    assert rows["samplers:"].split()[1:] == ", ".join(SAMPLERS).split()
+    assert rows["guiders:"].split()[1:] == ", ".join(GUIDERS).split()
+    for version in VERSIONS.values():
+        assert (version.how_to_get in done.stdout) == (version.checkpoint_path is None)
+
+
+def test_sample_writes_what_was_asked_and_never_over_a_file(picture: Path) -> None:
+    first = sgm("sample", picture, *SMALL, "--fps", "12", "--seed", "5")
+    assert first.exit_code == 0, first.stderr
+    path = Path("outputs") / "photo-svd_tiny-5.mp4"
+    assert first.stdout == f"{path}\n"
+    assert "200×90" in first.stderr
+    settings = read_settings(path)
+    assert settings is not None
+    asked = {"version": "svd_tiny", "frames": 2, "steps": 1, "fps": 12, "seed": 5}
+    assert asked.items() <= settings.items()
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        assert container.streams.video[0].average_rate == 12
+
+    again = sgm("sample", picture, *SMALL, "--fps", "12", "--seed", "5")
+    assert again.stdout == f"{Path('outputs') / 'photo-svd_tiny-5-2.mp4'}\n"
+    one, two = frames_of(path), frames_of(again.stdout.strip())
+    assert one.shape == (2, 192, 320, 3)
+    np.testing.assert_array_equal(one, two)
+
+    Path("clip.mp4").write_bytes(b"mine")
+    named = sgm("sample", picture, *SMALL, "--seed", "6", "--out", "clip.mp4")
+    assert named.stdout == "clip-2.mp4\n"
+    assert Path("clip.mp4").read_bytes() == b"mine"
+    assert not np.array_equal(frames_of("clip-2.mp4"), one)
+
+
+def test_a_folder_is_a_batch_whose_results_do_not_depend_on_each_other(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    save_picture(folder / "a.png", hue=250)
+    (folder / "b.jpg").write_bytes(b"no picture")
+    last = save_picture(folder / "c.png", hue=90)
+    (folder / "notes.txt").write_text("not a picture, and not meant as one")
+
+    batch = sgm("sample", folder, *SMALL, "--out", "batch")
+    assert batch.exit_code == 1
+    written = [Path("batch") / f"{name}-svd_tiny-23.mp4" for name in "ac"]
+    assert batch.stdout.splitlines() == [str(path) for path in written]
+    assert "b.jpg" in batch.stderr
+    assert "1 of 3 pictures failed" in batch.stderr
+    assert "notes.txt" not in batch.stderr
+
+    alone = sgm("sample", last, *SMALL, "--out", "alone.mp4")
+    assert alone.exit_code == 0
+    np.testing.assert_array_equal(frames_of(written[1]), frames_of("alone.mp4"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send Ctrl-C to one process")
+def test_ctrl_c_is_130_and_leaves_nothing(picture: Path) -> None:
+    command = [sys.executable, "-m", "sgm.cli", "sample", str(picture), "--frames", "2", "--steps", "200"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        assert "photo.png" in running.stderr.readline()  # the work has begun
+        time.sleep(1)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert out == ""
+    assert err.rstrip().endswith("Stopped.")
+    assert "Traceback" not in err
+    assert not list(Path().rglob("*.mp4"))
+
+
+def test_app_says_when_its_port_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = sgm("app", "--no-browser", "--port", port)
+    assert done.exit_code == 1
+    assert f"Port {port} is taken" in done.stderr
+
+
+def test_training_without_lightning_says_how_to_get_it(tmp_path: Path) -> None:
+    config = tmp_path / "training.yaml"
+    config.write_text("model: {}\n")
+    code = "import sys; sys.modules['lightning'] = None; from sgm.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "train", str(config)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: Training needs Lightning")
+    assert ".[train]" in done.stderr
