@@ -1,0 +1,88 @@
+"""Convolution blocks of the KL autoencoder. Attribute names are those of the official checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sgm.layers.residual import ResBlock, TemporalConv, frames_first, frames_in_batch
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResnetBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, with a skip around. x: (n, in_channels, h, w)."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+
+
+class VideoResnetBlock(ResnetBlock):
+    """The same, then a residual block over frames, blended: here sigmoid(mix_factor) weighs the temporal branch."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, dropout: float = 0.0, video_kernel_size: Sequence[int] = (3, 1, 1)
+    ) -> None:
+        super().__init__(in_channels, out_channels, dropout)
+        self.time_stack = ResBlock(out_channels, None, out_channels, dropout, video_kernel_size)
+        self.mix_factor = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
+        x = super().forward(x)
+        temporal = frames_in_batch(self.time_stack(frames_first(x, frames)), *x.shape[-2:])
+        return torch.lerp(x, temporal, torch.sigmoid(self.mix_factor).to(x.dtype))
+
+
+class VideoConv(nn.Conv2d):
+    """A convolution over pixels, then one over frames."""
+
+    def __init__(self, in_channels: int, out_channels: int, video_kernel_size: Sequence[int] = (3, 1, 1)) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        self.time_mix_conv = TemporalConv(out_channels, out_channels, video_kernel_size)
+
+    def forward(self, input: Tensor, frames: int = 1) -> Tensor:
+        x = super().forward(input)
+        return frames_in_batch(self.time_mix_conv(frames_first(x, frames)), *x.shape[-2:])
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over the pixels of a frame. x: (n, channels, h, w)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = norm(channels)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (f(h).flatten(2).transpose(1, 2).unsqueeze(1) for f in (self.q, self.k, self.v))  # (n, 1, h w, c)
+        h = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:])
+        return x + self.proj_out(h)
+
+
+class Downsample(nn.Module):
+    """Halve height and width by a strided convolution, padded on the right and below alone."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))

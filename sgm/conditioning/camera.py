@@ -1,0 +1,121 @@
+"""Camera moves: what svd_tiny is told about where each frame looks, and the motion bucket's formula.
+
+A frame's *ray map* says for each pixel which point of the conditioning picture it shows: (2, h, w), x to the right and y
+down, in units of the picture's width, the origin at its centre. The first frame's map is the identity.
+Per-pixel ray maps as a camera condition: Gao et al. 2024 (arXiv:2405.10314), He et al. 2024 (arXiv:2404.02101).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+# The motion bucket: 127 for a mean displacement of this many percent of the width from one frame to the next.
+MOTION_AT_127 = 0.8
+
+# Direction of each move: x, y (widths), log of zoom, roll (radians), tilt about the y and about the x axis.
+# The camera pans left: it looks further left with each frame.
+_DIRECTIONS: dict[str, tuple[float, ...]] = {
+    "pan_left": (-1, 0, 0, 0, 0, 0),
+    "pan_right": (1, 0, 0, 0, 0, 0),
+    "pan_up": (0, -1, 0, 0, 0, 0),
+    "pan_down": (0, 1, 0, 0, 0, 0),
+    "zoom_in": (0, 0, 1, 0, 0, 0),
+    "zoom_out": (0, 0, -1, 0, 0, 0),
+    "roll_left": (0, 0, 0, 1, 0, 0),
+    "roll_right": (0, 0, 0, -1, 0, 0),
+}
+# auto: a move drawn from the seed; free: the network is told none and finds its own.
+CAMERA_MOVES: tuple[str, ...] = ("auto", *_DIRECTIONS, "free")
+
+
+def motion_bucket(motion: Tensor | float) -> Tensor | float:
+    """Mean displacement, percent of the width a frame -> motion bucket id."""
+    return motion * (127 / MOTION_AT_127)
+
+
+def motion_of_bucket(bucket: Tensor | float) -> Tensor | float:
+    """Motion bucket id -> mean displacement, percent of the width a frame."""
+    return bucket * (MOTION_AT_127 / 127)
+
+
+def identity_rays(height: int, width: int) -> Tensor:
+    """The map of a frame that shows the picture as it is, at pixel centres: (2, height, width)."""
+    x = (torch.arange(width) + 0.5) / width - 0.5
+    y = ((torch.arange(height) + 0.5) - height / 2) / width
+    return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)])
+
+
+def direction(move: str, count: int = 1, generator: torch.Generator | None = None) -> Tensor:
+    """`count` directions of the named move, (count, 6). "auto" draws a mixture that one axis dominates."""
+    if move != "auto":
+        return torch.tensor([_DIRECTIONS[move]] * count, dtype=torch.float32)
+    mixture = torch.randn(count, 6, generator=generator) * torch.tensor([1.0, 0.6, 1.8, 0.5, 0.35, 0.35])
+    axis = torch.randint(0, 3, (count, 1), generator=generator)
+    lead = torch.zeros(count, 6).scatter_(1, axis, 1.0) * torch.tensor([1.0, 0.7, 1.8, 0, 0, 0])
+    sign = torch.randint(0, 2, (count, 1), generator=generator) * 2.0 - 1.0
+    return lead * sign * 1.5 + mixture * 0.4
+
+
+def rays(moves: Tensor, base: Tensor) -> Tensor:
+    """Ray maps of camera positions. moves: (n, 6) as in `direction`, base: (2, h, w) from `identity_rays`. -> (n, 2, h, w)."""
+    tx, ty, zoom, roll, tilt_x, tilt_y = (value.view(-1, 1, 1) for value in moves.unbind(1))
+    x, y = base
+    depth = 1 + tilt_x * x + tilt_y * y
+    scale = torch.exp(-zoom) / depth.clamp(min=0.2)
+    cos, sin = roll.cos() * scale, roll.sin() * scale
+    return torch.stack([cos * x - sin * y + tx, sin * x + cos * y + ty], dim=1)
+
+
+def camera_path(
+    directions: Tensor, motion: Tensor, frames: int, height: int, width: int, ease: Tensor | None = None
+) -> Tensor:
+    """Ray maps of smooth moves from rest position along `directions` (n, 6), scaled to a mean `motion` (n,), in percent of
+    the width a frame. ease: (n,) in [0, 1], how much the camera starts and stops gently; 0 is even speed.
+    -> (n, frames, 2, height, width).
+    """
+    n = len(directions)
+    base = identity_rays(height, width).to(directions)
+    total = motion / 100 * (frames - 1)  # mean displacement of the last frame, in widths
+    small = directions * 0.02
+    for _ in range(3):  # displacement is nearly linear in the move: three corrections are plenty
+        reached = (rays(small, base) - base).norm(dim=1).mean(dim=(1, 2))
+        small = small * (total / reached.clamp(min=1e-8)).view(-1, 1)
+        small = torch.where(total.view(-1, 1) > 0, small, torch.zeros_like(small))
+        if not bool((total > 0).any()):
+            break
+    u = torch.linspace(0, 1, frames, device=directions.device)
+    ease = torch.zeros(n, device=directions.device) if ease is None else ease
+    eased = (1 - ease[:, None]) * u + ease[:, None] * (0.5 - 0.5 * torch.cos(math.pi * u))  # (n, t)
+    positions = (small[:, None] * eased[:, :, None]).flatten(0, 1)
+    return rays(positions, base).unflatten(0, (n, frames))
+
+
+class CameraRayEmbedder(nn.Module):
+    """Ray maps (b t, 2, h, w) at the latents' size -> Fourier features (b t, channels, h, w) to be concatenated.
+
+    Sines and cosines of the point that each pixel looks at and of its own place, so that attention can find the one at
+    the other; the displacement; whether the point lies inside the picture. NaN, an unknown camera, gives zeros.
+    """
+
+    def __init__(self, frequencies: int = 5) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+
+    @property
+    def channels(self) -> int:
+        return 8 * self.frequencies + 3
+
+    def forward(self, camera: Tensor) -> Tensor:
+        h, w = camera.shape[-2:]
+        own = identity_rays(h, w).to(camera).expand_as(camera)
+        bands = 2 * math.pi * 2.0 ** torch.arange(self.frequencies, device=camera.device)
+        angles = torch.cat([camera, own], dim=1)[:, :, None] * bands.view(-1, 1, 1).to(camera)  # n, 4, f, h, w
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1).flatten(1, 2)
+        limit = torch.tensor([0.5, 0.5 * h / w], device=camera.device, dtype=camera.dtype).view(2, 1, 1)
+        inside = (camera.abs() <= limit).all(dim=1, keepdim=True).to(camera)
+        features = torch.cat([waves, (camera - own) * 8, inside], dim=1)
+        known = ~camera.isnan().any(dim=1, keepdim=True)
+        return torch.where(known, features, torch.zeros_like(features))

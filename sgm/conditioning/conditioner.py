@@ -1,0 +1,77 @@
+"""GeneralConditioner: a batch of named inputs -> the network's condition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sgm.config import instantiate_from_config
+
+# An embedding's rank says where the network takes it, and how several of one kind are joined.
+_KIND = {2: "vector", 3: "crossattn", 4: "concat"}
+_JOIN = {"vector": 1, "crossattn": 2, "concat": 1}
+
+
+class GeneralConditioner(nn.Module):
+    """Runs each embedder on its own input and joins the results by kind.
+
+    emb_models: configs, each with `input_key` beside `target` and `params`; `ucg_rate` is the share of clips for which
+    an embedding is zeroed while training. Returns {"vector": (n, a), "crossattn": (n, m, d), "concat": (n, c, h, w)},
+    those of them that occur. Where embedders of a kind give one row a clip and one row a frame, rows are repeated.
+    """
+
+    def __init__(self, emb_models: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__()
+        self.embedders = nn.ModuleList()
+        self.input_keys: list[str] = []
+        self.ucg_rates: list[float] = []
+        for config in emb_models:
+            embedder = instantiate_from_config(config)
+            if not config.get("is_trainable", False):
+                embedder.requires_grad_(False).eval()
+            self.embedders.append(embedder)
+            self.input_keys.append(config["input_key"])
+            self.ucg_rates.append(float(config.get("ucg_rate", 0.0)))
+
+    def forward(self, batch: Mapping[str, Tensor], force_zero: Iterable[str] = ()) -> dict[str, Tensor]:
+        """batch: one tensor for each input key. `force_zero`: input keys whose embeddings are to be zeros."""
+        return self._join(self._embed(batch, drop=self.training), force_zero)
+
+    def get_unconditional_conditioning(
+        self,
+        batch_c: Mapping[str, Tensor],
+        batch_uc: Mapping[str, Tensor] | None = None,
+        force_uc_zero_embeddings: Iterable[str] = ("cond_frames", "cond_frames_without_noise"),
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Condition and its unconditional counterpart for classifier-free guidance; nothing is dropped at random."""
+        c = self._embed(batch_c)
+        uc = c if batch_uc is None else self._embed(batch_uc)
+        return self._join(c), self._join(uc, force_uc_zero_embeddings)
+
+    def _embed(self, batch: Mapping[str, Tensor], drop: bool = False) -> list[tuple[str, Tensor]]:
+        embeddings = []
+        for embedder, key, rate in zip(self.embedders, self.input_keys, self.ucg_rates, strict=True):
+            if key not in batch:
+                raise KeyError(f"The conditioner needs '{key}'; the batch has {', '.join(sorted(batch))}.")
+            embedding = embedder(batch[key])
+            if drop and rate > 0:
+                keep = torch.rand(embedding.shape[0], device=embedding.device) >= rate
+                embedding = embedding * keep.view(-1, *[1] * (embedding.ndim - 1))
+            embeddings.append((key, embedding))
+        return embeddings
+
+    def _join(self, embeddings: list[tuple[str, Tensor]], force_zero: Iterable[str] = ()) -> dict[str, Tensor]:
+        zero = set(force_zero)
+        parts: dict[str, list[Tensor]] = {}
+        for key, embedding in embeddings:
+            parts.setdefault(_KIND[embedding.ndim], []).append(torch.zeros_like(embedding) if key in zero else embedding)
+        condition = {}
+        for kind, values in parts.items():
+            rows = max(value.shape[0] for value in values)
+            condition[kind] = torch.cat(
+                [value.repeat_interleave(rows // value.shape[0], dim=0) for value in values], dim=_JOIN[kind]
+            )
+        return condition

@@ -1,0 +1,39 @@
+"""The conditioning picture as a latent, to be concatenated to the noisy ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from sgm.config import instantiate_from_config
+
+
+class VideoPredictionEmbedderWithEncoder(nn.Module):
+    """Frames (b n_cond_frames, 3, h, w) in [-1, 1] -> latents (b n_copies, n_cond_frames c, h / f, w / f).
+
+    The autoencoder is the embedder's own; its latents are not multiplied by the engine's scale factor.
+    """
+
+    def __init__(
+        self,
+        n_cond_frames: int,
+        n_copies: int,
+        encoder_config: Mapping[str, Any],
+        scale_factor: float = 1.0,
+        is_ae: bool = True,
+        disable_encoder_autocast: bool = False,
+    ) -> None:
+        super().__init__()
+        if not is_ae:
+            raise ValueError("VideoPredictionEmbedderWithEncoder needs an autoencoder: is_ae must be true.")
+        self.n_cond_frames = n_cond_frames
+        self.n_copies = n_copies
+        self.scale_factor = scale_factor
+        self.encoder = instantiate_from_config(encoder_config)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        z = self.encoder.encode(frames) * self.scale_factor
+        z = z.unflatten(0, (-1, self.n_cond_frames)).flatten(1, 2)  # b, (n c), h, w
+        return z.repeat_interleave(self.n_copies, dim=0)

@@ -1,0 +1,19 @@
+"""Scalars (fps, motion bucket, augmentation, camera angles) as sinusoidal embeddings."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sgm.layers.embeddings import timestep_embedding
+
+
+class ConcatTimestepEmbedderND(nn.Module):
+    """(n,) or (n, d) scalars -> (n, d * outdim), each scalar embedded by itself."""
+
+    def __init__(self, outdim: int) -> None:
+        super().__init__()
+        self.outdim = outdim
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, None] if x.ndim == 1 else x
+        return timestep_embedding(x.flatten(), self.outdim).view(x.shape[0], -1)

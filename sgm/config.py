@@ -1,0 +1,83 @@
+"""YAML -> plain values with overrides -> objects."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sgm.errors import UserError
+from sgm.targets import TARGETS
+
+
+class ConfigError(UserError):
+    """A config that cannot be read, or that names what we do not know."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML, lay `a.b=value` overrides over it, resolve interpolations, and check every `target`.
+
+    Raises ConfigError with the file's name when it is missing, not YAML, or names an unknown target.
+    """
+    try:
+        config = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        plain = OmegaConf.to_container(config, resolve=True)
+    except FileNotFoundError:
+        raise ConfigError(f"There is no config at {path}.") from None
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as a config: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # PyYAML's errors share no base with omegaconf's
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path} holds {type(plain).__name__}; a config is a mapping with the key 'model'.")
+    for place, target in _targets(plain):
+        if target not in TARGETS:
+            raise ConfigError(f"{path}: {_unknown(target, place)}")
+    return {str(key): value for key, value in plain.items()}
+
+
+def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
+    """Build the object that `config` names: its `target`, called with its `params` and `extra` on top.
+
+    Raises ConfigError for an unknown target and for parameters that the target does not take.
+    """
+    if "target" not in config:
+        raise ConfigError(f"A config needs the key 'target'; got the keys {', '.join(map(str, config)) or '(none)'}.")
+    target = config["target"]
+    if target not in TARGETS:
+        raise ConfigError(_unknown(target, "target"))
+    module, name = TARGETS[target].rsplit(".", 1)
+    params = config.get("params") or {}
+    params = OmegaConf.to_container(params, resolve=True) if OmegaConf.is_config(params) else params
+    cls = getattr(import_module(module), name)
+    if cls.__module__.startswith("torch."):
+        return cls()
+    try:
+        return cls(**{**params, **extra})
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise ConfigError(f"{target}: {str(error).replace('__init__() ', '')}") from error
+
+
+def _targets(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        here = f"{place}.{key}" if place else str(key)
+        if key == "target":
+            yield here, str(value)
+        else:
+            yield from _targets(value, here)
+
+
+def _unknown(target: str, place: str) -> str:
+    name = target.rsplit(".", 1)[-1]
+    by_name = {known.rsplit(".", 1)[-1]: known for known in TARGETS}
+    near = difflib.get_close_matches(name, by_name, n=3, cutoff=0.5)
+    hint = f"Near it: {', '.join(by_name[n] for n in near)}." if near else f"Known: {', '.join(sorted(by_name))}."
+    return f"{place} is '{target}', which is not a known target. {hint}"

@@ -1,0 +1,131 @@
+"""DiffusionEngine: the loaded parts of one model, and how to load them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sgm.config import instantiate_from_config, load_config
+from sgm.diffusion.denoiser import Denoiser
+from sgm.errors import UserError
+from sgm.unet.wrapper import OpenAIWrapper
+from sgm.versions import VERSIONS
+from sgm.weights import WeightsError, load_weights
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class DiffusionEngine(nn.Module):
+    """Network, denoiser, conditioner and first stage. Holds weights and never changes once loaded.
+
+    Parameters are the official YAMLs'; `sampler_config` is kept for whoever wants the YAML's own sampler.
+    """
+
+    def __init__(
+        self,
+        network_config: Mapping[str, Any],
+        denoiser_config: Mapping[str, Any],
+        first_stage_config: Mapping[str, Any],
+        conditioner_config: Mapping[str, Any],
+        sampler_config: Mapping[str, Any] | None = None,
+        scale_factor: float = 1.0,
+        ckpt_path: str | None = None,
+        **unused: Any,  # settings of the original's training and autocast
+    ) -> None:
+        super().__init__()
+        self.model = OpenAIWrapper(instantiate_from_config(network_config))
+        self.denoiser: Denoiser = instantiate_from_config(denoiser_config)
+        self.conditioner = instantiate_from_config(conditioner_config)
+        self.first_stage_model = instantiate_from_config(first_stage_config)
+        self.sampler_config = sampler_config
+        self.scale_factor = scale_factor
+        self.version = ""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def latent_channels(self) -> int:
+        return self.first_stage_model.decoder.z_channels
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, along each side."""
+        return 2 ** (len(self.first_stage_model.decoder.up) - 1)
+
+    def denoise(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], **inputs: Any) -> Tensor:
+        """Estimate the clean latents of x: (b t, c, h, w), sigma: (b t,)."""
+        return self.denoiser(self.model, x, sigma, cond, **inputs)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """(n, 3, h, w) in [-1, 1] -> scaled latents (n, c, h / f, w / f), from whichever encoder the model has."""
+        encoder = self.first_stage_model
+        if not encoder.can_encode:
+            encoder = next(e.encoder for e in self.conditioner.embedders if hasattr(e, "encoder"))
+        return encoder.encode(pictures) * self.scale_factor
+
+    def decode(self, z: Tensor, timesteps: int) -> Tensor:
+        """Scaled latents (t, c, h, w) of one clip, or of `timesteps` of its frames, -> (t, 3, f h, f w), about [-1, 1]."""
+        dtype = next(self.first_stage_model.parameters()).dtype
+        z = (z / self.scale_factor).to(dtype).to(memory_format=torch.channels_last)
+        return self.first_stage_model.decode(z, timesteps).float()
+
+
+def load_engine(
+    version: str = "svd_tiny",
+    *,
+    checkpoint: str | Path | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> DiffusionEngine:
+    """Build a version from its YAML and stream its weights in.
+
+    checkpoint: the weights' file (default: the version's own, see `sgm.versions`). device: "cuda", "mps", "cpu" ...
+    (default: the best there is). dtype: "float32", "float16", "bfloat16" (default: float16 on CUDA, else float32).
+    Raises UserError for a name that is unknown, WeightsError for weights that are missing or do not fit.
+    """
+    if version not in VERSIONS:
+        raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")
+    row = VERSIONS[version]
+    path = row.checkpoint_path if checkpoint is None else Path(checkpoint)
+    if path is None:
+        raise WeightsError(f"The weights of {version} are missing. {row.how_to_get}")
+    place = _device(device)
+    dtype = dtype or ("float16" if place.type == "cuda" else "float32")
+    if dtype not in _DTYPES:
+        raise UserError(f"dtype '{dtype}' is unknown; choose one of {', '.join(_DTYPES)}.")
+    engine = build_engine(row.config_path)
+    load_weights(engine, path, place, _DTYPES[dtype])
+    # float16 overflows in the image autoencoders' encoders.
+    if _DTYPES[dtype] is torch.float16:
+        engine.conditioner.float()
+    engine.version = version
+    return engine
+
+
+def build_engine(config: str | Path, overrides: tuple[str, ...] = ()) -> DiffusionEngine:
+    """The modules of a YAML, with their parameters on the `meta` device: no memory, no weights yet."""
+    with torch.device("meta"):
+        engine = instantiate_from_config(load_config(config, overrides)["model"])
+    return engine.eval().requires_grad_(False)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"Device '{name}' cannot be used here ({reason}); try --device cpu.") from None
+    return device

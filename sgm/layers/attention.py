@@ -1,0 +1,102 @@
+"""Attention and feed-forward layers, and the two transformer blocks built from them.
+
+Attribute names are those of the official checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GEGLU(nn.Module):
+    """Linear layer gated by a GELU of its second half (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim_in, dim_out * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU, then back to `dim`. x: (b, n, dim)."""
+
+    def __init__(self, dim: int, mult: int = 4, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(dim, dim * mult), nn.Dropout(dropout), nn.Linear(dim * mult, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of x to a context, or to itself when there is none. x: (b, n, query_dim), context: (b, m, context_dim)."""
+
+    def __init__(
+        self, query_dim: int, context_dim: int | None = None, heads: int = 8, dim_head: int = 64, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        inner = heads * dim_head
+        context_dim = query_dim if context_dim is None else context_dim
+        self.heads = heads
+        self.to_q = nn.Linear(query_dim, inner, bias=False)
+        self.to_k = nn.Linear(context_dim, inner, bias=False)
+        self.to_v = nn.Linear(context_dim, inner, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(inner, query_dim), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Returns (b, n, query_dim); (b, 1, query_dim), to be broadcast, when the context is a single token."""
+        if context is not None and context.shape[1] == 1:
+            return self.to_out(self.to_v(context))  # the softmax over one token is 1, whatever the query
+        source = x if context is None else context
+        q, k, v = (
+            y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (b, heads, n, dim_head)
+            for y in (self.to_q(x), self.to_k(source), self.to_v(source))
+        )
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention over the pixels of a frame, cross-attention to the context, feed-forward. x: (b t, h w, dim)."""
+
+    def __init__(self, dim: int, heads: int, dim_head: int, context_dim: int | None, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.attn1 = CrossAttention(dim, None, heads, dim_head, dropout)
+        self.ff = FeedForward(dim, dropout=dropout)
+        self.attn2 = CrossAttention(dim, context_dim, heads, dim_head, dropout)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class VideoTransformerBlock(nn.Module):
+    """The same over the frames of one pixel, behind an extra feed-forward layer. x: (b s, t, dim), context: (b, m, context_dim)."""
+
+    def __init__(
+        self, dim: int, heads: int, dim_head: int, context_dim: int | None, ff_in: bool = False, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.ff_in = FeedForward(dim, dropout=dropout) if ff_in else None
+        self.norm_in = nn.LayerNorm(dim) if ff_in else None
+        self.attn1 = CrossAttention(dim, None, heads, dim_head, dropout)
+        self.ff = FeedForward(dim, dropout=dropout)
+        self.attn2 = CrossAttention(dim, context_dim, heads, dim_head, dropout)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        pixels = 1 if context is None else x.shape[0] // context.shape[0]
+        if self.ff_in is not None and self.norm_in is not None:
+            x = x + self.ff_in(self.norm_in(x))
+        x = x + self.attn1(self.norm1(x))
+        if context is not None and context.shape[1] == 1:
+            x = x + self.attn2(x, context).repeat_interleave(pixels, dim=0)
+        else:
+            x = x + self.attn2(self.norm2(x), None if context is None else context.repeat_interleave(pixels, dim=0))
+        return x + self.ff(self.norm3(x))

@@ -1,0 +1,116 @@
+"""The layers that make an image network a video network: a spatial branch, a temporal branch, a learned blend of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
+from sgm.layers.embeddings import timestep_embedding
+from sgm.layers.residual import ResBlock, frames_first, frames_in_batch
+
+
+class AlphaBlender(nn.Module):
+    """alpha * spatial + (1 - alpha) * temporal, alpha = sigmoid(mix_factor).
+
+    With the strategy "learned_with_images", alpha is 1 on frames that `image_only_indicator` (b, t) marks with 1.
+    """
+
+    strategies = ("learned", "learned_with_images", "fixed")
+
+    def __init__(self, alpha: float = 0.5, merge_strategy: str = "learned_with_images") -> None:
+        super().__init__()
+        if merge_strategy not in self.strategies:
+            raise ValueError(f"merge_strategy {merge_strategy!r} is unknown; use one of {', '.join(self.strategies)}.")
+        self.merge_strategy = merge_strategy
+        if merge_strategy == "fixed":
+            self.register_buffer("mix_factor", torch.tensor([alpha]))
+        else:
+            self.mix_factor = nn.Parameter(torch.tensor([alpha]))
+
+    def forward(self, spatial: Tensor, temporal: Tensor, image_only_indicator: Tensor | None = None) -> Tensor:
+        """spatial, temporal: both (b t, ...). Returns the same shape."""
+        alpha = self.mix_factor if self.merge_strategy == "fixed" else torch.sigmoid(self.mix_factor)
+        alpha = alpha.to(spatial.dtype)
+        if self.merge_strategy == "learned_with_images" and image_only_indicator is not None:
+            alpha = torch.where(image_only_indicator.flatten().bool(), torch.ones_like(alpha), alpha)  # (b t)
+            alpha = alpha.reshape(-1, *[1] * (spatial.ndim - 1))
+        return torch.lerp(temporal, spatial, alpha)
+
+
+class VideoResBlock(ResBlock):
+    """A spatial residual block, then one over frames, blended. x: (b t, c, h, w), emb: (b t, e)."""
+
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        out_channels: int | None = None,
+        dropout: float = 0.0,
+        video_kernel_size: Sequence[int] = (3, 1, 1),
+        merge_strategy: str = "learned_with_images",
+        merge_factor: float = 0.5,
+    ) -> None:
+        super().__init__(channels, emb_channels, out_channels, dropout)
+        out = channels if out_channels is None else out_channels
+        self.time_stack = ResBlock(out, emb_channels, out, dropout, video_kernel_size)
+        self.time_mixer = AlphaBlender(merge_factor, merge_strategy)
+
+    def forward(self, x: Tensor, emb: Tensor, frames: int, image_only_indicator: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x = super().forward(x, emb)
+        temporal = self.time_stack(frames_first(x, frames), emb)
+        return self.time_mixer(x, frames_in_batch(temporal, *x.shape[-2:]), image_only_indicator)
+
+
+class SpatialVideoTransformer(nn.Module):
+    """Attention over the pixels of each frame alternating with attention over the frames of each pixel.
+
+    x: (b t, c, h, w), context: (b t, m, context_dim). The temporal branch attends to the first frame's context.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        n_heads: int,
+        d_head: int,
+        depth: int = 1,
+        context_dim: int | None = None,
+        dropout: float = 0.0,
+        ff_in: bool = False,
+        merge_strategy: str = "learned_with_images",
+        merge_factor: float = 0.5,
+    ) -> None:
+        super().__init__()
+        inner = n_heads * d_head
+        self.in_channels = in_channels
+        self.norm = nn.GroupNorm(32, in_channels, eps=1e-6)
+        self.proj_in = nn.Linear(in_channels, inner)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(inner, n_heads, d_head, context_dim, dropout) for _ in range(depth)
+        )
+        self.proj_out = nn.Linear(inner, in_channels)
+        self.time_stack = nn.ModuleList(
+            VideoTransformerBlock(inner, n_heads, d_head, context_dim, ff_in, dropout) for _ in range(depth)
+        )
+        self.time_pos_embed = nn.Sequential(
+            nn.Linear(in_channels, in_channels * 4), nn.SiLU(), nn.Linear(in_channels * 4, in_channels)
+        )
+        self.time_mixer = AlphaBlender(merge_factor, merge_strategy)
+
+    def forward(
+        self, x: Tensor, context: Tensor | None, frames: int, image_only_indicator: Tensor | None = None
+    ) -> Tensor:
+        n, _, h, w = x.shape
+        y = self.proj_in(self.norm(x).permute(0, 2, 3, 1).reshape(n, h * w, -1))  # (b t, h w, c)
+        time_context = None if context is None else context[::frames]  # (b, m, c)
+        position = timestep_embedding(torch.arange(frames, device=x.device), self.in_channels).to(y.dtype)
+        position = self.time_pos_embed(position)  # (t, c)
+        for spatial_block, temporal_block in zip(self.transformer_blocks, self.time_stack, strict=True):
+            y = spatial_block(y, context)
+            z = y.unflatten(0, (-1, frames)).transpose(1, 2) + position  # (b, h w, t, c)
+            z = temporal_block(z.flatten(0, 1), time_context)
+            z = z.unflatten(0, (-1, h * w)).transpose(1, 2).flatten(0, 1)  # (b t, h w, c)
+            y = self.time_mixer(y, z, image_only_indicator)
+        return x + self.proj_out(y).unflatten(1, (h, w)).permute(0, 3, 1, 2)

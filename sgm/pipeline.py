@@ -1,0 +1,235 @@
+"""From a picture to a clip: the one place where conditioning, sampling and decoding are spelled out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgm.conditioning.camera import CAMERA_MOVES, camera_path, direction, identity_rays, motion_of_bucket
+from sgm.diffusion.discretization import Discretization, EDMDiscretization
+from sgm.diffusion.guidance import GUIDERS, Guider
+from sgm.diffusion.sampling import SAMPLERS, Sampler
+from sgm.config import instantiate_from_config
+from sgm.engine import DiffusionEngine
+from sgm.errors import UserError
+from sgm.media.image import fit_picture
+from sgm.versions import VERSIONS, Version
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+OnStep = Callable[["Progress"], None]
+
+
+@dataclass(frozen=True)
+class VideoRequest:
+    """What to make. None stands for the version's default; once built, every field is concrete and checked.
+
+    frames, height, width (pixels), steps: whole numbers. fps: frames a second, played and told to the model (as
+    fps - 1). motion_bucket: 0 to 511; higher moves more. cond_aug: standard deviation of the noise on the conditioning
+    picture, 0 to 1. sampler, guider: keys of SAMPLERS and GUIDERS; guidance goes from min_guidance to max_guidance over
+    the frames as the guider says. decode_chunk: frames decoded at once, the temporal decoder's window. camera: one of
+    CAMERA_MOVES, for versions that take one. elevation: degrees, sv3d_p. fit: "crop" or "pad".
+    Raises UserError, saying what was given and what was expected.
+    """
+
+    version: str = "svd_tiny"
+    frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    steps: int | None = None
+    fps: int | None = None
+    motion_bucket: int = 127
+    cond_aug: float | None = None
+    seed: int = 23
+    sampler: str = "euler_edm"
+    guider: str | None = None
+    min_guidance: float | None = None
+    max_guidance: float | None = None
+    decode_chunk: int | None = None
+    camera: str = "auto"
+    elevation: float = 10.0
+    fit: str = "crop"
+
+    def __post_init__(self) -> None:
+        _one_of("version", self.version, VERSIONS)
+        for field in fields(self):
+            if getattr(self, field.name) is None:
+                default = self.frames if field.name == "decode_chunk" else getattr(self.row, field.name)
+                object.__setattr__(self, field.name, default)
+        _one_of("sampler", self.sampler, SAMPLERS)
+        _one_of("guider", self.guider, GUIDERS)
+        _one_of("camera", self.camera, CAMERA_MOVES)
+        _one_of("fit", self.fit, ("crop", "pad"))
+        limits = {
+            "frames": (1, 200),
+            "steps": (1, 1000),
+            "fps": (1, 120),
+            "motion_bucket": (0, 511),
+            "seed": (0, 2**31 - 1),
+            "decode_chunk": (1, 200),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise UserError(f"{name} must be a whole number from {low} to {high}; got {value!r}.")
+        for name, (low, high) in {
+            "cond_aug": (0, 1),
+            "min_guidance": (0, 100),
+            "max_guidance": (0, 100),
+            "elevation": (-90, 90),
+        }.items():
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not low <= value <= high:
+                raise UserError(f"{name} must be a number from {low} to {high}; got {value!r}.")
+        if self.min_guidance > self.max_guidance:  # pyright: ignore[reportOptionalOperand]
+            raise UserError(
+                f"min_guidance must not exceed max_guidance; got {self.min_guidance} and {self.max_guidance}."
+            )
+        for name in ("height", "width"):
+            _check_size(name, getattr(self, name), self.row.multiple)
+
+    @property
+    def row(self) -> Version:
+        return VERSIONS[self.version]
+
+    def settings(self) -> dict[str, Any]:
+        """Every field; `VideoRequest(**settings)` gives the same request back."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Step `step` of `total` of a phase ("encode", "sample", "decode") is done."""
+
+    phase: str
+    step: int
+    total: int
+
+    @property
+    def fraction(self) -> float:
+        """Share of the whole job that is done, 0 to 1, with the phases' usual shares of the time."""
+        start, share = {"encode": (0.0, 0.03), "sample": (0.03, 0.77), "decode": (0.8, 0.2)}[self.phase]
+        return start + share * self.step / self.total
+
+
+@dataclass(frozen=True)
+class Clip:
+    """frames: uint8 (t, height, width, 3); fps; settings: what made it."""
+
+    frames: np.ndarray
+    fps: int
+    settings: dict[str, Any]
+
+
+@torch.inference_mode()
+def generate(
+    engine: DiffusionEngine, request: VideoRequest, image: Image.Image, on_step: OnStep | None = None
+) -> Clip:
+    """Turn a picture into a clip. `on_step` is told of progress; what it raises ends the job and reaches the caller.
+
+    All noise comes from one generator on the CPU, seeded by the request, so one seed is one video.
+    """
+    report = on_step or (lambda progress: None)
+    frames, device = _int(request.frames), engine.device
+    generator = torch.Generator().manual_seed(request.seed)
+    picture = fit_picture(image, _int(request.width), _int(request.height), mode=request.fit)
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1  # 1 3 h w, in [-1, 1]
+
+    report(Progress("encode", 0, 1))
+    batch = get_batch(engine, request, pixels, generator)
+    dtype = next(engine.conditioner.parameters()).dtype
+    c, uc = engine.conditioner.get_unconditional_conditioning({k: v.to(device, dtype) for k, v in batch.items()})
+    c, uc = (_per_frame(cond, frames) for cond in (c, uc))
+    report(Progress("encode", 1, 1))
+
+    shape = (frames, engine.latent_channels, *(side // engine.factor for side in pixels.shape[-2:]))
+    x = torch.randn(shape, generator=generator).to(device)
+    sampler = build_sampler(engine, request)
+    z = sampler(
+        lambda x, sigma, cond: engine.denoise(x, sigma, cond, num_video_frames=frames),
+        x,
+        c,
+        uc,
+        num_steps=request.steps,
+        noise=lambda like: torch.randn(like.shape, generator=generator).to(like),
+        on_step=lambda i, n: report(Progress("sample", i, n)),
+    )
+
+    chunks = z.split(_int(request.decode_chunk))
+    decoded = []
+    for i, chunk in enumerate(chunks):
+        video = engine.decode(chunk, len(chunk)).clamp(-1, 1)
+        decoded.append(((video + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+        report(Progress("decode", i + 1, len(chunks)))
+    return Clip(torch.cat(decoded).numpy(), _int(request.fps), request.settings())
+
+
+def build_sampler(engine: DiffusionEngine, request: VideoRequest) -> Sampler:
+    """The request's sampler and guider on the schedule that the engine's YAML names (EDM 0.002 to 700 by default)."""
+    guider: Guider = GUIDERS[str(request.guider)](
+        float(request.min_guidance or 0), float(request.max_guidance or 0), _int(request.frames)
+    )
+    config = ((engine.sampler_config or {}).get("params") or {}).get("discretization_config")
+    schedule: Discretization = instantiate_from_config(config) if config else EDMDiscretization(sigma_max=700.0)
+    return SAMPLERS[request.sampler](schedule, guider_config=guider)
+
+
+def get_batch(
+    engine: DiffusionEngine, request: VideoRequest, pixels: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The conditioner's inputs. pixels: (1, 3, h, w) in [-1, 1]."""
+    frames = _int(request.frames)
+    noise = torch.randn(pixels.shape, generator=generator)
+    elevation = request.elevation if request.version == "sv3d_p" else 0.0
+    azimuths = torch.linspace(0, 2 * math.pi, frames + 1)[1:]  # the last frame is the input view
+    values = {
+        "fps_id": torch.full((frames,), float(_int(request.fps) - 1)),
+        "motion_bucket_id": torch.full((frames,), float(request.motion_bucket)),
+        "cond_aug": torch.full((frames,), float(request.cond_aug or 0)),
+        "polars_rad": torch.full((frames,), math.radians(90 - elevation)),
+        "azimuths_rad": (azimuths - azimuths[-1]) % (2 * math.pi),
+        "cond_frames_without_noise": pixels,
+        "cond_frames": pixels + float(request.cond_aug or 0) * noise,
+    }
+    if request.row.camera:
+        h, w = (side // engine.factor for side in pixels.shape[-2:])
+        if request.camera == "free":
+            values["camera"] = identity_rays(h, w).expand(frames, -1, -1, -1) * float("nan")
+        else:
+            motion = torch.tensor([float(motion_of_bucket(request.motion_bucket))])
+            move = direction(request.camera, generator=generator)
+            values["camera"] = camera_path(move, motion, frames, h, w, ease=torch.tensor([0.3]))[0]
+    keys = set(engine.conditioner.input_keys)
+    return {key: value for key, value in values.items() if key in keys}
+
+
+def _per_frame(cond: dict[str, Tensor], frames: int) -> dict[str, Tensor]:
+    """One row a frame: those given once a clip are repeated."""
+    return {key: value if len(value) == frames else value.repeat_interleave(frames, 0) for key, value in cond.items()}
+
+
+def _one_of(name: str, value: Any, known: Any) -> None:
+    if value not in known:
+        raise UserError(f"{name} must be one of {', '.join(known)}; got {value!r}.")
+
+
+def _check_size(name: str, value: Any, multiple: int) -> None:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 4096 and value % multiple == 0:
+        return
+    low = max(value // multiple, 1) * multiple if isinstance(value, int) else multiple
+    high = low + multiple
+    near = f"{low} or {high}" if isinstance(value, int) and 0 < value < 4096 else f"{multiple} to 4096"
+    raise UserError(f"{name} must be a multiple of {multiple} (nearest: {near}); got {value!r}.")
+
+
+def _int(value: int | None) -> int:
+    """For the type checker: fields that may be None before `__post_init__` are not afterwards."""
+    assert value is not None
+    return value

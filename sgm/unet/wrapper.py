@@ -1,0 +1,26 @@
+"""What stands between the denoiser and the network: puts each part of the condition where the network takes it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class OpenAIWrapper(nn.Module):
+    """Holds the network as `diffusion_model`, the name that official checkpoints know it by."""
+
+    def __init__(self, diffusion_model: nn.Module) -> None:
+        super().__init__()
+        self.diffusion_model = diffusion_model
+
+    def forward(self, x: Tensor, c_noise: Tensor, c: dict[str, Tensor], **kwargs) -> Tensor:
+        """x: (b t, c, h, w); c: "concat" (b t, c', h, w), "crossattn" (b t, m, d), "vector" (b t, a), each optional.
+
+        Runs in the network's own dtype and returns x's.
+        """
+        dtype = next(self.diffusion_model.parameters()).dtype
+        c = {key: value.to(dtype) for key, value in c.items()}
+        h = torch.cat([x.to(dtype), c["concat"]], dim=1) if "concat" in c else x.to(dtype)
+        h = h.to(memory_format=torch.channels_last)
+        out = self.diffusion_model(h, c_noise, context=c.get("crossattn"), y=c.get("vector"), **kwargs)
+        return out.to(x.dtype)

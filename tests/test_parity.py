@@ -1,0 +1,184 @@
+"""Every tensor of every golden case, against what the original computes. `SGM_GOLDENS` names another folder of cases."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sgm.conditioning.clip import MEAN, STD, resize
+from sgm.config import instantiate_from_config, load_config
+from sgm.diffusion.discretization import EDMDiscretization, LegacyDDPMDiscretization
+from sgm.diffusion.guidance import IdentityGuider, LinearPredictionGuider, TrianglePredictionGuider, VanillaCFG
+from sgm.diffusion.sampling import SAMPLERS
+
+OWN = Path(__file__).parent / "data" / "goldens"
+FOLDER = Path(os.environ.get("SGM_GOLDENS", OWN))
+CASES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.with_suffix(".safetensors").exists())
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def error(ours: Tensor, golden: Tensor) -> float:
+    assert ours.shape == golden.shape, f"shape {tuple(ours.shape)}, golden {tuple(golden.shape)}"
+    return float((ours.double() - golden.double()).norm() / golden.double().norm().clamp(min=1e-12))
+
+
+def golden_weights(folder: Path):
+    spec = importlib.util.spec_from_file_location("golden_weights", folder / "weights.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def compute_case(folder: Path, case: str) -> Iterator[tuple[str, Tensor]]:
+    """(key, our value) for each golden tensor of a case."""
+    golden, meta = read(folder / f"{case}.safetensors")
+    frames, steps = int(meta["num_frames"]), int(meta["num_steps"])
+    config = OmegaConf.create(load_config(folder / f"{case}.yaml"))
+    model = OmegaConf.to_container(config.model, resolve=True)
+    assert isinstance(model, dict)
+    guider = model["params"]["sampler_config"]["params"]["guider_config"]
+    if "num_frames" not in guider.get("params", {}) and "PredictionGuider" in guider["target"]:
+        guider["params"]["num_frames"] = frames
+    engine = instantiate_from_config(model).eval().requires_grad_(False)
+    golden_weights(folder).fill(engine, meta["salt"])
+    batch = {key.removeprefix("batch."): value for key, value in golden.items() if key.startswith("batch.")}
+    c, uc = engine.conditioner.get_unconditional_conditioning(batch)
+    for name, cond in (("c", c), ("uc", uc)):
+        yield from ((f"{name}.{key}", value) for key, value in cond.items())
+
+    def repeat(cond: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {k: v if k == "vector" else v.repeat_interleave(frames // len(v), 0) for k, v in cond.items()}
+
+    c, uc = repeat(c), repeat(uc)
+    both = {key: torch.cat([uc[key], c[key]]) for key in c}
+    x = golden["x"]
+    zeros = torch.zeros(2, frames)
+    for key in golden:
+        if key.startswith("denoised.sigma_"):
+            sigma = float(key.removeprefix("denoised.sigma_"))
+            noised = torch.cat([x, x]) * (1 + sigma**2) ** 0.5
+            s = torch.full((2 * frames,), sigma)
+            yield key, engine.denoise(noised, s, both, num_video_frames=frames, image_only_indicator=zeros)
+    if "unet.image_only" in golden:
+        only = zeros.clone()
+        only[1, 0] = 1
+        args = (torch.cat([x, x]), torch.full((2 * frames,), 0.3), both)
+        yield "unet.image_only", engine.model(*args, num_video_frames=frames, image_only_indicator=only)
+    sampler = instantiate_from_config(model["params"]["sampler_config"])
+    yield (
+        "sampled",
+        sampler(
+            lambda x, sigma, cond: engine.denoise(x, sigma, cond, num_video_frames=frames), x, c, uc, num_steps=steps
+        ),
+    )
+    for key in golden:
+        if key.startswith("decoded.chunk_"):
+            chunks = golden["sampled"].split(int(key.removeprefix("decoded.chunk_")))
+            yield key, torch.cat([engine.decode(z, len(z)) for z in chunks])
+    if "encoder_moments" in golden:
+        encoder = engine.first_stage_model
+        if not encoder.can_encode:
+            encoder = next(e.encoder for e in engine.conditioner.embedders if hasattr(e, "encoder"))
+        yield "encoder_moments", encoder.moments(batch["cond_frames_without_noise"])
+
+
+def check_case(folder: Path, case: str) -> None:
+    golden, _ = read(folder / f"{case}.safetensors")
+    left = {key for key in golden if key != "x" and not key.startswith("batch.")}
+    with torch.inference_mode():
+        for key, value in compute_case(folder, case):
+            assert key in golden, f"{case}: computed {key}, of which there is no golden"
+            left.discard(key)
+            wrong = error(value, golden[key])
+            assert wrong <= (1e-3 if key.startswith("decoded.") else 1e-4), f"{case}: {key} is off by {wrong:.2e}"
+    assert not left, f"{case}: nothing was computed for {sorted(left)}"
+
+
+def compute_samplers(golden: dict[str, Tensor], meta: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
+    frames, steps = int(meta["num_frames"]), int(meta["num_steps"])
+    schedules = {"edm": EDMDiscretization(0.002, 700.0, 7.0), "legacy": LegacyDDPMDiscretization()}
+    guiders = {
+        "linear": lambda t: LinearPredictionGuider(3.0, t, 1.5),
+        "triangle": lambda t: TrianglePredictionGuider(2.5, t, 1.0),
+        "cfg": lambda t: VanillaCFG(2.0),
+        "identity": lambda t: IdentityGuider(),
+    }
+    churn = {"s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003}
+
+    def denoiser(x: Tensor, sigma: Tensor, c: dict[str, Tensor]) -> Tensor:
+        s2 = sigma.view(-1, *[1] * (x.ndim - 1)) ** 2
+        return (0.25 * x + s2 * c["concat"]) / (0.25 + s2)
+
+    names = {cls.__name__: cls for cls in SAMPLERS.values()}
+    for key in golden:
+        parts = key.split("/")
+        if parts[0] == "sigmas":
+            yield key, schedules[parts[1]](int(parts[2]))
+        elif parts[0] == "scale":
+            yield key, guiders[parts[1]](int(parts[2])).scales().view_as(golden[key])
+        elif parts[0] == "clip" and parts[1].startswith("out_"):
+            x = resize(golden[f"clip/in_{parts[1].removeprefix('out_')}"], golden[key].shape[-2:])
+            mean, std = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, STD))
+            yield key, ((x + 1) / 2 - mean) / std
+        elif len(parts) == 3 and parts[0].split("(")[0] in names:
+            name, _, options = parts[0].partition("(")
+            settings = {k: float(v) for k, v in (item.split("=") for item in options.rstrip(")").split(",") if item)}
+            if "order" in settings:
+                settings["order"] = int(settings["order"])
+            settings |= churn if "s_churn" in settings else {}
+            draws = iter(golden["noise"])
+            sampler = names[name](schedules[parts[1]], steps, guiders[parts[2]](frames), **settings)
+            c, uc = {"concat": golden["mu_c"]}, {"concat": golden["mu_u"]}
+            yield key, sampler(denoiser, golden["x"], c, uc, noise=lambda like, draws=draws: next(draws))
+
+
+def check_samplers(folder: Path) -> None:
+    golden, meta = read(folder / "samplers.safetensors")
+    left = {k for k in golden if k not in ("x", "noise", "mu_c", "mu_u") and not k.startswith("clip/in_")}
+    for key, value in compute_samplers(golden, meta):
+        left.discard(key)
+        assert error(value, golden[key]) <= 1e-4, f"{key} is off by {error(value, golden[key]):.2e}"
+    assert not left, f"nothing was computed for {sorted(left)}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_case(case: str) -> None:
+    check_case(FOLDER, case)
+
+
+def test_samplers() -> None:
+    check_samplers(FOLDER)
+
+
+@pytest.mark.parametrize("key", ["c.vector", "sampled", "decoded.chunk_2", "encoder_moments"])
+def test_a_golden_off_by_one_percent_fails(tmp_path: Path, key: str) -> None:
+    case = CASES[0]
+    for name in ("weights.py", f"{case}.yaml"):
+        shutil.copy(FOLDER / name, tmp_path)
+    golden, meta = read(FOLDER / f"{case}.safetensors")
+    key = key if key in golden else next(name for name in golden if name.startswith("decoded"))
+    save_file({**golden, key: golden[key] * 1.01}, tmp_path / f"{case}.safetensors", meta)
+    with pytest.raises(AssertionError, match="is off by"):
+        check_case(tmp_path, case)
+
+
+def test_the_projects_own_goldens_are_whole() -> None:
+    assert {path.stem for path in OWN.glob("*.yaml")} == {"sv3d_p_small", "svd_image_decoder_small", "svd_small"}
+    assert json.loads(json.dumps(read(OWN / "samplers.safetensors")[1]))["num_frames"]
