@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -80,8 +80,10 @@ def sample(
     min_guidance: Annotated[float | None, typer.Option(help="Guidance of the first frame.")] = None,
     max_guidance: Annotated[float | None, typer.Option(help="Largest guidance.")] = None,
     decode_chunk: Annotated[int | None, typer.Option(help="Frames decoded at once: fewer need less memory.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...; the fastest one there is.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; what suits the device.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Unless given, the fastest.")] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="Unless given, what suits the device.")
+    ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Another file with the version's weights.")] = None,
 ) -> None:
     """Turn a picture, or each picture of a folder, into a video.
@@ -139,7 +141,7 @@ def models() -> None:
         if missing:
             typer.echo("\nTo get what is missing:\n" + "\n".join(f"  {how}" for how in missing))
         typer.echo(f"\nsamplers: {', '.join(SAMPLERS)}\nguiders:  {', '.join(GUIDERS)}")
-        typer.echo(f"cameras:  auto, {', '.join(CAMERA_MOVES)}")
+        typer.echo(f"cameras:  {', '.join(CAMERA_MOVES)}")
 
 
 @cli.command()
@@ -241,7 +243,7 @@ def _bar() -> Iterator[Any]:
     from rich.progress import Progress as Bar
 
     columns = TextColumn("{task.description:<13}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("load", total=1.0)
 
         def show(progress: Progress) -> None:
@@ -249,7 +251,6 @@ def _bar() -> Iterator[Any]:
             bar.update(task, description=words, completed=progress.fraction)
 
         yield show
-        bar.update(task, description="done", completed=1.0)
 
 
 def _free(path: Path) -> Path:
