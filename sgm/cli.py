@@ -181,9 +181,12 @@ def train(
 
             run(config, overrides or [])
         except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] not in ("lightning", "pytorch_lightning"):
+            package = (error.name or "").partition(".")[0]
+            if package not in ("lightning", "cv2", "imageio"):
                 raise
-            raise UserError('Training needs Lightning: run `python -m pip install -e ".[train]"` first.') from None
+            raise UserError(
+                f'Training needs {package}, which is not installed: run `python -m pip install -e ".[train]"` first.'
+            ) from None
 
 
 def _pictures(source: Path) -> list[Path]:

@@ -222,5 +222,5 @@ def test_training_without_lightning_says_how_to_get_it(tmp_path: Path) -> None:
     code = "import sys; sys.modules['lightning'] = None; from sgm.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "train", str(config)], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: Training needs Lightning")
+    assert done.stderr.startswith("Error: Training needs lightning")
     assert ".[train]" in done.stderr
