@@ -1,0 +1,186 @@
+"""Pictures in: read whatever people have, upright and in RGB, and bring it to the model's shape."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageCms, ImageFilter, ImageOps, UnidentifiedImageError
+
+from sgm.errors import UserError
+
+MAX_BYTES = 20 * 1024**2
+MAX_PIXELS = 100_000_000
+
+# An allow-list: Pillow knows formats that call other programs (EPS) or whose header hides the true size (ICO).
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
+_ADVICE = "give a JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF picture."
+
+
+class PictureError(UserError):
+    """A picture that cannot be used; the message names the file and says what to do."""
+
+
+def open_picture(source: str | Path | bytes | BinaryIO, name: str | None = None) -> Image.Image:
+    """Read a picture as an upright RGB image of its own size, whatever its format, mode, depth and orientation.
+
+    Transparency is laid on white, an embedded colour profile is turned into sRGB, and of an animation the first frame
+    is taken. `source` is a path, a file's content or an open binary file; `name` is what messages call it.
+    Raises PictureError for a file that is missing, empty, damaged, no picture, larger than MAX_BYTES or of more than
+    MAX_PIXELS; the size is checked before any pixel is decoded.
+    """
+    data, name = _read(source, name)
+    if not data:
+        raise PictureError(f"{name} is empty (0 bytes): {_ADVICE}")
+    if len(data) > MAX_BYTES:
+        raise PictureError(f"{name} is larger than the {MAX_BYTES // 1024**2} MB that can be read: make it smaller.")
+    too_many = f"more than the {MAX_PIXELS // 10**6} megapixels that can be read: scale it down first."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError:
+        raise PictureError(f"{name} says that it has {too_many}") from None
+    except UnidentifiedImageError:
+        raise PictureError(f"{name} is not a picture that can be read, or is damaged: {_ADVICE}") from None
+    except Exception as error:
+        raise PictureError(f"{name} is damaged and cannot be read: {_ADVICE}") from error
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            raise PictureError(f"{name} has {image.width}×{image.height} pixels, {too_many}")
+        return _upright_rgb(image, name)
+
+
+def fit_picture(
+    image: Image.Image, width: int, height: int, mode: str = "crop", position: tuple[float, float] = (0.5, 0.5)
+) -> Image.Image:
+    """Bring any picture to exactly `width` x `height` pixels, in RGB and undistorted.
+
+    "crop" covers the shape and cuts off what sticks out; "pad" keeps the whole picture and fills the rest with a
+    blurred copy. `position` (x, y), each 0 to 1, is the part that is kept or the place where the picture stands: (0, 0)
+    is the top left. Raises PictureError if the picture's file turns out to be damaged, ValueError for bad arguments.
+    """
+    if mode not in ("crop", "pad"):
+        raise ValueError(f'The fit is {mode!r}, but must be "crop" or "pad".')
+    if min(width, height) < 1 or not all(0 <= p <= 1 for p in position):
+        raise ValueError(f"Cannot fit to {width}×{height} at {position}: sizes start at 1, positions lie in 0 to 1.")
+    image = _upright_rgb(image, "The picture")
+    cover = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS, centering=position)
+    if mode == "crop":
+        return cover
+    size = _contained(image.size, width, height)
+    if size == (width, height):
+        return image.resize(size, Image.Resampling.LANCZOS)
+    padded = cover.filter(ImageFilter.GaussianBlur(max(width, height) / 24))
+    corner = round((width - size[0]) * position[0]), round((height - size[1]) * position[1])
+    padded.paste(image.resize(size, Image.Resampling.LANCZOS), corner)
+    return padded
+
+
+def describe_fit(size: tuple[int, int], width: int, height: int, mode: str = "crop") -> str:
+    """One line on what `fit_picture` does to a picture of `size` (width, height)."""
+    given, wanted = f"{size[0]}×{size[1]}", f"{width}×{height}"
+    if tuple(size) == (width, height):
+        return f"Used {given} as it is."
+    if mode == "pad":
+        inner = _contained(size, width, height)
+        if inner != (width, height):
+            return f"Scaled {given} to {inner[0]}×{inner[1]}, edges filled with a blurred copy to {wanted}."
+    else:
+        scale = max(width / size[0], height / size[1])
+        kept = max(1, round(width / scale)), max(1, round(height / scale))
+        if kept != tuple(size):
+            shared = math.gcd(width, height)
+            ratio = f"{width // shared}:{height // shared}"
+            return f"Cropped {given} to {kept[0]}×{kept[1]} ({ratio}), scaled to {wanted}."
+    return f"Scaled {given} to {wanted}."
+
+
+def _contained(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
+    """The largest size of the picture's own shape within width x height."""
+    scale = min(width / size[0], height / size[1])
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _read(source: str | Path | bytes | BinaryIO, name: str | None) -> tuple[bytes, str]:
+    """The content, of which no more than MAX_BYTES + 1 is read, and the name for messages."""
+    if isinstance(source, bytes):
+        return source, name or "The picture"
+    if not isinstance(source, (str, Path)):
+        return source.read(MAX_BYTES + 1), name or Path(str(getattr(source, "name", "The picture"))).name
+    path = Path(source)
+    name = name or str(path)
+    try:
+        if path.is_dir():
+            raise PictureError(f"{name} is a folder, not a picture: give a picture file.")
+        if not path.exists():
+            raise PictureError(f"{name} does not exist: check the name of the picture.")
+        if not path.is_file():  # a pipe would wait for ever
+            raise PictureError(f"{name} is not a regular file: {_ADVICE}")
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1), name
+    except OSError as error:
+        raise PictureError(f"{name} cannot be read ({error.strerror}): check its name and permissions.") from error
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    """A plain RGB copy without metadata, so that doing it twice changes nothing."""
+    try:
+        image.load()
+    except Exception as error:  # decoders raise anything from OSError to SyntaxError
+        raise PictureError(f"{name} is damaged or cut short: fetch or save it again.") from error
+    with contextlib.suppress(Exception):  # broken EXIF does not make a broken picture
+        image = ImageOps.exif_transpose(image)
+    try:
+        image = _to_srgb(_flat(image))
+    except (ValueError, OSError) as error:
+        raise PictureError(
+            f"{name} has colours ({image.mode}) that cannot be read: save it as an RGB picture."
+        ) from error
+    image.info.clear()
+    return image
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """8 bits a channel, RGB or CMYK, transparency laid on white; a new image, with the profile still in `info`."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _eight_bits(image)
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        flat = Image.new("RGB", image.size, "white")
+        flat.paste(colours, mask=colours.getchannel("A"))
+        flat.info.update(image.info)
+        return flat
+    return image.copy() if image.mode == "CMYK" else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit, 32-bit and float greys to 8 bits by their range; Pillow's own conversion would clip them."""
+    values = np.array(image, dtype=np.float32)
+    np.nan_to_num(values, copy=False, posinf=0, neginf=0)
+    # Files do not say their range: take the smallest usual one that holds the values.
+    peak = float(values.max())
+    ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0, 2.0**31)
+    top = next((limit for limit in ranges if peak <= limit), peak)
+    if isinstance(clear := image.info.get("transparency"), int):
+        values[values == clear] = top
+    values *= 255 / top
+    np.clip(values, 0, 255, out=values)
+    return Image.fromarray(np.round(values, out=values).astype(np.uint8)).convert("RGB")
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Through the embedded colour profile if there is one that fits, else by Pillow's plain conversion."""
+    profile = image.info.get("icc_profile")
+    if profile:
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):  # a broken profile is ignored, as browsers do
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if converted is not None:
+                return converted
+    return image if image.mode == "RGB" else image.convert("RGB")

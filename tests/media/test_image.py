@@ -1,0 +1,365 @@
+"""Every kind of picture arrives upright and in RGB; what cannot be used is refused in one sentence."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, features
+
+from sgm.media import image as module
+from sgm.media.image import PictureError, describe_fit, fit_picture, open_picture
+
+
+def gradient(width=40, height=30):
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 // width, y * 255 // height, np.full_like(x, 60)], axis=-1).astype(np.uint8)
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
+    """A PNG by hand, for what Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "WEBP", "JPEG", "JPEG2000", "PPM", "AVIF"])
+def test_formats(format):
+    if format == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    options = {"lossless": True} if format == "WEBP" else {}
+    tolerance = {"JPEG": 12, "AVIF": 12}.get(format, 0)
+    result = open_picture(encoded(Image.fromarray(gradient()), format, **options))
+    assert np.abs(pixels(result) - gradient()).max() <= tolerance
+
+
+def test_sources(tmp_path):
+    content = encoded(Image.fromarray(gradient()))
+    path = tmp_path / "größe.png"
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        for source in (path, str(path), content, io.BytesIO(content), file):
+            assert (pixels(open_picture(source)) == gradient()).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation):
+    upright = Image.fromarray(gradient())
+    turn = Image.Transpose
+    stored = {  # how a camera lays the picture down, the inverse of what the tag asks for
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+        6: turn.ROTATE_90,
+        7: turn.TRANSVERSE,
+        8: turn.ROTATE_270,
+    }.get(orientation)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    laid = upright if stored is None else upright.transpose(stored)
+    for content in (encoded(laid, "JPEG", quality=95, exif=exif), encoded(laid, "PNG", exif=exif)):
+        result = open_picture(content)
+        assert np.abs(pixels(result) - gradient()).max() < 20
+        assert fit_picture(result, 40, 30).tobytes() == result.tobytes(), "turned a second time"
+        assert fit_picture(Image.open(io.BytesIO(content)), 40, 30).tobytes() == result.tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_broken_exif_is_no_broken_picture():
+    content = encoded(Image.fromarray(gradient()), "JPEG", quality=95, exif=b"Exif\0\0II*\0\xff\xff\xff\xffgarbage")
+    assert np.abs(pixels(open_picture(content)) - gradient()).max() < 20
+
+
+def test_alpha_is_laid_on_white():
+    alpha = np.zeros((30, 40, 1), np.uint8)
+    alpha[:, 10:20], alpha[:, 20:] = 128, 255
+    result = pixels(open_picture(encoded(Image.fromarray(np.concatenate([gradient(), alpha], axis=-1)))))
+    assert (result[:, :10] == 255).all()
+    assert np.abs(result[:, 10:20] - (gradient()[:, 10:20] * 128.0 + 255 * 127) / 255).max() <= 1
+    assert (result[:, 20:] == gradient()[:, 20:]).all()
+
+
+def test_grey_with_alpha_and_plain_grey_and_bilevel():
+    grey = Image.fromarray(gradient()[..., 0])
+    assert (pixels(open_picture(encoded(grey))) == gradient()[..., :1]).all()
+    both = Image.merge("LA", (grey, Image.new("L", grey.size, 0)))
+    assert (pixels(open_picture(encoded(both))) == 255).all()
+    assert set(np.unique(pixels(open_picture(encoded(grey.convert("1")))))) == {0, 255}
+
+
+def test_palette_with_and_without_transparency():
+    image = Image.new("P", (4, 2))
+    image.putpalette([255, 0, 0, 0, 200, 0, 0, 0, 250])
+    image.putdata([0, 1, 2, 0] * 2)
+    expected = np.array([[255, 0, 0], [0, 200, 0], [0, 0, 250], [255, 0, 0]])
+    assert (pixels(open_picture(encoded(image)))[0] == expected).all()
+    one = pixels(open_picture(encoded(image, transparency=1)))[0]
+    assert (one[1] == 255).all()
+    assert (one[[0, 2, 3]] == expected[[0, 2, 3]]).all()
+    half = pixels(open_picture(encoded(image, transparency=bytes([0, 128, 255]))))[0]
+    assert (half[0] == 255).all()
+    assert np.abs(half[1] - [127, 227, 127]).max() <= 1
+    assert (half[2] == [0, 0, 250]).all()
+
+
+def test_one_transparent_colour():
+    assert (pixels(open_picture(encoded(Image.new("RGB", (3, 3), (9, 8, 7)), transparency=(9, 8, 7)))) == 255).all()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+def test_cmyk(format):
+    ink = np.zeros((32, 32, 4), np.uint8)
+    ink[:16, :, 0], ink[16:, :, 1:3] = 255, 255  # cyan above, red below
+    result = pixels(
+        open_picture(encoded(Image.fromarray(ink, "CMYK"), format, **({"quality": 95} if format == "JPEG" else {})))
+    )
+    assert np.abs(result[4, 4] - [0, 255, 255]).max() < 12
+    assert np.abs(result[28, 28] - [255, 0, 0]).max() < 12
+
+
+def test_16_bit_grey_is_scaled_and_not_clipped():
+    values = np.linspace(0, 65535, 256).astype(">u2").reshape(16, 16)
+    for content in (
+        encoded(Image.fromarray(values.astype(np.uint16))),
+        encoded(Image.fromarray(values.astype(np.uint16)), "TIFF"),
+        b"P5 16 16 65535\n" + values.tobytes(),
+    ):
+        assert (pixels(open_picture(content))[..., 0].ravel() == np.arange(256)).all()
+    dark = pixels(open_picture(encoded(Image.fromarray(np.full((4, 4), 2570, np.uint16)))))
+    assert (dark == 10).all(), "a dark picture must stay dark"
+
+
+def test_16_bit_colour_and_alpha():
+    for colour, channels, expected in ((2, 3, [0, 128, 255]), (6, 4, [127, 191, 255]), (4, 2, [127] * 3)):
+        pixel = ([0, 32896, 65535] if channels > 2 else [0]) + ([32896] if channels in (2, 4) else [])
+        row = b"\0" + struct.pack(f">{channels}H", *pixel) * 5
+        result = pixels(open_picture(png(5, 4, 16, colour, row * 4)))
+        assert np.abs(result - expected).max() <= 1
+
+
+def test_16_bit_grey_with_a_transparent_value():
+    key = struct.pack(">H", 1000)
+    extra = struct.pack(">I", 2) + b"tRNS" + key + struct.pack(">I", zlib.crc32(b"tRNS" + key))
+    result = pixels(open_picture(png(2, 1, 16, 0, b"\0" + struct.pack(">2H", 1000, 32896), extra)))
+    assert result[0, :, 0].tolist() == [255, 128]
+
+
+@pytest.mark.parametrize("top", [1.0, 255.0, 65535.0, 1e6])
+def test_float_greys(top):
+    values = np.linspace(0, top, 256, dtype=np.float32).reshape(16, 16)
+    values[0, 0] = np.nan
+    result = pixels(open_picture(encoded(Image.fromarray(values), "TIFF")))
+    assert np.abs(result[..., 0].ravel() - np.arange(256)).max() <= 1
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_the_first_frame_of_an_animation(format):
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in ((250, 10, 20), (0, 0, 255)))
+    content = encoded(first, format, save_all=True, append_images=[second, first], duration=50)
+    assert Image.open(io.BytesIO(content)).n_frames > 1
+    assert np.abs(pixels(open_picture(content)) - [250, 10, 20]).max() < 8
+
+
+def swapped_profile() -> bytes:
+    """sRGB with red and green exchanged."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for entry in range(132, 132 + 12 * int.from_bytes(data[128:132], "big"), 12):
+        name = bytes(data[entry : entry + 4])
+        data[entry : entry + 4] = {b"rXYZ": b"gXYZ", b"gXYZ": b"rXYZ"}.get(name, name)
+    return bytes(data)
+
+
+def test_a_colour_profile_is_applied_once():
+    red = Image.new("RGB", (8, 8), (255, 0, 0))
+    content = encoded(red, icc_profile=swapped_profile())
+    result = open_picture(content)
+    assert np.abs(pixels(result) - [0, 255, 0]).max() <= 3
+    assert np.abs(pixels(fit_picture(result, 8, 8)) - [0, 255, 0]).max() <= 3
+    assert (pixels(open_picture(encoded(red, icc_profile=b"rubbish" * 30))) == [255, 0, 0]).all()
+    cmyk_with_wrong_profile = encoded(
+        Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF", icc_profile=swapped_profile()
+    )
+    assert np.abs(pixels(open_picture(cmyk_with_wrong_profile)) - [255, 0, 0]).max() <= 3
+
+
+def refused(source, *words: str, name: str | None = "pic.png"):
+    with pytest.raises(PictureError) as caught:
+        open_picture(source, name)
+    message = str(caught.value)
+    assert all(word in message for word in (*words, name or "")), message
+    assert "\n" not in message
+    assert message.endswith(".")
+
+
+def test_files_that_are_no_pictures(tmp_path):
+    refused(b"", "empty")
+    refused(b"hello, this is text", "not a picture")
+    refused(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n", "not a picture")
+    refused(b"\x89PNG\r\n\x1a\n", "not a picture")
+    refused(tmp_path, "folder", str(tmp_path), name=None)
+    refused(tmp_path / "gone.jpg", "does not exist", "gone.jpg", name=None)
+    refused("nul\0byte.png", "does not exist")
+    (tmp_path / "empty.jpg").touch()
+    with (tmp_path / "empty.jpg").open("rb") as file:
+        refused(file, "empty.jpg is empty", name=None)
+    refused(io.BytesIO(b""), "The picture is empty", name=None)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
+def test_a_pipe_is_refused_rather_than_waited_for(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "pipe.png")
+    refused(tmp_path / "pipe.png", "regular file")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+def test_truncated_files(format, part):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    content = encoded(Image.fromarray(noise), format)
+    refused(content[: int(len(content) * part)], "damaged")
+
+
+def test_a_lazy_damaged_picture_is_refused_by_fit_picture():
+    content = encoded(Image.fromarray(gradient(200, 200)), "JPEG")
+    with pytest.raises(PictureError, match="damaged"):
+        fit_picture(Image.open(io.BytesIO(content[: len(content) // 2])), 16, 16)
+
+
+def test_files_that_are_too_large(tmp_path):
+    path = tmp_path / "big.png"
+    with path.open("wb") as file:
+        file.truncate(module.MAX_BYTES + 1)
+    refused(path, "20 MB")
+    refused(bytes(module.MAX_BYTES + 1), "20 MB")
+    endless = io.BufferedReader(Zeros())
+    refused(endless, "20 MB")
+
+
+class Zeros(io.RawIOBase):
+    """A stream without an end."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        return len(buffer)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("width", "height"), [(12_000, 12_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
+def test_pictures_with_too_many_pixels(width, height):
+    refused(png(width, height, 8, 2, b""), "100 megapixels")
+
+
+def test_a_large_picture_within_the_limit_raises_no_warning(recwarn):
+    result = open_picture(png(9_600, 9_600, 1, 0, (b"\0" + b"\xff" * 1200) * 9_600))
+    assert result.size == (9_600, 9_600)
+    assert not recwarn.list
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read through `resource`")
+def test_a_decompression_bomb_takes_no_memory(tmp_path):
+    """A real one: 20 kB that hold 144 megapixels, refused in a process whose peak shows nothing of them."""
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(png(12_000, 12_000, 1, 0, bytes(1501 * 12_000)))
+    assert bomb.stat().st_size < 30_000
+    program = """
+import resource, sys
+from sgm.media.image import PictureError, open_picture
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    open_picture(sys.argv[1])
+except PictureError as error:
+    print(error)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // (1024 if sys.platform == "darwin" else 1))
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", program, bomb], capture_output=True, text=True, check=True, cwd=root)
+    sentence, kilobytes = done.stdout.splitlines()
+    assert "100 megapixels" in sentence
+    assert int(kilobytes) < 20_000
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("mode", ["crop", "pad"])
+@pytest.mark.parametrize("size", [(40, 30), (30, 40), (320, 192), (1, 1), (1, 900), (900, 1), (1000, 333)])
+def test_fit_gives_exactly_the_size(mode, size):
+    result = fit_picture(Image.new("RGB", size, (10, 200, 30)), 64, 48, mode)
+    assert result.size == (64, 48)
+    assert np.abs(pixels(result) - [10, 200, 30]).max() <= 1
+
+
+def test_crop_keeps_the_position_asked_for():
+    wide = Image.fromarray(np.repeat(np.arange(200, dtype=np.uint8)[None], 50, axis=0)).convert("RGB")
+    left, middle, right = (pixels(fit_picture(wide, 50, 50, position=(x, 0.5)))[25, :, 0] for x in (0, 0.5, 1))
+    assert (left == np.arange(50)).all()
+    assert (middle == np.arange(75, 125)).all()
+    assert (right == np.arange(150, 200)).all()
+    tall = wide.transpose(Image.Transpose.TRANSPOSE)
+    assert (pixels(fit_picture(tall, 50, 50, position=(0.5, 1)))[:, 25, 0] == np.arange(150, 200)).all()
+
+
+def test_pad_keeps_the_whole_picture_and_fills_the_sides_from_it():
+    tall = Image.fromarray(gradient(48, 96))
+    result = pixels(fit_picture(tall, 192, 96, "pad"))
+    assert (result[:, 72:120] == gradient(48, 96)).all()
+    assert (pixels(fit_picture(tall, 192, 96, "pad", (0, 0)))[:, :48] == gradient(48, 96)).all()
+    sides = result[:, :72]
+    assert np.abs(np.diff(sides, axis=0)).max() < 8, "the sides are blurred"
+    assert sides[..., 2].mean() == pytest.approx(60, abs=2), "and of the picture's colours"
+
+
+def test_fit_takes_any_picture_and_leaves_it_alone():
+    image = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
+    image.info["dpi"] = (72, 72)
+    assert (pixels(fit_picture(image, 4, 4)) == 255).all()
+    assert image.mode == "RGBA"
+    assert image.info == {"dpi": (72, 72)}
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "mode", "position"),
+    [(0, 4, "crop", (0, 0)), (4, 4, "stretch", (0, 0)), (4, 4, "crop", (0, 2)), (4, 4, "pad", (-1, 0))],
+)
+def test_fit_refuses_nonsense(width, height, mode, position):
+    with pytest.raises(ValueError, match="fit"):
+        fit_picture(Image.new("RGB", (4, 4)), width, height, mode, position)
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "line"),
+    [
+        ((4000, 3000), "crop", "Cropped 4000×3000 to 4000×2400 (5:3), scaled to 320×192."),
+        ((3000, 4000), "crop", "Cropped 3000×4000 to 3000×1800 (5:3), scaled to 320×192."),
+        ((1600, 960), "crop", "Scaled 1600×960 to 320×192."),
+        ((1600, 960), "pad", "Scaled 1600×960 to 320×192."),
+        ((320, 192), "crop", "Used 320×192 as it is."),
+        ((320, 192), "pad", "Used 320×192 as it is."),
+        ((3000, 4000), "pad", "Scaled 3000×4000 to 144×192, edges filled with a blurred copy to 320×192."),
+    ],
+)
+def test_describe_fit(size, mode, line):
+    assert describe_fit(size, 320, 192, mode) == line

@@ -1,0 +1,193 @@
+"""Videos are written whole, as browsers want them, and carry their settings."""
+
+from __future__ import annotations
+
+import sys
+
+import av
+import numpy as np
+import pytest
+
+from sgm.errors import UserError
+from sgm.media.video import read_settings, write_video
+
+
+def moving(count=5, height=48, width=64):
+    """A smooth gradient that shifts by three pixels a frame."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([np.stack([x + 3 * t, 2 * y + 20, x + y], axis=-1) for t in range(count)]).astype(np.uint8)
+
+
+def noise(count=5):
+    return np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+
+
+def decoded(path):
+    """The frames of a file as RGB, read by the matrix that the file names."""
+    with av.open(str(path)) as container:
+        return np.stack([f.to_ndarray(format="rgb24", src_colorspace="ITU601") for f in container.decode(video=0)])
+
+
+@pytest.mark.parametrize(("count", "fps"), [(1, 7), (2, 30), (14, 6), (25, 1), (14, 5), (3, 23)])
+def test_frame_count_and_rate_come_back_exactly(tmp_path, count, fps):
+    path = write_video(tmp_path / "clip.mp4", moving(count), fps)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        times = [frame.time for frame in container.decode(stream)]
+        assert stream.frames == len(times) == count
+        assert stream.average_rate == fps
+        assert float(stream.duration * stream.time_base) == pytest.approx(count / fps)
+    assert times == pytest.approx([number / fps for number in range(count)], abs=1e-4)
+
+
+def test_a_broken_rate_is_kept(tmp_path):
+    with av.open(str(write_video(tmp_path / "clip.mp4", moving(), 12.5))) as container:
+        assert float(container.streams.video[0].average_rate) == 12.5
+
+
+def test_browsers_can_play_it(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", moving(), 6)
+    with av.open(str(path)) as container:
+        codec = container.streams.video[0].codec_context
+        assert (codec.name, codec.pix_fmt) == ("h264", "yuv420p")
+        assert (codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range) == (6, 1, 1, 1)
+    content = path.read_bytes()
+    assert content.find(b"moov") < content.find(b"mdat"), "the index must stand first"
+
+
+def test_pixels_survive(tmp_path):
+    frames = moving()
+    colours = np.zeros_like(frames)
+    colours[:, :24, :32], colours[:, 24:, :32], colours[:, :, 32:] = (200, 30, 10), (20, 190, 60), (40, 60, 220)
+    for number, clip in enumerate((frames, colours)):
+        back = decoded(write_video(tmp_path / f"{number}.mp4", clip, 6)).astype(float)
+        assert np.abs(back - clip).mean() < 2.5
+
+
+@pytest.mark.parametrize(("height", "width"), [(47, 63), (48, 63), (47, 64), (1, 1), (5, 300)])
+def test_odd_sizes_gain_one_repeated_line_and_nothing_else(tmp_path, height, width):
+    frames = moving(3, height, width)
+    back = decoded(write_video(tmp_path / "clip.mp4", frames, 6))
+    assert back.shape == (3, height + height % 2, width + width % 2, 3)
+    assert np.abs(back[:, :height, :width].astype(float) - frames).mean() < 4
+
+
+def test_settings_come_back(tmp_path):
+    settings = {
+        "name": "Märchen 雪 🐦",
+        "tricky": "a=b; #c \\ 'd' \"e\"\n\tnew line\r\n",
+        "lone": "\udc80",  # what Python makes of a file name that is not UTF-8
+        "long": "x" * 20_000,
+        "number": 0.02,
+        "none": None,
+        "nested": {"list": [1, True, "ü"]},
+    }
+    assert read_settings(write_video(tmp_path / "clip.mp4", moving(), 6, settings)) == settings
+
+
+def test_settings_that_are_not_there(tmp_path):
+    assert read_settings(write_video(tmp_path / "clip.mp4", moving(), 6)) is None
+    assert read_settings(write_video(tmp_path / "clip.mp4", moving(), 6, {})) == {}
+
+
+@pytest.mark.parametrize("comment", ["made on a Sunday", "[1, 2]", "{", "[" * 100_000])
+def test_a_comment_of_somebody_else_is_no_settings(tmp_path, comment):
+    path = tmp_path / "other.mp4"
+    with av.open(str(path), "w") as container:
+        container.metadata["comment"] = comment
+        stream = container.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(noise(1)[0], format="rgb24")))
+        container.mux(stream.encode())
+    assert read_settings(path) is None
+
+
+def test_settings_of_something_that_is_no_video(tmp_path):
+    (tmp_path / "notes.mp4").write_text("not a video")
+    with pytest.raises(UserError, match=r"notes\.mp4 cannot be read as a video"):
+        read_settings(tmp_path / "notes.mp4")
+    with pytest.raises(UserError, match=r"gone\.mp4 cannot be read as a video"):
+        read_settings(tmp_path / "gone.mp4")
+
+
+def test_folders_are_made_and_odd_names_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "new/größe 雪/50% %03d.MP4" if sys.platform == "win32" else "new:x/größe 雪/50% %03d:a.MP4"
+    path = write_video(name, moving(), 6, {"a": 1})
+    assert [found.name for found in path.parent.iterdir()] == [path.name]
+    assert read_settings(name) == {"a": 1}
+
+
+@pytest.mark.parametrize("name", ["clip", "clip.avi", "clip.mp4.txt", ".mp4"])
+def test_a_wrong_suffix_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"must end in \.mp4"):
+        write_video(tmp_path / name, moving(), 6)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [moving().astype(np.float32), moving()[0], moving()[..., :1], moving()[:0]],
+    ids=["float", "one picture", "grey", "none"],
+)
+def test_wrong_frames_are_refused(tmp_path, frames):
+    with pytest.raises(ValueError, match="must be uint8"):
+        write_video(tmp_path / "clip.mp4", frames, 6)
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), 1001])
+def test_a_wrong_rate_is_refused(tmp_path, fps):
+    with pytest.raises(ValueError, match="fps is"):
+        write_video(tmp_path / "clip.mp4", moving(), fps)
+
+
+def test_settings_that_json_cannot_hold_leave_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        write_video(tmp_path / "clip.mp4", moving(), 6, {"a": object()})
+    assert not list(tmp_path.iterdir())
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("here first")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_video(tmp_path / "file" / "clip.mp4", moving(), 6)
+    (tmp_path / "folder.mp4" / "inside").mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot be written"):
+        write_video(tmp_path / "folder.mp4", moving(), 6)
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["file", "folder.mp4"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on a file's size are POSIX")
+def test_a_full_disk_leaves_the_older_file_and_nothing_half_written(tmp_path):
+    import resource
+
+    path = write_video(tmp_path / "clip.mp4", noise(), 5, {"take": 1})
+    older, size = path.read_bytes(), path.stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (0, 1000, size // 2, size - 1500, size - 100, size - 20, size - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            with pytest.raises(UserError, match="cannot be written"):
+                write_video(path, noise(), 5, {"take": 2})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert [found.name for found in tmp_path.iterdir()] == ["clip.mp4"]
+        assert path.read_bytes() == older
+
+
+def test_an_encoder_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="cannot be written"):
+        write_video(tmp_path / "clip.mp4", np.zeros((1, 2, 20_000, 3), np.uint8), 6)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_video_replaces_the_first(tmp_path):
+    write_video(tmp_path / "clip.mp4", moving(), 6, {"take": 1})
+    path = write_video(tmp_path / "clip.mp4", moving(7), 8, {"take": 2})
+    assert read_settings(path) == {"take": 2}
+    assert len(decoded(path)) == 7
+
+
+def test_equal_frames_make_equal_files(tmp_path):
+    contents = {write_video(tmp_path / "clip.mp4", moving(14, 192, 320), 6).read_bytes() for _ in range(6)}
+    assert len(contents) == 1
