@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.error
 import numpy as np
 
 from sgm.errors import UserError
@@ -41,7 +42,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, settings: dict
         temporary.parent.mkdir(parents=True, exist_ok=True)
         _encode(temporary, frames, Fraction(fps).limit_denominator(1001), comment)
         os.replace(temporary, path)
-    except (OSError, av.FFmpegError) as error:
+    except (OSError, av.error.FFmpegError) as error:
         reason = error.strerror or str(error)
         raise UserError(f"{path} cannot be written ({reason}): make room there or choose another place.") from error
     finally:
@@ -55,7 +56,7 @@ def read_settings(path: str | Path) -> dict[str, Any] | None:
     try:
         with av.open(str(Path(path).absolute())) as container:
             settings = json.loads(container.metadata.get("comment", "null"))
-    except (OSError, av.FFmpegError) as error:
+    except (OSError, av.error.FFmpegError) as error:
         raise UserError(f"{path} cannot be read as a video ({error.strerror}): give an mp4 file.") from error
     except (ValueError, RecursionError):  # somebody else's comment
         return None
