@@ -1,0 +1,1 @@
+"""The Streamlit app. It uses nothing of `sgm` but its public names."""

@@ -1,0 +1,298 @@
+"""The job table, driven through its documented seam by a runner that draws frames without a model."""
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app import jobs
+from app.jobs import Job, Table
+from sgm import Clip, Progress, UserError, VideoRequest, open_picture, read_settings
+
+REQUEST = VideoRequest(frames=4, steps=3, height=64, width=96, fps=8, seed=7)
+LIMIT = 20.0  # seconds, for what takes milliseconds
+
+
+def draw(job: Job, on_step: Callable[[Progress], None]) -> Clip:
+    """The picture, shifted a little further in each frame."""
+    pixels = np.asarray(open_picture(job.picture))
+    steps, frames = job.request.steps or 1, job.request.frames or 1
+    for step in range(1, steps + 1):
+        on_step(Progress("sample", step, steps))
+    shifted = [np.roll(pixels, 4 * frame, axis=1) for frame in range(frames)]
+    return Clip(np.stack(shifted), job.request.fps or 7, job.request.settings())
+
+
+class Held:
+    """Draws, too, but stands still after each step until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.at_step, self.go_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def __call__(self, job: Job, on_step: Callable[[Progress], None]) -> Clip:
+        def wait(progress: Progress) -> None:
+            on_step(progress)
+            self.at_step.release()
+            assert self.go_on.acquire(timeout=LIMIT)
+
+        return draw(job, wait)
+
+    def reach_step(self) -> None:
+        assert self.at_step.acquire(timeout=LIMIT)
+
+    def release(self) -> None:
+        self.go_on.release(1000)
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    x, y = np.meshgrid(np.arange(96), np.arange(64))
+    return Image.fromarray(np.stack([2 * x, 3 * y, x + y], axis=-1).astype(np.uint8))
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[tuple[Table, Held]]:
+    runner = Held()
+    table = Table(tmp_path, runner)
+    yield table, runner
+    runner.release()
+    table.close()
+
+
+def finished(table: Table, job: Job) -> Job:
+    ended = table.wait(job.id, LIMIT)
+    assert ended is not None
+    assert not ended.active, f"still {ended.state}"
+    return ended
+
+
+def test_a_job_becomes_a_clip_on_disk(tmp_path: Path, picture: Image.Image) -> None:
+    table = Table(tmp_path, draw)
+    job = finished(table, table.submit(REQUEST, picture, "hill.jpg"))
+    assert (job.state, job.message, job.name) == ("done", "", "hill.jpg")
+    assert job.settings == REQUEST.settings() == read_settings(job.clip)
+    assert np.array_equal(np.asarray(Image.open(job.picture)), np.asarray(picture))
+    saved = json.loads((job.folder / "job.json").read_text(encoding="utf-8"))
+    assert saved["state"] == "done"
+    assert saved["request"] == REQUEST.settings()
+    assert sorted(path.name for path in job.folder.iterdir()) == ["clip.mp4", "input.png", "job.json"]
+    table.close()
+
+
+def test_first_come_first_served(held: tuple[Table, Held], picture: Image.Image) -> None:
+    table, runner = held
+    submitted = [table.submit(replace(REQUEST, seed=seed), picture) for seed in range(3)]
+    runner.reach_step()
+    states = [job.state for job in reversed(table.jobs())]
+    assert states == ["running", "queued", "queued"]
+    assert [table.ahead(job.id) for job in submitted] == [0, 1, 2]
+    order: list[str] = []
+    waiters = [
+        threading.Thread(target=lambda j=job: (table.wait(j.id, LIMIT), order.append(j.id))) for job in submitted
+    ]
+    for waiter in waiters:
+        waiter.start()
+    runner.release()
+    for waiter in waiters:
+        waiter.join(LIMIT)
+    ended = [finished(table, job) for job in submitted]
+    assert [job.state for job in ended] == ["done"] * 3
+    written = [job.clip.stat().st_mtime_ns for job in ended]
+    assert written == sorted(written)
+
+
+def test_a_running_job_stops_at_its_next_step(held: tuple[Table, Held], picture: Image.Image) -> None:
+    table, runner = held
+    job = table.submit(REQUEST, picture)
+    runner.reach_step()
+    table.cancel(job.id)
+    asked = table.get(job.id)
+    assert asked is not None
+    assert asked.state == "running"
+    assert asked.stopping
+    runner.release()
+    stopped = finished(table, job)
+    assert (stopped.state, stopped.message) == ("cancelled", "Stopped at step 1 of 3.")
+    assert not stopped.clip.exists()
+    table.cancel(job.id)  # too late: nothing happens
+    assert finished(table, job).state == "cancelled"
+
+
+def test_a_waiting_job_leaves_the_queue_at_once(held: tuple[Table, Held], picture: Image.Image) -> None:
+    table, runner = held
+    first, second, third = (table.submit(REQUEST, picture) for _ in range(3))
+    runner.reach_step()
+    table.cancel(second.id)
+    assert finished(table, second).state == "cancelled"
+    assert table.ahead(third.id) == 1
+    runner.release()
+    assert [finished(table, job).state for job in (first, third)] == ["done", "done"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UserError("The weights are damaged. Download them again."), "The weights are damaged. Download them again."),
+        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero. The server's log has the details."),
+        (MemoryError(), "This needs more memory than there is."),
+        (RuntimeError("CUDA out of memory. Tried to allocate 20 GiB"), "This needs more memory than there is."),
+    ],
+)
+def test_a_failure_is_told_and_the_next_job_runs(
+    tmp_path: Path, picture: Image.Image, error: Exception, message: str
+) -> None:
+    def fails_on_seed_0(job: Job, on_step: Callable[[Progress], None]) -> Clip:
+        if job.request.seed == 0:
+            raise error
+        return draw(job, on_step)
+
+    table = Table(tmp_path, fails_on_seed_0)
+    bad, good = table.submit(replace(REQUEST, seed=0), picture), table.submit(REQUEST, picture)
+    failed = finished(table, bad)
+    assert failed.state == "failed"
+    assert failed.message.startswith(message)
+    assert finished(table, good).state == "done"
+    table.close()
+
+
+def test_the_table_outlives_the_server(held: tuple[Table, Held], picture: Image.Image) -> None:
+    table, runner = held
+    done = table.submit(REQUEST, picture, "hill.jpg")
+    runner.go_on.release(REQUEST.steps or 0)
+    done = finished(table, done)
+    for _ in range(REQUEST.steps or 0):
+        runner.reach_step()
+    running, queued = table.submit(REQUEST, picture), table.submit(REQUEST, picture)
+    runner.reach_step()
+
+    later = Table(table.folder, draw)  # as a new server finds the folder
+    assert len(later.jobs()) == 3
+    found = later.get(done.id)
+    assert found is not None
+    assert replace(found, progress=done.progress, _steps=done._steps) == done
+    for job in (running, queued):
+        cut = later.get(job.id)
+        assert cut is not None
+        assert cut.state == "interrupted"
+        assert cut.request == REQUEST
+    assert finished(later, later.submit(REQUEST, picture)).state == "done"
+    later.close()
+    done.clip.unlink()
+    missing = Table(table.folder, draw).get(done.id)
+    assert missing is not None
+    assert (missing.state, missing.message) == ("failed", "The clip has been deleted from the server.")
+
+
+def test_what_is_not_a_job_is_left_alone(tmp_path: Path, picture: Image.Image) -> None:
+    folder = tmp_path / "outputs"
+    table = Table(folder, draw)
+    job = finished(table, table.submit(REQUEST, picture))
+    table.close()
+    content = (job.folder / "job.json").read_text(encoding="utf-8")
+    outside = tmp_path / "20250101-000000-0123abcd"
+    for place in (outside, folder / "my own notes", folder / "20250101-000000-0123ABCD"):
+        place.mkdir()
+        (place / "job.json").write_text(content, encoding="utf-8")
+    for number, broken in enumerate(['{"state": "do', "[]", "{}", content.replace("svd_tiny", "svd_huge")]):
+        place = folder / f"20250101-00000{number}-0123abcd"
+        place.mkdir()
+        (place / "job.json").write_text(broken, encoding="utf-8")
+    (folder / "20250101-000009-0123abcd").mkdir()
+    (folder / "20250101-000010-0123abcd").write_text("a file", encoding="utf-8")
+    later = Table(folder, draw)
+    assert [known.id for known in later.jobs()] == [job.id]
+    for wrong in ("", ".", "..", f"../{outside.name}", str(outside), "my own notes", job.id + "\n"):
+        assert later.get(wrong) is None
+        later.cancel(wrong)
+        assert later.ahead(wrong) == 0
+
+
+def test_an_outputs_folder_that_cannot_be_written(tmp_path: Path, picture: Image.Image) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(UserError, match="SGM_OUTPUTS"):
+        Table(tmp_path / "file" / "outputs", draw).submit(REQUEST, picture)
+
+
+def test_progress_and_the_time_left(tmp_path: Path, picture: Image.Image) -> None:
+    seen: list[tuple[int, float | None]] = []
+
+    def steady(job: Job, on_step: Callable[[Progress], None]) -> Clip:
+        def watched(progress: Progress) -> None:
+            on_step(progress)
+            at = table.get(job.id)
+            assert at is not None
+            assert at.progress == progress
+            seen.append((progress.step, at.seconds_left))
+            time.sleep(0.05)
+
+        return draw(job, watched)
+
+    table = Table(tmp_path, steady)
+    ended = finished(table, table.submit(replace(REQUEST, steps=10), picture))
+    table.close()
+    assert [step for step, _ in seen] == list(range(1, 11))
+    left = [seconds for _, seconds in seen]
+    assert left[0] is None  # one point gives no pace
+    assert all(seconds is not None and 0 < seconds < LIMIT for seconds in left[1:])
+    assert (left[-1] or 0) < (left[1] or 0)
+    assert ended.seconds >= 0.5
+    assert table.seconds_for(replace(REQUEST, steps=20)) == pytest.approx(2 * ended.seconds)
+    assert table.seconds_for(VideoRequest(version="svd")) is None
+
+
+def test_one_model_is_unloaded_before_the_next_is_loaded(
+    tmp_path: Path, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Engine:
+        def __init__(self, version: str) -> None:
+            self.version = version
+
+    living: weakref.WeakSet[Engine] = weakref.WeakSet()
+    loads: list[tuple[str, int]] = []
+
+    def load(version: str) -> Engine:
+        loads.append((version, len(living)))
+        engine = Engine(version)
+        living.add(engine)
+        return engine
+
+    monkeypatch.setattr(jobs, "load_engine", load)
+
+    def generate(engine: Engine, request: VideoRequest, image: Image.Image, on_step: object) -> Clip:
+        return Clip(np.asarray(image)[None], 8, request.settings())
+
+    monkeypatch.setattr(jobs, "load_engine", load)
+    monkeypatch.setattr(jobs, "generate", generate)
+    table = Table(tmp_path)
+    for version in ("svd_tiny", "svd_tiny", "svd", "svd_tiny"):
+        job = table.submit(VideoRequest(version=version), picture)
+        assert finished(table, job).state == "done"
+    table.close()
+    assert loads == [("svd_tiny", 0), ("svd", 0), ("svd_tiny", 0)]
+    del table
+    gc.collect()
+    assert not living
+
+
+def test_one_table_for_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_table", None)
+    monkeypatch.setenv("SGM_OUTPUTS", str(tmp_path / "clips"))
+    found: list[Table] = []
+    threads = [threading.Thread(target=lambda: found.append(jobs.table())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert all(table is found[0] for table in found)
+    assert found[0].folder == (tmp_path / "clips").resolve()

@@ -1,0 +1,372 @@
+"""The Create page's logic, run by Streamlit's own test runner; the worker draws frames without a model."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+from app import jobs
+from app.jobs import Job, Table
+from sgm import VERSIONS, Clip, Progress, UserError, VideoRequest, fit_picture, open_picture
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 20.0  # seconds
+
+
+class Stage:
+    """The page's worker: holds after the first step until it may go on, then shows the picture, or fails."""
+
+    def __init__(self) -> None:
+        self.go_on, self.reached = Event(), Event()
+        self.error: Exception | None = None
+
+    def __call__(self, job: Job, on_step: Callable[[Progress], None]) -> Clip:
+        steps = job.request.steps or 1
+        for step in range(1, steps + 1):
+            on_step(Progress("sample", step, steps))
+            self.reached.set()
+            assert self.go_on.wait(LIMIT)
+        if self.error:
+            raise self.error
+        pixels = np.asarray(open_picture(job.picture))
+        return Clip(np.stack([pixels] * (job.request.frames or 1)), job.request.fps or 7, job.request.settings())
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """A fresh table; svd_tiny alone is installed."""
+    weights = tmp_path / "checkpoints"
+    weights.mkdir()
+    (weights / "svd_tiny.safetensors").touch()
+    monkeypatch.setattr("sgm.versions.checkpoint_folders", lambda: [weights])
+    runner = Stage()
+    table = Table(tmp_path / "outputs", runner)
+    monkeypatch.setattr(jobs, "_table", table)
+    yield runner
+    runner.go_on.set()
+    table.close()
+
+
+def opened(job: str | None = None) -> AppTest:
+    page = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)
+    if job:
+        page.query_params["job"] = job
+    return ok(page.run())
+
+
+def ok(page: AppTest) -> AppTest:
+    assert not page.exception, page.exception[0]
+    return page
+
+
+def generate(page: AppTest) -> Any:
+    return next((button for button in page.button if button.label == "Generate"), None)
+
+
+def labels(page: AppTest) -> set[str]:
+    kinds = ("button", "selectbox", "slider", "select_slider", "number_input", "toggle")
+    return {widget.label for kind in kinds for widget in getattr(page, kind)}
+
+
+def said(page: AppTest) -> str:
+    blocks = (page.caption, page.info, page.warning, page.error, page.get("html"))
+    texts = [getattr(element, "value", None) or element.proto.body for elements in blocks for element in elements]
+    return "\n".join([*texts, *(bar.proto.text for bar in page.get("progress"))])
+
+
+def clips(page: AppTest) -> int:
+    return len(page.get("video"))
+
+
+def started(stage: Stage) -> tuple[AppTest, str]:
+    """A page whose job stands at step 1."""
+    page = opened()
+    ok(page.button(key="sample_giraffe").click().run())
+    ok(generate(page).click().run())
+    assert stage.reached.wait(LIMIT)
+    return page, job_of(page)
+
+
+def job_of(page: AppTest) -> str:
+    """The job that the page's address names."""
+    value = page.query_params["job"]
+    return value if isinstance(value, str) else value[0]
+
+
+def ended(job_id: str) -> Job:
+    job = jobs.table().wait(job_id, LIMIT)
+    assert job is not None
+    assert not job.active
+    return job
+
+
+def photograph(width: int, height: int) -> bytes:
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    file = io.BytesIO()
+    Image.fromarray(np.stack([x % 256, y % 256, (x + y) % 256], -1).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_at_first_sight(stage: Stage) -> None:
+    page = opened()
+    assert generate(page).disabled
+    assert "Choose a picture first." in said(page)
+    assert "Your clip will play here" in said(page)
+    assert {"Motion", "Frames a second", "Steps", "Seed", "Camera", "Sampler", "Frames"} <= labels(page)
+    assert clips(page) == 0
+
+
+def test_a_sample_becomes_a_clip(stage: Stage) -> None:
+    page = opened()
+    ok(page.button(key="sample_kitten").click().run())
+    assert "Cropped 1024×576 to 960×576 (5:3), scaled to 320×192." in said(page)
+    ok(page.slider(key="motion_bucket").set_value(40).run())
+    ok(page.slider(key="fps:svd_tiny").set_value(12).run())
+    ok(page.slider(key="steps:svd_tiny").set_value(3).run())
+    ok(page.number_input(key="seed").set_value(99).run())
+    ok(page.number_input(key="frames:svd_tiny").set_value(5).run())
+    ok(page.selectbox(key="camera").set_value("zoom_in").run())
+    ok(page.selectbox(key="sampler").set_value("heun_edm").run())
+    assert "0.4 s of video" in said(page)
+    ok(generate(page).click().run())
+    assert stage.reached.wait(LIMIT)
+    ok(page.run())
+    assert "Step 1 of 3" in said(page)
+    job_id = job_of(page)
+    stage.go_on.set()
+    job = ended(job_id)
+    assert job.request == VideoRequest(
+        motion_bucket=40, fps=12, steps=3, seed=99, frames=5, camera="zoom_in", sampler="heun_edm"
+    )
+    sample = open_picture(ROOT / "app" / "samples" / "kitten.jpg")
+    assert np.array_equal(np.asarray(open_picture(job.picture)), np.asarray(fit_picture(sample, 320, 192)))
+    ok(page.run())
+    assert clips(page) == 1
+    (download,) = page.get("download_button")
+    assert download.proto.label == "Download MP4"
+    assert "seed 99 · motion 40 · camera zoom in · 3 steps · Heun EDM · 5 frames at 12 fps · 320 × 192" in said(page)
+    assert not generate(page).disabled
+
+
+def test_an_upload_and_its_frame(stage: Stage) -> None:
+    page = opened()
+    ok(page.file_uploader[0].set_value(("tall.png", photograph(400, 900), "image/png")).run())
+    assert "Cropped 400×900 to 400×240 (5:3)" in said(page)
+    ok(page.select_slider(key="position").set_value(0.0).run())
+    ok(generate(page).click().run())
+    stage.go_on.set()
+    upper = ended(job_of(page))
+    tall = open_picture(photograph(400, 900))
+    expected = fit_picture(tall, 320, 192, "crop", (0.5, 0.0))
+    assert np.array_equal(np.asarray(open_picture(upper.picture)), np.asarray(expected))
+    assert upper.name == "tall.png"
+
+    ok(page.run())
+    ok(page.button_group(key="fit").set_value("pad").run())
+    assert "edges filled with a blurred copy" in said(page)
+    assert "Crop position" not in labels(page)
+    ok(generate(page).click().run())
+    padded = ended(job_of(page))
+    assert padded.request.fit == "pad"
+    assert np.array_equal(np.asarray(open_picture(padded.picture)), np.asarray(fit_picture(tall, 320, 192, "pad")))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"Dear diary", "not a picture"),
+        (b"", "empty"),
+        (photograph(64, 64)[:100], "cut short"),
+        (b"\x89PNG" + bytes(20 * 1024**2), "20 MB"),
+    ],
+    ids=["text", "empty", "truncated", "too large"],
+)
+def test_an_upload_that_is_no_picture(stage: Stage, content: bytes, sentence: str) -> None:
+    page = opened()
+    ok(page.file_uploader[0].set_value(("holiday.png", content, "image/png")).run())
+    (error,) = page.error
+    assert "holiday.png" in error.value
+    assert sentence in error.value
+    assert generate(page).disabled
+    ok(page.button(key="sample_lake").click().run())  # and on with something else
+    assert not page.error
+    assert not generate(page).disabled
+
+
+def test_a_very_small_picture_is_told(stage: Stage) -> None:
+    page = opened()
+    ok(page.file_uploader[0].set_value(("icon.png", photograph(50, 30), "image/png")).run())
+    assert "Very small picture" in said(page)
+    assert not generate(page).disabled
+
+
+def test_widgets_do_not_disturb_a_running_job(stage: Stage) -> None:
+    page, job_id = started(stage)
+    ok(page.slider(key="motion_bucket").set_value(200).run())
+    ok(page.button(key="sample_city").click().run())
+    ok(page.selectbox(key="version").set_value("svd").run())
+    assert generate(page) is None  # one session, one job: there is nothing to click twice
+    assert job_of(page) == job_id
+    stage.go_on.set()
+    job = ended(job_id)
+    assert job.request.motion_bucket == 127
+    assert len(jobs.table().jobs()) == 1
+    ok(page.run())
+    assert clips(page) == 1
+
+
+def test_a_link_reopens_a_running_job(stage: Stage) -> None:
+    page = opened()
+    ok(page.button(key="sample_giraffe").click().run())
+    ok(page.slider(key="motion_bucket").set_value(60).run())
+    ok(page.number_input(key="seed").set_value(5).run())
+    ok(generate(page).click().run())
+    job_id = job_of(page)
+    assert stage.reached.wait(LIMIT)
+    again = opened(job_id)
+    assert "Step 1 of 10" in said(again)
+    assert again.slider(key="motion_bucket").value == 60
+    assert again.number_input(key="seed").value == 5
+    assert "Used 320×192 as it is." in said(again)  # the job's own copy of the picture
+    stage.go_on.set()
+    first = ended(job_id)
+    ok(again.run())
+    assert clips(again) == 1
+    ok(generate(again).click().run())
+    second = ended(job_of(again))
+    assert second.id != first.id
+    assert second.request == first.request
+    assert second.picture.read_bytes() == first.picture.read_bytes()
+
+
+@pytest.mark.parametrize("job_id", ["20250101-000000-0123abcd", "../../etc", "no job"])
+def test_a_link_to_nothing(stage: Stage, job_id: str) -> None:
+    page = opened(job_id)
+    assert "This clip is no longer on the server." in said(page)
+    next(button for button in page.button if button.label == "Start anew").click().run()
+    assert "no longer" not in said(ok(page))
+    assert "job" not in page.query_params
+
+
+def test_cancel(stage: Stage) -> None:
+    page, job_id = started(stage)
+    ok(page.run())
+    ok(page.button(key="cancel").click().run())
+    stage.go_on.set()
+    assert ended(job_id).state == "cancelled"
+    ok(page.run())
+    assert "Stopped at step 1 of 10. Your settings are kept." in said(page)
+    assert not generate(page).disabled
+
+
+def test_a_failure_is_shown(stage: Stage) -> None:
+    stage.error = UserError("The weights are damaged. Download them again.")
+    stage.go_on.set()
+    page, job_id = started(stage)
+    ended(job_id)
+    ok(page.run())
+    assert page.error[0].value == "The weights are damaged. Download them again."
+
+
+def test_two_sessions_wait_for_each_other(stage: Stage) -> None:
+    _, first = started(stage)
+    second, job_id = started(stage)
+    assert job_id != first
+    ok(second.run())
+    assert "Waiting: 1 clip ahead" in said(second)
+    ok(second.button(key="cancel").click().run())
+    assert ended(job_id).state == "cancelled"
+    stage.go_on.set()
+    assert ended(first).state == "done"
+
+
+def test_a_clip_that_cannot_be_stored(stage: Stage) -> None:
+    page = opened()
+    ok(page.button(key="sample_giraffe").click().run())
+    jobs.table().folder.write_text("in the way", encoding="utf-8")
+    ok(generate(page).click().run())
+    assert "SGM_OUTPUTS" in page.error[0].value
+    assert "job" not in page.query_params
+
+
+@pytest.mark.parametrize("name", [name for name in VERSIONS if name != "svd_tiny"])
+def test_missing_weights_say_how_to_get_them(stage: Stage, name: str) -> None:
+    page = opened()
+    ok(page.button(key="sample_road").click().run())
+    ok(page.selectbox(key="version").set_value(name).run())
+    (warning,) = page.warning
+    text = warning.value.replace("\\", "")
+    assert f"huggingface.co/{VERSIONS[name].repo}" in text
+    assert f"{name}.safetensors" in text
+    assert generate(page).disabled
+    assert ("Motion" in labels(page)) == (not VERSIONS[name].sv3d)
+    assert ("Elevation" in labels(page)) == (name == "sv3d_p")
+    assert "Camera" not in labels(page)
+
+
+def test_weights_that_arrive_are_found(stage: Stage, tmp_path: Path) -> None:
+    page = opened()
+    ok(page.button(key="sample_road").click().run())
+    ok(page.selectbox(key="version").set_value("sv3d_p").run())
+    (tmp_path / "checkpoints" / "sv3d_p.safetensors").touch()
+    next(button for button in page.button if button.label == "Check again").click().run()
+    assert not ok(page).warning
+    ok(page.slider(key="elevation").set_value(25.0).run())
+    stage.go_on.set()
+    ok(generate(page).click().run())
+    job = ended(job_of(page))
+    assert (job.request.version, job.request.elevation, job.request.width) == ("sv3d_p", 25.0, 576)
+
+
+def test_contradictions_are_told(stage: Stage) -> None:
+    page = opened()
+    ok(page.button(key="sample_rocket").click().run())
+    ok(page.number_input(key="min_guidance:svd_tiny").set_value(4.0).run())
+    assert "min_guidance must not exceed max_guidance" in page.error[0].value
+    assert generate(page).disabled
+    ok(page.selectbox(key="guider:svd_tiny").set_value("identity").run())
+    assert not page.error
+
+
+def test_a_new_seed_each_time(stage: Stage) -> None:
+    stage.go_on.set()
+    page = opened()
+    ok(page.button(key="sample_rocket").click().run())
+    ok(page.toggle(key="new_seed").set_value(True).run())
+    seeds = set()
+    for _ in range(3):
+        ok(generate(page).click().run())
+        seeds.add(ended(job_of(page)).request.seed)
+        ok(page.run())
+    assert len(seeds) == 3
+
+
+def test_settings_from_elsewhere_are_brought_into_range(stage: Stage) -> None:
+    """A job of another program may hold what the page does not offer; its link must open all the same."""
+    stage.go_on.set()
+    odd = VideoRequest(motion_bucket=500, fps=60, steps=300, cond_aug=0, decode_chunk=3)
+    job = ended(jobs.table().submit(odd, Image.new("RGB", (320, 192))).id)
+    page = opened(job.id)
+    assert clips(page) == 1
+    assert "motion 500" in said(page)
+    assert page.slider(key="motion_bucket").value == 255
+    assert page.slider(key="fps:svd_tiny").value == 30
+    assert page.number_input(key="decode_chunk:svd_tiny").value == 3
+
+
+def test_the_samples_are_small_and_credited() -> None:
+    folder = ROOT / "app" / "samples"
+    pictures = sorted(folder.glob("*.jpg"))
+    assert 3 <= len(pictures) <= 6
+    assert sum(path.stat().st_size for path in pictures) < 900_000
+    credited = re.findall(r"^\| `(\S+)` \| .+ \| (?:CC|Public)", (folder / "README.md").read_text("utf-8"), re.M)
+    assert sorted(credited) == [path.name for path in pictures]
