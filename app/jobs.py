@@ -88,9 +88,21 @@ class EngineRunner:
     def __call__(self, job: Job, on_step: Callable[[Progress], None]) -> Clip:
         if self._engine is None or self._engine.version != job.request.version:
             self._engine = None  # unload first: two models at once may not fit
-            gc.collect()
+            gc.unfreeze()
+            _settle()
             self._engine = load_engine(job.request.version)
+            _settle()
         return generate(self._engine, job.request, open_picture(job.picture), on_step)
+
+
+def _settle() -> None:
+    """Take all that lives now out of the search for garbage.
+
+    Streamlit searches after every script run, so at each look at a job's progress. With torch and a model to search,
+    that stopped the worker for more than half of the time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class Table:
