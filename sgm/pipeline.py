@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm.conditioning.camera import CAMERA_MOVES, camera_path, direction, identity_rays, motion_of_bucket
+from sgm.conditioning.camera import CAMERA_MOVES, camera_path, direction, identity_rays, motion_of_bucket, rays
 from sgm.diffusion.discretization import Discretization, EDMDiscretization
 from sgm.diffusion.guidance import GUIDERS, Guider
 from sgm.diffusion.sampling import SAMPLERS, Sampler
@@ -205,7 +205,8 @@ def get_batch(
         else:
             motion = torch.tensor([float(motion_of_bucket(request.motion_bucket))])
             move = direction(request.camera, generator=generator)
-            values["camera"] = camera_path(move, motion, frames, h, w, ease=torch.tensor([0.3]))[0]
+            path = camera_path(move, motion, frames, h, w, ease=torch.tensor([0.3]))[0]
+            values["camera"] = rays(path, identity_rays(h, w))
     keys = set(engine.conditioner.input_keys)
     return {key: value for key, value in values.items() if key in keys}
 

@@ -39,8 +39,14 @@ def load_weights(module: nn.Module, path: str | Path, device: torch.device, dtyp
     rest = [name for name, value in (*module.named_parameters(), *module.named_buffers()) if value.is_meta]
     if rest:
         raise WeightsError(f"{path} leaves {_some(rest)} without a value.")
-    if device.type != "cpu" or dtype is torch.float32:
-        module.to(memory_format=torch.channels_last)
+    to_channels_last(module)
+
+
+def to_channels_last(module: nn.Module) -> None:
+    """Lay the kernels of all two-dimensional convolutions out as the networks' activations are."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _check(module: nn.Module, shapes: dict[str, tuple[int, ...]], path: Path) -> None:

@@ -56,6 +56,7 @@ class VideoConv(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, video_kernel_size: Sequence[int] = (3, 1, 1)) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
         self.time_mix_conv = TemporalConv(out_channels, out_channels, video_kernel_size)
+        nn.init.dirac_(self.time_mix_conv.weight)  # training starts from each frame by itself
 
     def forward(self, input: Tensor, frames: int = 1) -> Tensor:
         x = super().forward(input)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ class GeneralConditioner(nn.Module):
     """Runs each embedder on its own input and joins the results by kind.
 
     emb_models: configs, each with `input_key` beside `target` and `params`; `ucg_rate` is the share of clips for which
-    an embedding is zeroed while training. Returns {"vector": (n, a), "crossattn": (n, m, d), "concat": (n, c, h, w)},
+    an embedding is zeroed while training (of clips, so such embedders give one row a clip). Returns {"vector": (n, a), "crossattn": (n, m, d), "concat": (n, c, h, w)},
     those of them that occur. Where embedders of a kind give one row a clip and one row a frame, rows are repeated.
     """
 
@@ -36,9 +37,9 @@ class GeneralConditioner(nn.Module):
             self.input_keys.append(config["input_key"])
             self.ucg_rates.append(float(config.get("ucg_rate", 0.0)))
 
-    def forward(self, batch: Mapping[str, Tensor], force_zero: Iterable[str] = ()) -> dict[str, Tensor]:
-        """batch: one tensor for each input key. `force_zero`: input keys whose embeddings are to be zeros."""
-        return self._join(self._embed(batch, drop=self.training), force_zero)
+    def forward(self, batch: Mapping[str, Tensor], embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """batch: one tensor for each input key, but for those whose embedding is given in `embedded`."""
+        return self._join(self._embed(batch, embedded or {}, drop=self.training))
 
     def get_unconditional_conditioning(
         self,
@@ -51,15 +52,21 @@ class GeneralConditioner(nn.Module):
         uc = c if batch_uc is None else self._embed(batch_uc)
         return self._join(c), self._join(uc, force_uc_zero_embeddings)
 
-    def _embed(self, batch: Mapping[str, Tensor], drop: bool = False) -> list[tuple[str, Tensor]]:
+    def _embed(
+        self, batch: Mapping[str, Tensor], embedded: Mapping[str, Tensor] = MappingProxyType({}), drop: bool = False
+    ) -> list[tuple[str, Tensor]]:
         embeddings = []
+        chance: Tensor | None = None  # one draw for all embedders: those of equal rates are dropped together
         for embedder, key, rate in zip(self.embedders, self.input_keys, self.ucg_rates, strict=True):
-            if key not in batch:
+            if key in embedded:
+                embedding = embedded[key]
+            elif key in batch:
+                embedding = embedder(batch[key])
+            else:
                 raise KeyError(f"The conditioner needs '{key}'; the batch has {', '.join(sorted(batch))}.")
-            embedding = embedder(batch[key])
             if drop and rate > 0:
-                keep = torch.rand(embedding.shape[0], device=embedding.device) >= rate
-                embedding = embedding * keep.view(-1, *[1] * (embedding.ndim - 1))
+                chance = torch.rand(embedding.shape[0], device=embedding.device) if chance is None else chance
+                embedding = embedding * (chance >= rate).view(-1, *[1] * (embedding.ndim - 1))
             embeddings.append((key, embedding))
         return embeddings
 

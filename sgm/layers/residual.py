@@ -24,6 +24,13 @@ def frames_in_batch(x: Tensor, h: int, w: int) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(b * t, h, w, c).permute(0, 3, 1, 2)
 
 
+def zeroed(module: nn.Module) -> nn.Module:
+    """The same module with zeros for weights: a residual branch that starts training as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
 class TemporalConv(nn.Conv3d):
     """A convolution over frames alone, kernel (k, 1, 1). x: b c t s -> b c' t s."""
 
@@ -82,7 +89,7 @@ class ResBlock(nn.Module):
         self.in_layers = nn.Sequential(nn.GroupNorm(32, channels), nn.SiLU(), conv(channels, out))
         if emb_channels is not None:
             self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out))
-        self.out_layers = nn.Sequential(nn.GroupNorm(32, out), nn.SiLU(), nn.Dropout(dropout), conv(out, out))
+        self.out_layers = nn.Sequential(nn.GroupNorm(32, out), nn.SiLU(), nn.Dropout(dropout), zeroed(conv(out, out)))
         self.skip_connection = nn.Identity() if out == channels else nn.Conv2d(channels, out, 1)
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.layers.embeddings import timestep_embedding
-from sgm.layers.residual import ResBlock, frames_first, frames_in_batch
+from sgm.layers.residual import ResBlock, frames_first, frames_in_batch, zeroed
 
 
 class AlphaBlender(nn.Module):
@@ -90,7 +90,7 @@ class SpatialVideoTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(inner, n_heads, d_head, context_dim, dropout) for _ in range(depth)
         )
-        self.proj_out = nn.Linear(inner, in_channels)
+        self.proj_out = zeroed(nn.Linear(inner, in_channels))
         self.time_stack = nn.ModuleList(
             VideoTransformerBlock(inner, n_heads, d_head, context_dim, ff_in, dropout) for _ in range(depth)
         )

@@ -1,0 +1,140 @@
+"""Training clips: camera moves over photographs, rendered on the training device, and real clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sgm.conditioning.camera import camera_path, direction, identity_rays, motion_bucket, rays
+from sgm.errors import UserError
+from sgm.media.image import fit_picture, open_picture
+
+_PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
+_CLIPS = {".mp4", ".webm", ".mov"}
+
+
+@dataclass
+class ClipBatch:
+    """n clips. video: (n, t, 3, h, w) in [-1, 1]; rays: (n, t, 2, h / 8, w / 8), NaN where the camera is unknown;
+    motion_bucket_id, fps_id: (n,)."""
+
+    video: Tensor
+    rays: Tensor
+    motion_bucket_id: Tensor
+    fps_id: Tensor
+
+
+class PictureClips:
+    """Random eased pans, zooms, rolls and tilts over random crops of the pictures in a folder; the true motion is known.
+
+    canvas: (height, width) to which every picture is cropped once. bucket: range from which motion buckets are drawn.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        size: tuple[int, int],
+        canvas: tuple[int, int] = (384, 640),
+        holdout: Sequence[str] = (),
+        bucket: tuple[float, float] = (0.0, 255.0),
+    ) -> None:
+        paths = [p for p in _files(folder, _PICTURES) if not any(p.stem.startswith(name) for name in holdout)]
+        with ThreadPoolExecutor() as pool:
+            stack = list(
+                pool.map(lambda path: np.array(fit_picture(open_picture(path), canvas[1], canvas[0])), paths)
+            )
+        self.pictures = torch.from_numpy(np.stack(stack)).permute(0, 3, 1, 2).contiguous()  # n 3 H W, uint8
+        self.size, self.bucket = size, bucket
+
+    def draw(self, n: int, frames: int, device: torch.device) -> ClipBatch:
+        """n clips of `frames` frames."""
+        self.pictures = self.pictures.to(device)
+        h, w = self.size
+        tall, wide = self.pictures.shape[-2:]
+        bucket = self.bucket[0] + (self.bucket[1] - self.bucket[0]) * torch.rand(n)
+        motion = bucket / float(motion_bucket(1.0))
+        path = camera_path(direction("auto", n), motion, frames, h, w, ease=torch.rand(n)).to(device)
+        # What share of the canvas the first frame shows, and where.
+        share = (0.45 + 0.55 * torch.rand(n).sqrt()).clamp(max=1)
+        slack = (1 - share[:, None]) / 2
+        centre = (torch.rand(n, 2) * 2 - 1) * slack * torch.tensor([1.0, tall / wide])
+        flip = torch.where(torch.rand(n) < 0.5, -1.0, 1.0)
+        share, centre, flip = (value.to(device) for value in (share, centre, flip))
+        chosen = torch.randint(len(self.pictures), (n,)).to(device)
+        video = torch.empty(n, frames, 3, h, w, device=device)
+        fine = identity_rays(2 * h, 2 * w).to(device)  # twice the size, then averaged: no aliasing
+        for t in range(frames):
+            points = rays(path[:, t], fine) * share.view(-1, 1, 1, 1) + centre.view(-1, 2, 1, 1)
+            grid = torch.stack([points[:, 0] * flip.view(-1, 1, 1) * 2, points[:, 1] * 2 * wide / tall], dim=-1)
+            source = self.pictures[chosen].float() / 127.5 - 1
+            seen = F.grid_sample(source, grid, padding_mode="reflection", align_corners=False)
+            video[:, t] = F.avg_pool2d(seen, 2)
+        coarse = rays(path.flatten(0, 1), identity_rays(h // 8, w // 8).to(device)).unflatten(0, (n, frames))
+        fps = torch.randint(5, 31, (n,)).float()
+        return ClipBatch(video, coarse, bucket.to(device), fps.to(device) - 1)
+
+
+class FolderClips:
+    """Random cuts of the clips in a folder; the camera is unknown, the motion is measured by dense optical flow (DIS)."""
+
+    def __init__(self, folder: str | Path, size: tuple[int, int]) -> None:
+        self.size = size
+        with ThreadPoolExecutor() as pool:
+            read = list(pool.map(self._read, _files(folder, _CLIPS)))
+        self.frames = [frames for frames, _, _ in read]  # (length, 3, h, w), uint8
+        self.flow = [flow for _, flow, _ in read]  # (length - 1,), percent of the width
+        self.fps = [fps for _, _, fps in read]
+
+    def _read(self, path: Path) -> tuple[Tensor, Tensor, float]:
+        h, w = self.size
+        video = cv2.VideoCapture(str(path))
+        fps, read = video.get(cv2.CAP_PROP_FPS), []
+        while (frame := video.read())[0]:
+            read.append(cv2.cvtColor(cv2.resize(frame[1], (w, h), interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB))
+        if not read:
+            raise UserError(f"{path} cannot be read as a clip; take it out of the folder.")
+        frames = np.stack(read)
+        grey = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames]
+        dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        flow = [np.linalg.norm(dis.calc(a, b, None), axis=-1).mean() for a, b in zip(grey, grey[1:], strict=False)]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), torch.tensor(flow) * 100 / w, fps
+
+    def draw(self, n: int, frames: int, device: torch.device) -> ClipBatch:
+        """n clips of `frames` frames, at one to three times the clip's own speed."""
+        h, w = self.size
+        video, bucket, fps = [], [], []
+        long_enough = [i for i, clip in enumerate(self.frames) if len(clip) >= frames]
+        for i in torch.randint(len(long_enough), (n,)).tolist():
+            clip, flow = self.frames[long_enough[i]], self.flow[long_enough[i]]
+            most = max(min(3, (len(clip) - 1) // max(frames - 1, 1)), 1)
+            stride = int(torch.randint(1, most + 1, ()))
+            start = int(torch.randint(0, len(clip) - (frames - 1) * stride, ()))
+            cut = clip[start : start + (frames - 1) * stride + 1 : stride]
+            video.append(cut.flip(-1) if torch.rand(()) < 0.5 else cut)
+            measured = flow[start : start + max((frames - 1) * stride, 1)].mean() * stride
+            bucket.append(float(motion_bucket(float(measured))))
+            fps.append(self.fps[long_enough[i]] / stride - 1)
+        pixels = torch.stack(video).to(device).float() / 127.5 - 1
+        unknown = torch.full((n, frames, 2, h // 8, w // 8), float("nan"), device=device)
+        return ClipBatch(
+            pixels, unknown, torch.tensor(bucket, device=device).clamp(max=511), torch.tensor(fps, device=device)
+        )
+
+
+def join(batches: Sequence[ClipBatch]) -> ClipBatch:
+    return ClipBatch(*(torch.cat(parts) for parts in zip(*(vars(b).values() for b in batches), strict=True)))
+
+
+def _files(folder: str | Path, suffixes: set[str]) -> list[Path]:
+    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in suffixes)
+    if not paths:
+        raise UserError(f"There are no {', '.join(sorted(suffixes))} files in {folder}; name the folder that holds them.")
+    return paths

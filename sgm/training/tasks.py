@@ -1,0 +1,289 @@
+"""What is trained and how a step of it goes: the autoencoder, then the video network on its latents."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import lightning
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sgm.conditioning.conditioner import GeneralConditioner
+from sgm.config import instantiate_from_config
+from sgm.engine import DiffusionEngine
+from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
+from sgm.training.data import ClipBatch, FolderClips, PictureClips, join
+from sgm.training.perceptual import PerceptualDistance
+from sgm.weights import to_channels_last
+
+
+class Task(lightning.LightningModule):
+    """Base: data, optimizer, learning rate, exponential moving average (EMA) of what is trained.
+
+    The learning rate warms up, stays, and falls to zero over the last `decay` of the run, which ends after `minutes`.
+    """
+
+    def __init__(self, engine: DiffusionEngine, data: Mapping[str, Any], train: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.engine = engine
+        self.data, self.train_config = data, train
+        self.size = (int(data["height"]), int(data["width"]))
+        self.clips: FolderClips | None = None
+        self.ema: list[Tensor] = []
+        self.started = self.over = 0.0
+
+    def trained(self) -> Iterable[nn.Parameter]:
+        """The parameters that this task trains."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        data = self.data
+        torch.manual_seed(int(self.train_config.get("seed", 0)) + self.global_rank + 1000 * self.global_step)
+        self.pictures = PictureClips(
+            data["pictures"], self.size, tuple(data["canvas"]), data.get("holdout") or (), tuple(data["motion_bucket"])
+        )
+        if data.get("clips") and data["clips_share"] > 0:
+            self.clips = FolderClips(data["clips"], self.size)
+
+    def draw(self, n: int) -> ClipBatch:
+        """n fresh clips on the training device."""
+        real = round(n * self.data["clips_share"]) if self.clips is not None else 0
+        frames = self.data["frames"]
+        batches = [self.pictures.draw(n - real, frames, self.device)] if n > real else []
+        if self.clips is not None and real:
+            batches.append(self.clips.draw(real, frames, self.device))
+        return join(batches)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        config = self.train_config
+        return torch.optim.AdamW(
+            self.trained(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=config.get("weight_decay", 0.01)
+        )
+
+    def train_dataloader(self) -> Iterable[int]:
+        return torch.utils.data.DataLoader(range(10**9), batch_size=None, num_workers=0)  # pyright: ignore[reportArgumentType]
+
+    def on_train_start(self) -> None:
+        self.started = time.monotonic()
+        if not self.ema:
+            self.ema = [p.detach().clone() for p in self.trained()]
+        self.ema = [value.to(self.device) for value in self.ema]
+
+    @property
+    def progress(self) -> float:
+        """Share of this run that is over, in time or steps, whichever ends it first."""
+        config = self.train_config
+        shares = [0.0]
+        if config.get("minutes"):
+            shares.append((time.monotonic() - self.started) / 60 / config["minutes"])
+        if config.get("steps"):
+            shares.append(self.global_step / config["steps"])
+        return max(shares)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        config = self.train_config
+        if batch_idx % 20 == 0:  # all processes must end at the same step
+            self.over = self.trainer.strategy.broadcast(self.progress)
+        rise = min((self.global_step + 1) / config["warmup"], 1.0)
+        fall = min(max(1 - self.over, 0.0) / config["decay"], 1.0)
+        for group in self.optimizers().param_groups:  # pyright: ignore[reportAttributeAccessIssue]
+            group["lr"] = config["lr"] * rise * fall
+        if self.over >= 1:
+            self.trainer.should_stop = True
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        decay = min(self.train_config["ema"], (1 + self.global_step) / (10 + self.global_step))
+        torch._foreach_lerp_(self.ema, [p.detach() for p in self.trained()], 1 - decay)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ema"] = self.ema
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.ema = checkpoint["ema"]
+
+    def finish(self) -> None:
+        """Put the averaged weights in place."""
+        with torch.no_grad():
+            for parameter, value in zip(self.trained(), self.ema, strict=True):
+                parameter.copy_(value)
+
+
+class AutoencoderTask(Task):
+    """Encoder and temporal decoder together, on short clips.
+
+    Besides rebuilding its frames, the decoder must draw frame t from the *first* frame's latents moved along the camera's
+    rays, for a share of the clips: so latents move as pictures do (cf. EQ-VAE, arXiv:2502.09509), which is what the video
+    network has to do with them. Noise on the latents, drawn for each frame, teaches the decoder to keep still what is still.
+    """
+
+    def __init__(self, engine: DiffusionEngine, data: Mapping[str, Any], train: Mapping[str, Any]) -> None:
+        super().__init__(engine, data, train)
+        self.encoder = _encoder(engine)
+        self.decoder = engine.first_stage_model.decoder
+        self.distance = PerceptualDistance(train["perceptual"]) if train.get("perceptual") else None
+        engine.requires_grad_(False)
+        for parameter in self.trained():
+            parameter.requires_grad_(True)
+        to_channels_last(engine)
+        if train["compile"]:
+            self.encoder.compile(dynamic=False)
+            self.decoder.compile(dynamic=False)
+
+    def trained(self) -> list[nn.Parameter]:
+        return [*self.encoder.parameters(), *self.decoder.parameters()]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        clips = self.draw(self.train_config["batch"])
+        n, frames = clips.video.shape[:2]
+        pixels = clips.video.flatten(0, 1).to(memory_format=torch.channels_last)
+        mean, logvar = self.encoder(pixels).float().chunk(2, dim=1)
+        logvar = logvar.clamp(-20, 5)
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+        moved, inside = self.moved(z.unflatten(0, (n, frames)), clips.rays)
+        noise = self.train_config["latent_noise"] * torch.rand(n, device=self.device).repeat_interleave(frames).view(-1, 1, 1, 1)
+        z = moved + noise * z.detach().std() * torch.randn_like(z)
+        out = self.decoder(z.to(memory_format=torch.channels_last), frames).float()
+        mask = F.interpolate(inside, scale_factor=8)
+        target = torch.lerp(out.detach(), pixels, mask)
+        pixel = ((out - target).abs() + 2 * (out - target).square()).mean() / mask.mean().clamp(min=0.1)
+        loss = pixel + self.train_config["kl"] * kl
+        if self.distance is not None:
+            some = torch.randperm(len(out), device=self.device)[: max(len(out) // 2, 1)]
+            loss = loss + self.train_config["perceptual_weight"] * self.distance(out[some], target[some]).mean()
+        self.log_dict({"loss": loss, "pixel": pixel, "kl": kl}, prog_bar=True)
+        self.log("psnr", -10 * ((out.detach() - target).square().mean() / mask.mean() / 4).log10(), prog_bar=True)
+        return loss
+
+    def moved(self, z: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
+        """For a share of the clips, every frame's latents sampled from the first frame's along the rays.
+
+        z: (n, t, c, h, w), rays: (n, t, 2, h, w). -> latents ((n t), c, h, w), and where they are known, 0 or 1.
+        """
+        n, frames, _, h, w = z.shape
+        chosen = (torch.rand(n, device=z.device) < self.train_config["moved_share"]) & ~rays.isnan().flatten(1).any(dim=1)
+        rays = rays.nan_to_num()
+        grid = torch.stack([rays[:, :, 0] * 2, rays[:, :, 1] * 2 * w / h], dim=-1).flatten(0, 1)
+        first = z[:, :1].expand(-1, frames, -1, -1, -1).flatten(0, 1)
+        warped = F.grid_sample(first, grid.to(z), padding_mode="border", align_corners=False)
+        edge = 1 - 0.5 / torch.tensor([w, h], device=z.device)
+        known = (grid.abs() <= edge).all(dim=-1)[:, None].float()
+        pick = chosen.repeat_interleave(frames).view(-1, 1, 1, 1)
+        return torch.where(pick, warped, z.flatten(0, 1)), torch.where(pick, known, torch.ones_like(known))
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Average, then scale each latent channel to unit variance, inside the weights."""
+        super().finish()
+        z = torch.cat([self.encoder(self.draw(8).video[:, 0]).chunk(2, dim=1)[0].float() for _ in range(16)])
+        std = z.square().mean(dim=(0, 2, 3)).sqrt()
+        self.encoder.conv_out.weight[: len(std)] /= std.view(-1, 1, 1, 1)
+        self.encoder.conv_out.bias[: len(std)] /= std
+        self.encoder.conv_out.bias[len(std) :] -= 2 * std.log()  # the log-variances
+        self.decoder.conv_in.weight *= std.view(1, -1, 1, 1)
+
+
+class VideoTask(Task):
+    """The video network and the image tower, on latents.
+
+    Rendering and encoding cost as much as a training step, so encoded clips go to a pool on the device, from which each
+    batch is drawn with fresh noise; a share of the pool is replaced at every step.
+    """
+
+    def __init__(self, engine: DiffusionEngine, data: Mapping[str, Any], train: Mapping[str, Any]) -> None:
+        super().__init__(engine, data, train)
+        self.loss = instantiate_from_config(train["loss_config"])
+        engine.requires_grad_(False)
+        self.conditioner: GeneralConditioner = engine.conditioner
+        for parameter in self.trained():
+            parameter.requires_grad_(True)
+        self.pool: dict[str, Tensor] = {}
+        self.oldest = 0
+        to_channels_last(engine)
+        if train["compile"]:
+            engine.model.diffusion_model.compile(dynamic=False)
+            _encoder(engine).compile(dynamic=False)
+
+    def trained(self) -> list[nn.Parameter]:
+        network = self.engine.model.diffusion_model
+        # With a single context token these never matter (see CrossAttention).
+        idle = {
+            id(p)
+            for block in network.modules()
+            if isinstance(block, BasicTransformerBlock | VideoTransformerBlock)
+            for part in (block.norm2, block.attn2.to_q, block.attn2.to_k)
+            for p in part.parameters()
+        }
+        tower = self.conditioner.embedders[self.conditioner.input_keys.index("cond_frames_without_noise")]
+        text = ("token_embedding", "positional_embedding", "text_projection", "ln_final", "logit_scale")
+        seen = [p for name, p in tower.open_clip.model.named_parameters() if not name.startswith(text)]
+        return [*(p for p in network.parameters() if id(p) not in idle), *seen]
+
+    @torch.no_grad()
+    def encode(self, n: int) -> dict[str, Tensor]:
+        """n fresh clips as the pool holds them."""
+        clips = self.draw(n)
+        picture = clips.video[:, 0]
+        cond_aug = torch.exp(-3.7 + 0.5 * torch.randn(n, device=self.device)).clamp(max=1)
+        noised = picture + cond_aug.view(-1, 1, 1, 1) * torch.randn_like(picture)
+        frames = torch.cat([clips.video, noised[:, None]], dim=1)
+        z = _encoder(self.engine)(frames.flatten(0, 1).to(memory_format=torch.channels_last)).chunk(2, dim=1)[0]
+        z = z.unflatten(0, (n, -1))
+        unknown = torch.rand(n, device=self.device) < self.train_config["camera_dropout"]
+        rays = torch.where(unknown.view(-1, 1, 1, 1, 1), torch.nan, clips.rays)
+        return {
+            "z": (z[:, :-1] * self.engine.scale_factor).half(),
+            "cond_frames": z[:, -1].half(),
+            "cond_frames_without_noise": ((picture + 1) * 127.5).round().to(torch.uint8),
+            "camera": rays,
+            "fps_id": clips.fps_id,
+            "motion_bucket_id": clips.motion_bucket_id,
+            "cond_aug": cond_aug,
+        }
+
+    def refill(self) -> None:
+        config = self.train_config
+        if not self.pool:
+            parts = [self.encode(config["fresh"]) for _ in range(config["pool"] // config["fresh"])]
+            self.pool = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+            return
+        fresh = self.encode(config["fresh"])
+        for key, value in fresh.items():
+            self.pool[key][self.oldest : self.oldest + len(value)] = value
+        self.oldest = (self.oldest + config["fresh"]) % len(self.pool["z"])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.refill()
+        chosen = torch.randint(len(self.pool["z"]), (self.train_config["batch"],), device=self.device)
+        clips = {key: value[chosen] for key, value in self.pool.items()}
+        z = clips.pop("z").float()
+        frames = z.shape[1]
+        clips["cond_frames_without_noise"] = clips["cond_frames_without_noise"].float() / 127.5 - 1
+        clips["camera"] = clips["camera"].flatten(0, 1)
+        latent = clips.pop("cond_frames").float()
+        cond = self.conditioner(clips, embedded={"cond_frames": latent})
+        n = z.shape[0] * frames
+        cond = {key: value.repeat_interleave(n // len(value), dim=0) for key, value in cond.items()}
+        loss = self.loss(self.engine.model, self.engine.denoiser, cond, z.flatten(0, 1), num_video_frames=frames)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+
+TASKS: dict[str, type[Task]] = {"autoencoder": AutoencoderTask, "video": VideoTask}
+
+
+def _encoder(engine: DiffusionEngine) -> nn.Module:
+    """The encoder whose latents the network works on."""
+    if engine.first_stage_model.can_encode:
+        return engine.first_stage_model.encoder
+    return next(e.encoder.encoder for e in engine.conditioner.embedders if hasattr(e, "encoder"))
+
+
+def save_engine(engine: DiffusionEngine, path: str) -> None:
+    """Write all weights in float16."""
+    state = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in engine.state_dict().items()}
+    save_file(state, path)
