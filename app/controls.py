@@ -52,7 +52,7 @@ def choose_version() -> Version:
     version = current_version()
     if version.checkpoint_path is None:
         st.warning(
-            f"**The weights of {version.title} are not on this computer.** {_plain(version.how_to_get)}\n\n"
+            f"**The weights of {version.title} are not on this computer.** {plain(version.how_to_get)}\n\n"
             f"Licence: {version.licence}.",
             icon=":material/download:",
         )
@@ -145,6 +145,11 @@ def summary(settings: dict[str, Any]) -> str:
     return " · ".join(part for part in parts if part)
 
 
+def plain(text: str) -> str:
+    """Text as it is, where Markdown is read: paths have underscores, and on Windows backslashes."""
+    return "".join(f"\\{char}" if char in r"\`*_[]<>$:~#" else char for char in text)
+
+
 def _research(version: Version) -> dict[str, Any]:
     """The fields for those who know what a sigma is."""
     asked: dict[str, Any] = {}
@@ -222,8 +227,3 @@ def _version_title(name: str) -> str:
 
 def _title(name: str) -> str:
     return name.replace("_", " ").capitalize()
-
-
-def _plain(text: str) -> str:
-    """Text as it is, where Markdown is read: paths have underscores, and on Windows backslashes."""
-    return "".join(f"\\{char}" if char in r"\`*_[]<>$:~#" else char for char in text)

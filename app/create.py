@@ -53,7 +53,7 @@ def show_page() -> None:
             request = controls.movement(version)
         except UserError as error:
             request = None
-            st.error(str(error))
+            st.error(controls.plain(str(error)))
     with right:
         st.header("Result", anchor=False)
         _result(job)
@@ -113,7 +113,7 @@ def _picture(version: Version, job: Job | None) -> Picture | None:
     try:
         return _framed(key, content, name, version)
     except UserError as error:
-        st.error(str(error), icon=":material/broken_image:")
+        st.error(controls.plain(str(error)), icon=":material/broken_image:")
         return None
 
 
@@ -171,12 +171,15 @@ def _result(job: Job | None) -> None:
         st.html('<div class="stage"><b>Your clip will play here</b>Choose a picture, then press Generate.</div>')
     elif job.active:
         _input(job)
-        st.caption(f"Making a clip of {job.name}. You may change settings or reload meanwhile: it will not be lost.")
+        st.caption(
+            f"Making a clip of {controls.plain(job.name)}. Change settings or reload meanwhile: it will not be lost."
+        )
     elif job.state == "done":
         _clip(job)
     else:
         show = st.error if job.state == "failed" else st.info
-        show(f"{job.message} Your settings are kept." if job.state != "failed" else job.message)
+        kept = "" if job.state == "failed" else " Your settings are kept."
+        show(controls.plain(job.message) + kept)
         _input(job)
 
 
@@ -229,7 +232,7 @@ def _start(request: VideoRequest | None, picture: Picture | None) -> None:
             request = replace(controls.ready(request), fit=picture.fit)
             job = table().submit(request, picture.frame, picture.name)
         except UserError as error:
-            st.error(str(error))
+            st.error(controls.plain(str(error)))
             return
         st.session_state["job"] = job.id
         st.query_params["job"] = job.id
