@@ -53,7 +53,10 @@ def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
         raise ConfigError(_unknown(target, "target"))
     module, name = TARGETS[target].rsplit(".", 1)
     params = config.get("params") or {}
-    params = OmegaConf.to_container(params, resolve=True) if OmegaConf.is_config(params) else params
+    if OmegaConf.is_config(params):
+        params = OmegaConf.to_container(params, resolve=True)
+    if not isinstance(params, Mapping):
+        raise ConfigError(f"{target}: params must be a mapping; got {params!r}.")
     cls = getattr(import_module(module), name)
     if cls.__module__.startswith("torch."):
         return cls()

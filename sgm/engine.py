@@ -74,7 +74,7 @@ class DiffusionEngine(nn.Module):
         return encoder.encode(pictures) * self.scale_factor
 
     def decode(self, z: Tensor, timesteps: int) -> Tensor:
-        """Scaled latents (t, c, h, w) of one clip, or of `timesteps` of its frames, -> (t, 3, f h, f w), about [-1, 1]."""
+        """Scaled latents (t, c, h, w) of a clip, or of `timesteps` of its frames -> (t, 3, f h, f w), about [-1, 1]."""
         dtype = next(self.first_stage_model.parameters()).dtype
         z = (z / self.scale_factor).to(dtype).to(memory_format=torch.channels_last)
         return self.first_stage_model.decode(z, timesteps).float()

@@ -12,7 +12,7 @@ _STABILITY = "Stability AI Community Licence (accept it on the model's page firs
 
 @dataclass(frozen=True)
 class Version:
-    """One model version. Sizes are in pixels; `cond_aug` is the standard deviation of the noise on the conditioning picture."""
+    """One model version. Sizes: pixels; `cond_aug`: standard deviation of the noise on the conditioning picture."""
 
     name: str
     title: str
@@ -46,15 +46,13 @@ class Version:
     def how_to_get(self) -> str:
         """One line that says how to bring the missing weights."""
         if self.repo is None:
-            return f"{self.name}.safetensors ships with the project: restore checkpoints/{self.name}.safetensors, or install again."
-        return (
-            f"Download {self.name}.safetensors from huggingface.co/{self.repo} and put it at "
-            f"{checkpoint_folders()[0] / (self.name + '.safetensors')}"
-        )
+            return f"It ships with the project: restore checkpoints/{self.name}.safetensors, or install again."
+        path = checkpoint_folders()[0] / f"{self.name}.safetensors"
+        return f"Download {self.name}.safetensors from huggingface.co/{self.repo} and put it at {path}"
 
 
 def bundle() -> Path:
-    """The folder that holds `configs/`, `checkpoints/` and `app/`: inside an installed wheel, or the checkout's root."""
+    """The folder that holds `configs/`, `checkpoints/` and `app/`: inside a wheel, or the checkout's root."""
     inside = _HERE / "_bundle"
     return inside if inside.is_dir() else _HERE.parent
 
@@ -68,7 +66,8 @@ def checkpoint_folders() -> list[Path]:
 
 
 def _svd(name: str, title: str, frames: int, steps: int, guidance: tuple[float, float], repo: str) -> Version:
-    return Version(name, title, frames, 576, 1024, steps, 7, "linear", *guidance, 0.02, _STABILITY, f"stabilityai/{repo}")
+    repo = f"stabilityai/{repo}"
+    return Version(name, title, frames, 576, 1024, steps, 7, "linear", *guidance, 0.02, _STABILITY, repo)
 
 
 def _sv3d(name: str, title: str) -> Version:
@@ -77,12 +76,14 @@ def _sv3d(name: str, title: str) -> Version:
     )
 
 
+_TINY = Version(
+    "svd_tiny", "SVD tiny", 14, 192, 320, 10, 7, "linear", 1.0, 1.0, 0.02, "CC BY-SA 4.0", camera=True, multiple=32
+)
+
 VERSIONS: dict[str, Version] = {
     version.name: version
     for version in (
-        Version(
-            "svd_tiny", "SVD tiny", 14, 192, 320, 10, 7, "linear", 1.0, 1.0, 0.02, "CC BY-SA 4.0", camera=True, multiple=32
-        ),
+        _TINY,
         _svd("svd", "SVD", 14, 25, (1.0, 2.5), "stable-video-diffusion-img2vid"),
         _svd("svd_image_decoder", "SVD, image decoder", 14, 25, (1.0, 2.5), "stable-video-diffusion-img2vid"),
         _svd("svd_xt", "SVD-XT", 25, 30, (1.5, 3.0), "stable-video-diffusion-img2vid-xt"),

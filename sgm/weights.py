@@ -53,7 +53,9 @@ def _check(module: nn.Module, shapes: dict[str, tuple[int, ...]], path: Path) ->
     wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     missing = [key for key in wanted if key not in shapes]
     unexpected = [key for key in shapes if key not in wanted]
-    wrong = [f"{key} {shapes[key]} instead of {wanted[key]}" for key in wanted if shapes.get(key, wanted[key]) != wanted[key]]
+    wrong = [
+        f"{key} {shapes[key]} instead of {wanted[key]}" for key in wanted if shapes.get(key, wanted[key]) != wanted[key]
+    ]
     faults = [
         f"{len(keys)} {what}: {_some(keys)}"
         for what, keys in (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", wrong))

@@ -1,4 +1,4 @@
-"""Every tensor of every golden case, against what the original computes. `SGM_GOLDENS` names another folder of cases."""
+"""Every tensor of every golden case, against what the original computes. `SGM_GOLDENS` names another folder of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The autoencoders that official YAMLs name: an encoder, a regularizer and a decoder, with or without 1x1 convolutions between."""
+"""The autoencoders that official YAMLs name: encoder, regularizer, decoder; 1x1 convolutions between, or none."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class AutoencodingEngine(nn.Module):
 
 
 class AutoencoderKL(AutoencodingEngine):
-    """The autoencoder of Stable Diffusion 1 and 2, given by one `ddconfig`, with 1x1 convolutions around the latents."""
+    """The autoencoder of Stable Diffusion 1 and 2, given by one `ddconfig`; 1x1 convolutions around the latents."""
 
     def __init__(self, *, embed_dim: int, ddconfig: Mapping[str, Any], sample: bool = True, **unused: Any) -> None:
         nn.Module.__init__(self)

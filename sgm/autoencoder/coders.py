@@ -22,6 +22,37 @@ def _check(attn_type: str, attn_resolutions: Sequence[int]) -> None:
         raise ValueError(f"attn_resolutions must be empty, as in every official autoencoder; got {attn_resolutions}.")
 
 
+class Level(nn.Module):
+    """The residual blocks of one resolution, then the way to the next."""
+
+    def __init__(
+        self, blocks: Sequence[ResnetBlock], downsample: Downsample | None = None, upsample: Upsample | None = None
+    ) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(blocks)
+        self.downsample = downsample
+        self.upsample = upsample
+
+    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
+        for block in self.block:
+            x = block(x, frames)
+        resample = self.downsample or self.upsample
+        return x if resample is None else resample(x)
+
+
+class Middle(nn.Module):
+    """The deepest resolution: attention between two residual blocks."""
+
+    def __init__(self, block_1: ResnetBlock, block_2: ResnetBlock) -> None:
+        super().__init__()
+        self.block_1 = block_1
+        self.attn_1 = AttnBlock(block_1.conv2.out_channels)
+        self.block_2 = block_2
+
+    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x, frames)), frames)
+
+
 class Encoder(nn.Module):
     """Pictures (n, in_channels, h, w) in [-1, 1] -> moments (n, 2 z_channels, h / f, w / f), f = 2^(levels - 1)."""
 
@@ -46,27 +77,20 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         channels = ch
         for i, mult in enumerate(ch_mult):
-            level = nn.Module()
-            level.block = nn.ModuleList()
+            blocks = []
             for _ in range(num_res_blocks):
-                level.block.append(ResnetBlock(channels, ch * mult, dropout))
+                blocks.append(ResnetBlock(channels, ch * mult, dropout))
                 channels = ch * mult
-            if i < len(ch_mult) - 1:
-                level.downsample = Downsample(channels)
-            self.down.append(level)
-        self.mid = _middle(channels, ResnetBlock, dropout=dropout)
+            self.down.append(Level(blocks, downsample=Downsample(channels) if i < len(ch_mult) - 1 else None))
+        self.mid = Middle(ResnetBlock(channels, channels, dropout), ResnetBlock(channels, channels, dropout))
         self.norm_out = norm(channels)
         self.conv_out = nn.Conv2d(channels, z_channels * (2 if double_z else 1), 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for level in self.down:
-            for block in level.block:
-                h = block(h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
-        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
-        return self.conv_out(F.silu(self.norm_out(h)))
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
 class Decoder(nn.Module):
@@ -91,17 +115,14 @@ class Decoder(nn.Module):
         self.z_channels = z_channels
         channels = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
-        self.mid = _middle(channels, self.block, dropout=dropout)
+        self.mid = Middle(self.block(channels, channels, dropout), self.block(channels, channels, dropout))
         levels = []
         for i, mult in reversed(list(enumerate(ch_mult))):
-            level = nn.Module()
-            level.block = nn.ModuleList()
+            blocks = []
             for _ in range(num_res_blocks + 1):
-                level.block.append(self.block(channels, ch * mult, dropout=dropout))
+                blocks.append(self.block(channels, ch * mult, dropout))
                 channels = ch * mult
-            if i > 0:
-                level.upsample = Upsample(channels)
-            levels.insert(0, level)
+            levels.insert(0, Level(blocks, upsample=Upsample(channels) if i > 0 else None))
         self.up = nn.ModuleList(levels)
         self.norm_out = norm(channels)
         self.conv_out = self.last(channels, out_ch)
@@ -114,13 +135,9 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, timesteps: int = 1) -> Tensor:
         """`timesteps`: frames a clip in z's leading dimension (b t); of meaning to the temporal decoder alone."""
-        h = self.mid.block_1(self.conv_in(z), timesteps)
-        h = self.mid.block_2(self.mid.attn_1(h), timesteps)
+        h = self.mid(self.conv_in(z), timesteps)
         for level in reversed(self.up):
-            for block in level.block:
-                h = block(h, timesteps)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
+            h = level(h, timesteps)
         h = F.silu(self.norm_out(h))
         return self.conv_out(h, timesteps) if isinstance(self.conv_out, VideoConv) else self.conv_out(h)
 
@@ -144,11 +161,3 @@ class VideoDecoder(Decoder):
 
     def last(self, channels: int, out_channels: int) -> nn.Module:
         return VideoConv(channels, out_channels, self.video_kernel_size)
-
-
-def _middle(channels: int, block, dropout: float) -> nn.Module:
-    middle = nn.Module()
-    middle.block_1 = block(channels, channels, dropout=dropout)
-    middle.attn_1 = AttnBlock(channels)
-    middle.block_2 = block(channels, channels, dropout=dropout)
-    return middle

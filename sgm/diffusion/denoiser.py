@@ -1,4 +1,4 @@
-"""The denoiser D(x; sigma): preconditioning around the raw network (Karras et al. 2022, arXiv:2206.00364, equation 7)."""
+"""The denoiser D(x; sigma): preconditioning around the raw network (Karras et al. 2022, arXiv:2206.00364, eq. 7)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,9 @@ from torch import Tensor
 class Discretization(ABC):
     """Called with the number of steps n: n falling sigmas, then zero, (n + 1,) float32."""
 
-    def __call__(self, n: int, do_append_zero: bool = True, device: torch.device | str = "cpu", flip: bool = False) -> Tensor:
+    def __call__(
+        self, n: int, do_append_zero: bool = True, device: torch.device | str = "cpu", flip: bool = False
+    ) -> Tensor:
         sigmas = self.get_sigmas(n).to(device, torch.float32)
         if do_append_zero:
             sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])

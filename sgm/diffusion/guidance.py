@@ -22,7 +22,7 @@ class Guider:
 
     @property
     def needs_uc(self) -> bool:
-        """Whether the unconditional estimate matters at all; where every scale is 1 it does not, and is not computed."""
+        """Whether the unconditional estimate matters; where every scale is 1 it does not, and is not computed."""
         return not bool((self.scales() == 1).all())
 
     def prepare_inputs(self, x: Tensor, sigma: Tensor, c: Condition, uc: Condition) -> tuple[Tensor, Tensor, Condition]:
@@ -72,10 +72,16 @@ def _triangle(values: Tensor, period: float = 1.0) -> Tensor:
     return 2 * (values / period - torch.floor(values / period + 0.5)).abs()
 
 
+_FUSE: dict[str, Callable[..., Tensor]] = {
+    "max": torch.amax,
+    "min": torch.amin,
+    "mean": torch.mean,
+    "multiply": torch.prod,
+}
+
+
 class TrianglePredictionGuider(LinearPredictionGuider):
     """Up from `min_scale` and back down, once a `period` (a share of the clip); several periods fused."""
-
-    _fuse = {"max": torch.amax, "min": torch.amin, "mean": torch.mean, "multiply": torch.prod}
 
     def __init__(
         self,
@@ -86,19 +92,19 @@ class TrianglePredictionGuider(LinearPredictionGuider):
         period_fusing: str = "max",
     ) -> None:
         super().__init__(max_scale, num_frames, min_scale)
-        if period_fusing not in self._fuse:
-            raise ValueError(f"period_fusing must be one of {', '.join(self._fuse)}; got {period_fusing!r}.")
+        if period_fusing not in _FUSE:
+            raise ValueError(f"period_fusing must be one of {', '.join(_FUSE)}; got {period_fusing!r}.")
         self.periods = [period] if isinstance(period, (int, float)) else list(period)
         self.period_fusing = period_fusing
 
     def scales(self) -> Tensor:
         values = torch.linspace(0, 1, self.num_frames)
         waves = torch.stack([_triangle(values, period) for period in self.periods])
-        return self._fuse[self.period_fusing](waves, dim=0) * (self.max_scale - self.min_scale) + self.min_scale
+        return _FUSE[self.period_fusing](waves, dim=0) * (self.max_scale - self.min_scale) + self.min_scale
 
 
 class TrapezoidPredictionGuider(LinearPredictionGuider):
-    """Edges of `edge_perc` of the frames from `min_scale` to `max_scale` and back, and 1 between, as in the original."""
+    """Edges, `edge_perc` of the frames, from `min_scale` to `max_scale` and back; 1 between, as in the original."""
 
     def __init__(self, max_scale: float, num_frames: int, min_scale: float = 1.0, edge_perc: float = 0.1) -> None:
         super().__init__(max_scale, num_frames, min_scale)

@@ -84,8 +84,8 @@ class Sampler(ABC):
                 on_step(i + 1, num_steps)
         return x
 
-    def begin(self, sigmas: Tensor) -> None:  # noqa: B027: only multistep samplers have something to forget
-        """Called before the first step."""
+    def begin(self, sigmas: Tensor) -> None:  # noqa: B027
+        """Called before the first step; multistep samplers forget the last run here."""
 
     @abstractmethod
     def step(self, denoise: Denoise, x: Tensor, sigmas: Tensor, i: int, noise: Noise) -> Tensor:
@@ -163,7 +163,7 @@ class EulerAncestralSampler(AncestralSampler):
 
 
 class DPMPP2SAncestralSampler(AncestralSampler):
-    """DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095), ancestral. Two network evaluations a step, but for the last."""
+    """DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095), ancestral. Two evaluations a step, but for the last."""
 
     def down(self, denoise: Denoise, x: Tensor, sigma: Tensor, sigma_down: Tensor) -> Tensor:
         denoised = denoise(x, sigma)

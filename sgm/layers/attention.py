@@ -33,7 +33,7 @@ class FeedForward(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of x to a context, or to itself when there is none. x: (b, n, query_dim), context: (b, m, context_dim)."""
+    """Multi-head attention to a context, or to x itself. x: (b, n, query_dim), context: (b, m, context_dim)."""
 
     def __init__(
         self, query_dim: int, context_dim: int | None = None, heads: int = 8, dim_head: int = 64, dropout: float = 0.0
@@ -77,7 +77,7 @@ class BasicTransformerBlock(nn.Module):
 
 
 class VideoTransformerBlock(nn.Module):
-    """The same over the frames of one pixel, behind an extra feed-forward layer. x: (b s, t, dim), context: (b, m, context_dim)."""
+    """The same over the frames of one pixel, `ff_in` before it. x: (b s, t, dim), context: (b, m, context_dim)."""
 
     def __init__(
         self, dim: int, heads: int, dim_head: int, context_dim: int | None, ff_in: bool = False, dropout: float = 0.0

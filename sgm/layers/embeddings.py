@@ -14,7 +14,9 @@ def timestep_embedding(values: Tensor, dim: int, max_period: float = 10000.0) ->
     values: (n,), any real numbers. Returns (n, dim) float32.
     """
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
+    frequencies = torch.exp(
+        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=values.device) / half
+    )
     angles = values[:, None].float() * frequencies[None]  # (n, half)
     embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return torch.nn.functional.pad(embedding, (0, dim % 2))

@@ -1,4 +1,4 @@
-"""The layers that make an image network a video network: a spatial branch, a temporal branch, a learned blend of both."""
+"""The layers that make an image network a video network: a spatial branch, a temporal one, a learned blend of both."""
 
 from __future__ import annotations
 

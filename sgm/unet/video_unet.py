@@ -1,4 +1,4 @@
-"""VideoUNet: Stable Diffusion's UNet with temporal convolutions and attention (Blattmann et al. 2023, arXiv:2311.15127)."""
+"""VideoUNet: Stable Diffusion's UNet with temporal layers (Blattmann et al. 2023, arXiv:2311.15127)."""
 
 from __future__ import annotations
 
@@ -163,5 +163,3 @@ class VideoUNet(nn.Module):
 
 def _mlp(channels: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(channels, out), nn.SiLU(), nn.Linear(out, out))
-
-
