@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sgm.errors import UserError
@@ -22,19 +22,27 @@ class ConfigError(UserError):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a YAML, lay `a.b=value` overrides over it, resolve interpolations, and check every `target`.
 
-    Raises ConfigError with the file's name when it is missing, not YAML, or names an unknown target.
+    Raises ConfigError with the file's name when it is missing, not YAML, without the key `model`, or names an unknown
+    target; and for an override that cannot be read.
     """
     try:
-        config = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-        plain = OmegaConf.to_container(config, resolve=True)
+        over = OmegaConf.from_dotlist(list(overrides))
+    except Exception as error:  # PyYAML's errors share no base with omegaconf's
+        raise ConfigError(f"{' '.join(overrides)} cannot be read as key.subkey=value: {_line(error)}") from error
+    try:
+        config = OmegaConf.load(path)
+        if not isinstance(config, DictConfig) or "model" not in config:
+            raise ConfigError(f"{path} is not a config: a config is a mapping with the key 'model'.")
+        plain = OmegaConf.to_container(OmegaConf.merge(config, over), resolve=True)
     except FileNotFoundError:
         raise ConfigError(f"There is no config at {path}.") from None
+    except ConfigError:
+        raise
     except (OmegaConfBaseException, ValueError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as a config: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # PyYAML's errors share no base with omegaconf's
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(plain, dict):
-        raise ConfigError(f"{path} holds {type(plain).__name__}; a config is a mapping with the key 'model'.")
+        raise ConfigError(f"{path} cannot be read as a config: {_line(error)}") from error
+    except Exception as error:
+        raise ConfigError(f"{path} is not valid YAML: {_line(error)}") from error
+    assert isinstance(plain, dict)
     for place, target in _targets(plain):
         if target not in TARGETS:
             raise ConfigError(f"{path}: {_unknown(target, place)}")
@@ -48,7 +56,7 @@ def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
     """
     if "target" not in config:
         raise ConfigError(f"A config needs the key 'target'; got the keys {', '.join(map(str, config)) or '(none)'}.")
-    target = config["target"]
+    target = str(config["target"])
     if target not in TARGETS:
         raise ConfigError(_unknown(target, "target"))
     module, name = TARGETS[target].rsplit(".", 1)
@@ -76,6 +84,10 @@ def _targets(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
             yield here, str(value)
         else:
             yield from _targets(value, here)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _unknown(target: str, place: str) -> str:

@@ -1,0 +1,178 @@
+"""YAML -> overrides -> objects, and what a config may not do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from sgm.config import ConfigError, instantiate_from_config, load_config
+from sgm.diffusion.denoiser import Denoiser, VScalingWithEDMcNoise
+from sgm.diffusion.discretization import EDMDiscretization
+from sgm.errors import UserError
+
+EDM = "sgm.modules.diffusionmodules.discretizer.EDMDiscretization"
+CONFIG = f"""
+rho: 5.0
+model:
+  target: {EDM}
+  params:
+    sigma_max: 80.0
+    rho: ${{rho}}
+list:
+- target: {EDM}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG, encoding="utf-8")
+    return path
+
+
+def test_reads_and_resolves_interpolations(config: Path) -> None:
+    assert load_config(config)["model"] == {"target": EDM, "params": {"sigma_max": 80.0, "rho": 5.0}}
+
+
+def test_overrides_lie_over_the_file_before_interpolation(config: Path) -> None:
+    params = load_config(config, ["rho=3.5", "model.params.sigma_max=700", "model.params.sigma_min=1e-3"])["model"][
+        "params"
+    ]
+    assert params == {"sigma_max": 700, "rho": 3.5, "sigma_min": 0.001}
+    assert load_config(config)["model"]["params"]["sigma_max"] == 80.0
+
+
+def test_builds_what_it_names(config: Path) -> None:
+    built = instantiate_from_config(load_config(config)["model"])
+    assert isinstance(built, EDMDiscretization)
+    assert (built.sigma_min, built.sigma_max, built.rho) == (0.002, 80.0, 5.0)
+
+
+def test_extra_parameters_lie_over_the_configs_own() -> None:
+    assert instantiate_from_config({"target": EDM, "params": {"sigma_max": 80.0}}, sigma_max=9.0).sigma_max == 9.0
+
+
+def test_takes_omegaconf_nodes_with_interpolations_in_them() -> None:
+    scaling = "sgm.modules.diffusionmodules.denoiser_scaling.VScalingWithEDMcNoise"
+    tree = {
+        "scaling": scaling,
+        "denoiser": {
+            "target": "sgm.modules.diffusionmodules.denoiser.Denoiser",
+            "params": {"scaling_config": {"target": "${scaling}"}},
+        },
+    }
+    built = instantiate_from_config(OmegaConf.create(tree).denoiser)
+    assert isinstance(built, Denoiser)
+    assert type(built.scaling) is VScalingWithEDMcNoise
+
+
+def test_identity_takes_any_parameters() -> None:
+    assert instantiate_from_config({"target": "torch.nn.Identity", "params": {"disc_start": 1}})(3) == 3
+
+
+def test_unknown_target_is_named_with_its_place_and_what_is_near(config: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(config, [f"model.params.inner.target={EDM.replace('EDMDisc', 'EDDisc')}"])
+    message = str(caught.value)
+    assert str(config) in message
+    assert "model.params.inner.target is 'sgm.modules.diffusionmodules.discretizer.EDDiscretization'" in message
+    assert f"Near it: {EDM}" in message
+
+
+def test_unknown_target_inside_a_list_is_found(config: Path) -> None:
+    config.write_text(CONFIG.replace(f"- target: {EDM}", f"- target: {EDM}\n- target: x.Zzyzx"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"list\.1\.target is 'x\.Zzyzx'.*Known: .*EDMDiscretization"):
+        load_config(config)
+
+
+@pytest.mark.parametrize(
+    "target", ["os.system", "builtins.eval", "subprocess.Popen", "sgm.config.load_config", "torch.load"]
+)
+def test_runs_nothing_but_what_is_in_the_table(config: Path, tmp_path: Path, target: str) -> None:
+    trace = tmp_path / "trace"
+    params = {"command": f"touch {trace}", "args": ["touch", str(trace)]}
+    with pytest.raises(ConfigError, match="not a known target"):
+        instantiate_from_config({"target": target, "params": params})
+    with pytest.raises(ConfigError, match="not a known target"):
+        load_config(config, [f"model.target={target}"])
+    assert not trace.exists()
+
+
+def test_yaml_tags_build_no_objects(config: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    config.write_text(f"model: !!python/object/apply:os.system ['touch {trace}']\n", encoding="utf-8")
+    with pytest.raises(ConfigError):
+        load_config(config)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"target": EDM, "params": {"sigma_maximum": 3}}, f"{EDM}: .*unexpected keyword argument 'sigma_maximum'"),
+        ({"target": "sgm.modules.diffusionmodules.guiders.VanillaCFG"}, "VanillaCFG: .*missing .*'scale'"),
+        ({"target": EDM, "params": [1, 2]}, r"params must be a mapping; got \[1, 2\]"),
+        ({"params": {}}, "needs the key 'target'; got the keys params"),
+        ({}, r"needs the key 'target'; got the keys \(none\)"),
+        ({"target": 3}, "target is '3', which is not a known target"),
+        ({"target": ["os", "system"]}, "not a known target"),
+    ],
+)
+def test_what_cannot_be_built_is_said(given: dict, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        instantiate_from_config(given)
+
+
+def test_wrong_parameters_deep_inside_name_the_innermost_target() -> None:
+    config = {
+        "target": "sgm.modules.diffusionmodules.sampling.EulerEDMSampler",
+        "params": {"discretization_config": {"target": EDM, "params": {"rhoo": 7}}},
+    }
+    with pytest.raises(ConfigError, match=f"^{EDM}: .*'rhoo'"):
+        instantiate_from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: [1, 2", "is not valid YAML"),
+        ("a: b: c", "is not valid YAML"),
+        ("- 1\n- 2\n", "is not a config: a config is a mapping"),
+        ("", "is not a config: .* key 'model'"),
+        ("models: {}", "is not a config: .* key 'model'"),
+        ("model: ${nowhere}\n", "cannot be read as a config: .*nowhere"),
+        ("\x00\x01", "cannot be read|not valid YAML"),
+    ],
+)
+def test_broken_files_are_one_sentence_with_the_files_name(config: Path, text: str, said: str) -> None:
+    config.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_config(config)
+    assert str(config) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text(config: Path) -> None:
+    config.write_bytes(b"\xff\xfe\x80model")
+    with pytest.raises(ConfigError, match=config.name):
+        load_config(config)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"There is no config at .*nowhere\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match="cannot be read as a config"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("override", ["model.params=[", "model.params={a: 1", "rho=${nowhere}"])
+def test_bad_overrides_are_one_sentence(config: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
+        load_config(config, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_is_an_error_for_the_user() -> None:
+    assert issubclass(ConfigError, UserError)
