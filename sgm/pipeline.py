@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm.conditioning.camera import CAMERA_MOVES, camera_path, direction, identity_rays, motion_of_bucket, rays
+from sgm.conditioning.camera import CAMERA_MOVES, camera_path, direction, identity_rays, motion_of_bucket, rays, render
 from sgm.diffusion.discretization import Discretization, EDMDiscretization
 from sgm.diffusion.guidance import GUIDERS, Guider
 from sgm.diffusion.sampling import SAMPLERS, Sampler
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 OnStep = Callable[["Progress"], None]
+Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -139,17 +140,14 @@ def generate(
     report = on_step or (lambda progress: None)
     frames, device = _int(request.frames), engine.device
     generator = torch.Generator().manual_seed(request.seed)
-    picture = fit_picture(image, _int(request.width), _int(request.height), mode=request.fit)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1  # 1 3 h w, in [-1, 1]
-
     report(Progress("encode", 0, 1))
-    batch = get_batch(engine, request, pixels, generator)
+    batch = get_batch(engine, request, image, generator)
     dtype = next(engine.conditioner.parameters()).dtype
     c, uc = engine.conditioner.get_unconditional_conditioning({k: v.to(device, dtype) for k, v in batch.items()})
     c, uc = (_per_frame(cond, frames) for cond in (c, uc))
     report(Progress("encode", 1, 1))
 
-    shape = (frames, engine.latent_channels, *(side // engine.factor for side in pixels.shape[-2:]))
+    shape = (frames, engine.latent_channels, *(_int(side) // engine.factor for side in (request.height, request.width)))
     x = torch.randn(shape, generator=generator).to(device)
     sampler = build_sampler(engine, request)
     z = sampler(
@@ -181,34 +179,44 @@ def build_sampler(engine: DiffusionEngine, request: VideoRequest) -> Sampler:
     return SAMPLERS[request.sampler](schedule, guider_config=guider)
 
 
-def get_batch(
-    engine: DiffusionEngine, request: VideoRequest, pixels: Tensor, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """The conditioner's inputs. pixels: (1, 3, h, w) in [-1, 1]."""
+def get_batch(engine: DiffusionEngine, request: VideoRequest, image: Image.Image, generator: torch.Generator) -> Batch:
+    """The conditioner's inputs, by name.
+
+    Pictures are (1, 3, h, w) in [-1, 1], scalars (t,); where a camera moves, `cond_frames` is what it sees of the
+    picture, (t, 3, h, w), and `camera` its ray maps, (t, 2, h / f, w / f).
+    """
     frames = _int(request.frames)
-    noise = torch.randn(pixels.shape, generator=generator)
+    pixels = _pixels(image, request)
     elevation = request.elevation if request.version == "sv3d_p" else 0.0
     azimuths = torch.linspace(0, 2 * math.pi, frames + 1)[1:]  # the last frame is the input view
-    values = {
+    batch = {
         "fps_id": torch.full((frames,), float(_int(request.fps) - 1)),
         "motion_bucket_id": torch.full((frames,), float(request.motion_bucket)),
         "cond_aug": torch.full((frames,), float(request.cond_aug or 0)),
         "polars_rad": torch.full((frames,), math.radians(90 - elevation)),
         "azimuths_rad": (azimuths - azimuths[-1]) % (2 * math.pi),
         "cond_frames_without_noise": pixels,
-        "cond_frames": pixels + float(request.cond_aug or 0) * noise,
+        "cond_frames": pixels,
     }
     if request.row.camera:
         h, w = (side // engine.factor for side in pixels.shape[-2:])
-        if request.camera == "free":
-            values["camera"] = identity_rays(h, w).expand(frames, -1, -1, -1) * float("nan")
-        else:
+        batch["camera"] = identity_rays(h, w).expand(frames, -1, -1, -1) * float("nan")
+        if request.camera != "free":
             motion = torch.tensor([float(motion_of_bucket(request.motion_bucket))])
             move = direction(request.camera, generator=generator)
-            path = camera_path(move, motion, frames, h, w, ease=torch.tensor([0.3]))[0]
-            values["camera"] = rays(path, identity_rays(h, w))
+            path = camera_path(move, motion, frames, request.height or h, request.width or w, torch.tensor([0.3]))[0]
+            batch["camera"] = rays(path, identity_rays(h, w))
+            batch["cond_frames"] = render(_pixels(image, request, scale=2), path)
+    noise = torch.randn(batch["cond_frames"].shape, generator=generator)
+    batch["cond_frames"] = batch["cond_frames"] + float(request.cond_aug or 0) * noise
     keys = set(engine.conditioner.input_keys)
-    return {key: value for key, value in values.items() if key in keys}
+    return {key: value for key, value in batch.items() if key in keys}
+
+
+def _pixels(image: Image.Image, request: VideoRequest, scale: int = 1) -> Tensor:
+    """The picture as the model sees it, or `scale` times as large: (1, 3, h, w) in [-1, 1]."""
+    picture = fit_picture(image, scale * _int(request.width), scale * _int(request.height), mode=request.fit)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def _per_frame(cond: dict[str, Tensor], frames: int) -> dict[str, Tensor]:

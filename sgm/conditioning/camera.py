@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 # The motion bucket: 127 for a mean displacement of this many percent of the width from one frame to the next.
@@ -88,6 +89,26 @@ def camera_path(
     ease = torch.zeros_like(motion) if ease is None else ease
     eased = (1 - ease[:, None]) * u + ease[:, None] * (0.5 - 0.5 * torch.cos(math.pi * u))  # (n, t)
     return end[:, None] * eased[:, :, None]
+
+
+def reflect(rays: Tensor, limit: Tensor) -> Tensor:
+    """Fold points that lie outside the picture back into it, as in a mirror. rays: (..., 2, h, w), limit: (2,), half the
+    picture's width and height in widths."""
+    limit = limit.to(rays).view(2, 1, 1)
+    return ((rays - limit).remainder(4 * limit) - 2 * limit).abs() - limit
+
+
+def render(picture: Tensor, path: Tensor) -> Tensor:
+    """What a camera on `path` (t, 6) sees of a flat picture: (1, c, 2 h, 2 w) -> (t, c, h, w).
+
+    The picture is given at twice the size of the frames, so that frames stay sharp where the camera comes near. Beyond
+    its edges lies its mirror image; finding what is really there is left to the network.
+    """
+    h, w = picture.shape[-2:]
+    points = rays(path, identity_rays(h, w).to(picture))
+    grid = torch.stack([points[:, 0] * 2, points[:, 1] * 2 * w / h], dim=-1)
+    seen = F.grid_sample(picture.expand(len(path), -1, -1, -1), grid, padding_mode="reflection", align_corners=False)
+    return F.interpolate(seen, scale_factor=0.5, mode="bicubic", antialias=True)
 
 
 class CameraRayEmbedder(nn.Module):

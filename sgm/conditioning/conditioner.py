@@ -20,7 +20,7 @@ class GeneralConditioner(nn.Module):
     """Runs each embedder on its own input and joins the results by kind.
 
     emb_models: configs, each with `input_key` beside `target` and `params`; `ucg_rate` is the share of clips for which
-    an embedding is zeroed while training (of clips, so such embedders give one row a clip). Returns {"vector": (n, a), "crossattn": (n, m, d), "concat": (n, c, h, w)},
+    an embedding is zeroed while training; the first such embedder gives one row a clip. Returns {"vector": (n, a), "crossattn": (n, m, d), "concat": (n, c, h, w)},
     those of them that occur. Where embedders of a kind give one row a clip and one row a frame, rows are repeated.
     """
 
@@ -66,7 +66,8 @@ class GeneralConditioner(nn.Module):
                 raise KeyError(f"The conditioner needs '{key}'; the batch has {', '.join(sorted(batch))}.")
             if drop and rate > 0:
                 chance = torch.rand(embedding.shape[0], device=embedding.device) if chance is None else chance
-                embedding = embedding * (chance >= rate).view(-1, *[1] * (embedding.ndim - 1))
+                keep = (chance >= rate).repeat_interleave(len(embedding) // len(chance))
+                embedding = embedding * keep.view(-1, *[1] * (embedding.ndim - 1))
             embeddings.append((key, embedding))
         return embeddings
 

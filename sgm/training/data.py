@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgm.conditioning.camera import camera_path, direction, identity_rays, motion_bucket, rays
+from sgm.conditioning.camera import camera_path, direction, identity_rays, motion_bucket, rays, reflect
 from sgm.errors import UserError
 from sgm.media.image import fit_picture, open_picture
 
@@ -23,10 +23,11 @@ _CLIPS = {".mp4", ".webm", ".mov"}
 
 @dataclass
 class ClipBatch:
-    """n clips. video: (n, t, 3, h, w) in [-1, 1]; rays: (n, t, 2, h / 8, w / 8), NaN where the camera is unknown;
-    motion_bucket_id, fps_id: (n,)."""
+    """n clips. video: (n, t, 3, h, w) in [-1, 1]; known: the same as seen in the first frame alone, mirrored beyond its edges;
+    rays: (n, t, 2, h / 8, w / 8), NaN where the camera is unknown; motion_bucket_id, fps_id: (n,)."""
 
     video: Tensor
+    known: Tensor
     rays: Tensor
     motion_bucket_id: Tensor
     fps_id: Tensor
@@ -69,17 +70,21 @@ class PictureClips:
         flip = torch.where(torch.rand(n) < 0.5, -1.0, 1.0)
         share, centre, flip = (value.to(device) for value in (share, centre, flip))
         chosen = torch.randint(len(self.pictures), (n,)).to(device)
-        video = torch.empty(n, frames, 3, h, w, device=device)
+        source = self.pictures[chosen].float() / 127.5 - 1
         fine = identity_rays(2 * h, 2 * w).to(device)  # twice the size, then averaged: no aliasing
-        for t in range(frames):
-            points = rays(path[:, t], fine) * share.view(-1, 1, 1, 1) + centre.view(-1, 2, 1, 1)
+        limit = torch.tensor([0.5, 0.5 * h / w])
+
+        def see(points: Tensor) -> Tensor:
+            points = points * share.view(-1, 1, 1, 1) + centre.view(-1, 2, 1, 1)
             grid = torch.stack([points[:, 0] * flip.view(-1, 1, 1) * 2, points[:, 1] * 2 * wide / tall], dim=-1)
-            source = self.pictures[chosen].float() / 127.5 - 1
-            seen = F.grid_sample(source, grid, padding_mode="reflection", align_corners=False)
-            video[:, t] = F.avg_pool2d(seen, 2)
+            return F.avg_pool2d(F.grid_sample(source, grid, padding_mode="reflection", align_corners=False), 2)
+
+        points = [rays(path[:, t], fine) for t in range(frames)]
+        video = torch.stack([see(p) for p in points], dim=1)
+        known = torch.stack([see(reflect(p, limit)) for p in points], dim=1)
         coarse = rays(path.flatten(0, 1), identity_rays(h // 8, w // 8).to(device)).unflatten(0, (n, frames))
         fps = torch.randint(5, 31, (n,)).float()
-        return ClipBatch(video, coarse, bucket.to(device), fps.to(device) - 1)
+        return ClipBatch(video, known, coarse, bucket.to(device), fps.to(device) - 1)
 
 
 class FolderClips:
@@ -124,8 +129,9 @@ class FolderClips:
             fps.append(self.fps[long_enough[i]] / stride - 1)
         pixels = torch.stack(video).to(device).float() / 127.5 - 1
         unknown = torch.full((n, frames, 2, h // 8, w // 8), float("nan"), device=device)
+        still = pixels[:, :1].expand_as(pixels)
         return ClipBatch(
-            pixels, unknown, torch.tensor(bucket, device=device).clamp(max=511), torch.tensor(fps, device=device)
+            pixels, still, unknown, torch.tensor(bucket, device=device).clamp(max=511), torch.tensor(fps, device=device)
         )
 
 

@@ -227,18 +227,19 @@ class VideoTask(Task):
     def encode(self, n: int) -> dict[str, Tensor]:
         """n fresh clips as the pool holds them."""
         clips = self.draw(n)
-        picture = clips.video[:, 0]
         cond_aug = torch.exp(-3.7 + 0.5 * torch.randn(n, device=self.device)).clamp(max=1)
-        noised = picture + cond_aug.view(-1, 1, 1, 1) * torch.randn_like(picture)
-        frames = torch.cat([clips.video, noised[:, None]], dim=1)
-        z = _encoder(self.engine)(frames.flatten(0, 1).to(memory_format=torch.channels_last)).chunk(2, dim=1)[0]
-        z = z.unflatten(0, (n, -1))
         unknown = torch.rand(n, device=self.device) < self.train_config["camera_dropout"]
+        still = clips.video[:, :1].expand_as(clips.video)
+        cond = torch.where(unknown.view(-1, 1, 1, 1, 1), still, clips.known)
+        cond = cond + cond_aug.view(-1, 1, 1, 1, 1) * torch.randn_like(cond)
+        frames = torch.cat([clips.video, cond], dim=1).flatten(0, 1)
+        z = _encoder(self.engine)(frames.to(memory_format=torch.channels_last)).chunk(2, dim=1)[0]
+        z, cond = z.unflatten(0, (n, -1)).chunk(2, dim=1)
         rays = torch.where(unknown.view(-1, 1, 1, 1, 1), torch.nan, clips.rays)
         return {
-            "z": (z[:, :-1] * self.engine.scale_factor).half(),
-            "cond_frames": z[:, -1].half(),
-            "cond_frames_without_noise": ((picture + 1) * 127.5).round().to(torch.uint8),
+            "z": (z * self.engine.scale_factor).half(),
+            "cond_frames": cond.half(),
+            "cond_frames_without_noise": ((clips.video[:, 0] + 1) * 127.5).round().to(torch.uint8),
             "camera": rays,
             "fps_id": clips.fps_id,
             "motion_bucket_id": clips.motion_bucket_id,
@@ -249,7 +250,8 @@ class VideoTask(Task):
         config = self.train_config
         if not self.pool:
             parts = [self.encode(config["fresh"]) for _ in range(config["pool"] // config["fresh"])]
-            self.pool = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+            with torch.autocast(self.device.type, enabled=False):  # which would not join float16
+                self.pool = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
             return
         fresh = self.encode(config["fresh"])
         for key, value in fresh.items():
@@ -264,7 +266,7 @@ class VideoTask(Task):
         frames = z.shape[1]
         clips["cond_frames_without_noise"] = clips["cond_frames_without_noise"].float() / 127.5 - 1
         clips["camera"] = clips["camera"].flatten(0, 1)
-        latent = clips.pop("cond_frames").float()
+        latent = clips.pop("cond_frames").float().flatten(0, 1)
         cond = self.conditioner(clips, embedded={"cond_frames": latent})
         n = z.shape[0] * frames
         cond = {key: value.repeat_interleave(n // len(value), dim=0) for key, value in cond.items()}
