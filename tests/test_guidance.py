@@ -1,0 +1,102 @@
+"""Guiders beyond the goldens: trapezoid, spatiotemporal, fused triangles; and what guidance costs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sgm.diffusion.discretization import EDMDiscretization
+from sgm.diffusion.guidance import (
+    GUIDERS,
+    SpatiotemporalPredictionGuider,
+    TrapezoidPredictionGuider,
+    TrianglePredictionGuider,
+    VanillaCFG,
+)
+from sgm.diffusion.sampling import SAMPLERS
+
+
+def test_trapezoid_has_edges_and_one_between() -> None:
+    guider = TrapezoidPredictionGuider(max_scale=3.0, num_frames=10, min_scale=1.0, edge_perc=0.3)
+    assert guider.scales().tolist() == [1, 2, 3, 1, 1, 1, 1, 3, 2, 1]
+
+
+@pytest.mark.parametrize("frames", [1, 2, 9, 14, 25])
+def test_trapezoid_of_any_length_has_a_scale_for_each_frame(frames: int) -> None:
+    scales = TrapezoidPredictionGuider(2.5, frames).scales()
+    assert scales.shape == (frames,)
+    assert torch.equal(scales, scales.flip(0))
+
+
+def test_spatiotemporal_adds_half_a_rise_over_time_and_half_a_triangle_over_views() -> None:
+    guider = SpatiotemporalPredictionGuider(max_scale=3.0, num_frames=15, num_views=5, min_scale=1.0)
+    #       view 0, 1, 2, 3, 4
+    wanted = [[1.0, 1.5, 2.0, 1.5, 1.0], [1.5, 2.0, 2.5, 2.0, 1.5], [2.0, 2.5, 3.0, 2.5, 2.0]]
+    torch.testing.assert_close(guider.scales(), torch.tensor(wanted).flatten())
+
+
+def test_spatiotemporal_of_one_view_is_half_a_rise() -> None:
+    scales = SpatiotemporalPredictionGuider(max_scale=3.0, num_frames=5, num_views=1, min_scale=1.0).scales()
+    torch.testing.assert_close(scales, torch.tensor([1.0, 1.25, 1.5, 1.75, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("fusing", "wanted"),
+    [
+        ("max", [0, 1, 1, 1, 0]),
+        ("min", [0, 0.5, 0, 0.5, 0]),
+        ("mean", [0, 0.75, 0.5, 0.75, 0]),
+        ("multiply", [0, 0.5, 0, 0.5, 0]),
+    ],
+)
+def test_triangles_of_several_periods_are_fused(fusing: str, wanted: list[float]) -> None:
+    guider = TrianglePredictionGuider(2.0, 5, 1.0, period=[1.0, 0.5], period_fusing=fusing)
+    torch.testing.assert_close(guider.scales(), 1 + torch.tensor(wanted, dtype=torch.float32))
+
+
+def test_an_unknown_way_to_fuse_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"period_fusing must be one of max, min, mean, multiply; got 'median'"):
+        TrianglePredictionGuider(2.0, 5, period_fusing="median")
+
+
+@pytest.mark.parametrize("name", GUIDERS)
+def test_each_clip_of_a_batch_gets_the_same_scales(name: str) -> None:
+    guider = GUIDERS[name](1.5, 3.0, 4)
+    scales = guider.scales().expand(4)
+    c, uc = torch.randn(8, 2, 3, 3), torch.randn(8, 2, 3, 3)
+    out = guider(torch.cat([uc, c]) if guider.needs_uc else c, torch.ones(8))
+    for i in range(8):
+        torch.testing.assert_close(out[i], uc[i] + scales[i % 4] * (c[i] - uc[i]))
+
+
+def evaluations(name: str, low: float, high: float) -> list[tuple[int, float]]:
+    """(rows, the condition's mean) of every network evaluation of a run."""
+    seen = []
+
+    def denoiser(x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        assert len(x) == len(sigma) == len(cond["vector"])
+        seen.append((len(x), float(cond["vector"].mean())))
+        return x * 0
+
+    sampler = SAMPLERS["euler_edm"](EDMDiscretization(), guider_config=GUIDERS[name](low, high, 4))
+    c, uc = {"vector": torch.ones(4, 2)}, {"vector": torch.zeros(4, 2)}
+    sampler(denoiser, torch.randn(4, 1, 2, 2), c, uc, num_steps=3)
+    return seen
+
+
+@pytest.mark.parametrize("name", GUIDERS)
+def test_guidance_of_one_evaluates_the_conditional_batch_alone(name: str) -> None:
+    assert evaluations(name, 1.0, 1.0) == [(4, 1.0)] * 3
+
+
+@pytest.mark.parametrize("name", sorted(set(GUIDERS) - {"identity", "trapezoid"}))
+def test_guidance_evaluates_both(name: str) -> None:
+    assert evaluations(name, 1.0, 2.0) == [(8, 0.5)] * 3
+
+
+def test_guidance_of_one_changes_nothing() -> None:
+    """Leaving the unconditional batch out is exact, not an approximation."""
+    c, uc = torch.randn(4, 1), torch.randn(4, 1)
+    guider = VanillaCFG(1.0)
+    torch.testing.assert_close(guider(c, torch.ones(4)), uc + 1.0 * (c - uc))

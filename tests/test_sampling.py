@@ -1,0 +1,116 @@
+"""Samplers on a Gaussian whose exact denoiser is known, and how they report and stop."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from sgm.diffusion.discretization import Discretization, EDMDiscretization, LegacyDDPMDiscretization
+from sgm.diffusion.sampling import SAMPLERS
+
+MEAN, STD = 1.5, 0.5
+
+
+def exact(x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    """E[clean x | x] of the Gaussian N(MEAN, STD^2) under noise of sigma."""
+    s2 = sigma.view(-1, 1, 1, 1) ** 2
+    return (STD**2 * x + s2 * MEAN) / (STD**2 + s2)
+
+
+def sample(
+    name: str, steps: int, x: Tensor, schedule: Discretization | None = None, seed: int = 1, **options
+) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    sampler = SAMPLERS[name](schedule or EDMDiscretization(sigma_max=80.0), **options)
+    return sampler(exact, x, {}, num_steps=steps, noise=lambda like: torch.randn(like.shape, generator=generator))
+
+
+@pytest.fixture
+def noise() -> Tensor:
+    return torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "schedule", [EDMDiscretization(sigma_max=80.0), LegacyDDPMDiscretization()], ids=["edm", "legacy"]
+)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_have_the_gaussians_mean_and_spread(name: str, noise: Tensor, schedule: Discretization) -> None:
+    out = sample(name, 400, noise, schedule)
+    # Sampling starts from noise around 0 rather than MEAN, of which MEAN STD / sigma_max remains: 0.05 for legacy.
+    assert float(out.mean()) == pytest.approx(MEAN, abs=0.07)
+    assert float(out.std()) == pytest.approx(STD, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "order"), [("euler_edm", 1), ("heun_edm", 2), ("dpmpp_2m", 2), ("linear_multistep", 2)]
+)
+def test_converges_to_the_odes_solution_at_its_order(name: str, order: int, noise: Tensor) -> None:
+    sigma_max = 80.0
+    start = noise.double() * math.sqrt(1 + sigma_max**2)
+    # x - MEAN shrinks as sqrt(STD^2 + sigma^2) along the probability-flow ODE.
+    wanted = MEAN + (start - MEAN) * STD / math.sqrt(STD**2 + sigma_max**2)
+    coarse, fine = ((sample(name, steps, noise).double() - wanted).norm() / wanted.norm() for steps in (20, 40))
+    assert fine < 0.05
+    assert coarse / fine > 0.75 * 2**order
+
+
+@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_2s_ancestral"])
+def test_ancestral_samplers_without_noise_are_the_ode(name: str, noise: Tensor) -> None:
+    assert torch.equal(sample(name, 10, noise, eta=0.0, seed=1), sample(name, 10, noise, eta=0.0, seed=2))
+    assert not torch.equal(sample(name, 10, noise, seed=1), sample(name, 10, noise, seed=2))
+    assert torch.equal(sample(name, 10, noise, seed=1), sample(name, 10, noise, seed=1))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_one_step_is_enough_to_be_finite(name: str, noise: Tensor) -> None:
+    assert sample(name, 1, noise).isfinite().all()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_tells_of_each_step_in_order(name: str, noise: Tensor) -> None:
+    told: list[tuple[int, int]] = []
+    sampler = SAMPLERS[name](EDMDiscretization())
+    sampler(exact, noise, {}, num_steps=5, on_step=lambda i, n: told.append((i, n)))
+    assert told == [(i, 5) for i in range(1, 6)]
+
+
+class Cancelled(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_stops_where_it_is_told_and_can_start_again(name: str, noise: Tensor) -> None:
+    calls = []
+
+    def counted(x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        calls.append(float(sigma[0]))
+        return exact(x, sigma, cond)
+
+    def stop(i: int, n: int) -> None:
+        if i == 2:
+            raise Cancelled
+
+    def draws():
+        generator = torch.Generator().manual_seed(5)
+        return lambda like: torch.randn(like.shape, generator=generator)
+
+    sampler = SAMPLERS[name](EDMDiscretization())
+    with pytest.raises(Cancelled):
+        sampler(counted, noise, {}, num_steps=8, noise=draws(), on_step=stop)
+    assert 2 <= len(calls) <= 4
+    again = sampler(exact, noise, {}, num_steps=8, noise=draws())
+    assert torch.equal(again, SAMPLERS[name](EDMDiscretization())(exact, noise, {}, num_steps=8, noise=draws()))
+
+
+@pytest.mark.parametrize("steps", [None, 0, -3])
+def test_a_number_of_steps_is_needed(steps: int | None, noise: Tensor) -> None:
+    with pytest.raises(ValueError, match=f"num_steps must be a positive whole number; got {steps}"):
+        SAMPLERS["euler_edm"](EDMDiscretization())(exact, noise, {}, num_steps=steps)
+
+
+def test_legacy_schedule_refuses_more_steps_than_it_has() -> None:
+    with pytest.raises(ValueError, match="has 1000 timesteps; 1001 steps were asked for"):
+        LegacyDDPMDiscretization()(1001)
