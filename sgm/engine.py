@@ -105,9 +105,9 @@ def load_engine(
         raise UserError(f"dtype '{dtype}' is unknown; choose one of {', '.join(_DTYPES)}.")
     engine = build_engine(row.config_path)
     load_weights(engine, path, place, _DTYPES[dtype])
-    # float16 overflows in the image autoencoders' encoders.
-    if _DTYPES[dtype] is torch.float16:
-        engine.conditioner.float()
+    for embedder in engine.conditioner.embedders:
+        if _DTYPES[dtype] is torch.float16 and hasattr(embedder, "encoder"):
+            embedder.encoder.float()  # an image encoder overflows float16
     engine.version = version
     return engine
 

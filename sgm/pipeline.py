@@ -130,9 +130,7 @@ class Clip:
 
 
 @torch.inference_mode()
-def generate(
-    engine: DiffusionEngine, request: VideoRequest, image: Image.Image, on_step: OnStep | None = None
-) -> Clip:
+def generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image, on_step: OnStep | None = None) -> Clip:
     """Turn a picture into a clip. `on_step` is told of progress; what it raises ends the job and reaches the caller.
 
     All noise comes from one generator on the CPU, seeded by the request, so one seed is one video.
@@ -142,8 +140,7 @@ def generate(
     generator = torch.Generator().manual_seed(request.seed)
     report(Progress("encode", 0, 1))
     batch = get_batch(engine, request, image, generator)
-    dtype = next(engine.conditioner.parameters()).dtype
-    c, uc = engine.conditioner.get_unconditional_conditioning({k: v.to(device, dtype) for k, v in batch.items()})
+    c, uc = engine.conditioner.get_unconditional_conditioning({k: v.to(device) for k, v in batch.items()})
     c, uc = (_per_frame(cond, frames) for cond in (c, uc))
     report(Progress("encode", 1, 1))
 

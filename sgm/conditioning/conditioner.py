@@ -75,7 +75,9 @@ class GeneralConditioner(nn.Module):
         zero = set(force_zero)
         parts: dict[str, list[Tensor]] = {}
         for key, embedding in embeddings:
-            parts.setdefault(_KIND[embedding.ndim], []).append(torch.zeros_like(embedding) if key in zero else embedding)
+            parts.setdefault(_KIND[embedding.ndim], []).append(
+                torch.zeros_like(embedding) if key in zero else embedding
+            )
         condition = {}
         for kind, values in parts.items():
             rows = max(value.shape[0] for value in values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sgm.config import instantiate_from_config
@@ -34,6 +35,7 @@ class VideoPredictionEmbedderWithEncoder(nn.Module):
         self.encoder = instantiate_from_config(encoder_config)
 
     def forward(self, frames: Tensor) -> Tensor:
+        frames = frames.to(next(self.encoder.parameters()).dtype, memory_format=torch.channels_last)
         z = self.encoder.encode(frames) * self.scale_factor
         z = z.unflatten(0, (-1, self.n_cond_frames)).flatten(1, 2)  # b, (n c), h, w
         return z.repeat_interleave(self.n_copies, dim=0)

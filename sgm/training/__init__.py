@@ -47,7 +47,9 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
         log_every_n_steps=20,
         logger=CSVLogger(out, name="", version="log"),
         callbacks=[
-            ModelCheckpoint(out, save_last="link", save_top_k=0, every_n_train_steps=None, train_time_interval=timedelta(minutes=3)),
+            ModelCheckpoint(
+                out, save_last="link", save_top_k=0, every_n_train_steps=None, train_time_interval=timedelta(minutes=3)
+            ),
             TQDMProgressBar(refresh_rate=int(os.environ.get("SGM_PROGRESS_EVERY", "20"))),
         ],
         enable_model_summary=False,

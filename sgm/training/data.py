@@ -49,9 +49,7 @@ class PictureClips:
     ) -> None:
         paths = [p for p in _files(folder, _PICTURES) if not any(p.stem.startswith(name) for name in holdout)]
         with ThreadPoolExecutor() as pool:
-            stack = list(
-                pool.map(lambda path: np.array(fit_picture(open_picture(path), canvas[1], canvas[0])), paths)
-            )
+            stack = list(pool.map(lambda path: np.array(fit_picture(open_picture(path), canvas[1], canvas[0])), paths))
         self.pictures = torch.from_numpy(np.stack(stack)).permute(0, 3, 1, 2).contiguous()  # n 3 H W, uint8
         self.size, self.bucket = size, bucket
 
@@ -142,5 +140,7 @@ def join(batches: Sequence[ClipBatch]) -> ClipBatch:
 def _files(folder: str | Path, suffixes: set[str]) -> list[Path]:
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in suffixes)
     if not paths:
-        raise UserError(f"There are no {', '.join(sorted(suffixes))} files in {folder}; name the folder that holds them.")
+        raise UserError(
+            f"There are no {', '.join(sorted(suffixes))} files in {folder}; name the folder that holds them."
+        )
     return paths

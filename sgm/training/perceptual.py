@@ -24,7 +24,9 @@ class PerceptualDistance(nn.Module):
         with np.load(path) as file:
             for name in (name for stage in _STAGES for name in stage):
                 for part in "wb":
-                    self.register_buffer(f"{name}_{part}", torch.from_numpy(file[f"{name}_{part}"]).float(), persistent=False)
+                    self.register_buffer(
+                        f"{name}_{part}", torch.from_numpy(file[f"{name}_{part}"]).float(), persistent=False
+                    )
         mean = torch.tensor([103.939, 116.779, 123.68]).view(3, 1, 1)
         self.register_buffer("mean", mean, persistent=False)
 

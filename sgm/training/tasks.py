@@ -145,7 +145,9 @@ class AutoencoderTask(Task):
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
         moved, inside = self.moved(z.unflatten(0, (n, frames)), clips.rays)
-        noise = self.train_config["latent_noise"] * torch.rand(n, device=self.device).repeat_interleave(frames).view(-1, 1, 1, 1)
+        noise = self.train_config["latent_noise"] * torch.rand(n, device=self.device).repeat_interleave(frames).view(
+            -1, 1, 1, 1
+        )
         z = moved + noise * z.detach().std() * torch.randn_like(z)
         out = self.decoder(z.to(memory_format=torch.channels_last), frames).float()
         mask = F.interpolate(inside, scale_factor=8)
@@ -165,7 +167,9 @@ class AutoencoderTask(Task):
         z: (n, t, c, h, w), rays: (n, t, 2, h, w). -> latents ((n t), c, h, w), and where they are known, 0 or 1.
         """
         n, frames, _, h, w = z.shape
-        chosen = (torch.rand(n, device=z.device) < self.train_config["moved_share"]) & ~rays.isnan().flatten(1).any(dim=1)
+        chosen = (torch.rand(n, device=z.device) < self.train_config["moved_share"]) & ~rays.isnan().flatten(1).any(
+            dim=1
+        )
         rays = rays.nan_to_num()
         grid = torch.stack([rays[:, :, 0] * 2, rays[:, :, 1] * 2 * w / h], dim=-1).flatten(0, 1)
         first = z[:, :1].expand(-1, frames, -1, -1, -1).flatten(0, 1)
