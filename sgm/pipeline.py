@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sgm.conditioning.camera import CAMERA_MOVES, camera_path, direction, identity_rays, motion_of_bucket, rays, render
+from sgm.config import instantiate_from_config
 from sgm.diffusion.discretization import Discretization, EDMDiscretization
 from sgm.diffusion.guidance import GUIDERS, Guider
 from sgm.diffusion.sampling import SAMPLERS, Sampler
-from sgm.config import instantiate_from_config
 from sgm.engine import DiffusionEngine
 from sgm.errors import UserError
 from sgm.media.image import fit_picture

@@ -1,7 +1,7 @@
 """Camera moves: what svd_tiny is told about where each frame looks, and the motion bucket's formula.
 
-A frame's *ray map* says for each pixel which point of the conditioning picture it shows: (2, h, w), x to the right and y
-down, in units of the picture's width, the origin at its centre. The first frame's map is the identity.
+A frame's *ray map* says for each pixel which point of the conditioning picture it shows: (2, h, w), x to the right and
+y down, in units of the picture's width, the origin at its centre. The first frame's map is the identity.
 Per-pixel ray maps as a camera condition: Gao et al. 2024 (arXiv:2405.10314), He et al. 2024 (arXiv:2404.02101).
 """
 
@@ -61,7 +61,7 @@ def direction(move: str, count: int = 1, generator: torch.Generator | None = Non
 
 
 def rays(moves: Tensor, base: Tensor) -> Tensor:
-    """Ray maps of camera positions. moves: (n, 6) as in `direction`, base: (2, h, w) from `identity_rays`. -> (n, 2, h, w)."""
+    """Ray maps (n, 2, h, w) of camera positions (n, 6), as in `direction`. base: (2, h, w) from `identity_rays`."""
     tx, ty, zoom, roll, tilt_x, tilt_y = (value.view(-1, 1, 1) for value in moves.unbind(1))
     x, y = base
     depth = 1 + tilt_x * x + tilt_y * y
@@ -92,8 +92,10 @@ def camera_path(
 
 
 def reflect(rays: Tensor, limit: Tensor) -> Tensor:
-    """Fold points that lie outside the picture back into it, as in a mirror. rays: (..., 2, h, w), limit: (2,), half the
-    picture's width and height in widths."""
+    """Fold points that lie outside the picture back into it, as in a mirror.
+
+    rays: (..., 2, h, w); limit: (2,), half the picture's width and height in widths.
+    """
     limit = limit.to(rays).view(2, 1, 1)
     return ((rays - limit).remainder(4 * limit) - 2 * limit).abs() - limit
 

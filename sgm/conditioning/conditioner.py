@@ -20,8 +20,9 @@ class GeneralConditioner(nn.Module):
     """Runs each embedder on its own input and joins the results by kind.
 
     emb_models: configs, each with `input_key` beside `target` and `params`; `ucg_rate` is the share of clips for which
-    an embedding is zeroed while training; the first such embedder gives one row a clip. Returns {"vector": (n, a), "crossattn": (n, m, d), "concat": (n, c, h, w)},
-    those of them that occur. Where embedders of a kind give one row a clip and one row a frame, rows are repeated.
+    an embedding is zeroed while training; the first such embedder gives one row a clip. Returns {"vector": (n, a),
+    "crossattn": (n, m, d), "concat": (n, c, h, w)}, those of them that occur. Where embedders of a kind give one row a
+    clip and one row a frame, rows are repeated.
     """
 
     def __init__(self, emb_models: Sequence[Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""`sgm train`: run a training config on Lightning, resume it where it stopped, leave a checkpoint that `sgm sample` loads."""
+"""`sgm train`: run a training config on Lightning, resume where it stopped, leave weights that `sgm sample` loads."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -23,8 +24,11 @@ _CLIPS = {".mp4", ".webm", ".mov"}
 
 @dataclass
 class ClipBatch:
-    """n clips. video: (n, t, 3, h, w) in [-1, 1]; known: the same as seen in the first frame alone, mirrored beyond its edges;
-    rays: (n, t, 2, h / 8, w / 8), NaN where the camera is unknown; motion_bucket_id, fps_id: (n,)."""
+    """n clips.
+
+    video: (n, t, 3, h, w) in [-1, 1]; known: the same, of what the first frame shows alone, mirrored beyond its edges;
+    rays: (n, t, 2, h / 8, w / 8), NaN where the camera is unknown; motion_bucket_id, fps_id: (n,).
+    """
 
     video: Tensor
     known: Tensor
@@ -34,7 +38,7 @@ class ClipBatch:
 
 
 class PictureClips:
-    """Random eased pans, zooms, rolls and tilts over random crops of the pictures in a folder; the true motion is known.
+    """Random eased pans, zooms, rolls and tilts over crops of the pictures in a folder; the true motion is known.
 
     canvas: (height, width) to which every picture is cropped once. bucket: range from which motion buckets are drawn.
     """
@@ -86,7 +90,7 @@ class PictureClips:
 
 
 class FolderClips:
-    """Random cuts of the clips in a folder; the camera is unknown, the motion is measured by dense optical flow (DIS)."""
+    """Random cuts of the clips in a folder; the camera is unknown, the motion measured by dense optical flow (DIS)."""
 
     def __init__(self, folder: str | Path, size: tuple[int, int]) -> None:
         self.size = size
@@ -107,7 +111,7 @@ class FolderClips:
         frames = np.stack(read)
         grey = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames]
         dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-        flow = [np.linalg.norm(dis.calc(a, b, None), axis=-1).mean() for a, b in zip(grey, grey[1:], strict=False)]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        flow = [np.linalg.norm(dis.calc(a, b, None), axis=-1).mean() for a, b in pairwise(grey)]  # pyright: ignore[reportCallIssue, reportArgumentType]
         return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), torch.tensor(flow) * 100 / w, fps
 
     def draw(self, n: int, frames: int, device: torch.device) -> ClipBatch:

@@ -115,9 +115,9 @@ class Task(lightning.LightningModule):
 class AutoencoderTask(Task):
     """Encoder and temporal decoder together, on short clips.
 
-    Besides rebuilding its frames, the decoder must draw frame t from the *first* frame's latents moved along the camera's
-    rays, for a share of the clips: so latents move as pictures do (cf. EQ-VAE, arXiv:2502.09509), which is what the video
-    network has to do with them. Noise on the latents, drawn for each frame, teaches the decoder to keep still what is still.
+    Besides rebuilding its frames, the decoder must draw frame t from the *first* frame's latents moved along the
+    camera's rays, for a share of the clips: so latents move as pictures do (cf. EQ-VAE, arXiv:2502.09509), as the video
+    network moves them. Noise on the latents, drawn for each frame, teaches the decoder to keep still what is still.
     """
 
     def __init__(self, engine: DiffusionEngine, data: Mapping[str, Any], train: Mapping[str, Any]) -> None:
