@@ -229,7 +229,7 @@ def _sample(request: VideoRequest, pictures: list[Path], out: Path, to_file: boo
             tell(f"Error: {error}")
             yield False
             continue
-        tell(f"{path.name}: {describe_fit(image.size, request.width, request.height, request.fit)}")
+        tell(f"{path.name}: {describe_fit(image.size, *request.size, request.fit)}")
         with _bar() as show:
             engine = engine or load()
             clip = generate(engine, request, image, on_step=show)

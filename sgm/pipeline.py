@@ -89,16 +89,20 @@ class VideoRequest:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not low <= value <= high:
                 raise UserError(f"{name} must be a number from {low} to {high}; got {value!r}.")
-        if self.min_guidance > self.max_guidance:  # pyright: ignore[reportOptionalOperand]
-            raise UserError(
-                f"min_guidance must not exceed max_guidance; got {self.min_guidance} and {self.max_guidance}."
-            )
+        low, high = float(self.min_guidance or 0), float(self.max_guidance or 0)
+        if low > high:
+            raise UserError(f"min_guidance must not exceed max_guidance; got {low} and {high}.")
         for name in ("height", "width"):
             _check_size(name, getattr(self, name), self.row.multiple)
 
     @property
     def row(self) -> Version:
         return VERSIONS[self.version]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), pixels."""
+        return _int(self.width), _int(self.height)
 
     def settings(self) -> dict[str, Any]:
         """Every field; `VideoRequest(**settings)` gives the same request back."""
@@ -212,7 +216,7 @@ def get_batch(engine: DiffusionEngine, request: VideoRequest, image: Image.Image
 
 def _pixels(image: Image.Image, request: VideoRequest, scale: int = 1) -> Tensor:
     """The picture as the model sees it, or `scale` times as large: (1, 3, h, w) in [-1, 1]."""
-    picture = fit_picture(image, scale * _int(request.width), scale * _int(request.height), mode=request.fit)
+    picture = fit_picture(image, *(scale * side for side in request.size), mode=request.fit)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 

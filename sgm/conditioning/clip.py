@@ -24,6 +24,9 @@ class FrozenOpenCLIPImageEmbedder(nn.Module):
     parameters that official checkpoints carry are kept.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         arch: str | Mapping[str, Any] = "ViT-H-14",
@@ -41,9 +44,9 @@ class FrozenOpenCLIPImageEmbedder(nn.Module):
         keys = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
         model = open_clip.CLIP(**{key: config[key] for key in keys if key in config})
         del model.transformer
-        model.attn_mask = None
-        self.model = model
-        self.size: tuple[int, int] = model.visual.image_size
+        model.register_buffer("attn_mask", None)
+        self.model: Any = model
+        self.image_size: tuple[int, int] = model.visual.image_size  # pyright: ignore[reportAttributeAccessIssue]
         self.antialias = antialias
         # On the CPU even while the model is built on `meta`: a checkpoint does not bring them.
         self.register_buffer("mean", torch.tensor(MEAN, device="cpu").view(3, 1, 1), persistent=False)
@@ -53,7 +56,7 @@ class FrozenOpenCLIPImageEmbedder(nn.Module):
 
     def preprocess(self, x: Tensor) -> Tensor:
         """Resize to the tower's size and normalise: (n, 3, h, w) in [-1, 1] -> (n, 3, size, size)."""
-        x = resize(x, self.size, self.antialias)
+        x = resize(x, self.image_size, self.antialias)
         return ((x + 1) / 2 - self.mean) / self.std
 
     def forward(self, x: Tensor) -> Tensor:

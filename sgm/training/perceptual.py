@@ -19,6 +19,8 @@ class PerceptualDistance(nn.Module):
     BGR in 0..255 minus its mean. a, b: (n, 3, h, w) in [-1, 1]. Returns (n, 1, 1, 1).
     """
 
+    mean: Tensor
+
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         with np.load(path) as file:

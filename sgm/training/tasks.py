@@ -97,7 +97,9 @@ class Task(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         decay = min(self.train_config["ema"], (1 + self.global_step) / (10 + self.global_step))
-        torch._foreach_lerp_(self.ema, [p.detach() for p in self.trained()], 1 - decay)
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            self.ema, [p.detach() for p in self.trained()], 1 - decay
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ema"] = self.ema
@@ -122,8 +124,8 @@ class AutoencoderTask(Task):
 
     def __init__(self, engine: DiffusionEngine, data: Mapping[str, Any], train: Mapping[str, Any]) -> None:
         super().__init__(engine, data, train)
-        self.encoder = _encoder(engine)
-        self.decoder = engine.first_stage_model.decoder
+        self.encoder: Any = _encoder(engine)
+        self.decoder: Any = engine.first_stage_model.decoder
         self.distance = PerceptualDistance(train["perceptual"]) if train.get("perceptual") else None
         engine.requires_grad_(False)
         for parameter in self.trained():
@@ -222,7 +224,7 @@ class VideoTask(Task):
             for part in (block.norm2, block.attn2.to_q, block.attn2.to_k)
             for p in part.parameters()
         }
-        tower = self.conditioner.embedders[self.conditioner.input_keys.index("cond_frames_without_noise")]
+        tower: Any = self.conditioner.embedders[self.conditioner.input_keys.index("cond_frames_without_noise")]
         text = ("token_embedding", "positional_embedding", "text_projection", "ln_final", "logit_scale")
         seen = [p for name, p in tower.open_clip.model.named_parameters() if not name.startswith(text)]
         return [*(p for p in network.parameters() if id(p) not in idle), *seen]
