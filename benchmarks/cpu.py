@@ -59,7 +59,7 @@ def main() -> None:
     arguments = parser.parse_args()
     picture = str(arguments.picture.resolve())
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs; {arguments.repeat} runs of each, in turns"
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs; {arguments.repeat} runs each, in turns"
     )
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.mp4" for name in ("sgm", "diffusers")}

@@ -68,7 +68,7 @@ def filled(module: nn.Module, state: State) -> Any:
 
 
 def unet(params: Mapping[str, Any], state: State, frames: int) -> UNetSpatioTemporalConditionModel:
-    """diffusers' network. params: `network_config.params` of a YAML; state: what stands under `model.diffusion_model`."""
+    """diffusers' network. params: a YAML's `network_config.params`; state: what stands at `model.diffusion_model`."""
     mults, blocks = list(params["channel_mult"]), params["num_res_blocks"]
     channels = [mult * params["model_channels"] for mult in mults]
     attends = [2**i in params["attention_resolutions"] for i in range(len(mults))]
