@@ -61,7 +61,7 @@ class VideoRequest:
     def __post_init__(self) -> None:
         _one_of("version", self.version, VERSIONS)
         for field in fields(self):
-            if getattr(self, field.name) is None:
+            if field.default is None and getattr(self, field.name) is None:
                 default = self.frames if field.name == "decode_chunk" else getattr(self.row, field.name)
                 object.__setattr__(self, field.name, default)
         _one_of("sampler", self.sampler, SAMPLERS)
@@ -87,7 +87,7 @@ class VideoRequest:
             "elevation": (-90, 90),
         }.items():
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not low <= value <= high:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                 raise UserError(f"{name} must be a number from {low} to {high}; got {value!r}.")
         low, high = float(self.min_guidance or 0), float(self.max_guidance or 0)
         if low > high:
@@ -138,7 +138,10 @@ def generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image,
     """Turn a picture into a clip. `on_step` is told of progress; what it raises ends the job and reaches the caller.
 
     All noise comes from one generator on the CPU, seeded by the request, so one seed is one video.
+    Raises UserError for a request that is for another version than the engine's.
     """
+    if engine.version not in ("", request.version):
+        raise UserError(f"The request is for {request.version}, the engine is {engine.version}; load that version.")
     report = on_step or (lambda progress: None)
     frames, device = _int(request.frames), engine.device
     generator = torch.Generator().manual_seed(request.seed)
@@ -226,7 +229,7 @@ def _per_frame(cond: dict[str, Tensor], frames: int) -> dict[str, Tensor]:
 
 
 def _one_of(name: str, value: Any, known: Any) -> None:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise UserError(f"{name} must be one of {', '.join(known)}; got {value!r}.")
 
 

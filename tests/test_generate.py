@@ -1,0 +1,250 @@
+"""From a picture to a clip: the shipped model, and small engines of the official kinds with made-up weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sgm import (
+    GUIDERS,
+    SAMPLERS,
+    Clip,
+    Progress,
+    UserError,
+    VideoRequest,
+    fit_picture,
+    generate,
+    instantiate_from_config,
+    load_engine,
+    open_picture,
+)
+from sgm.config import load_config
+from sgm.engine import DiffusionEngine
+from sgm.versions import bundle
+
+SAMPLES = bundle() / "app" / "samples"
+GOLDENS = Path(__file__).parent / "data" / "goldens"
+SMALL = {"frames": 3, "steps": 2, "height": 64, "width": 64}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, and lose much where cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> DiffusionEngine:
+    return load_engine("svd_tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def kitten() -> Image.Image:
+    return open_picture(SAMPLES / "kitten.jpg")
+
+
+@pytest.fixture(scope="module")
+def lake() -> Image.Image:
+    return open_picture(SAMPLES / "lake.jpg")
+
+
+@pytest.fixture(scope="module")
+def made_up() -> Callable[[str], DiffusionEngine]:
+    """version -> a small engine of its kind. Its weights are a function of their names."""
+    spec = importlib.util.spec_from_file_location("golden_weights", GOLDENS / "weights.py")
+    assert spec is not None
+    assert spec.loader is not None
+    weights = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(weights)
+    engines: dict[str, DiffusionEngine] = {}
+
+    def build(version: str) -> DiffusionEngine:
+        if version not in engines:
+            config = load_config(GOLDENS / f"{version}_small.yaml")["model"]
+            engines[version] = instantiate_from_config(config).eval().requires_grad_(False)
+            weights.fill(engines[version])
+            engines[version].version = version
+        return engines[version]
+
+    return build
+
+
+def make(engine: DiffusionEngine, picture: Image.Image, on_step=None, **choices) -> Clip:
+    return generate(engine, VideoRequest(engine.version, **{**SMALL, **choices}), picture, on_step)
+
+
+def test_gives_the_frames_asked_for_with_their_settings(tiny: DiffusionEngine, kitten: Image.Image) -> None:
+    clip = make(tiny, kitten, fps=11, seed=7)
+    assert clip.frames.shape == (3, 64, 64, 3)
+    assert clip.frames.dtype == np.uint8
+    assert clip.fps == 11
+    assert VideoRequest(**clip.settings) == VideoRequest("svd_tiny", **SMALL, fps=11, seed=7)
+
+
+def test_begins_with_the_picture(tiny: DiffusionEngine, kitten: Image.Image) -> None:
+    """At a size that the model knows, frame 0 is the picture as it was cropped."""
+    clip = make(tiny, kitten, height=192, width=320, frames=2, steps=6)
+    wanted = np.asarray(fit_picture(kitten, 320, 192), dtype=float)
+    psnr = 10 * np.log10(255**2 / ((clip.frames[0] - wanted) ** 2).mean())
+    assert psnr > 20
+
+
+def test_one_seed_is_one_video(tiny: DiffusionEngine, kitten: Image.Image) -> None:
+    torch.manual_seed(1)
+    first = make(tiny, kitten, seed=5)
+    torch.manual_seed(2)
+    before = torch.random.get_rng_state()
+    again = make(tiny, kitten, seed=5)
+    assert np.array_equal(first.frames, again.frames)
+    assert torch.equal(before, torch.random.get_rng_state())  # no draw from the global generator
+    assert not np.array_equal(first.frames, make(tiny, kitten, seed=6).frames)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_repeats_itself(tiny: DiffusionEngine, kitten: Image.Image, sampler: str) -> None:
+    first, again = (make(tiny, kitten, sampler=sampler, frames=2) for _ in range(2))
+    assert np.array_equal(first.frames, again.frames)
+
+
+@pytest.mark.parametrize("guider", GUIDERS)
+def test_every_guider_runs(tiny: DiffusionEngine, kitten: Image.Image, guider: str) -> None:
+    choices = {"guider": guider, "min_guidance": 1.5, "max_guidance": 3.0}
+    assert make(tiny, kitten, **choices).frames.std() > 0
+
+
+def test_what_is_made_does_not_depend_on_what_was_made_before(
+    tiny: DiffusionEngine, kitten: Image.Image, lake: Image.Image
+) -> None:
+    weights = {name: value.clone() for name, value in tiny.state_dict().items()}
+    jobs = {"kitten": (kitten, 1), "lake": (lake, 2), "lake again": (lake, 3)}
+    there = {name: make(tiny, picture, seed=seed).frames for name, (picture, seed) in jobs.items()}
+    back = {name: make(tiny, picture, seed=seed).frames for name, (picture, seed) in reversed(jobs.items())}
+    for name in jobs:
+        assert np.array_equal(there[name], back[name]), name
+    assert not np.array_equal(there["kitten"], there["lake"])
+    assert all(torch.equal(value, weights[name]) for name, value in tiny.state_dict().items())
+
+
+def test_progress_comes_in_order(tiny: DiffusionEngine, kitten: Image.Image) -> None:
+    told: list[Progress] = []
+    make(tiny, kitten, told.append, steps=3, decode_chunk=2)
+    wanted = [("encode", 0, 1), ("encode", 1, 1), *(("sample", i, 3) for i in (1, 2, 3))]
+    wanted += [("decode", 1, 2), ("decode", 2, 2)]
+    assert [(p.phase, p.step, p.total) for p in told] == wanted
+    fractions = [p.fraction for p in told]
+    assert fractions == sorted(fractions)
+    assert (fractions[0], fractions[-1]) == (0, pytest.approx(1))
+
+
+class Cancelled(Exception):
+    pass
+
+
+@pytest.mark.parametrize("phase", ["encode", "sample", "decode"])
+def test_cancelling_reaches_the_caller_and_leaves_the_engine_as_it_was(
+    tiny: DiffusionEngine, kitten: Image.Image, phase: str
+) -> None:
+    told: list[str] = []
+
+    def stop(progress: Progress) -> None:
+        told.append(progress.phase)
+        if progress.phase == phase:
+            raise Cancelled
+
+    whole = make(tiny, kitten, seed=9)
+    with pytest.raises(Cancelled):
+        make(tiny, kitten, stop, seed=9)
+    assert told.count(phase) == 1
+    assert np.array_equal(make(tiny, kitten, seed=9).frames, whole.frames)
+
+
+@pytest.mark.parametrize("camera", ["pan_left", "zoom_in", "roll_right", "free"])
+def test_camera_moves_change_the_clip(tiny: DiffusionEngine, kitten: Image.Image, camera: str) -> None:
+    still, moving = (make(tiny, kitten, camera=name).frames for name in ("auto", camera))
+    assert not np.array_equal(still, moving)
+
+
+@pytest.mark.parametrize("size", [(31, 400), (400, 31), (1, 1), (64, 64)])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_pictures_of_any_shape(tiny: DiffusionEngine, size: tuple[int, int], fit: str) -> None:
+    assert make(tiny, Image.new("RGB", size, "teal"), fit=fit, steps=1, frames=2).frames.shape == (2, 64, 64, 3)
+
+
+def test_one_frame_is_a_clip_too(tiny: DiffusionEngine, kitten: Image.Image) -> None:
+    assert make(tiny, kitten, frames=1, steps=1).frames.shape == (1, 64, 64, 3)
+
+
+def test_half_precision_stays_near(tiny: DiffusionEngine, kitten: Image.Image) -> None:
+    half = load_engine("svd_tiny", device="cpu", dtype="bfloat16")
+    a, b = (make(engine, kitten).frames.astype(float) for engine in (tiny, half))
+    assert np.abs(a - b).mean() < 8
+
+
+KINDS = ["svd", "svd_image_decoder", "sv3d_p"]
+
+
+@pytest.mark.parametrize("version", KINDS)
+def test_official_kinds_run_from_picture_to_clip(
+    made_up: Callable[[str], DiffusionEngine], lake: Image.Image, version: str
+) -> None:
+    engine = made_up(version)
+    request = VideoRequest(version, frames=3, steps=2, height=64, width=128, decode_chunk=2)
+    told: list[Progress] = []
+    clip, again = (generate(engine, request, lake, told.append) for _ in range(2))
+    assert clip.frames.shape == (3, 64, 128, 3)
+    assert clip.frames.std() > 0
+    assert np.array_equal(clip.frames, again.frames)
+    assert clip.settings["version"] == version
+    assert [p.phase for p in told[: len(told) // 2]] == ["encode"] * 2 + ["sample"] * 2 + ["decode"] * 2
+
+
+@pytest.mark.parametrize(
+    ("version", "choice"),
+    [
+        ("svd", {"motion_bucket": 20}),
+        ("svd", {"fps": 25}),
+        ("svd", {"cond_aug": 0.5}),
+        ("svd", {"max_guidance": 9.0}),
+        ("svd", {"seed": 24}),
+        ("svd", {"steps": 3}),
+        ("sv3d_p", {"elevation": 40.0}),
+        ("sv3d_p", {"guider": "identity"}),
+    ],
+)
+def test_each_choice_reaches_the_network(
+    made_up: Callable[[str], DiffusionEngine], kitten: Image.Image, version: str, choice: dict
+) -> None:
+    plain, chosen = (make(made_up(version), kitten, **some).frames for some in ({}, choice))
+    assert not np.array_equal(plain, chosen)
+
+
+def test_the_image_decoder_does_not_mind_how_frames_are_split(
+    made_up: Callable[[str], DiffusionEngine], kitten: Image.Image
+) -> None:
+    engine = made_up("svd_image_decoder")
+    whole, single = (make(engine, kitten, decode_chunk=chunk).frames.astype(int) for chunk in (None, 1))
+    assert np.abs(whole - single).max() <= 1  # rounding
+
+
+def test_the_temporal_decoder_s_window_is_the_chunk(
+    made_up: Callable[[str], DiffusionEngine], kitten: Image.Image
+) -> None:
+    engine = made_up("svd")
+    whole, pairs, more = (make(engine, kitten, decode_chunk=chunk).frames for chunk in (3, 2, 50))
+    assert np.array_equal(whole, more)
+    assert not np.array_equal(whole, pairs)
+    assert np.array_equal(make(engine, kitten, decode_chunk=2).frames, pairs)
+
+
+def test_a_request_for_another_version_is_refused(tiny: DiffusionEngine, kitten: Image.Image) -> None:
+    with pytest.raises(UserError, match="The request is for svd, the engine is svd_tiny"):
+        generate(tiny, VideoRequest("svd", **SMALL), kitten)
