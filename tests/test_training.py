@@ -1,0 +1,101 @@
+"""A few steps of both training tasks on the CPU: they resume, and what they leave can be sampled from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sgm import UserError, VideoRequest, generate, load_engine, open_picture, write_video
+from sgm.versions import bundle
+
+pytest.importorskip("lightning", reason="training needs lightning: python -m pip install -e '.[train]'")
+pytest.importorskip("cv2", reason="training needs OpenCV: python -m pip install -e '.[train]'")
+
+SAMPLES = bundle() / "app" / "samples"
+TRAINING = bundle() / "configs" / "training"
+TINY = [
+    *("train.devices=1", "train.compile=false", "train.precision=32-true", "train.warmup=2", "train.batch=3"),
+    *("data.frames=3", "data.height=64", "data.width=64", "data.canvas=[96,96]", "data.clips_share=0.34"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("clips")
+    wave = np.sin(np.arange(64) / 5)[None, :, None] + np.cos(np.arange(64) / 7)[:, None, None]
+    picture = np.broadcast_to((wave + 2) * 60, (64, 64, 3)).astype(np.uint8)
+    write_video(folder / "moving.mp4", np.stack([np.roll(picture, 2 * i, axis=1) for i in range(6)]), 10)
+    return [f"data.pictures={SAMPLES}", f"data.clips={folder}"]
+
+
+def train(task: str, *overrides: str) -> Path:
+    from sgm.training import run
+
+    return run(TRAINING / f"svd_tiny_{task}.yaml", [*TINY, *overrides])
+
+
+def steps_done(out: Path) -> int:
+    return torch.load(out / "last.ckpt", weights_only=False)["global_step"]
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory, data: list[str]) -> Path:
+    return train("autoencoder", *data, f"out={tmp_path_factory.mktemp('autoencoder')}", "train.steps=2")
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory, data: list[str], autoencoder: Path) -> Path:
+    out = tmp_path_factory.mktemp("video")
+    return train("video", *data, f"out={out}", f"init={autoencoder}", "train.fresh=3", "train.pool=6", "train.steps=2")
+
+
+def test_the_autoencoder_resumes_where_it_stopped(data: list[str], autoencoder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(autoencoder.parent, out)
+    assert steps_done(out) == 2
+    before = load_file(autoencoder)
+    path = train("autoencoder", *data, f"out={out}", "train.steps=5")
+    assert path == out / "svd_tiny.safetensors"
+    assert steps_done(out) == 5
+    after = load_file(path)
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("first_stage_model.decoder.") for name in changed)
+    assert any(".encoder.encoder." in name for name in changed)
+    assert not list(out.glob("*.part"))
+
+
+def test_the_video_network_alone_is_trained_on_the_autoencoders_latents(autoencoder: Path, video: Path) -> None:
+    assert steps_done(video.parent) == 2
+    weights, start = load_file(video), load_file(autoencoder)
+    changed = {name for name, value in weights.items() if not torch.equal(value, start[name])}
+    assert all(name.startswith(("model.diffusion_model.", "conditioner.embedders.0.")) for name in changed)
+    assert {value.dtype for value in weights.values()} == {torch.float16}
+    assert weights["model.diffusion_model.out.2.weight"].abs().sum() > 0  # zero before the first step
+
+
+def test_what_training_leaves_can_be_sampled_from(video: Path) -> None:
+    engine = load_engine("svd_tiny", checkpoint=video, device="cpu")
+    request = VideoRequest(frames=3, steps=2, height=64, width=64)
+    clip = generate(engine, request, open_picture(SAMPLES / "kitten.jpg"))
+    assert clip.frames.shape == (3, 64, 64, 3)
+    assert clip.frames.std() > 0
+
+
+def test_an_empty_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"There are no .*\.jpg.* files in .*none"):
+        train("autoencoder", f"data.pictures={tmp_path / 'none'}", f"out={tmp_path / 'out'}", "train.steps=1")
