@@ -19,6 +19,7 @@ from sgm.diffusion.sampling import SAMPLERS, Sampler
 from sgm.engine import DiffusionEngine
 from sgm.errors import UserError
 from sgm.media.image import fit_picture
+from sgm.memory import kept_memory
 from sgm.versions import VERSIONS, Version
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class Clip:
     settings: dict[str, Any]
 
 
+@kept_memory()
 @torch.inference_mode()
 def generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image, on_step: OnStep | None = None) -> Clip:
     """Turn a picture into a clip. `on_step` is told of progress; what it raises ends the job and reaches the caller.
