@@ -267,7 +267,7 @@ def _streamlit_flags(root: Path) -> list[str]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
-        import tomli as tomllib
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]
     settings = tomllib.loads((root / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
     values = ((f"{section}.{key}", value) for section, pairs in settings.items() for key, value in pairs.items())
     return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in values]

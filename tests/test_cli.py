@@ -195,7 +195,12 @@ def test_a_folder_is_a_batch_whose_results_do_not_depend_on_each_other(tmp_path:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send Ctrl-C to one process")
 def test_ctrl_c_is_130_and_leaves_nothing(picture: Path) -> None:
     command = [sys.executable, "-m", "sgm.cli", "sample", str(picture), "--frames", "2", "--steps", "200"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+
+    def listen() -> None:  # a shell's background jobs, and so their children, ignore Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=listen, **pipes) as running:
         assert running.stderr is not None
         assert "photo.png" in running.stderr.readline()  # the work has begun
         time.sleep(1)
