@@ -182,7 +182,7 @@ def train(
             run(config, overrides or [])
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
-            if package not in ("lightning", "cv2", "imageio"):
+            if package not in ("lightning", "cv2"):
                 raise
             raise UserError(
                 f'Training needs {package}, which is not installed: run `python -m pip install -e ".[train]"` first.'
