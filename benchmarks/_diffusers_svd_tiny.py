@@ -1,4 +1,4 @@
-"""svd_tiny on diffusers and transformers, as one process: `_diffusers_svd_tiny.py PICTURE OUT.mp4 [--channels-last]`.
+"""svd_tiny on diffusers and transformers: `_diffusers_svd_tiny.py PICTURE OUT.mp4 DTYPE [--channels-last]`.
 
 Their UNet, autoencoder, image tower and Euler scheduler do what StableVideoDiffusionPipeline does. The pipeline class
 itself cannot take the camera's channels. Of ours it uses what diffusers does not have: the picture's way into the batch
@@ -29,7 +29,7 @@ from tests.diffusers_weights import autoencoder, image_tower, part, unet
 
 
 @torch.inference_mode()
-def main(picture: str, out: str, channels_last: bool) -> None:
+def main(picture: str, out: str, dtype: torch.dtype, channels_last: bool) -> None:
     request = VideoRequest()
     frames, steps = request.frames, request.steps
     params = OmegaConf.to_container(OmegaConf.create(load_config(VERSIONS["svd_tiny"].config_path)), resolve=True)
@@ -47,6 +47,8 @@ def main(picture: str, out: str, channels_last: bool) -> None:
     tower_at = f"conditioner.embedders.{keys.index('cond_frames_without_noise')}.open_clip.model.visual"
     arch = embedders["cond_frames_without_noise"]["params"]["open_clip_embedding_config"]["params"]["arch"]
     tower = image_tower(arch, part(state, tower_at))
+    for model in (network, vae, tower):
+        model.to(dtype)
     if channels_last:
         network.to(memory_format=torch.channels_last)
         vae.to(memory_format=torch.channels_last)
@@ -58,8 +60,8 @@ def main(picture: str, out: str, channels_last: bool) -> None:
 
     small = resize(batch["cond_frames_without_noise"], (arch["vision_cfg"]["image_size"],) * 2)
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, STD))
-    context = tower(((small + 1) / 2 - mean) / std).image_embeds[:1, None]  # (1, 1, d)
-    picture_latents = vae.encode(batch["cond_frames"]).latent_dist.mode()
+    context = tower((((small + 1) / 2 - mean) / std).to(dtype)).image_embeds[:1, None]  # (1, 1, d)
+    picture_latents = vae.encode(batch["cond_frames"].to(dtype)).latent_dist.mode().float()
     rays = CameraRayEmbedder(embedders["camera"]["params"]["frequencies"])(batch["camera"])
     concat = torch.cat([picture_latents.expand(frames, -1, -1, -1), rays], dim=1)[None]  # (1, t, c, h, w)
     ids = torch.stack([batch[key][0] for key in ("fps_id", "motion_bucket_id", "cond_aug")])[None]
@@ -78,13 +80,15 @@ def main(picture: str, out: str, channels_last: bool) -> None:
     latents = torch.randn(shape, generator=generator) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         model_input = torch.cat([scheduler.scale_model_input(latents, t), concat], dim=2)
-        prediction = network(model_input, t, encoder_hidden_states=context, added_time_ids=ids, return_dict=False)[0]
-        latents = scheduler.step(prediction, t, latents).prev_sample
+        prediction = network(
+            model_input.to(dtype), t, encoder_hidden_states=context, added_time_ids=ids, return_dict=False
+        )
+        latents = scheduler.step(prediction[0].float(), t, latents).prev_sample
 
-    video = vae.decode(latents[0] / params["scale_factor"], num_frames=frames).sample
+    video = vae.decode((latents[0] / params["scale_factor"]).to(dtype), num_frames=frames).sample.float()
     video = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     write_video(Path(out), video, request.fps)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], "--channels-last" in sys.argv)
+    main(sys.argv[1], sys.argv[2], getattr(torch, sys.argv[3]), "--channels-last" in sys.argv)

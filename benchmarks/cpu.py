@@ -56,6 +56,9 @@ def main() -> None:
     parser.add_argument("picture", nargs="?", type=Path, default=ROOT / "app" / "samples" / "lake.jpg")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each")
     parser.add_argument("--channels-last", action="store_true", help="lay diffusers' modules out channels-last")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of both; unless given, each one's own default"
+    )
     arguments = parser.parse_args()
     picture = str(arguments.picture.resolve())
     print(
@@ -64,9 +67,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.mp4" for name in ("sgm", "diffusers")}
         theirs = [sys.executable, str(ROOT / "benchmarks" / "_diffusers_svd_tiny.py"), picture, str(files["diffusers"])]
+        ours = [sys.executable, "-m", "sgm.cli", "sample", picture, "--device", "cpu", "--out", str(files["sgm"])]
         commands = {
-            "sgm": [sys.executable, "-m", "sgm.cli", "sample", picture, "--device", "cpu", "--out", str(files["sgm"])],
-            "diffusers": theirs + ["--channels-last"] * arguments.channels_last,
+            "sgm": [*ours, "--dtype", arguments.dtype] if arguments.dtype else ours,
+            "diffusers": [*theirs, arguments.dtype or "float32"] + ["--channels-last"] * arguments.channels_last,
         }
         runs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
         for i in range(arguments.repeat):

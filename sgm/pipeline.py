@@ -221,7 +221,7 @@ def get_batch(engine: DiffusionEngine, request: VideoRequest, image: Image.Image
 
 def _pixels(image: Image.Image, request: VideoRequest, scale: int = 1) -> Tensor:
     """The picture as the model sees it, or `scale` times as large: (1, 3, h, w) in [-1, 1]."""
-    picture = fit_picture(image, *(scale * side for side in request.size), mode=request.fit)
+    picture = fit_picture(image, *request.size, mode=request.fit, scale=scale)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 

@@ -77,7 +77,7 @@ def _sv3d(name: str, title: str) -> Version:
 
 
 _TINY = Version(
-    "svd_tiny", "SVD tiny", 14, 192, 320, 10, 7, "linear", 1.0, 1.0, 0.02, "CC BY-SA 4.0", camera=True, multiple=32
+    "svd_tiny", "SVD tiny", 14, 192, 320, 6, 7, "linear", 1.0, 1.0, 0.02, "CC BY-SA 4.0", camera=True, multiple=32
 )
 
 VERSIONS: dict[str, Version] = {

@@ -44,7 +44,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def tiny() -> DiffusionEngine:
-    return load_engine("svd_tiny", device="cpu")
+    return load_engine("svd_tiny", device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +243,18 @@ def test_the_temporal_decoder_s_window_is_the_chunk(
     assert np.array_equal(whole, more)
     assert not np.array_equal(whole, pairs)
     assert np.array_equal(make(engine, kitten, decode_chunk=2).frames, pairs)
+
+
+def test_memory_is_saved_at_no_change_of_the_picture(tiny: DiffusionEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    z = torch.randn(3, tiny.latent_channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    pictures = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    results = []
+    for size in (1, 2**30):
+        monkeypatch.setattr("sgm.autoencoder.blocks._SLICE", {"cpu": size})
+        with torch.inference_mode():
+            results.append((tiny.decode(z, 3), tiny.encode(pictures)))
+    for few, all_at_once in zip(*results, strict=True):
+        assert (few - all_at_once).abs().max() < 1e-4
 
 
 def test_a_request_for_another_version_is_refused(tiny: DiffusionEngine, kitten: Image.Image) -> None:

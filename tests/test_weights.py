@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sgm.engine import build_engine, load_engine
+from sgm.engine import build_engine, default_dtype, load_engine
 from sgm.errors import UserError
 from sgm.versions import VERSIONS, bundle
 from sgm.weights import WeightsError, load_weights
@@ -156,6 +156,23 @@ def test_load_engine_keeps_what_it_was_asked_for() -> None:
         assert (engine.version, engine.device, engine.dtype) == ("svd_tiny", CPU, dtype)
         assert not engine.training
         assert not any(p.requires_grad for p in engine.parameters())
+
+
+@pytest.mark.parametrize(
+    ("device", "can", "dtype"),
+    [
+        ("cuda", (), "float16"),
+        ("cpu", ("avx512_bf16",), "bfloat16"),
+        ("cpu", ("amx_bf16",), "bfloat16"),
+        ("cpu", ("avx2",), "float32"),
+        ("mps", ("avx512_bf16",), "float32"),
+    ],
+)
+def test_the_dtype_suits_the_device(
+    device: str, can: tuple[str, ...], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(can, True), raising=False)
+    assert default_dtype(torch.device(device)) == dtype
 
 
 def test_load_engine_says_what_it_cannot_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgm.autoencoder.blocks import AttnBlock, Downsample, ResnetBlock, VideoConv, VideoResnetBlock, norm
+from sgm.autoencoder.blocks import AttnBlock, Downsample, ResnetBlock, VideoConv, VideoResnetBlock, by_slices, norm
 from sgm.layers.residual import Upsample
 
 
@@ -37,7 +37,7 @@ class Level(nn.Module):
         for block in self.block:
             x = block(x, frames)
         resample = self.downsample or self.upsample
-        return x if resample is None else resample(x)
+        return x if resample is None else by_slices(resample, x)
 
 
 class Middle(nn.Module):

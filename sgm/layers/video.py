@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.layers.embeddings import timestep_embedding
-from sgm.layers.residual import ResBlock, frames_first, frames_in_batch, zeroed
+from sgm.layers.residual import GroupNorm, ResBlock, frames_first, frames_in_batch, zeroed
 
 
 class AlphaBlender(nn.Module):
@@ -85,7 +85,7 @@ class SpatialVideoTransformer(nn.Module):
         super().__init__()
         inner = n_heads * d_head
         self.in_channels = in_channels
-        self.norm = nn.GroupNorm(32, in_channels, eps=1e-6)
+        self.norm = GroupNorm(32, in_channels, eps=1e-6)
         self.proj_in = nn.Linear(in_channels, inner)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(inner, n_heads, d_head, context_dim, dropout) for _ in range(depth)

@@ -57,20 +57,32 @@ def open_picture(source: str | Path | bytes | BinaryIO, name: str | None = None)
 
 
 def fit_picture(
-    image: Image.Image, width: int, height: int, mode: str = "crop", position: tuple[float, float] = (0.5, 0.5)
+    image: Image.Image,
+    width: int,
+    height: int,
+    mode: str = "crop",
+    position: tuple[float, float] = (0.5, 0.5),
+    scale: int = 1,
 ) -> Image.Image:
     """Bring any picture to exactly `width` x `height` pixels, in RGB and undistorted.
 
     "crop" covers the shape and cuts off what sticks out; "pad" keeps the whole picture and fills the rest with a
     blurred copy. `position` (x, y), each 0 to 1, is the part that is kept or the place where the picture stands: (0, 0)
-    is the top left. Raises PictureError if the picture's file turns out to be damaged, ValueError for bad arguments.
+    is the top left. `scale`: the same view in so many times the pixels along each side. Raises PictureError if the
+    picture's file turns out to be damaged, ValueError for bad arguments.
     """
     if mode not in ("crop", "pad"):
         raise ValueError(f'The fit is {mode!r}, but must be "crop" or "pad".')
     if min(width, height) < 1 or not all(0 <= p <= 1 for p in position):
         raise ValueError(f"Cannot fit to {width}×{height} at {position}: sizes start at 1, positions lie in 0 to 1.")
     image = _upright_rgb(image, "The picture")
-    cover = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS, centering=position)
+    whole, corner = _covering(image.size, width, height, position)
+    per_x, per_y = image.width / whole[0], image.height / whole[1]
+    box = corner[0] * per_x, corner[1] * per_y, (corner[0] + width) * per_x, (corner[1] + height) * per_y
+    width, height = width * scale, height * scale
+    cover = image.resize(
+        (width, height), Image.Resampling.LANCZOS, (*box[:2], min(box[2], image.width), min(box[3], image.height))
+    )
     if mode == "crop":
         return cover
     size = _contained(image.size, width, height)
@@ -99,6 +111,18 @@ def describe_fit(size: tuple[int, int], width: int, height: int, mode: str = "cr
             ratio = f"{width // shared}:{height // shared}"
             return f"Cropped {given} to {kept[0]}×{kept[1]} ({ratio}), scaled to {wanted}."
     return f"Scaled {given} to {wanted}."
+
+
+def _covering(
+    size: tuple[int, int], width: int, height: int, position: tuple[float, float]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The whole picture's size when it is scaled to cover width x height, and the corner of what is kept of it.
+
+    Whole pixels both: resize, then crop, as everybody does, so that our first frame lies on theirs.
+    """
+    scale = max(width / size[0], height / size[1])
+    whole = max(width, round(size[0] * scale)), max(height, round(size[1] * scale))
+    return whole, (int((whole[0] - width) * position[0]), int((whole[1] - height) * position[1]))
 
 
 def _contained(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:

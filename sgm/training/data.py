@@ -57,8 +57,8 @@ class PictureClips:
         self.pictures = torch.from_numpy(np.stack(stack)).permute(0, 3, 1, 2).contiguous()  # n 3 H W, uint8
         self.size, self.bucket = size, bucket
 
-    def draw(self, n: int, frames: int, device: torch.device) -> ClipBatch:
-        """n clips of `frames` frames."""
+    def draw(self, n: int, frames: int, device: torch.device, known: bool = True) -> ClipBatch:
+        """n clips of `frames` frames; `known` False leaves that of the batch out (the video in its place)."""
         self.pictures = self.pictures.to(device)
         h, w = self.size
         tall, wide = self.pictures.shape[-2:]
@@ -73,20 +73,21 @@ class PictureClips:
         share, centre, flip = (value.to(device) for value in (share, centre, flip))
         chosen = torch.randint(len(self.pictures), (n,)).to(device)
         source = self.pictures[chosen].float() / 127.5 - 1
-        fine = identity_rays(2 * h, 2 * w).to(device)  # twice the size, then averaged: no aliasing
+        fine = identity_rays(2 * h, 2 * w).to(device)  # twice the size, then scaled down: no aliasing
         limit = torch.tensor([0.5, 0.5 * h / w])
 
         def see(points: Tensor) -> Tensor:
             points = points * share.view(-1, 1, 1, 1) + centre.view(-1, 2, 1, 1)
             grid = torch.stack([points[:, 0] * flip.view(-1, 1, 1) * 2, points[:, 1] * 2 * wide / tall], dim=-1)
-            return F.avg_pool2d(F.grid_sample(source, grid, padding_mode="reflection", align_corners=False), 2)
+            seen = F.grid_sample(source, grid, padding_mode="reflection", align_corners=False)
+            return F.interpolate(seen, scale_factor=0.5, mode="bicubic", antialias=True)
 
         points = [rays(path[:, t], fine) for t in range(frames)]
         video = torch.stack([see(p) for p in points], dim=1)
-        known = torch.stack([see(reflect(p, limit)) for p in points], dim=1)
+        seen = torch.stack([see(reflect(p, limit)) for p in points], dim=1) if known else video
         coarse = rays(path.flatten(0, 1), identity_rays(h // 8, w // 8).to(device)).unflatten(0, (n, frames))
         fps = torch.randint(5, 31, (n,)).float()
-        return ClipBatch(video, known, coarse, bucket.to(device), fps.to(device) - 1)
+        return ClipBatch(video, seen, coarse, bucket.to(device), fps.to(device) - 1)
 
 
 class FolderClips:

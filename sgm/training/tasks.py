@@ -49,11 +49,11 @@ class Task(lightning.LightningModule):
         if data.get("clips") and data["clips_share"] > 0:
             self.clips = FolderClips(data["clips"], self.size)
 
-    def draw(self, n: int) -> ClipBatch:
+    def draw(self, n: int, known: bool = False) -> ClipBatch:
         """n fresh clips on the training device."""
         real = round(n * self.data["clips_share"]) if self.clips is not None else 0
         frames = self.data["frames"]
-        batches = [self.pictures.draw(n - real, frames, self.device)] if n > real else []
+        batches = [self.pictures.draw(n - real, frames, self.device, known)] if n > real else []
         if self.clips is not None and real:
             batches.append(self.clips.draw(real, frames, self.device))
         return join(batches)
@@ -115,7 +115,7 @@ class Task(lightning.LightningModule):
 
 
 class AutoencoderTask(Task):
-    """Encoder and temporal decoder together, on short clips.
+    """Encoder and temporal decoder together, on short clips; with `train.encoder` false the decoder alone.
 
     Besides rebuilding its frames, the decoder must draw frame t from the *first* frame's latents moved along the
     camera's rays, for a share of the clips: so latents move as pictures do (cf. EQ-VAE, arXiv:2502.09509), as the video
@@ -126,6 +126,7 @@ class AutoencoderTask(Task):
         super().__init__(engine, data, train)
         self.encoder: Any = _encoder(engine)
         self.decoder: Any = engine.first_stage_model.decoder
+        self.both = bool(train.get("encoder", True))
         self.distance = PerceptualDistance(train["perceptual"]) if train.get("perceptual") else None
         engine.requires_grad_(False)
         for parameter in self.trained():
@@ -136,13 +137,14 @@ class AutoencoderTask(Task):
             self.decoder.compile(dynamic=False)
 
     def trained(self) -> list[nn.Parameter]:
-        return [*self.encoder.parameters(), *self.decoder.parameters()]
+        return [*(self.encoder.parameters() if self.both else ()), *self.decoder.parameters()]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         clips = self.draw(self.train_config["batch"])
         n, frames = clips.video.shape[:2]
         pixels = clips.video.flatten(0, 1).to(memory_format=torch.channels_last)
-        mean, logvar = self.encoder(pixels).float().chunk(2, dim=1)
+        with torch.set_grad_enabled(self.both):
+            mean, logvar = self.encoder(pixels).float().chunk(2, dim=1)
         logvar = logvar.clamp(-20, 5)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
@@ -154,10 +156,10 @@ class AutoencoderTask(Task):
         out = self.decoder(z.to(memory_format=torch.channels_last), frames).float()
         mask = F.interpolate(inside, scale_factor=8)
         target = torch.lerp(out.detach(), pixels, mask)
-        pixel = ((out - target).abs() + 2 * (out - target).square()).mean() / mask.mean().clamp(min=0.1)
+        pixel = ((out - target).abs() + 10 * (out - target).square()).mean() / mask.mean().clamp(min=0.1)
         loss = pixel + self.train_config["kl"] * kl
         if self.distance is not None:
-            some = torch.randperm(len(out), device=self.device)[: max(len(out) // 2, 1)]
+            some = torch.randperm(len(out), device=self.device)[: max(len(out) // 4, 1)]
             loss = loss + self.train_config["perceptual_weight"] * self.distance(out[some], target[some]).mean()
         self.log_dict({"loss": loss, "pixel": pixel, "kl": kl}, prog_bar=True)
         self.log("psnr", -10 * ((out.detach() - target).square().mean() / mask.mean() / 4).log10(), prog_bar=True)
@@ -185,6 +187,8 @@ class AutoencoderTask(Task):
     def finish(self) -> None:
         """Average, then scale each latent channel to unit variance, inside the weights."""
         super().finish()
+        if not self.both:
+            return
         z = torch.cat([self.encoder(self.draw(8).video[:, 0]).chunk(2, dim=1)[0].float() for _ in range(16)])
         std = z.square().mean(dim=(0, 2, 3)).sqrt()
         self.encoder.conv_out.weight[: len(std)] /= std.view(-1, 1, 1, 1)
@@ -232,7 +236,7 @@ class VideoTask(Task):
     @torch.no_grad()
     def encode(self, n: int) -> dict[str, Tensor]:
         """n fresh clips as the pool holds them."""
-        clips = self.draw(n)
+        clips = self.draw(n, known=True)
         cond_aug = torch.exp(-3.7 + 0.5 * torch.randn(n, device=self.device)).clamp(max=1)
         unknown = torch.rand(n, device=self.device) < self.train_config["camera_dropout"]
         still = clips.video[:, :1].expand_as(clips.video)

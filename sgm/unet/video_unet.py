@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sgm.layers.embeddings import timestep_embedding
-from sgm.layers.residual import Downsample, Upsample, zeroed
+from sgm.layers.residual import Downsample, GroupNorm, Upsample, zeroed
 from sgm.layers.video import SpatialVideoTransformer, VideoResBlock
 
 
@@ -126,7 +126,7 @@ class VideoUNet(nn.Module):
                 self.output_blocks.append(Block(*layers))
 
         self.out = nn.Sequential(
-            nn.GroupNorm(32, channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
+            GroupNorm(32, channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
         )
         for module in self.modules():
             if isinstance(module, Block):

@@ -363,3 +363,22 @@ def test_fit_refuses_nonsense(width, height, mode, position):
 )
 def test_describe_fit(size, mode, line):
     assert describe_fit(size, 320, 192, mode) == line
+
+
+@pytest.mark.parametrize("size", [(1024, 576), (500, 375), (333, 500), (321, 192), (320, 192)])
+def test_crop_is_that_of_scaling_first_and_then_cutting_whole_pixels(size):
+    picture = Image.fromarray(gradient(*size)).resize(size)
+    scale = max(320 / size[0], 192 / size[1])
+    whole = picture.resize((round(size[0] * scale), round(size[1] * scale)), Image.Resampling.LANCZOS)
+    left, top = (whole.width - 320) // 2, (whole.height - 192) // 2
+    expected = whole.crop((left, top, left + 320, top + 192))
+    assert np.abs(pixels(fit_picture(picture, 320, 192)) - pixels(expected)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["crop", "pad"])
+def test_scale_gives_the_same_view_in_more_pixels(mode):
+    picture = Image.fromarray(gradient(500, 375))
+    large = fit_picture(picture, 80, 48, mode, (0.2, 0.9), scale=4)
+    assert large.size == (320, 192)
+    small = large.resize((80, 48), Image.Resampling.BOX)
+    assert np.abs(pixels(small) - pixels(fit_picture(picture, 80, 48, mode, (0.2, 0.9)))).mean() <= 1
