@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,19 @@ import torch
 from safetensors.torch import load_file
 
 from sgm import UserError, VideoRequest, generate, load_engine, open_picture, write_video
+from sgm.config import instantiate_from_config, load_config
+from sgm.engine import build_engine
 from sgm.versions import bundle
+from sgm.weights import load_weights
 
 pytest.importorskip("lightning", reason="training needs lightning: python -m pip install -e '.[train]'")
 pytest.importorskip("cv2", reason="training needs OpenCV: python -m pip install -e '.[train]'")
 
+from sgm.training import run
+from sgm.training.data import FolderClips
+from sgm.training.tasks import save_engine
+
+GOLDENS = Path(__file__).parent / "data" / "goldens"
 SAMPLES = bundle() / "app" / "samples"
 TRAINING = bundle() / "configs" / "training"
 TINY = [
@@ -43,8 +52,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def train(task: str, *overrides: str) -> Path:
-    from sgm.training import run
-
     return run(TRAINING / f"svd_tiny_{task}.yaml", [*TINY, *overrides])
 
 
@@ -93,6 +100,66 @@ def test_what_training_leaves_can_be_sampled_from(video: Path) -> None:
     clip = generate(engine, request, open_picture(SAMPLES / "kitten.jpg"))
     assert clip.frames.shape == (3, 64, 64, 3)
     assert clip.frames.std() > 0
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A config of Stable Video Diffusion's kind, small, and made-up weights for it."""
+    spec = importlib.util.spec_from_file_location("golden_weights", GOLDENS / "weights.py")
+    assert spec is not None
+    assert spec.loader is not None
+    weights = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(weights)
+    config = GOLDENS / "svd_small.yaml"
+    engine = instantiate_from_config(load_config(config)["model"])
+    weights.fill(engine)
+    path = tmp_path_factory.mktemp("official") / "svd_small.safetensors"
+    save_engine(engine, str(path))
+    return config, path
+
+
+@torch.no_grad()
+def loss_of(config: Path, weights: Path, folder: str) -> float:
+    """The training loss on clips, sigmas and noise that are the same at each call."""
+    engine = build_engine(config)
+    load_weights(engine, weights, torch.device("cpu"), torch.float32)
+    torch.manual_seed(7)
+    clips = FolderClips(folder, (64, 64)).draw(16, 3, torch.device("cpu"))
+    first = clips.video[:, 0]
+    batch = {"cond_frames": first, "cond_frames_without_noise": first, "cond_aug": torch.full((16,), 0.02)}
+    cond = engine.conditioner({**batch, "fps_id": clips.fps_id, "motion_bucket_id": clips.motion_bucket_id})
+    cond = {key: value.repeat_interleave(3, dim=0) for key, value in cond.items()}
+    z = engine.encode(clips.video.flatten(0, 1))
+    loss = instantiate_from_config(load_config(TRAINING / "svd_finetune.yaml")["train"]["loss_config"])
+    return float(loss(engine.model, engine.denoiser, cond, z, num_video_frames=3))
+
+
+def test_an_official_model_is_fine_tuned_on_a_folder_of_clips(
+    data: list[str], official: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, start = official
+    path = run(
+        TRAINING / "svd_finetune.yaml",
+        [
+            *(f"model={config}", f"init={start}", f"out={tmp_path}", f"data.folder={data[1].partition('=')[2]}"),
+            *("data.frames=3", "data.height=64", "data.width=64", "train.steps=24", "train.pool=4", "train.batch=2"),
+            *("train.devices=1", "train.precision=32-true", "train.warmup=2", "train.lr=3e-3"),
+        ],
+    )
+    before, after = load_file(start), load_file(path)
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(any(f".{part}." in name for part in ("time_stack", "time_mixer", "time_pos_embed")) for name in changed)
+    folder = data[1].partition("=")[2]
+    assert loss_of(config, path, folder) < 0.9 * loss_of(config, start, folder)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    assert not saved["ema"]
+    assert len(saved["state_dict"]) < len(after) / 2  # what is frozen is not saved again
+
+
+def test_clips_that_are_too_short_are_said(data: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No clip has 9 frames, the longest 6"):
+        train("video", data[1], "data.pictures=null", "data.frames=9", f"out={tmp_path}", "init=null", "train.steps=1")
 
 
 def test_an_empty_folder_is_said(tmp_path: Path) -> None:

@@ -36,7 +36,6 @@ class VideoPredictionEmbedderWithEncoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         frames = frames.to(next(self.encoder.parameters()).dtype, memory_format=torch.channels_last)
-        # A few at a time: at full size each frame takes much memory, and none depends on another.
-        z = torch.cat([self.encoder.encode(part) for part in frames.split(4)]) * self.scale_factor
+        z = self.encoder.encode(frames) * self.scale_factor
         z = z.unflatten(0, (-1, self.n_cond_frames)).flatten(1, 2)  # b, (n c), h, w
         return z.repeat_interleave(self.n_copies, dim=0)

@@ -91,37 +91,54 @@ class PictureClips:
 
 
 class FolderClips:
-    """Random cuts of the clips in a folder; the camera is unknown, the motion measured by dense optical flow (DIS)."""
+    """Random cuts of the clips in a folder; the camera is unknown, the motion measured by dense optical flow (DIS).
+
+    size: (height, width) that every frame is scaled to cover and cropped to. Clips that together take more than
+    `_KEPT` bytes are read from their files again for each cut.
+    """
+
+    _KEPT = 4 << 30
 
     def __init__(self, folder: str | Path, size: tuple[int, int]) -> None:
         self.size = size
-        with ThreadPoolExecutor() as pool:
-            read = list(pool.map(self._read, _files(folder, _CLIPS)))
-        self.frames = [frames for frames, _, _ in read]  # (length, 3, h, w), uint8
-        self.flow = [flow for _, flow, _ in read]  # (length - 1,), percent of the width
-        self.fps = [fps for _, _, fps in read]
+        self.paths = _files(folder, _CLIPS)
+        self.frames: list[Tensor | None] = []  # (length, 3, h, w), uint8
+        self.flow: list[Tensor] = []  # (length - 1,), percent of the width
+        self.fps: list[float] = []
+        kept = 0
+        for path in self.paths:
+            frames, fps = self._read(path)
+            kept += frames.numel()
+            self.flow.append(_motion(frames))
+            self.fps.append(fps)
+            self.frames.append(frames if kept <= self._KEPT else None)
 
-    def _read(self, path: Path) -> tuple[Tensor, Tensor, float]:
+    def _read(self, path: Path) -> tuple[Tensor, float]:
         h, w = self.size
         video = cv2.VideoCapture(str(path))
         fps, read = video.get(cv2.CAP_PROP_FPS), []
         while (frame := video.read())[0]:
-            read.append(cv2.cvtColor(cv2.resize(frame[1], (w, h), interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB))
+            pixels = frame[1]
+            scale = max(h / pixels.shape[0], w / pixels.shape[1])
+            whole = max(w, round(pixels.shape[1] * scale)), max(h, round(pixels.shape[0] * scale))
+            pixels = cv2.resize(pixels, whole, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+            left, top = (whole[0] - w) // 2, (whole[1] - h) // 2
+            read.append(cv2.cvtColor(pixels[top : top + h, left : left + w], cv2.COLOR_BGR2RGB))
         if not read:
             raise UserError(f"{path} cannot be read as a clip; take it out of the folder.")
-        frames = np.stack(read)
-        grey = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames]
-        dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-        flow = [np.linalg.norm(dis.calc(a, b, None), axis=-1).mean() for a, b in pairwise(grey)]  # pyright: ignore[reportCallIssue, reportArgumentType]
-        return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), torch.tensor(flow) * 100 / w, fps
+        return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2).contiguous(), fps
 
     def draw(self, n: int, frames: int, device: torch.device) -> ClipBatch:
         """n clips of `frames` frames, at one to three times the clip's own speed."""
         h, w = self.size
         video, bucket, fps = [], [], []
-        long_enough = [i for i, clip in enumerate(self.frames) if len(clip) >= frames]
-        for i in torch.randint(len(long_enough), (n,)).tolist():
-            clip, flow = self.frames[long_enough[i]], self.flow[long_enough[i]]
+        long_enough = [i for i, flow in enumerate(self.flow) if len(flow) + 1 >= frames]
+        if not long_enough:
+            longest = max(map(len, self.flow)) + 1
+            raise UserError(f"No clip has {frames} frames, the longest {longest}: give longer ones or set data.frames.")
+        for i in (long_enough[j] for j in torch.randint(len(long_enough), (n,)).tolist()):
+            clip, flow = self.frames[i], self.flow[i]
+            clip = self._read(self.paths[i])[0] if clip is None else clip
             most = max(min(3, (len(clip) - 1) // max(frames - 1, 1)), 1)
             stride = int(torch.randint(1, most + 1, ()))
             start = int(torch.randint(0, len(clip) - (frames - 1) * stride, ()))
@@ -129,13 +146,22 @@ class FolderClips:
             video.append(cut.flip(-1) if torch.rand(()) < 0.5 else cut)
             measured = flow[start : start + max((frames - 1) * stride, 1)].mean() * stride
             bucket.append(float(motion_bucket(float(measured))))
-            fps.append(self.fps[long_enough[i]] / stride - 1)
+            fps.append(self.fps[i] / stride - 1)
         pixels = torch.stack(video).to(device).float() / 127.5 - 1
         unknown = torch.full((n, frames, 2, h // 8, w // 8), float("nan"), device=device)
         still = pixels[:, :1].expand_as(pixels)
         return ClipBatch(
             pixels, still, unknown, torch.tensor(bucket, device=device).clamp(max=511), torch.tensor(fps, device=device)
         )
+
+
+def _motion(frames: Tensor) -> Tensor:
+    """(t, 3, h, w), uint8 -> (t - 1,): mean displacement from one frame to the next, percent of the width."""
+    small = (320, round(320 * frames.shape[2] / frames.shape[3]))
+    grey = [cv2.resize(cv2.cvtColor(f.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY), small) for f in frames]
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    flow = [np.linalg.norm(dis.calc(a, b, None), axis=-1).mean() for a, b in pairwise(grey)]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return torch.tensor(flow) * 100 / small[0]
 
 
 def join(batches: Sequence[ClipBatch]) -> ClipBatch:

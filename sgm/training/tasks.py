@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning
@@ -15,23 +15,28 @@ from torch import Tensor, nn
 from sgm.conditioning.conditioner import GeneralConditioner
 from sgm.config import instantiate_from_config
 from sgm.engine import DiffusionEngine
+from sgm.errors import UserError
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.training.data import ClipBatch, FolderClips, PictureClips, join
 from sgm.training.perceptual import PerceptualDistance
+from sgm.unet.video_unet import Block
 from sgm.weights import to_channels_last
 
 
 class Task(lightning.LightningModule):
     """Base: data, optimizer, learning rate, exponential moving average (EMA) of what is trained.
 
-    The learning rate warms up, stays, and falls to zero over the last `decay` of the run, which ends after `minutes`.
+    The learning rate warms up, stays, and falls to zero over the last `decay` of the run, which ends after `minutes` or
+    `steps`. `ema` 0: no average is kept.
     """
 
     def __init__(self, engine: DiffusionEngine, data: Mapping[str, Any], train: Mapping[str, Any]) -> None:
         super().__init__()
+        self.strict_loading = False  # what is frozen is not in checkpoints: it comes from where it came from before
         self.engine = engine
         self.data, self.train_config = data, train
         self.size = (int(data["height"]), int(data["width"]))
+        self.pictures: PictureClips | None = None
         self.clips: FolderClips | None = None
         self.ema: list[Tensor] = []
         self.started = self.over = 0.0
@@ -43,17 +48,25 @@ class Task(lightning.LightningModule):
     def setup(self, stage: str) -> None:
         data = self.data
         torch.manual_seed(int(self.train_config.get("seed", 0)) + self.global_rank + 1000 * self.global_step)
-        self.pictures = PictureClips(
-            data["pictures"], self.size, tuple(data["canvas"]), data.get("holdout") or (), tuple(data["motion_bucket"])
-        )
-        if data.get("clips") and data["clips_share"] > 0:
+        if data.get("pictures"):
+            self.pictures = PictureClips(
+                data["pictures"],
+                self.size,
+                tuple(data["canvas"]),
+                data.get("holdout") or (),
+                tuple(data["motion_bucket"]),
+            )
+        if data.get("clips") and (self.pictures is None or data["clips_share"] > 0):
             self.clips = FolderClips(data["clips"], self.size)
+        if self.pictures is None and self.clips is None:
+            raise UserError("There is nothing to train on: set data.pictures or data.clips to a folder.")
 
     def draw(self, n: int, known: bool = False) -> ClipBatch:
         """n fresh clips on the training device."""
-        real = round(n * self.data["clips_share"]) if self.clips is not None else 0
-        frames = self.data["frames"]
-        batches = [self.pictures.draw(n - real, frames, self.device, known)] if n > real else []
+        frames, batches = self.data["frames"], []
+        real = 0 if self.clips is None else n if self.pictures is None else round(n * self.data["clips_share"])
+        if self.pictures is not None and n > real:
+            batches.append(self.pictures.draw(n - real, frames, self.device, known))
         if self.clips is not None and real:
             batches.append(self.clips.draw(real, frames, self.device))
         return join(batches)
@@ -69,7 +82,7 @@ class Task(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         self.started = time.monotonic()
-        if not self.ema:
+        if not self.ema and self.train_config["ema"]:
             self.ema = [p.detach().clone() for p in self.trained()]
         self.ema = [value.to(self.device) for value in self.ema]
 
@@ -96,6 +109,8 @@ class Task(lightning.LightningModule):
             self.trainer.should_stop = True
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not self.ema:
+            return
         decay = min(self.train_config["ema"], (1 + self.global_step) / (10 + self.global_step))
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             self.ema, [p.detach() for p in self.trained()], 1 - decay
@@ -103,14 +118,17 @@ class Task(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ema"] = self.ema
+        trained = {id(p) for p in self.trained()}
+        names = {name for name, p in self.named_parameters() if id(p) in trained}
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.ema = checkpoint["ema"]
 
     def finish(self) -> None:
-        """Put the averaged weights in place."""
+        """Put the averaged weights in place, if they were kept."""
         with torch.no_grad():
-            for parameter, value in zip(self.trained(), self.ema, strict=True):
+            for parameter, value in zip(self.trained(), self.ema, strict=True) if self.ema else ():
                 parameter.copy_(value)
 
 
@@ -198,25 +216,36 @@ class AutoencoderTask(Task):
 
 
 class VideoTask(Task):
-    """The video network and the image tower, on latents.
+    """The video network on latents, and the image tower, if its config says `is_trainable`.
 
-    Rendering and encoding cost as much as a training step, so encoded clips go to a pool on the device, from which each
-    batch is drawn with fresh noise; a share of the pool is replaced at every step.
+    `train.only` "temporal" trains the layers over frames alone; `train.checkpointing` computes activations anew in the
+    backward pass, which saves most of the memory. Reading and encoding cost as much as a training step, so encoded
+    clips go to a pool on the device, from which each batch is drawn with fresh noise; a share of it is replaced at
+    every step.
     """
 
     def __init__(self, engine: DiffusionEngine, data: Mapping[str, Any], train: Mapping[str, Any]) -> None:
         super().__init__(engine, data, train)
         self.loss = instantiate_from_config(train["loss_config"])
-        engine.requires_grad_(False)
         self.conditioner: GeneralConditioner = engine.conditioner
+        self.camera = "camera" in self.conditioner.input_keys
+        tower = self.embedder("cond_frames_without_noise")
+        self.tower = tower.open_clip.model if any(p.requires_grad for p in tower.parameters()) else None
+        engine.requires_grad_(False)
         for parameter in self.trained():
             parameter.requires_grad_(True)
+        for block in engine.model.diffusion_model.modules():
+            if isinstance(block, Block):
+                block.use_checkpoint = bool(train.get("checkpointing"))
         self.pool: dict[str, Tensor] = {}
         self.oldest = 0
         to_channels_last(engine)
         if train["compile"]:
             engine.model.diffusion_model.compile(dynamic=False)
             _encoder(engine).compile(dynamic=False)
+
+    def embedder(self, key: str) -> Any:
+        return self.conditioner.embedders[self.conditioner.input_keys.index(key)]
 
     def trained(self) -> list[nn.Parameter]:
         network = self.engine.model.diffusion_model
@@ -228,33 +257,47 @@ class VideoTask(Task):
             for part in (block.norm2, block.attn2.to_q, block.attn2.to_k)
             for p in part.parameters()
         }
-        tower: Any = self.conditioner.embedders[self.conditioner.input_keys.index("cond_frames_without_noise")]
-        text = ("token_embedding", "positional_embedding", "text_projection", "ln_final", "logit_scale")
-        seen = [p for name, p in tower.open_clip.model.named_parameters() if not name.startswith(text)]
-        return [*(p for p in network.parameters() if id(p) not in idle), *seen]
+        only = self.train_config.get("only")
+        if only not in (None, "temporal"):
+            raise UserError(f"train.only must be temporal or left out; got {only!r}.")
+        over_frames = (".time_stack.", ".time_mixer.", ".time_pos_embed.")
+        found = [
+            p
+            for name, p in network.named_parameters()
+            if id(p) not in idle and (only is None or any(part in name for part in over_frames))
+        ]
+        if self.tower is not None and only is None:
+            text = ("token_embedding", "positional_embedding", "text_projection", "ln_final", "logit_scale")
+            found += [p for name, p in self.tower.named_parameters() if not name.startswith(text)]
+        return found
 
     @torch.no_grad()
     def encode(self, n: int) -> dict[str, Tensor]:
         """n fresh clips as the pool holds them."""
-        clips = self.draw(n, known=True)
+        clips = self.draw(n, known=self.camera)
         cond_aug = torch.exp(-3.7 + 0.5 * torch.randn(n, device=self.device)).clamp(max=1)
-        unknown = torch.rand(n, device=self.device) < self.train_config["camera_dropout"]
-        still = clips.video[:, :1].expand_as(clips.video)
-        cond = torch.where(unknown.view(-1, 1, 1, 1, 1), still, clips.known)
+        unknown = torch.rand(n, device=self.device) < self.train_config.get("camera_dropout", 0)
+        unknown = unknown.view(-1, 1, 1, 1, 1)
+        cond = clips.video[:, :1]
+        if self.camera:
+            cond = torch.where(unknown, cond.expand_as(clips.video), clips.known)
         cond = cond + cond_aug.view(-1, 1, 1, 1, 1) * torch.randn_like(cond)
-        frames = torch.cat([clips.video, cond], dim=1).flatten(0, 1)
-        z = _encoder(self.engine)(frames.to(memory_format=torch.channels_last)).chunk(2, dim=1)[0]
-        z, cond = z.unflatten(0, (n, -1)).chunk(2, dim=1)
-        rays = torch.where(unknown.view(-1, 1, 1, 1, 1), torch.nan, clips.rays)
-        return {
-            "z": (z * self.engine.scale_factor).half(),
-            "cond_frames": cond.half(),
+        batch = {
+            "z": self.in_parts(self.engine.encode, clips.video).half(),
+            "cond_frames": self.in_parts(self.embedder("cond_frames"), cond).half(),
             "cond_frames_without_noise": ((clips.video[:, 0] + 1) * 127.5).round().to(torch.uint8),
-            "camera": rays,
             "fps_id": clips.fps_id,
             "motion_bucket_id": clips.motion_bucket_id,
             "cond_aug": cond_aug,
         }
+        return {**batch, "camera": torch.where(unknown, torch.nan, clips.rays)} if self.camera else batch
+
+    @staticmethod
+    def in_parts(encode: Callable[[Tensor], Tensor], video: Tensor) -> Tensor:
+        """(n, t, 3, h, w) -> (n, t, c, h / f, w / f), as many frames at once as memory allows."""
+        frames = video.flatten(0, 1).to(memory_format=torch.channels_last)
+        parts = frames.split(max(2**25 // frames[0].numel(), 1))
+        return torch.cat([encode(part) for part in parts]).unflatten(0, video.shape[:2])
 
     def refill(self) -> None:
         config = self.train_config
@@ -275,7 +318,8 @@ class VideoTask(Task):
         z = clips.pop("z").float()
         frames = z.shape[1]
         clips["cond_frames_without_noise"] = clips["cond_frames_without_noise"].float() / 127.5 - 1
-        clips["camera"] = clips["camera"].flatten(0, 1)
+        if self.camera:
+            clips["camera"] = clips["camera"].flatten(0, 1)
         latent = clips.pop("cond_frames").float().flatten(0, 1)
         cond = self.conditioner(clips, embedded={"cond_frames": latent})
         n = z.shape[0] * frames

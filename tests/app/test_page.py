@@ -233,7 +233,7 @@ def test_a_link_reopens_a_running_job(stage: Stage) -> None:
     job_id = job_of(page)
     assert stage.reached.wait(LIMIT)
     again = opened(job_id)
-    assert "Step 1 of 10" in said(again)
+    assert "Step 1 of 6" in said(again)
     assert again.slider(key="motion_bucket").value == 60
     assert again.number_input(key="seed").value == 5
     assert "Used 320×192 as it is." in said(again)  # the job's own copy of the picture
@@ -264,7 +264,7 @@ def test_cancel(stage: Stage) -> None:
     stage.go_on.set()
     assert ended(job_id).state == "cancelled"
     ok(page.run())
-    assert "Stopped at step 1 of 10. Your settings are kept." in said(page)
+    assert "Stopped at step 1 of 6. Your settings are kept." in said(page)
     assert not generate(page).disabled
 
 
