@@ -14,7 +14,7 @@ _LARGEST_SEED = 2**31 - 1
 # Where the fields start that are the same for every version; the others start at the version's own value.
 _START = {"camera": "auto", "motion_bucket": 127, "elevation": 10.0, "seed": 23, "sampler": "euler_edm"}
 _FIELDS = (*_START, "fps", "steps", "guider", "min_guidance", "max_guidance", "frames", "decode_chunk", "cond_aug")
-_CAMERA_TITLES = {"auto": "Surprise me", "free": "Left to the model"}
+_CAMERA_TITLES = {"auto": "Surprise me"}
 _SAMPLER_TITLES = {
     "euler_edm": "Euler EDM",
     "heun_edm": "Heun EDM",

@@ -206,13 +206,11 @@ def get_batch(engine: DiffusionEngine, request: VideoRequest, image: Image.Image
     }
     if request.row.camera:
         h, w = (side // engine.factor for side in pixels.shape[-2:])
-        batch["camera"] = identity_rays(h, w).expand(frames, -1, -1, -1) * float("nan")
-        if request.camera != "free":
-            motion = torch.tensor([float(motion_of_bucket(request.motion_bucket))])
-            move = direction(request.camera, generator=generator)
-            path = camera_path(move, motion, frames, request.height or h, request.width or w, torch.tensor([0.3]))[0]
-            batch["camera"] = rays(path, identity_rays(h, w))
-            batch["cond_frames"] = render(_pixels(image, request, scale=2), path)
+        motion = torch.tensor([float(motion_of_bucket(request.motion_bucket))])
+        move = direction(request.camera, generator=generator)
+        path = camera_path(move, motion, frames, request.height or h, request.width or w, torch.tensor([0.3]))[0]
+        batch["camera"] = rays(path, identity_rays(h, w))
+        batch["cond_frames"] = render(_pixels(image, request, scale=2), path)
     noise = torch.randn(batch["cond_frames"].shape, generator=generator)
     batch["cond_frames"] = batch["cond_frames"] + float(request.cond_aug or 0) * noise
     keys = set(engine.conditioner.input_keys)

@@ -21,7 +21,7 @@ from sgm.conditioning.camera import (
     render,
 )
 
-NAMED = [move for move in CAMERA_MOVES if move not in ("auto", "free")]
+NAMED = [move for move in CAMERA_MOVES if move != "auto"]
 H, W, FRAMES = 48, 80, 8
 
 

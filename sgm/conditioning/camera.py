@@ -28,8 +28,8 @@ _DIRECTIONS: dict[str, tuple[float, ...]] = {
     "roll_left": (0, 0, 0, 1, 0, 0),
     "roll_right": (0, 0, 0, -1, 0, 0),
 }
-# auto: a move drawn from the seed; free: the network is told none and finds its own.
-CAMERA_MOVES: tuple[str, ...] = ("auto", *_DIRECTIONS, "free")
+# auto: a move drawn from the seed.
+CAMERA_MOVES: tuple[str, ...] = ("auto", *_DIRECTIONS)
 
 
 def motion_bucket(motion: Tensor | float) -> Tensor | float:
