@@ -69,7 +69,7 @@ def open_tensors(path: Path) -> TensorFile:
             raise WeightsError(f"There are no weights at {path}.")
         with path.open("rb") as file:
             start = file.read(64)
-        if start.startswith(b"PK"):
+        if start.startswith(b"PK\x03\x04"):
             return PickledFile(path)
         _check_start(path, start)
         return SafetensorsFile(path)
@@ -233,6 +233,8 @@ def _check_start(path: Path, start: bytes) -> None:
     """Refuse what is neither kind of file, by name where it is something that people do end up with."""
     text = start.lstrip().lower()
     what = None
+    if start[8:9] == b"{":
+        return
     if not start:
         what = "is empty"
     elif start.startswith(b"version https://git-lfs"):
@@ -241,10 +243,9 @@ def _check_start(path: Path, start: bytes) -> None:
         what = "is a web page: the download brought a notice rather than the file"
     elif start.startswith(b"\x80"):
         what = "is a bare pickle, which can hold code and is not opened; weights come as .safetensors"
-    elif len(start) > 8 and start[8:9] != b"{":
+    elif len(start) > 8:
         what = "cannot be read as safetensors, nor as a PyTorch checkpoint"
-    if what:
-        raise WeightsError(f"{path} {what}; get the file again.")
+    raise WeightsError(f"{path} {what or 'is cut short'}; get the file again.")
 
 
 def _check_zip(path: Path) -> None:
