@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sgm.conditioning.camera import CAMERA_MOVES
     from sgm.config import instantiate_from_config
+    from sgm.convert import convert_weights
     from sgm.diffusion.guidance import GUIDERS
     from sgm.diffusion.sampling import SAMPLERS
     from sgm.engine import load_engine
     from sgm.errors import UserError
+    from sgm.hub import download_weights
     from sgm.media.image import PictureError, describe_fit, fit_picture, open_picture
     from sgm.media.video import read_settings, write_video
     from sgm.pipeline import Clip, Progress, VideoRequest, generate
     from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
+    from sgm.weights import VersionStatus, version_status
 
 __all__ = [
     "CAMERA_MOVES",
@@ -31,14 +34,18 @@ __all__ = [
     "Progress",
     "UserError",
     "Version",
+    "VersionStatus",
     "VideoRequest",
+    "convert_weights",
     "describe_fit",
+    "download_weights",
     "fit_picture",
     "generate",
     "instantiate_from_config",
     "load_engine",
     "open_picture",
     "read_settings",
+    "version_status",
     "write_video",
 ]
 
@@ -48,11 +55,14 @@ _HOMES = {
     "sgm.diffusion.guidance": ("GUIDERS",),
     "sgm.diffusion.sampling": ("SAMPLERS",),
     "sgm.engine": ("load_engine",),
+    "sgm.convert": ("convert_weights",),
     "sgm.errors": ("UserError",),
+    "sgm.hub": ("download_weights",),
     "sgm.media.image": ("PictureError", "describe_fit", "fit_picture", "open_picture"),
     "sgm.media.video": ("read_settings", "write_video"),
     "sgm.pipeline": ("Clip", "Progress", "VideoRequest", "generate"),
     "sgm.versions": ("DEFAULT_VERSION", "VERSIONS", "Version"),
+    "sgm.weights": ("VersionStatus", "version_status"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sgm.errors import UserError
-from sgm.versions import DEFAULT_VERSION, VERSIONS, bundle
+from sgm.versions import DEFAULT_VERSION, VERSIONS, bundle, checkpoint_folders
 
 if TYPE_CHECKING:
-    from sgm import Progress, VideoRequest
+    from sgm import VideoRequest
 
 PICTURE_SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -130,18 +130,79 @@ def sample(
 def models() -> None:
     """List the model versions, which of them are installed, and the names that `sgm sample` takes."""
     with _told():
-        from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS
+        from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, version_status
 
         typer.echo(f"{'version':<22}{'frames':>6}  {'size':<10}{'steps':>5}  weights")
+        pages: dict[str, list[str]] = {}  # licence and page -> the versions that are missing
         for version in VERSIONS.values():
+            status = version_status(version.name)
             size = f"{version.width}x{version.height}"
-            weights = version.checkpoint_path or "missing"
-            typer.echo(f"{version.name:<22}{version.frames:>6}  {size:<10}{version.steps:>5}  {weights}")
-        missing = [version.how_to_get for version in VERSIONS.values() if version.checkpoint_path is None]
-        if missing:
-            typer.echo("\nTo get what is missing:\n" + "\n".join(f"  {how}" for how in missing))
+            place = status.command or ""
+            if status.path:
+                place = f"{status.path}, {_bytes(status.size)}"
+            typer.echo(
+                f"{version.name:<22}{version.frames:>6}  {size:<10}{version.steps:>5}  {status.state:<8} {place}"
+            )
+            if status.path and status.problem:
+                typer.echo(f"{'':<47}{status.problem}{f' Run `{status.command}`.' if status.command else ''}")
+            if not status.path:
+                pages.setdefault(f"{status.page} ({status.licence})", []).append(version.name)
+        if pages:
+            typer.echo("\nAccept the licence of what is missing before you download it:")
+            for page, names in pages.items():
+                typer.echo(f"  {', '.join(names):<27} {page}")
+            typer.echo(f"Files that you have already belong into {checkpoint_folders()[0]}")
         typer.echo(f"\nsamplers: {', '.join(SAMPLERS)}\nguiders:  {', '.join(GUIDERS)}")
         typer.echo(f"cameras:  {', '.join(CAMERA_MOVES)}")
+
+
+@cli.command()
+def download(
+    version: Annotated[str, typer.Argument(help="Model version; `sgm models` lists them.")],
+    to: Annotated[Path | None, typer.Option(help="Folder. Unless given, where weights are looked for.")] = None,
+) -> None:
+    """Bring a version's weights from the Hugging Face hub; goes on where an earlier download broke off."""
+    with _told(code=2):
+        if version not in VERSIONS:
+            raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")
+    with _told():
+        from sgm import download_weights
+
+        tell(f"Licence: {VERSIONS[version].licence}")
+        with _shares() as show:
+            path = download_weights(version, to, on_progress=show)
+        base = VERSIONS[version].base
+        if base and VERSIONS[base].checkpoint_path is None:
+            tell(f"{version} is laid over {base}, which is missing: run `sgm download {base}`, too.")
+        typer.echo(path)
+
+
+@cli.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A .safetensors or .ckpt file, or a diffusers folder.")],
+    target: Annotated[Path, typer.Argument(help="A new name: ending in .safetensors, or a folder.")],
+    to: Annotated[str, typer.Option(help="sgm: one official file; diffusers: a folder.")] = "sgm",
+    dtype: Annotated[str | None, typer.Option(help="fp16, bf16 or fp32. Unless given, as it is stored.")] = None,
+    version: Annotated[str | None, typer.Option(help="Whose weights they are. Unless given, recognised.")] = None,
+    base: Annotated[Path | None, typer.Option(help="What a network alone is laid over.")] = None,
+    config: Annotated[Path | None, typer.Option(help="The YAML of a model that is no known version.")] = None,
+) -> None:
+    """Write weights in another format or precision, one tensor in memory at a time."""
+    with _told():
+        from sgm import convert_weights
+
+        with _shares() as show:
+            path = convert_weights(
+                source,
+                target,
+                to,
+                dtype,
+                version=version,
+                base=base,
+                config=config,
+                on_progress=lambda share: show("convert", share),
+            )
+        typer.echo(path)
 
 
 @cli.command()
@@ -241,19 +302,25 @@ def _sample(request: VideoRequest, pictures: list[Path], out: Path, to_file: boo
 @contextmanager
 def _bar() -> Iterator[Any]:
     """A progress bar on stderr; gives the function that moves it."""
+    with _shares() as show:
+        yield lambda progress: show(f"{progress.phase} {progress.step}/{progress.total}", progress.fraction)
+
+
+@contextmanager
+def _shares() -> Iterator[Any]:
+    """A progress bar on stderr; gives the function that takes what is done and its share."""
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = TextColumn("{task.description:<13}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("load", total=1.0)
+        task = bar.add_task("", total=1.0)
+        yield lambda phase, share: bar.update(task, description=phase, completed=share)
 
-        def show(progress: Progress) -> None:
-            words = f"{progress.phase} {progress.step}/{progress.total}"
-            bar.update(task, description=words, completed=progress.fraction)
 
-        yield show
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _free(path: Path) -> Path:

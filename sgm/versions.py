@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
-_STABILITY = "Stability AI Community Licence (accept it on the model's page first)"
+_STABILITY = "Stability AI Community Licence"
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,10 @@ class Version:
         if self.repo is None:
             return f"It ships with the project: restore checkpoints/{self.name}.safetensors, or install again."
         path = checkpoint_folders()[0] / f"{self.name}.safetensors"
-        by_hand = f"{self.hub_file} of huggingface.co/{self.repo} by hand and put it at {path}"
-        return f"Run `sgm download {self.name}`, or download {by_hand}"
+        return (
+            f"Accept the licence at huggingface.co/{self.repo}, then run `sgm download {self.name}`, or bring "
+            f"{self.hub_file} from there yourself and put it at {path}"
+        )
 
 
 def bundle() -> Path:
@@ -130,7 +132,7 @@ def _lcm() -> Version:
         guider="linear",
         min_guidance=1.0,
         max_guidance=1.2,
-        licence=f"AnimateLCM-SVD's own (see its page); for its base svd_xt the {_STABILITY}",
+        licence=f"see its page; of its base svd_xt: {_STABILITY}",
         repo="wangfuyun/AnimateLCM-SVD-xt",
         file="AnimateLCM-SVD-xt-1.1.safetensors",
         base="svd_xt",

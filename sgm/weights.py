@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +19,16 @@ from sgm.formats.files import Layout, TensorFile, WeightsError, open_tensors
 from sgm.formats.folder import Folder
 from sgm.versions import VERSIONS, Version
 
-__all__ = ["Weights", "WeightsError", "load_weights", "open_weights", "recognise", "to_channels_last"]
+__all__ = [
+    "VersionStatus",
+    "Weights",
+    "WeightsError",
+    "load_weights",
+    "open_weights",
+    "recognise",
+    "to_channels_last",
+    "version_status",
+]
 
 logger = logging.getLogger(__name__)
 OnProgress = Callable[[float], None]
@@ -298,3 +308,49 @@ def _assign(module: nn.Module, key: str, value: torch.Tensor) -> None:
         target._parameters[name] = nn.Parameter(value, requires_grad=False)
     else:
         target._buffers[name] = value
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """What of a version is on this machine.
+
+    state: "ready", "on disk" (there, but it cannot run: `problem` says why) or "missing". path: file or folder, `size`
+    bytes. command: what brings it, "" where nothing is missing. licence: whose terms hold; page: where to accept them.
+    """
+
+    version: str
+    state: str
+    path: Path | None
+    size: int
+    command: str
+    licence: str
+    page: str
+    problem: str = ""
+
+
+def version_status(version: str) -> VersionStatus:
+    """Look for a version's weights and read their headers; cheap enough for every redraw of a page."""
+    row = VERSIONS[version]
+    page = f"https://huggingface.co/{row.repo}" if row.repo else ""
+    path = row.checkpoint_path
+    if path is None:
+        return VersionStatus(version, "missing", None, 0, f"sgm download {version}", row.licence, page, row.how_to_get)
+    files = [file for file in ([path] if path.is_file() else sorted(path.glob("*/*"))) if file.is_file()]
+    stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    problem, command = _problem(row, path, stamp), ""
+    if not problem and row.base:
+        below = version_status(row.base)
+        if below.state != "ready":
+            problem, command = f"It is laid over {row.base}, which is {below.state}.", below.command
+    size = sum(size for _, size, _ in stamp)
+    return VersionStatus(version, "on disk" if problem else "ready", path, size, command, row.licence, page, problem)
+
+
+@lru_cache(maxsize=64)
+def _problem(row: Version, path: Path, stamp: tuple) -> str:
+    """Why these files cannot be the version's, or nothing. `stamp` changes with the files."""
+    try:
+        fits = recognise(path)
+    except WeightsError as error:
+        return str(error)
+    return "" if row.name in fits else f"{path} is not {row.name}: it fits {' or '.join(fits) or 'no known version'}."

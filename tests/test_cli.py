@@ -133,15 +133,18 @@ def test_models_lists_versions_what_is_installed_and_names(tmp_path: Path, monke
     monkeypatch.setenv("SGM_CHECKPOINTS", str(tmp_path / "weights"))
     done = sgm("models")
     assert done.exit_code == 0
-    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    rows = {line.split()[0]: line for line in reversed(done.stdout.splitlines()) if line.strip()}
     assert set(VERSIONS) <= set(rows)
-    assert str(tmp_path / "weights" / "svd_xt.safetensors") in rows["svd_xt"]
-    assert "missing" not in rows["svd_tiny"]
+    assert f"on disk  {tmp_path / 'weights' / 'svd_xt.safetensors'}, 0.0 MB" in rows["svd_xt"]
+    assert "svd_xt.safetensors is empty; get the file again." in done.stdout
+    assert "ready" in rows["svd_tiny"]
     assert rows["samplers:"].split()[1:] == ", ".join(SAMPLERS).split()
     assert rows["guiders:"].split()[1:] == ", ".join(GUIDERS).split()
     assert rows["cameras:"].split()[1:] == ", ".join(CAMERA_MOVES).split()
     for version in VERSIONS.values():
-        assert (version.how_to_get in done.stdout) == (version.checkpoint_path is None)
+        missing = version.checkpoint_path is None
+        assert (f"missing  sgm download {version.name}" in rows[version.name]) == missing
+        assert missing <= (f"https://huggingface.co/{version.repo} (" in done.stdout)
 
 
 def test_sample_writes_what_was_asked_and_never_over_a_file(picture: Path) -> None:
