@@ -345,6 +345,7 @@ def _sample(
         try:
             image = open_picture(path, keep_alpha=cut)
             if cut:
+                tell(f"{path.name}: looking for the object")
                 image = cut_out(image, background_model)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shown = _free(target.with_name(f"{target.stem}-input.png"))

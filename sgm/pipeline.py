@@ -40,8 +40,8 @@ class VideoRequest:
     picture, 0 to 1. sampler, guider: keys of SAMPLERS and GUIDERS; guidance goes from min_guidance to max_guidance over
     the frames as the guider says. decode_chunk: frames decoded at once, the temporal decoder's window. camera: one of
     CAMERA_MOVES, for versions that take one. fit: one of FITS; "object" cuts the object out and centres it on white,
-    its longer side `image_frame_ratio` of the frame. sv3d_p: `elevation` in degrees, and `orbit`, one of ORBITS; for "list"
-    `elevations` and `azimuths` in degrees, one a frame, the last of them the input view.
+    its longer side `image_frame_ratio` of the frame. sv3d_p: `elevation` in degrees, and `orbit`, one of ORBITS; for
+    "list" `elevations` and `azimuths` in degrees, one a frame, the last of them the input view.
     Raises UserError, saying what was given and what was expected.
     """
 

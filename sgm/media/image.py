@@ -31,8 +31,9 @@ def open_picture(
 ) -> Image.Image:
     """Read a picture as an upright RGB image of its own size, whatever its format, mode, depth and orientation.
 
-    Transparency is laid on white, or with `keep_alpha` kept: such a picture comes as RGBA. An embedded colour profile is
-    turned into sRGB, and of an animation the first frame is taken. `source` is a path, a file's content or an open binary file; `name` is what messages call it.
+    Transparency is laid on white, or with `keep_alpha` kept: such a picture comes as RGBA. An embedded colour profile
+    is turned into sRGB, and of an animation the first frame is taken. `source` is a path, a file's content or an open
+    binary file; `name` is what messages call it.
     Raises PictureError for a file that is missing, empty, damaged, no picture, larger than MAX_BYTES or of more than
     MAX_PIXELS; the size is checked before any pixel is decoded.
     """
