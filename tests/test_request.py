@@ -15,7 +15,7 @@ from sgm import CAMERA_MOVES, FITS, GUIDERS, SAMPLERS, VERSIONS, Progress, UserE
 @pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 def test_what_is_left_out_is_the_versions_default(version: Any) -> None:
     request = VideoRequest(version.name)
-    names = ["frames", "height", "width", "steps", "fps", "motion_bucket", "cond_aug", "sampler", "guider", "min_guidance", "max_guidance", "fit"]
+    names = "frames height width steps fps motion_bucket cond_aug sampler guider min_guidance max_guidance fit"
     for name in names.split():
         assert getattr(request, name) == getattr(version, name), name
     assert None not in dataclasses.asdict(request).values()
