@@ -10,20 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sgm.conditioning.camera import CAMERA_MOVES
+    from sgm.conditioning.orbit import ORBITS
     from sgm.config import instantiate_from_config
+    from sgm.convert import convert_weights
     from sgm.diffusion.guidance import GUIDERS
     from sgm.diffusion.sampling import SAMPLERS
     from sgm.engine import load_engine
     from sgm.errors import UserError
+    from sgm.hub import download_weights
     from sgm.media.image import PictureError, describe_fit, fit_picture, open_picture
+    from sgm.media.object import cut_out, place_object
+    from sgm.media.turntable import draw_orbit, write_turntable
     from sgm.media.video import read_settings, write_video
-    from sgm.pipeline import Clip, Progress, VideoRequest, generate
+    from sgm.pipeline import FITS, Clip, Progress, VideoRequest, generate, orbit_of, prepare_picture
     from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
+    from sgm.weights import VersionStatus, version_status
 
 __all__ = [
     "CAMERA_MOVES",
     "DEFAULT_VERSION",
+    "FITS",
     "GUIDERS",
+    "ORBITS",
     "SAMPLERS",
     "VERSIONS",
     "Clip",
@@ -31,28 +39,44 @@ __all__ = [
     "Progress",
     "UserError",
     "Version",
+    "VersionStatus",
     "VideoRequest",
+    "convert_weights",
+    "cut_out",
     "describe_fit",
+    "download_weights",
+    "draw_orbit",
     "fit_picture",
     "generate",
     "instantiate_from_config",
     "load_engine",
     "open_picture",
+    "orbit_of",
+    "place_object",
+    "prepare_picture",
     "read_settings",
+    "version_status",
+    "write_turntable",
     "write_video",
 ]
 
 _HOMES = {
     "sgm.conditioning.camera": ("CAMERA_MOVES",),
+    "sgm.conditioning.orbit": ("ORBITS",),
     "sgm.config": ("instantiate_from_config",),
     "sgm.diffusion.guidance": ("GUIDERS",),
     "sgm.diffusion.sampling": ("SAMPLERS",),
     "sgm.engine": ("load_engine",),
+    "sgm.convert": ("convert_weights",),
     "sgm.errors": ("UserError",),
+    "sgm.hub": ("download_weights",),
     "sgm.media.image": ("PictureError", "describe_fit", "fit_picture", "open_picture"),
+    "sgm.media.object": ("cut_out", "place_object"),
+    "sgm.media.turntable": ("draw_orbit", "write_turntable"),
     "sgm.media.video": ("read_settings", "write_video"),
-    "sgm.pipeline": ("Clip", "Progress", "VideoRequest", "generate"),
+    "sgm.pipeline": ("FITS", "Clip", "Progress", "VideoRequest", "generate", "orbit_of", "prepare_picture"),
     "sgm.versions": ("DEFAULT_VERSION", "VERSIONS", "Version"),
+    "sgm.weights": ("VersionStatus", "version_status"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""The command line: `sgm sample`, `sgm models`, `sgm app` and `sgm train`.
+"""The command line: `sgm sample`, `models`, `download`, `convert`, `app` and `train`.
 
 Every command imports what it needs itself, so that `sgm --help` answers at once. Exit codes: 0; 1, it failed; 2, it was
 asked wrongly; 130, stopped by Ctrl-C. Results go to stdout, everything else to stderr.
@@ -11,6 +11,7 @@ import itertools
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,10 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sgm.errors import UserError
-from sgm.versions import DEFAULT_VERSION, VERSIONS, bundle
+from sgm.versions import DEFAULT_VERSION, VERSIONS, bundle, checkpoint_folders
 
 if TYPE_CHECKING:
-    from sgm import Progress, VideoRequest
+    from sgm import VideoRequest
 
 PICTURE_SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -71,9 +72,18 @@ def sample(
     steps: Annotated[int | None, typer.Option(help="Sampling steps: more are finer and slower.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    fit: Annotated[str | None, typer.Option(help="crop the picture to that shape, or pad it.")] = None,
+    fit: Annotated[
+        str | None, typer.Option(help="crop the picture to that shape, pad it, or cut the object out.")
+    ] = None,
     camera: Annotated[str | None, typer.Option(help="Camera move, svd_tiny only; `sgm models` lists them.")] = None,
     elevation: Annotated[float | None, typer.Option(help="Camera's height in degrees, sv3d_p only.")] = None,
+    orbit: Annotated[str | None, typer.Option(help="same elevation all around, or dynamic; sv3d_p only.")] = None,
+    elevations: Annotated[str | None, typer.Option(help="One a frame, as 10,12.5,...; sv3d_p only.")] = None,
+    azimuths: Annotated[str | None, typer.Option(help="One a frame, rising; the last is the input view.")] = None,
+    image_frame_ratio: Annotated[float | None, typer.Option(help="Share of the frame for the object, SV3D.")] = None,
+    background_model: Annotated[str, typer.Option(help="rembg's model that removes the background, SV3D.")] = "u2net",
+    turntable: Annotated[bool, typer.Option("--turntable", help="Also write the orbit as an endless .webp.")] = False,
+    orbit_plot: Annotated[Path | None, typer.Option(help="Write a picture of the orbit there, a .png.")] = None,
     cond_aug: Annotated[float | None, typer.Option(help="Noise on the picture: more drifts further from it.")] = None,
     sampler: Annotated[str | None, typer.Option(help="`sgm models` lists them.")] = None,
     guider: Annotated[str | None, typer.Option(help="`sgm models` lists them.")] = None,
@@ -84,7 +94,8 @@ def sample(
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="Unless given, what suits the device.")
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Another file with the version's weights.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Other weights: a file or a diffusers folder.")] = None,
+    base: Annotated[Path | None, typer.Option(help="What a checkpoint of the network alone is laid over.")] = None,
 ) -> None:
     """Turn a picture, or each picture of a folder, into a video.
 
@@ -102,6 +113,8 @@ def sample(
         "fit": fit,
         "camera": camera,
         "elevation": elevation,
+        "orbit": orbit or ("list" if elevations or azimuths else None),
+        "image_frame_ratio": image_frame_ratio,
         "cond_aug": cond_aug,
         "sampler": sampler,
         "guider": guider,
@@ -112,6 +125,8 @@ def sample(
     with _told(code=2):
         to_file = _is_file_name(out, batch=picture.is_dir())
         pictures = _pictures(picture)
+        choices["elevations"] = _numbers("--elevations", elevations)
+        choices["azimuths"] = _numbers("--azimuths", azimuths)
         from sgm import VideoRequest
 
         request = VideoRequest(**{name: value for name, value in choices.items() if value is not None})
@@ -119,8 +134,11 @@ def sample(
         from sgm import load_engine
 
         _check_place(out.parent if to_file else out)
-        load = partial(load_engine, request.version, checkpoint=checkpoint, device=device, dtype=dtype)
-        failed = sum(not done for done in _sample(request, pictures, out, to_file, load))
+        load = partial(load_engine, request.version, checkpoint=checkpoint, base=base, device=device, dtype=dtype)
+        if orbit_plot is not None:
+            _plot(request, orbit_plot)
+        extras = background_model, turntable
+        failed = sum(not done for done in _sample(request, pictures, out, to_file, load, *extras))
     if failed and len(pictures) > 1:
         tell(f"{failed} of {len(pictures)} pictures failed.")
     raise typer.Exit(1 if failed else 0)
@@ -130,18 +148,79 @@ def sample(
 def models() -> None:
     """List the model versions, which of them are installed, and the names that `sgm sample` takes."""
     with _told():
-        from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS
+        from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, version_status
 
         typer.echo(f"{'version':<22}{'frames':>6}  {'size':<10}{'steps':>5}  weights")
+        pages: dict[str, list[str]] = {}  # licence and page -> the versions that are missing
         for version in VERSIONS.values():
+            status = version_status(version.name)
             size = f"{version.width}x{version.height}"
-            weights = version.checkpoint_path or "missing"
-            typer.echo(f"{version.name:<22}{version.frames:>6}  {size:<10}{version.steps:>5}  {weights}")
-        missing = [version.how_to_get for version in VERSIONS.values() if version.checkpoint_path is None]
-        if missing:
-            typer.echo("\nTo get what is missing:\n" + "\n".join(f"  {how}" for how in missing))
+            place = status.command or ""
+            if status.path:
+                place = f"{status.path}, {_bytes(status.size)}"
+            typer.echo(
+                f"{version.name:<22}{version.frames:>6}  {size:<10}{version.steps:>5}  {status.state:<8} {place}"
+            )
+            if status.path and status.problem:
+                typer.echo(f"{'':<47}{status.problem}{f' Run `{status.command}`.' if status.command else ''}")
+            if not status.path:
+                pages.setdefault(f"{status.page} ({status.licence})", []).append(version.name)
+        if pages:
+            typer.echo("\nAccept the licence of what is missing before you download it:")
+            for page, names in pages.items():
+                typer.echo(f"  {', '.join(names):<27} {page}")
+            typer.echo(f"Files that you have already belong into {checkpoint_folders()[0]}")
         typer.echo(f"\nsamplers: {', '.join(SAMPLERS)}\nguiders:  {', '.join(GUIDERS)}")
         typer.echo(f"cameras:  {', '.join(CAMERA_MOVES)}")
+
+
+@cli.command()
+def download(
+    version: Annotated[str, typer.Argument(help="Model version; `sgm models` lists them.")],
+    to: Annotated[Path | None, typer.Option(help="Folder. Unless given, where weights are looked for.")] = None,
+) -> None:
+    """Bring a version's weights from the Hugging Face hub; goes on where an earlier download broke off."""
+    with _told(code=2):
+        if version not in VERSIONS:
+            raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")
+    with _told():
+        from sgm import download_weights
+
+        tell(f"Licence: {VERSIONS[version].licence}")
+        with _shares() as show:
+            path = download_weights(version, to, on_progress=show)
+        base = VERSIONS[version].base
+        if base and VERSIONS[base].checkpoint_path is None:
+            tell(f"{version} is laid over {base}, which is missing: run `sgm download {base}`, too.")
+        typer.echo(path)
+
+
+@cli.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A .safetensors or .ckpt file, or a diffusers folder.")],
+    target: Annotated[Path, typer.Argument(help="A new name: ending in .safetensors, or a folder.")],
+    to: Annotated[str, typer.Option(help="sgm: one official file; diffusers: a folder.")] = "sgm",
+    dtype: Annotated[str | None, typer.Option(help="fp16, bf16 or fp32. Unless given, as it is stored.")] = None,
+    version: Annotated[str | None, typer.Option(help="Whose weights they are. Unless given, recognised.")] = None,
+    base: Annotated[Path | None, typer.Option(help="What a network alone is laid over.")] = None,
+    config: Annotated[Path | None, typer.Option(help="The YAML of a model that is no known version.")] = None,
+) -> None:
+    """Write weights in another format or precision, one tensor in memory at a time."""
+    with _told():
+        from sgm import convert_weights
+
+        with _shares() as show:
+            path = convert_weights(
+                source,
+                target,
+                to,
+                dtype,
+                version=version,
+                base=base,
+                config=config,
+                on_progress=partial(show, "convert"),
+            )
+        typer.echo(path)
 
 
 @cli.command()
@@ -217,43 +296,101 @@ def _check_place(folder: Path) -> None:
         raise UserError(f"Nothing can be written to {folder}: choose another place with --out.")
 
 
-def _sample(request: VideoRequest, pictures: list[Path], out: Path, to_file: bool, load: Any) -> Iterator[bool]:
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """The numbers of an option such as "0,12.5,30"."""
+    try:
+        return None if text is None else tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise UserError(f"{option} must be numbers with commas between, as in 0,12.5,30; got {text!r}.") from None
+
+
+def _plot(request: VideoRequest, path: Path) -> None:
+    from sgm import draw_orbit, orbit_of
+
+    if not VERSIONS[request.version].sv3d or path.suffix.lower() != ".png":
+        raise UserError(f"--orbit-plot {path} needs an SV3D version and a name ending in .png.")
+    _check_place(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _free(path)
+    draw_orbit(*orbit_of(request)).save(path)
+    tell(f"Orbit: {path}")
+
+
+def _sample(
+    request: VideoRequest,
+    pictures: list[Path],
+    out: Path,
+    to_file: bool,
+    load: Any,
+    background_model: str,
+    turntable: bool,
+) -> Iterator[bool]:
     """One video a picture; False for a picture that cannot be read. The model is loaded once, when it is needed."""
-    from sgm import PictureError, describe_fit, generate, open_picture, write_video
+    from sgm import (
+        PictureError,
+        cut_out,
+        describe_fit,
+        generate,
+        open_picture,
+        orbit_of,
+        prepare_picture,
+        write_turntable,
+        write_video,
+    )
 
     engine = None
+    cut = request.fit == "object"
     for path in pictures:
+        target = out if to_file else out / f"{path.stem}-{request.version}-{request.seed}.mp4"
         try:
-            image = open_picture(path)
+            image = open_picture(path, keep_alpha=cut)
+            if cut:
+                tell(f"{path.name}: looking for the object")
+                image = cut_out(image, background_model)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shown = _free(target.with_name(f"{target.stem}-input.png"))
+                prepare_picture(image, request).save(shown)
         except PictureError as error:
             tell(f"Error: {error}")
             yield False
             continue
-        tell(f"{path.name}: {describe_fit(image.size, *request.size, request.fit)}")
-        with _bar() as show:
-            engine = engine or load()
-            clip = generate(engine, request, image, on_step=show)
-        target = out if to_file else out / f"{path.stem}-{request.version}-{request.seed}.mp4"
-        typer.echo(write_video(_free(target), clip.frames, clip.fps, clip.settings))
+        told = f"cut out as {shown}" if cut else describe_fit(image.size, *request.size, str(request.fit))
+        tell(f"{path.name}: {told}")
+        with _shares() as show:
+            if engine is None:
+                start = time.perf_counter()
+                engine = load(on_progress=partial(show, "load"))
+                if (took := time.perf_counter() - start) > 5:
+                    tell(f"The weights took {took:.0f} s to load.")
+            clip = generate(
+                engine,
+                request,
+                image,
+                on_step=lambda at, show=show: show(f"{at.phase} {at.step}/{at.total}", at.fraction),
+            )
+        written = write_video(_free(target), clip.frames, clip.fps, clip.settings)
+        typer.echo(written)
+        if turntable:
+            loop = written.with_name(f"{written.stem}-turntable.webp")
+            tell(f"Turntable: {write_turntable(_free(loop), clip.frames, clip.fps, *orbit_of(request))}")
         yield True
 
 
 @contextmanager
-def _bar() -> Iterator[Any]:
-    """A progress bar on stderr; gives the function that moves it."""
+def _shares() -> Iterator[Any]:
+    """A progress bar on stderr; gives the function that takes what is done and its share."""
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = TextColumn("{task.description:<13}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("load", total=1.0)
+        task = bar.add_task("", total=1.0)
+        yield lambda phase, share: bar.update(task, description=phase, completed=share)
 
-        def show(progress: Progress) -> None:
-            words = f"{progress.phase} {progress.step}/{progress.total}"
-            bar.update(task, description=words, completed=progress.fraction)
 
-        yield show
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _free(path: Path) -> Path:

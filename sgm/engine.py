@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,17 @@ def load_engine(
     version: str = "svd_tiny",
     *,
     checkpoint: str | Path | None = None,
+    base: str | Path | None = None,
+    on_progress: Callable[[float], None] | None = None,
     device: str | None = None,
     dtype: str | None = None,
 ) -> DiffusionEngine:
     """Build a version from its YAML and stream its weights in.
 
-    checkpoint: the weights' file (default: the version's own, see `sgm.versions`). device: "cuda", "mps", "cpu" ...
-    (default: the best there is). dtype: "float32", "float16", "bfloat16" (default: see `default_dtype`).
+    checkpoint: the weights, a file or a diffusers folder (default: the version's own, see `sgm.versions`); one that
+    holds the network alone is laid over `base` (default: as the version says). on_progress is told the share of the
+    weights that are in. device: "cuda", "mps", "cpu" ... (default: the best there is). dtype: "float32", "float16",
+    "bfloat16" (default: see `default_dtype`).
     Raises UserError for a name that is unknown, WeightsError for weights that are missing or do not fit.
     """
     if version not in VERSIONS:
@@ -104,7 +108,12 @@ def load_engine(
     if dtype not in _DTYPES:
         raise UserError(f"dtype '{dtype}' is unknown; choose one of {', '.join(_DTYPES)}.")
     engine = build_engine(row.config_path)
-    load_weights(engine, path, place, _DTYPES[dtype])
+    base = row.base_path if base is None else base
+    if row.base and checkpoint is None and base is None:
+        raise WeightsError(
+            f"{version} is laid over {row.base}, whose weights are missing. {VERSIONS[row.base].how_to_get}"
+        )
+    load_weights(engine, path, place, _DTYPES[dtype], base=base, on_progress=on_progress)
     for embedder in engine.conditioner.embedders:
         if _DTYPES[dtype] is torch.float16 and hasattr(embedder, "encoder"):
             embedder.encoder.float()  # an image encoder overflows float16

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sgm.conditioning.camera import CAMERA_MOVES, camera_path, direction, identity_rays, motion_of_bucket, rays, render
+from sgm.conditioning.orbit import ORBITS, Orbit, make_orbit, radians
 from sgm.config import instantiate_from_config
 from sgm.diffusion.discretization import Discretization, EDMDiscretization
 from sgm.diffusion.guidance import GUIDERS, Guider
@@ -19,6 +19,7 @@ from sgm.diffusion.sampling import SAMPLERS, Sampler
 from sgm.engine import DiffusionEngine
 from sgm.errors import UserError
 from sgm.media.image import fit_picture
+from sgm.media.object import cut_out, place_object
 from sgm.memory import kept_memory
 from sgm.versions import VERSIONS, Version
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 OnStep = Callable[["Progress"], None]
 Batch = dict[str, Tensor]
+FITS = ("crop", "pad", "object")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class VideoRequest:
     fps - 1). motion_bucket: 0 to 511; higher moves more. cond_aug: standard deviation of the noise on the conditioning
     picture, 0 to 1. sampler, guider: keys of SAMPLERS and GUIDERS; guidance goes from min_guidance to max_guidance over
     the frames as the guider says. decode_chunk: frames decoded at once, the temporal decoder's window. camera: one of
-    CAMERA_MOVES, for versions that take one. elevation: degrees, sv3d_p. fit: "crop" or "pad".
+    CAMERA_MOVES, for versions that take one. fit: one of FITS; "object" cuts the object out and centres it on white,
+    its longer side `image_frame_ratio` of the frame. sv3d_p: `elevation` in degrees, and `orbit`, one of ORBITS; for
+    "list" `elevations` and `azimuths` in degrees, one a frame, the last of them the input view.
     Raises UserError, saying what was given and what was expected.
     """
 
@@ -47,17 +51,21 @@ class VideoRequest:
     width: int | None = None
     steps: int | None = None
     fps: int | None = None
-    motion_bucket: int = 127
+    motion_bucket: int | None = None
     cond_aug: float | None = None
     seed: int = 23
-    sampler: str = "euler_edm"
+    sampler: str | None = None
     guider: str | None = None
     min_guidance: float | None = None
     max_guidance: float | None = None
     decode_chunk: int | None = None
     camera: str = "auto"
     elevation: float = 10.0
-    fit: str = "crop"
+    orbit: str = "same"
+    elevations: tuple[float, ...] = ()
+    azimuths: tuple[float, ...] = ()
+    image_frame_ratio: float = 0.9
+    fit: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("version", self.version, VERSIONS)
@@ -68,7 +76,8 @@ class VideoRequest:
         _one_of("sampler", self.sampler, SAMPLERS)
         _one_of("guider", self.guider, GUIDERS)
         _one_of("camera", self.camera, CAMERA_MOVES)
-        _one_of("fit", self.fit, ("crop", "pad"))
+        _one_of("fit", self.fit, FITS)
+        _one_of("orbit", self.orbit, ORBITS)
         limits = {
             "frames": (1, 200),
             "steps": (1, 1000),
@@ -86,6 +95,7 @@ class VideoRequest:
             "min_guidance": (0, 100),
             "max_guidance": (0, 100),
             "elevation": (-90, 90),
+            "image_frame_ratio": (0.1, 1),
         }.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
@@ -95,6 +105,21 @@ class VideoRequest:
             raise UserError(f"min_guidance must not exceed max_guidance; got {low} and {high}.")
         for name in ("height", "width"):
             _check_size(name, getattr(self, name), self.row.multiple)
+        self._check_orbit()
+
+    def _check_orbit(self) -> None:
+        for name in ("elevations", "azimuths"):
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)):
+                raise UserError(f"{name} must be a list of degrees, one a frame; got {value!r}.")
+            object.__setattr__(self, name, tuple(value))
+        if self.orbit != "same" and self.version != "sv3d_p":
+            raise UserError(f"orbit is {self.orbit!r}, but {self.version} has no choice of orbits: take sv3d_p.")
+        if self.orbit == "list" and not (self.elevations or self.azimuths):
+            raise UserError("orbit is 'list', but neither elevations nor azimuths are given: give one degree a frame.")
+        if self.orbit != "list" and (self.elevations or self.azimuths):
+            raise UserError(f"elevations and azimuths belong to orbit 'list'; got orbit {self.orbit!r}.")
+        orbit_of(self)
 
     @property
     def row(self) -> Version:
@@ -108,6 +133,23 @@ class VideoRequest:
     def settings(self) -> dict[str, Any]:
         """Every field; `VideoRequest(**settings)` gives the same request back."""
         return asdict(self)
+
+
+def orbit_of(request: VideoRequest) -> Orbit:
+    """A request's elevations and azimuths in degrees, one a frame; the last are the input view's."""
+    elevation = float(request.elevation) if request.version == "sv3d_p" else 0.0
+    frames = _int(request.frames)
+    return make_orbit(request.orbit, frames, elevation, request.seed, request.elevations, request.azimuths)
+
+
+def prepare_picture(image: Image.Image, request: VideoRequest, scale: int = 1) -> Image.Image:
+    """The picture as the model sees it, RGB of the request's size, or `scale` times as large.
+
+    For a fit of "object", transparency says what the object is; a picture without any goes through rembg.
+    """
+    if request.fit == "object":
+        return place_object(cut_out(image), *(scale * side for side in request.size), request.image_frame_ratio)
+    return fit_picture(image, *request.size, mode=str(request.fit), scale=scale)
 
 
 @dataclass(frozen=True)
@@ -148,6 +190,10 @@ def generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image,
     frames, device = _int(request.frames), engine.device
     generator = torch.Generator().manual_seed(request.seed)
     report(Progress("encode", 0, 1))
+    settings = request.settings()
+    if request.row.sv3d:  # once: its background may have to be removed
+        image = picture = prepare_picture(image, request)
+        request = replace(request, fit="crop")
     batch = get_batch(engine, request, image, generator)
     c, uc = engine.conditioner.get_unconditional_conditioning({k: v.to(device) for k, v in batch.items()})
     c, uc = (_per_frame(cond, frames) for cond in (c, uc))
@@ -172,7 +218,10 @@ def generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image,
         video = engine.decode(chunk, len(chunk)).clamp(-1, 1)
         decoded.append(((video + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
         report(Progress("decode", i + 1, len(chunks)))
-    return Clip(torch.cat(decoded).numpy(), _int(request.fps), request.settings())
+    video = torch.cat(decoded).numpy()
+    if request.row.sv3d:
+        video[-1] = np.asarray(picture)  # the last frame is the input view, which is known
+    return Clip(video, _int(request.fps), settings)
 
 
 def build_sampler(engine: DiffusionEngine, request: VideoRequest) -> Sampler:
@@ -182,7 +231,7 @@ def build_sampler(engine: DiffusionEngine, request: VideoRequest) -> Sampler:
     )
     config = ((engine.sampler_config or {}).get("params") or {}).get("discretization_config")
     schedule: Discretization = instantiate_from_config(config) if config else EDMDiscretization(sigma_max=700.0)
-    return SAMPLERS[request.sampler](schedule, guider_config=guider)
+    return SAMPLERS[str(request.sampler)](schedule, guider_config=guider)
 
 
 def get_batch(engine: DiffusionEngine, request: VideoRequest, image: Image.Image, generator: torch.Generator) -> Batch:
@@ -192,34 +241,32 @@ def get_batch(engine: DiffusionEngine, request: VideoRequest, image: Image.Image
     picture, (t, 3, h, w), and `camera` its ray maps, (t, 2, h / f, w / f).
     """
     frames = _int(request.frames)
-    pixels = _pixels(image, request)
-    elevation = request.elevation if request.version == "sv3d_p" else 0.0
-    azimuths = torch.linspace(0, 2 * math.pi, frames + 1)[1:]  # the last frame is the input view
+    pixels = _pixels(prepare_picture(image, request))
+    polars, azimuths = radians(orbit_of(request))
     batch = {
         "fps_id": torch.full((frames,), float(_int(request.fps) - 1)),
-        "motion_bucket_id": torch.full((frames,), float(request.motion_bucket)),
+        "motion_bucket_id": torch.full((frames,), float(_int(request.motion_bucket))),
         "cond_aug": torch.full((frames,), float(request.cond_aug or 0)),
-        "polars_rad": torch.full((frames,), math.radians(90 - elevation)),
-        "azimuths_rad": (azimuths - azimuths[-1]) % (2 * math.pi),
+        "polars_rad": polars,
+        "azimuths_rad": azimuths,
         "cond_frames_without_noise": pixels,
         "cond_frames": pixels,
     }
     if request.row.camera:
         h, w = (side // engine.factor for side in pixels.shape[-2:])
-        motion = torch.tensor([float(motion_of_bucket(request.motion_bucket))])
+        motion = torch.tensor([float(motion_of_bucket(_int(request.motion_bucket)))])
         move = direction(request.camera, generator=generator)
         path = camera_path(move, motion, frames, request.height or h, request.width or w, torch.tensor([0.3]))[0]
         batch["camera"] = rays(path, identity_rays(h, w))
-        batch["cond_frames"] = render(_pixels(image, request, scale=2), path)
+        batch["cond_frames"] = render(_pixels(prepare_picture(image, request, scale=2)), path)
     noise = torch.randn(batch["cond_frames"].shape, generator=generator)
     batch["cond_frames"] = batch["cond_frames"] + float(request.cond_aug or 0) * noise
     keys = set(engine.conditioner.input_keys)
     return {key: value for key, value in batch.items() if key in keys}
 
 
-def _pixels(image: Image.Image, request: VideoRequest, scale: int = 1) -> Tensor:
-    """The picture as the model sees it, or `scale` times as large: (1, 3, h, w) in [-1, 1]."""
-    picture = fit_picture(image, *request.size, mode=request.fit, scale=scale)
+def _pixels(picture: Image.Image) -> Tensor:
+    """(1, 3, h, w) in [-1, 1]."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 

@@ -65,6 +65,8 @@ TARGETS: dict[str, str] = {
             "LinearMultistepSampler",
         )
     },
+    "sgm.diffusion.sampling.LCMSampler": _SAMPLING + "LCMSampler",
+    "sgm.diffusion.discretization.ConsistencyDiscretization": _DISCRETIZATION + "ConsistencyDiscretization",
     "sgm.modules.diffusionmodules.loss.StandardDiffusionLoss": _LOSS + "StandardDiffusionLoss",
     "sgm.modules.diffusionmodules.loss_weighting.EDMWeighting": _LOSS + "EDMWeighting",
     "sgm.modules.diffusionmodules.loss_weighting.VWeighting": _LOSS + "VWeighting",

@@ -1,68 +1,301 @@
-"""Weights from files into modules: strict, and without a second copy in memory."""
+"""Weights from files into modules: any known format, strict, and without a second copy in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
-from sgm.errors import UserError
+from sgm.config import load_config
+from sgm.formats.diffusers import FIRST_STAGE, UNET, folder_places, is_temporal, unet_places
+from sgm.formats.files import Layout, TensorFile, WeightsError, open_tensors
+from sgm.formats.folder import Folder
+from sgm.versions import VERSIONS, Version
+
+__all__ = [
+    "VersionStatus",
+    "Weights",
+    "WeightsError",
+    "load_weights",
+    "open_weights",
+    "recognise",
+    "to_channels_last",
+    "version_status",
+]
+
+logger = logging.getLogger(__name__)
+OnProgress = Callable[[float], None]
+Shapes = Mapping[str, tuple[int, ...]]
+
+_KNOWN = (
+    "known are a whole checkpoint (model.diffusion_model.*, conditioner.*, first_stage_model.*), a diffusers folder, "
+    "and a network alone to be laid over a base"
+)
+# What people give by mistake: part of a name that tells it, and what it is.
+_OTHERS = (
+    (
+        ("lora_", ".lora.", "lora.", ".alpha", "hada_"),
+        "a LoRA, which changes a model and is none; LoRAs are not supported",
+    ),
+    (("motion_modules.",), "a motion module for another kind of model (AnimateDiff)"),
+    (
+        ("vision_model.", "visual_projection."),
+        "an image encoder alone; give the whole checkpoint or the diffusers folder",
+    ),
+    (("text_model.", "cond_stage_model.", "transformer.text_model."), "a model that is told what to draw by text"),
+    (
+        ("decoder.", "encoder.", "first_stage_model."),
+        "an autoencoder alone; give the whole checkpoint or diffusers folder",
+    ),
+)
 
 
-class WeightsError(UserError):
-    """A checkpoint that is missing, damaged, or not of this model."""
+class Weights:
+    """Open weights under our names, whatever the format. layout: name -> (dtype, shape); `read(name)`: the tensor."""
+
+    def __init__(
+        self, path: Path, layout: Layout, read: Callable[[str], Tensor], close: Callable[[], None], form: str
+    ) -> None:
+        self.path, self.layout, self.read, self.close, self.form = path, dict(layout), read, close, form
+
+    def __enter__(self) -> Weights:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def check(self, wanted: Shapes) -> None:
+        """Raise WeightsError that lists what is missing, unexpected and wrongly shaped."""
+        shapes = {name: shape for name, (_, shape) in self.layout.items()}
+        missing = [name for name in wanted if name not in shapes]
+        unexpected = [name for name in shapes if name not in wanted]
+        wrong = [f"{n} {shapes[n]} instead of {wanted[n]}" for n in wanted if shapes.get(n, wanted[n]) != wanted[n]]
+        faults = [
+            f"{len(names)} {what}: {_some(names)}"
+            for what, names in (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", wrong))
+            if names
+        ]
+        if faults:
+            raise WeightsError(f"{self.path} does not fit this model. " + "; ".join(faults) + ".")
+
+    def cast(self, name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+        """The tensor on the device, floats in `dtype`. Raises WeightsError where it is not finite."""
+        stored = self.read(name)
+        value = stored.to(device, dtype if dtype and stored.is_floating_point() else stored.dtype)
+        if not _finite(value):
+            if value.dtype == stored.dtype or not _finite(stored):
+                raise WeightsError(
+                    f"{self.path}: {name} holds NaN or infinity. The weights are spoilt; get them again."
+                )
+            raise WeightsError(
+                f"{self.path}: {name} exceeds what {_word(value.dtype)} can hold; use bfloat16 or float32."
+            )
+        return value
 
 
-def load_weights(module: nn.Module, path: str | Path, device: torch.device, dtype: torch.dtype) -> None:
-    """Fill a module that was built on `meta` from a .safetensors file.
+def load_weights(
+    module: nn.Module,
+    path: str | Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    base: str | Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Fill a module that was built on `meta` from a checkpoint file or a diffusers folder, known by its content.
 
-    Tensor by tensor to the device in the dtype asked for; a file in float16 never becomes a float32 model in between.
+    A file that holds the network alone is laid over `base`. Tensor by tensor to the device in the dtype asked for; a
+    file in float16 never becomes a float32 model in between. `on_progress` is told the share that is done, 0 to 1.
     Raises WeightsError that lists missing, unexpected and wrongly shaped keys; then nothing has been loaded.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"There are no weights at {path}.")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-            _check(module, shapes, path)
-            for key in shapes:
-                _assign(module, key, file.get_tensor(key).to(device, dtype))
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} cannot be read as safetensors ({error}); get the file again.") from None
+    start = time.perf_counter()
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    with open_weights(path, wanted, base) as weights:
+        weights.check(wanted)
+        done, total = 0, sum(map(math.prod, wanted.values())) or 1
+        for name in weights.layout:
+            _assign(module, name, _channels_last(weights.cast(name, dtype, device)))
+            done += math.prod(wanted[name])
+            if on_progress is not None:
+                on_progress(done / total)
     for name, buffer in module.named_buffers():
         if not buffer.is_meta:
             _assign(module, name, buffer.to(device))
     rest = [name for name, value in (*module.named_parameters(), *module.named_buffers()) if value.is_meta]
     if rest:
         raise WeightsError(f"{path} leaves {_some(rest)} without a value.")
-    to_channels_last(module)
+    logger.info("Loaded %s (%s) in %.1f s.", path, weights.form, time.perf_counter() - start)
+
+
+def open_weights(path: str | Path, wanted: Shapes, base: str | Path | None = None) -> Weights:
+    """Open a checkpoint file, a diffusers folder, or a network alone laid over `base`, as the names in `wanted`.
+
+    Raises WeightsError for what is none of them, saying what was found and what is known.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _of_folder(Folder(path), wanted)
+    file = open_tensors(path)
+    try:
+        form = _form(file, wanted)
+        if form == "checkpoint":
+            return Weights(path, file.layout, file.read, file.close, form)
+        if base is None:
+            raise WeightsError(
+                f"{path} holds the network alone: the image encoder and the autoencoder must come from a base, such as "
+                "svd_xt's weights. Give it with --base."
+            )
+        return _overlay(file, form, wanted, open_weights(base, wanted))
+    except BaseException:
+        file.close()
+        raise
+
+
+def recognise(path: str | Path) -> list[str]:
+    """The versions whose weights these can be, by the network's inputs and the decoder's kind; reads headers only."""
+    path = Path(path)
+    if path.is_dir():
+        folder = Folder(path)
+        shapes = {name: file.layout[name][1] for name, file in folder.parts["unet"].items()}
+        names: Iterable[str] = folder.parts["vae"]
+        folder.close()
+    else:
+        file = open_tensors(path)
+        file.close()
+        shapes = {name: shape for name, (_, shape) in file.layout.items()}
+        names = [name for name in shapes if name.startswith(FIRST_STAGE)]
+    label = next((shapes[name] for name in _LABELS if name in shapes), None)
+    alone = not path.is_dir() and not list(names)  # a network alone has no decoder
+    rows = {name: _fingerprint(row) for name, row in VERSIONS.items()}
+    return [n for n, (shape, temporal) in rows.items() if shape == label and (alone or temporal == is_temporal(names))]
+
+
+_LABELS = (f"{UNET}label_emb.0.0.weight", "label_emb.0.0.weight", "add_embedding.linear_1.weight")
+
+
+@lru_cache
+def _fingerprint(version: Version) -> tuple[tuple[int, int], bool]:
+    params = load_config(version.config_path)["model"]["params"]
+    network = params["network_config"]["params"]
+    decoder = params["first_stage_config"]["params"].get("decoder_config", {}).get("target", "")
+    return (4 * network["model_channels"], network["adm_in_channels"]), decoder.endswith("VideoDecoder")
+
+
+def _form(file: TensorFile, wanted: Shapes) -> str:
+    names = list(file.layout)
+    network = sum(name.startswith(UNET) for name in names) == len(names)
+    if names and network and any(not name.startswith(UNET) for name in wanted):
+        return "network"
+    if any(name in wanted for name in names):
+        return "checkpoint"
+    bare = {name.removeprefix(UNET) for name in wanted if name.startswith(UNET)}
+    if any(name in bare for name in names):
+        return "bare network"
+    theirs = {place.names[0] for place in unet_places(bare).values()} if bare else set()
+    if any(name in theirs for name in names):
+        return "diffusers network"
+    what = next((what for marks, what in _OTHERS if any(mark in name for name in names for mark in marks)), None)
+    if what:
+        raise WeightsError(f"{file.path} is {what} (it holds {_some(names, 3)}).")
+    raise WeightsError(f"{file.path} is of no known format. It holds {_some(names, 5) or 'nothing'}; {_KNOWN}.")
+
+
+def _overlay(file: TensorFile, form: str, wanted: Shapes, base: Weights) -> Weights:
+    if form == "diffusers network":
+        bare = [name.removeprefix(UNET) for name in wanted if name.startswith(UNET)]
+        names = {place.names[0]: UNET + name for name, place in unet_places(bare).items()}
+    else:
+        names = {name: UNET + name.removeprefix(UNET) for name in file.layout}
+    over = {names.get(name, f"unet/{name}"): name for name in file.layout}
+    layout = {name: entry for name, entry in base.layout.items() if not name.startswith(UNET)}
+    layout |= {name: file.layout[theirs] for name, theirs in over.items()}
+
+    def close() -> None:
+        file.close()
+        base.close()
+
+    def read(name: str) -> Tensor:
+        return file.read(over[name]) if name in over else base.read(name)
+
+    return Weights(file.path, layout, read, close, f"{form} over {base.path}")
+
+
+def _of_folder(folder: Folder, wanted: Shapes) -> Weights:
+    """A diffusers folder under our names; what is in it and has none is called part/name.
+
+    A folder that was not made by `sgm convert` lacks tensors that inference does not use: they become zeros. The second
+    copy of the encoder becomes what it is a copy of.
+    """
+    places, homeless = folder_places(wanted)
+    kept = folder.rest.layout if folder.rest else {}
+    layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    used: set[tuple[str, str]] = set()
+    for name, (part, place) in places.items():
+        files = folder.parts[part]
+        if all(theirs in files for theirs in place.names):
+            entries = [files[theirs].layout[theirs] for theirs in place.names]
+            layout[name] = entries[0][0], place.shape([shape for _, shape in entries])
+            used |= {(part, theirs) for theirs in place.names}
+    for part, files in folder.parts.items():
+        for theirs, file in files.items():
+            if (part, theirs) not in used and not theirs.endswith("position_ids"):
+                layout[f"{part}/{theirs}"] = file.layout[theirs]
+    dtype = next(iter(layout.values()))[0]
+    for name, twin in homeless.items():
+        layout[name] = kept[name] if name in kept else layout.get(twin or "", (dtype, wanted[name]))
+
+    def read(name: str) -> Tensor:
+        if name in places:
+            part, place = places[name]
+            return place.ours([folder.parts[part][theirs].read(theirs) for theirs in place.names])
+        if name in kept and folder.rest:
+            return folder.rest.read(name)
+        twin = homeless[name]
+        if twin is None:
+            return torch.zeros((), dtype=layout[name][0]).expand(layout[name][1])
+        value = read(twin)
+        quant = twin.partition("encoder.conv_out.")[0] + "quant_conv.weight"
+        if "encoder.conv_out." in twin and quant in layout and f"{FIRST_STAGE}quant_conv.weight" not in wanted:
+            return _after(value, read(quant), read(quant.replace("weight", "bias")))
+        return value
+
+    return Weights(folder.path, layout, read, folder.close, "diffusers folder")
+
+
+def _after(value: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """A convolution's kernel (o, i, h, w) or bias (o,), with the 1x1 convolution behind it taken in."""
+    mixed = torch.einsum("po,o...->p...", kernel[:, :, 0, 0].double(), value.double())
+    return (mixed if value.ndim == 4 else mixed + bias.double()).to(value.dtype)
 
 
 def to_channels_last(module: nn.Module) -> None:
     """Lay the kernels of all two-dimensional convolutions out as the networks' activations are."""
     for parameter in module.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        parameter.data = _channels_last(parameter.data)
 
 
-def _check(module: nn.Module, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
-    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    missing = [key for key in wanted if key not in shapes]
-    unexpected = [key for key in shapes if key not in wanted]
-    wrong = [
-        f"{key} {shapes[key]} instead of {wanted[key]}" for key in wanted if shapes.get(key, wanted[key]) != wanted[key]
-    ]
-    faults = [
-        f"{len(keys)} {what}: {_some(keys)}"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", wrong))
-        if keys
-    ]
-    if faults:
-        raise WeightsError(f"{path} does not fit this model. " + "; ".join(faults) + ".")
+def _channels_last(value: Tensor) -> Tensor:
+    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+
+
+def _finite(value: Tensor) -> bool:
+    if not value.is_floating_point() or not value.numel():
+        return True
+    if value.dtype.itemsize == 1:  # float8, for which torch has no order
+        value = value.float()
+    low, high = value.aminmax()  # NaN where there is one, and many times as fast as looking at each value
+    return bool(low.isfinite() & high.isfinite())
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _some(names: Iterable[str], count: int = 8) -> str:
@@ -77,3 +310,49 @@ def _assign(module: nn.Module, key: str, value: torch.Tensor) -> None:
         target._parameters[name] = nn.Parameter(value, requires_grad=False)
     else:
         target._buffers[name] = value
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """What of a version is on this machine.
+
+    state: "ready", "on disk" (there, but it cannot run: `problem` says why) or "missing". path: file or folder, `size`
+    bytes. command: what brings it, "" where nothing is missing. licence: whose terms hold; page: where to accept them.
+    """
+
+    version: str
+    state: str
+    path: Path | None
+    size: int
+    command: str
+    licence: str
+    page: str
+    problem: str = ""
+
+
+def version_status(version: str) -> VersionStatus:
+    """Look for a version's weights and read their headers; cheap enough for every redraw of a page."""
+    row = VERSIONS[version]
+    page = f"https://huggingface.co/{row.repo}" if row.repo else ""
+    path = row.checkpoint_path
+    if path is None:
+        return VersionStatus(version, "missing", None, 0, f"sgm download {version}", row.licence, page, row.how_to_get)
+    files = [file for file in ([path] if path.is_file() else sorted(path.glob("*/*"))) if file.is_file()]
+    stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    problem, command = _problem(row, path, stamp), ""
+    if not problem and row.base:
+        below = version_status(row.base)
+        if below.state != "ready":
+            problem, command = f"It is laid over {row.base}, which is {below.state}.", below.command
+    size = sum(size for _, size, _ in stamp)
+    return VersionStatus(version, "on disk" if problem else "ready", path, size, command, row.licence, page, problem)
+
+
+@lru_cache(maxsize=64)
+def _problem(row: Version, path: Path, stamp: tuple) -> str:
+    """Why these files cannot be the version's, or nothing. `stamp` changes with the files."""
+    try:
+        fits = recognise(path)
+    except WeightsError as error:
+        return str(error)
+    return "" if row.name in fits else f"{path} is not {row.name}: it fits {' or '.join(fits) or 'no known version'}."

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, read_settings
 from sgm.cli import cli
+from sgm.config import instantiate_from_config, load_config
 
 SMALL = ["--frames", "2", "--steps", "1"]
 
@@ -56,7 +57,7 @@ def test_help_answers_at_once() -> None:
         done = subprocess.run([sys.executable, "-m", "sgm.cli", "--help"], capture_output=True, text=True)
         taken.append(time.perf_counter() - start)
         assert done.returncode == 0
-        assert all(name in done.stdout for name in ("sample", "models", "app", "train"))
+        assert all(name in done.stdout for name in ("sample", "models", "download", "convert", "app", "train"))
     assert min(taken) < 1.0
 
 
@@ -78,6 +79,7 @@ def test_help_answers_at_once() -> None:
         (["sample", "FOLDER", "--out", "clip.mp4"], "folder"),
         (["sample", "."], "holds no pictures"),
         (["sample", "PICTURE", "--dtype", "int8"], "--dtype"),
+        (["sample", "PICTURE", "--orbit", "spiral"], "dynamic"),
         (["app", "--port", "0"], "--port"),
         (["train", "missing.yaml"], "missing.yaml"),
         (["train", "PICTURE", "nonsense"], "key.subkey=value"),
@@ -133,15 +135,18 @@ def test_models_lists_versions_what_is_installed_and_names(tmp_path: Path, monke
     monkeypatch.setenv("SGM_CHECKPOINTS", str(tmp_path / "weights"))
     done = sgm("models")
     assert done.exit_code == 0
-    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    rows = {line.split()[0]: line for line in reversed(done.stdout.splitlines()) if line.strip()}
     assert set(VERSIONS) <= set(rows)
-    assert str(tmp_path / "weights" / "svd_xt.safetensors") in rows["svd_xt"]
-    assert "missing" not in rows["svd_tiny"]
+    assert f"on disk  {tmp_path / 'weights' / 'svd_xt.safetensors'}, 0.0 MB" in rows["svd_xt"]
+    assert "svd_xt.safetensors is empty; get the file again." in done.stdout
+    assert "ready" in rows["svd_tiny"]
     assert rows["samplers:"].split()[1:] == ", ".join(SAMPLERS).split()
     assert rows["guiders:"].split()[1:] == ", ".join(GUIDERS).split()
     assert rows["cameras:"].split()[1:] == ", ".join(CAMERA_MOVES).split()
     for version in VERSIONS.values():
-        assert (version.how_to_get in done.stdout) == (version.checkpoint_path is None)
+        missing = version.checkpoint_path is None
+        assert (f"missing  sgm download {version.name}" in rows[version.name]) == missing
+        assert missing <= (f"https://huggingface.co/{version.repo} (" in done.stdout)
 
 
 def test_sample_writes_what_was_asked_and_never_over_a_file(picture: Path) -> None:
@@ -229,3 +234,66 @@ def test_training_without_lightning_says_how_to_get_it(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("Error: Training needs lightning")
     assert ".[train]" in done.stderr
+
+
+def test_download_without_a_name_that_is_known_is_2() -> None:
+    done = sgm("download", "svd_9")
+    assert done.exit_code == 2
+    assert "choose one of svd_tiny" in done.stderr
+
+
+def test_what_ships_is_not_downloaded() -> None:
+    done = sgm("download", "svd_tiny")
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: svd_tiny is not to be downloaded.")
+
+
+def test_convert_writes_another_precision_that_loads(picture: Path) -> None:
+    weights = VERSIONS["svd_tiny"].checkpoint_path
+    done = sgm("convert", weights, "half.safetensors", "--dtype", "bf16")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == "half.safetensors\n"
+    assert sgm("sample", picture, *SMALL, "--checkpoint", "half.safetensors").exit_code == 0
+    again = sgm("convert", weights, "half.safetensors")
+    assert again.exit_code == 1
+    assert "half.safetensors exists already" in again.stderr
+
+
+def test_an_orbit_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With made-up weights of SV3D's kind, small: what is written beside the video."""
+    from tests.test_parity import OWN, golden_weights
+
+    def load(version: str, **unused: object):
+        engine = instantiate_from_config(load_config(OWN / "sv3d_p_small.yaml")["model"]).eval().requires_grad_(False)
+        golden_weights(OWN).fill(engine)
+        engine.version = version
+        return engine
+
+    monkeypatch.setattr("sgm.load_engine", load, raising=False)
+    cut = Image.new("RGBA", (90, 50), (0, 0, 0, 0))
+    cut.paste((200, 30, 30, 255), (60, 10, 80, 50))
+    cut.save(tmp_path / "chair.png")
+    args = [tmp_path / "chair.png", "--version", "sv3d_p", "--height", 64, "--width", 64, "--frames", 4, "--steps", 1]
+    args += ["--azimuths", "90,180,270,360", "--elevation", "20", "--turntable", "--orbit-plot", "orbit.png"]
+    done = sgm("sample", *args)
+    assert done.exit_code == 0, done.stderr
+    video = Path("outputs") / "chair-sv3d_p-23.mp4"
+    assert done.stdout == f"{video}\n"
+    assert len(frames_of(video)) == 4
+    with Image.open(video.with_name("chair-sv3d_p-23-turntable.webp")) as loop:
+        assert loop.n_frames == 4  # pyright: ignore
+    with Image.open(video.with_name("chair-sv3d_p-23-input.png")) as seen:
+        assert seen.size == (64, 64)
+        assert seen.getpixel((32, 32)) == (200, 30, 30)
+    with Image.open("orbit.png") as plot:
+        assert plot.size == (960, 432)
+    settings = read_settings(video)
+    assert settings is not None
+    assert (settings["orbit"], settings["azimuths"]) == ("list", [90, 180, 270, 360])
+    for wrong, said in (
+        (["--azimuths", "1,b"], "--azimuths must be numbers"),
+        (["--azimuths", "1,2"], "must be 4 numbers"),
+    ):
+        bad = sgm("sample", *args, *wrong)
+        assert bad.exit_code == 2
+        assert said in bad.stderr

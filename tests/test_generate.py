@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from sgm import (
     instantiate_from_config,
     load_engine,
     open_picture,
+    prepare_picture,
 )
 from sgm.config import load_config
 from sgm.engine import DiffusionEngine
@@ -197,7 +199,7 @@ def test_official_kinds_run_from_picture_to_clip(
     made_up: Callable[[str], DiffusionEngine], lake: Image.Image, version: str
 ) -> None:
     engine = made_up(version)
-    request = VideoRequest(version, frames=3, steps=2, height=64, width=128, decode_chunk=2)
+    request = VideoRequest(version, frames=3, steps=2, height=64, width=128, decode_chunk=2, fit="crop")
     told: list[Progress] = []
     clip, again = (generate(engine, request, lake, told.append) for _ in range(2))
     assert clip.frames.shape == (3, 64, 128, 3)
@@ -205,6 +207,20 @@ def test_official_kinds_run_from_picture_to_clip(
     assert np.array_equal(clip.frames, again.frames)
     assert clip.settings["version"] == version
     assert [p.phase for p in told[: len(told) // 2]] == ["encode"] * 2 + ["sample"] * 2 + ["decode"] * 2
+
+
+def test_sv3d_sees_the_object_alone_and_ends_with_it(made_up: Callable[[str], DiffusionEngine]) -> None:
+    picture = Image.new("RGBA", (90, 50), (0, 0, 0, 0))
+    picture.paste((200, 30, 30, 255), (60, 10, 80, 50))
+    request = VideoRequest("sv3d_p", **SMALL, image_frame_ratio=0.5)
+    clip = generate(made_up("sv3d_p"), request, picture)
+    np.testing.assert_array_equal(clip.frames[-1], np.asarray(prepare_picture(picture, request)))
+    assert clip.frames[-1][32, 32].tolist() == [200, 30, 30]
+    assert clip.frames[-1][2, 2].tolist() == [255, 255, 255]
+    assert clip.settings["fit"] == "object"
+    # Already prepared, as a page does that has shown it: the same clip.
+    again = generate(made_up("sv3d_p"), replace(request, fit="crop"), prepare_picture(picture, request))
+    np.testing.assert_array_equal(clip.frames, again.frames)
 
 
 @pytest.mark.parametrize(
@@ -218,12 +234,14 @@ def test_official_kinds_run_from_picture_to_clip(
         ("svd", {"steps": 3}),
         ("sv3d_p", {"elevation": 40.0}),
         ("sv3d_p", {"guider": "identity"}),
+        ("sv3d_p", {"orbit": "dynamic"}),
+        ("sv3d_p", {"orbit": "list", "azimuths": (10, 20, 30)}),
     ],
 )
 def test_each_choice_reaches_the_network(
     made_up: Callable[[str], DiffusionEngine], kitten: Image.Image, version: str, choice: dict
 ) -> None:
-    plain, chosen = (make(made_up(version), kitten, **some).frames for some in ({}, choice))
+    plain, chosen = (make(made_up(version), kitten, **{"fit": "crop", **some}).frames for some in ({}, choice))
     assert not np.array_equal(plain, chosen)
 
 

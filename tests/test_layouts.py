@@ -41,6 +41,6 @@ def test_builds_the_official_layout_without_memory(config: Path) -> None:
 
 
 def test_all_configs_and_layouts_are_here() -> None:
-    assert len(OURS) == 7
+    assert len(OURS) == 8
     assert len(OFFICIAL) == 11
     assert {layout_of(path) for path in CONFIGS.values()} == set(LAYOUTS.glob("*.txt"))

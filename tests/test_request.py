@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, Progress, UserError, VideoRequest
+from sgm import CAMERA_MOVES, FITS, GUIDERS, SAMPLERS, VERSIONS, Progress, UserError, VideoRequest
 
 
 @pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 def test_what_is_left_out_is_the_versions_default(version: Any) -> None:
     request = VideoRequest(version.name)
-    for name in ("frames", "height", "width", "steps", "fps", "cond_aug", "guider", "min_guidance", "max_guidance"):
+    names = "frames height width steps fps motion_bucket cond_aug sampler guider min_guidance max_guidance fit"
+    for name in names.split():
         assert getattr(request, name) == getattr(version, name), name
     assert None not in dataclasses.asdict(request).values()
     assert request.decode_chunk == request.frames
@@ -23,6 +24,9 @@ def test_what_is_left_out_is_the_versions_default(version: Any) -> None:
 
 def test_official_defaults() -> None:
     svd, xt, orbit = VideoRequest("svd"), VideoRequest("svd_xt_1_1"), VideoRequest("sv3d_u")
+    few = VideoRequest("svd_xt_lcm")
+    assert (few.frames, few.steps, few.sampler, few.min_guidance, few.max_guidance) == (25, 4, "lcm", 1.0, 1.2)
+    assert (svd.sampler, svd.motion_bucket, svd.fit, orbit.fit) == ("euler_edm", 127, "crop", "object")
     assert (svd.frames, svd.height, svd.width, svd.steps) == (14, 576, 1024, 25)
     assert (svd.guider, svd.min_guidance, svd.max_guidance, svd.cond_aug) == ("linear", 1.0, 2.5, 0.02)
     assert (xt.frames, xt.steps, xt.min_guidance, xt.max_guidance) == (25, 30, 1.5, 3.0)
@@ -57,7 +61,7 @@ def test_settings_come_back_the_same_through_json(request_: VideoRequest) -> Non
         ("sampler", SAMPLERS),
         ("guider", GUIDERS),
         ("camera", CAMERA_MOVES),
-        ("fit", ("crop", "pad")),
+        ("fit", FITS),
     ],
 )
 @pytest.mark.parametrize("given", ["nonsense", "", 3, ["crop"]])
@@ -93,7 +97,13 @@ def test_whole_numbers_are_checked(name: str) -> None:
         assert getattr(VideoRequest(**{name: given}), name) == given
 
 
-NUMBERS = {"cond_aug": (0, 1), "min_guidance": (0, 100), "max_guidance": (0, 100), "elevation": (-90, 90)}
+NUMBERS = {
+    "image_frame_ratio": (0.1, 1),
+    "cond_aug": (0, 1),
+    "min_guidance": (0, 100),
+    "max_guidance": (0, 100),
+    "elevation": (-90, 90),
+}
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -157,7 +167,7 @@ def test_a_user_error_is_a_value_error() -> None:
         VideoRequest(frames=0)
 
 
-@pytest.mark.parametrize("name", ["seed", "motion_bucket", "camera", "elevation", "fit", "sampler", "version"])
+@pytest.mark.parametrize("name", ["seed", "camera", "elevation", "orbit", "azimuths", "image_frame_ratio", "version"])
 def test_none_is_refused_where_no_version_has_a_default_of_its_own(name: str) -> None:
     with pytest.raises(UserError, match=f"^{name} must be .*; got None"):
         VideoRequest(**{name: None})

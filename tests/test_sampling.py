@@ -8,8 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgm.diffusion.discretization import Discretization, EDMDiscretization, LegacyDDPMDiscretization
+from sgm.diffusion.discretization import (
+    ConsistencyDiscretization,
+    Discretization,
+    EDMDiscretization,
+    LegacyDDPMDiscretization,
+)
 from sgm.diffusion.sampling import SAMPLERS
+from sgm.errors import UserError
 
 MEAN, STD = 1.5, 0.5
 
@@ -36,7 +42,7 @@ def noise() -> Tensor:
 @pytest.mark.parametrize(
     "schedule", [EDMDiscretization(sigma_max=80.0), LegacyDDPMDiscretization()], ids=["edm", "legacy"]
 )
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])  # that one wants a consistency model
 def test_samples_have_the_gaussians_mean_and_spread(name: str, noise: Tensor, schedule: Discretization) -> None:
     out = sample(name, 400, noise, schedule)
     # Sampling starts from noise around 0 rather than MEAN, of which MEAN STD / sigma_max remains: 0.05 for legacy.
@@ -62,6 +68,32 @@ def test_ancestral_samplers_without_noise_are_the_ode(name: str, noise: Tensor) 
     assert torch.equal(sample(name, 10, noise, eta=0.0, seed=1), sample(name, 10, noise, eta=0.0, seed=2))
     assert not torch.equal(sample(name, 10, noise, seed=1), sample(name, 10, noise, seed=2))
     assert torch.equal(sample(name, 10, noise, seed=1), sample(name, 10, noise, seed=1))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8])
+def test_a_consistency_model_needs_few_steps(noise: Tensor, steps: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+
+    def end_of_path(x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """Where the probability-flow ODE through x ends: what such a model is distilled to give."""
+        return MEAN + (x - MEAN) * STD / (STD**2 + sigma.view(-1, 1, 1, 1) ** 2).sqrt()
+
+    schedule = ConsistencyDiscretization(sigma_max=700.0)
+    sampler = SAMPLERS["lcm"](schedule)
+    out = sampler(
+        end_of_path, noise, {}, num_steps=steps, noise=lambda like: torch.randn(like.shape, generator=generator)
+    )
+    assert float(out.mean()) == pytest.approx(MEAN, abs=0.03)
+    assert float(out.std()) == pytest.approx(STD, rel=0.03)
+    sigmas = schedule(steps)
+    grid = EDMDiscretization(sigma_max=700.0)(40)
+    assert torch.equal(sigmas[:-1], grid[torch.arange(steps) * (40 // steps)])
+    assert float(sigmas[-1]) == 0
+
+
+def test_a_consistency_model_takes_no_more_steps_than_it_was_distilled_on() -> None:
+    with pytest.raises(UserError, match="distilled on 40 sigmas; 41 steps"):
+        ConsistencyDiscretization()(41)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -110,7 +110,7 @@ def test_a_scalar_and_one_number_in_a_row_are_not_the_same(
 def test_a_truncated_file_says_so(module: nn.Module, state: dict[str, Tensor], tmp_path: Path, keep: int) -> None:
     path = saved(state, tmp_path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(WeightsError, match=r"weights\.safetensors cannot be read as safetensors .*get the file again"):
+    with pytest.raises(WeightsError, match=r"weights\.safetensors is (empty|cut short).*(G|g)et the file again"):
         load_weights(module, path, CPU, torch.float32)
 
 
@@ -118,13 +118,16 @@ def test_a_truncated_file_says_so(module: nn.Module, state: dict[str, Tensor], t
 def test_garbage_says_so(module: nn.Module, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "garbage.safetensors"
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match=r"garbage\.safetensors cannot be read as safetensors"):
+    with pytest.raises(
+        WeightsError, match=r"garbage\.safetensors (cannot be read as safetensors|is a damaged or cut short zip)"
+    ):
         load_weights(module, path, CPU, torch.float32)
 
 
 def test_an_absent_file_and_a_folder_say_so(module: nn.Module, tmp_path: Path) -> None:
-    for path in (tmp_path / "absent.safetensors", tmp_path):
-        with pytest.raises(WeightsError, match="There are no weights at") as caught:
+    said = {tmp_path / "absent.safetensors": "There are no weights at", tmp_path: "but no diffusers folder"}
+    for path, words in said.items():
+        with pytest.raises(WeightsError, match=words) as caught:
             load_weights(module, path, CPU, torch.float32)
         assert str(path) in str(caught.value)
 
@@ -232,6 +235,6 @@ def test_float16_never_becomes_a_float32_copy(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         peaks[dtype], total = map(float, done.stdout.split())
         assert total == sum(-(-shape.numel() // 500) for shape in shapes.values()) / 2
-    # Of the float16 file, its own pages and the convolutions that are laid out anew: three quarters of a float32 copy.
-    assert peaks["float16"] < 0.9 * float32, peaks
-    assert peaks["float32"] > float32 + 0.4 * float32, peaks  # the measure sees a float32 copy where there is one
+    # The weights themselves, what torch takes at first use, and a tensor or two on their way.
+    assert peaks["float16"] < 1.3 * float32 / 2 + 64, peaks
+    assert peaks["float32"] > float32, peaks  # the measure sees a float32 copy where there is one

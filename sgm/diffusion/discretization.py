@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm.errors import UserError
+
 
 class Discretization(ABC):
     """Called with the number of steps n: n falling sigmas, then zero, (n + 1,) float32."""
@@ -36,6 +38,24 @@ class EDMDiscretization(Discretization):
     def get_sigmas(self, n: int) -> Tensor:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return (high + torch.linspace(0, 1, n) * (low - high)) ** self.rho
+
+
+class ConsistencyDiscretization(EDMDiscretization):
+    """n of the `num_timesteps` sigmas on which a consistency model was distilled, from the largest on, evenly spaced.
+
+    The smallest is left out: a consistency model's last step goes to the clean sample from wherever it stands.
+    """
+
+    def __init__(
+        self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, num_timesteps: int = 40
+    ) -> None:
+        super().__init__(sigma_min, sigma_max, rho)
+        self.num_timesteps = num_timesteps
+
+    def get_sigmas(self, n: int) -> Tensor:
+        if n > self.num_timesteps:
+            raise UserError(f"This model was distilled on {self.num_timesteps} sigmas; {n} steps were asked for.")
+        return super().get_sigmas(self.num_timesteps)[:: self.num_timesteps // n][:n]
 
 
 class LegacyDDPMDiscretization(Discretization):

@@ -218,6 +218,21 @@ class LinearMultistepSampler(Sampler):
         return float((integral(self.nodes[i + 1]) - integral(self.nodes[i])) / scale)
 
 
+class LCMSampler(Sampler):
+    """Multistep consistency sampling (Song et al. 2023, arXiv:2303.01469, algorithm 1), for networks distilled to it.
+
+    Each step goes all the way to the clean estimate, then noises it to the next sigma.
+    """
+
+    def __init__(self, *args: Any, s_noise: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.s_noise = s_noise
+
+    def step(self, denoise: Denoise, x: Tensor, sigmas: Tensor, i: int, noise: Noise) -> Tensor:
+        clean = denoise(x, sigmas[i])
+        return clean + noise(x) * self.s_noise * sigmas[i + 1] if sigmas[i + 1] > 0 else clean
+
+
 # Name -> class; command line and page list these.
 SAMPLERS: dict[str, type[Sampler]] = {
     "euler_edm": EulerEDMSampler,
@@ -226,4 +241,5 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "dpmpp_2s_ancestral": DPMPP2SAncestralSampler,
     "dpmpp_2m": DPMPP2MSampler,
     "linear_multistep": LinearMultistepSampler,
+    "lcm": LCMSampler,
 }

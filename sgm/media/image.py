@@ -26,11 +26,14 @@ class PictureError(UserError):
     """A picture that cannot be used; the message names the file and says what to do."""
 
 
-def open_picture(source: str | Path | bytes | BinaryIO, name: str | None = None) -> Image.Image:
+def open_picture(
+    source: str | Path | bytes | BinaryIO, name: str | None = None, *, keep_alpha: bool = False
+) -> Image.Image:
     """Read a picture as an upright RGB image of its own size, whatever its format, mode, depth and orientation.
 
-    Transparency is laid on white, an embedded colour profile is turned into sRGB, and of an animation the first frame
-    is taken. `source` is a path, a file's content or an open binary file; `name` is what messages call it.
+    Transparency is laid on white, or with `keep_alpha` kept: such a picture comes as RGBA. An embedded colour profile
+    is turned into sRGB, and of an animation the first frame is taken. `source` is a path, a file's content or an open
+    binary file; `name` is what messages call it.
     Raises PictureError for a file that is missing, empty, damaged, no picture, larger than MAX_BYTES or of more than
     MAX_PIXELS; the size is checked before any pixel is decoded.
     """
@@ -53,6 +56,8 @@ def open_picture(source: str | Path | bytes | BinaryIO, name: str | None = None)
     with image:
         if image.width * image.height > MAX_PIXELS:
             raise PictureError(f"{name} has {image.width}×{image.height} pixels, {too_many}")
+        if keep_alpha and image.has_transparency_data:
+            return _upright_rgba(image, name)
         return _upright_rgb(image, name)
 
 
@@ -168,6 +173,25 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
         ) from error
     image.info.clear()
     return image
+
+
+def _upright_rgba(image: Image.Image, name: str) -> Image.Image:
+    """The same with its transparency kept: the colours of what is behind it are no one's to see, its shape is."""
+    try:
+        image.load()
+        colours = image.convert("RGBA")
+        colours.info, alpha = dict(image.info), colours.getchannel("A")
+        opaque = colours.convert("RGB")
+        opaque.info = dict(image.info)
+        opaque.info.pop("transparency", None)
+        upright = _to_srgb(opaque).convert("RGB")
+        upright.putalpha(alpha)
+        upright.getexif().update(image.getexif())
+        upright = ImageOps.exif_transpose(upright)
+    except Exception as error:  # decoders raise anything from OSError to SyntaxError
+        raise PictureError(f"{name} is damaged or cut short: fetch or save it again.") from error
+    upright.info.clear()
+    return upright
 
 
 def _flat(image: Image.Image) -> Image.Image:

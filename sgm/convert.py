@@ -1,0 +1,292 @@
+"""Weights from one format into another, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgm.config import load_config
+from sgm.engine import build_engine
+from sgm.errors import UserError
+from sgm.formats.diffusers import folder_places, is_temporal
+from sgm.formats.files import replacing, write_tensors
+from sgm.formats.folder import LEFTOVERS
+from sgm.versions import VERSIONS
+from sgm.weights import Weights, WeightsError, open_weights, recognise
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("sgm", "diffusers")
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_CPU = torch.device("cpu")
+
+
+def convert_weights(
+    source: str | Path,
+    target: str | Path,
+    to: str = "sgm",
+    dtype: str | None = None,
+    *,
+    version: str | None = None,
+    base: str | Path | None = None,
+    config: str | Path | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> Path:
+    """Write the weights in `source`, whatever their format, as one official file ("sgm") or as a diffusers folder.
+
+    dtype: "fp16", "bf16" or "fp32" (default: as stored). version: whose weights they are (default: recognised by the
+    network's inputs and the decoder's kind). base: what a network alone is laid over. config: the YAML of a model that
+    is no known version. The target appears when it is complete, and has then been opened again and checked.
+    Raises UserError where the target exists or the choice is unknown, WeightsError for what is wrong with the source.
+    """
+    source, target = Path(source), Path(target)
+    _one_of("--to", to, FORMATS)
+    if dtype is not None:
+        _one_of("--dtype", dtype, DTYPES)
+    if version is not None:
+        _one_of("--version", version, VERSIONS)
+    if target.exists():
+        raise UserError(f"{target} exists already: give a new name.")
+    if to == "sgm" and target.suffix != ".safetensors":
+        raise UserError(f"{target} must end in .safetensors.")
+    row = VERSIONS[version or _recognised(source, base)] if config is None else None
+    path = row.config_path if row else Path(str(config))
+    wanted = {name: tuple(value.shape) for name, value in build_engine(path).state_dict().items()}
+    params = load_config(path)["model"]["params"]
+    if to == "diffusers":
+        _check_inputs(params, row.name if row else str(config))
+    frames = row.frames if row else 14
+    try:
+        with open_weights(source, wanted, base) as weights:
+            weights.check(wanted)
+            total = _write(weights, target, to, DTYPES[dtype] if dtype else None, params, frames, on_progress)
+    except OSError as error:
+        raise UserError(
+            f"{target} cannot be written ({error.strerror or error}): make room or choose another."
+        ) from error
+    with open_weights(target, wanted) as written:
+        written.check(wanted)
+    logger.info("Wrote %s, %.2f GB.", target, total / 1e9)
+    return target
+
+
+def _write(
+    weights: Weights,
+    target: Path,
+    to: str,
+    dtype: torch.dtype | None,
+    params: Mapping[str, Any],
+    frames: int,
+    on_progress: Callable[[float], None] | None,
+) -> int:
+    layout = {
+        name: (dtype if dtype and stored.is_floating_point else stored, shape)
+        for name, (stored, shape) in weights.layout.items()
+    }
+    total = sum(math.prod(shape) * kind.itemsize for kind, shape in layout.values())
+    _check_room(target, total)
+    done = 0
+
+    def on_read(size: int) -> None:
+        nonlocal done
+        done += size
+        if on_progress is not None:
+            on_progress(done / total)
+
+    def read(name: str) -> Tensor:
+        return weights.cast(name, dtype, _CPU)
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if to == "sgm":
+        write_tensors(target, layout, read, on_read)
+        return total
+    places, homeless = folder_places(layout)
+    parts: dict[str, dict[str, tuple[str, int]]] = {}  # part -> their name -> (our name, which of its pieces)
+    for name, (part, place) in places.items():
+        parts.setdefault(part, {}).update({theirs: (name, i) for i, theirs in enumerate(place.names)})
+    with _new_folder(target) as folder:
+        for file, value in _descriptions(params, layout, frames).items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        for part, names in parts.items():
+            file = "model.safetensors" if part == "image_encoder" else "diffusion_pytorch_model.safetensors"
+            there = {
+                theirs: (layout[name][0], tuple(_pieces(places[name][1], layout[name])[i].shape))
+                for theirs, (name, i) in names.items()
+            }
+            write_tensors(
+                folder / part / file,
+                there,
+                lambda theirs, names=names: places[names[theirs][0]][1].theirs(read(names[theirs][0]))[
+                    names[theirs][1]
+                ],
+                on_read,
+            )
+        write_tensors(folder / LEFTOVERS, {name: layout[name] for name in homeless}, read, on_read)
+    return total
+
+
+def _pieces(place: Any, entry: tuple[torch.dtype, tuple[int, ...]]) -> list[Tensor]:
+    return place.theirs(torch.empty(entry[1], device="meta"))
+
+
+@contextlib.contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    with replacing(target) as temporary:
+        temporary.mkdir()
+        try:
+            yield temporary
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _recognised(source: Path, base: str | Path | None) -> str:
+    names = recognise(source)
+    if base is not None:
+        names = [name for name in names if name in recognise(base)]
+    if not names:
+        raise WeightsError(
+            f"{source} fits none of {', '.join(VERSIONS)}: what its network takes, or its decoder's kind, differs. "
+            "Give the model's YAML with --config."
+        )
+    if len(names) > 1:
+        logger.info("%s may be %s, which have the same tensors; taken for %s.", source, " or ".join(names), names[0])
+    return names[0]
+
+
+def _check_inputs(params: Mapping[str, Any], name: str) -> None:
+    keys = {config["input_key"] for config in params["conditioner_config"]["params"]["emb_models"]}
+    wanted = {"cond_frames_without_noise", "cond_frames", "fps_id", "motion_bucket_id", "cond_aug"}
+    if keys != wanted:
+        other = ", ".join(sorted(keys ^ wanted))
+        raise UserError(
+            f"{name} cannot become a diffusers folder: its pipeline there differs in {other}. Use --to sgm."
+        )
+
+
+def _check_room(target: Path, size: int) -> None:
+    nearest = next(place for place in target.absolute().parents if place.exists())
+    free = shutil.disk_usage(nearest).free
+    if free < size + (64 << 20):
+        raise UserError(f"{target} needs {size / 1e9:.2f} GB, but {nearest} has {free / 1e9:.2f} GB free: make room.")
+
+
+def _descriptions(params: Mapping[str, Any], layout: Mapping[str, Any], frames: int) -> dict[str, Any]:
+    """The JSON files of a diffusers folder, by name."""
+    network = params["network_config"]["params"]
+    embedders = {c["input_key"]: c["params"] for c in params["conditioner_config"]["params"]["emb_models"]}
+    first = params["first_stage_config"]["params"]
+    coder = (first.get("decoder_config") or {}).get("params") or first["ddconfig"]
+    channels = [mult * network["model_channels"] for mult in network["channel_mult"]]
+    attends = [2**i in network["attention_resolutions"] for i in range(len(channels))]
+    width = [mult * coder["ch"] for mult in coder["ch_mult"]]
+    temporal = is_temporal(layout)
+    vae: dict[str, Any] = {
+        "_class_name": "AutoencoderKLTemporalDecoder" if temporal else "AutoencoderKL",
+        "down_block_types": ["DownEncoderBlock2D"] * len(width),
+        "block_out_channels": width,
+        "layers_per_block": coder["num_res_blocks"],
+        "latent_channels": coder["z_channels"],
+        "in_channels": coder["in_channels"],
+        "out_channels": coder["out_ch"],
+        "sample_size": 768,
+        "scaling_factor": params["scale_factor"],
+        "force_upcast": True,
+    }
+    if not temporal:
+        vae["up_block_types"] = ["UpDecoderBlock2D"] * len(width)
+        vae["use_post_quant_conv"] = "first_stage_model.post_quant_conv.weight" in layout
+    sigmas = params.get("sampler_config", {}).get("params", {}).get("discretization_config", {}).get("params", {})
+    return {
+        "model_index.json": {
+            "_class_name": "StableVideoDiffusionPipeline",
+            "feature_extractor": ["transformers", "CLIPImageProcessor"],
+            "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+            "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+            "unet": ["diffusers", "UNetSpatioTemporalConditionModel"],
+            "vae": ["diffusers", vae["_class_name"]],
+        },
+        "unet/config.json": {
+            "_class_name": "UNetSpatioTemporalConditionModel",
+            "in_channels": network["in_channels"],
+            "out_channels": network["out_channels"],
+            "down_block_types": [f"{'CrossAttn' if a else ''}DownBlockSpatioTemporal" for a in attends],
+            "up_block_types": [f"{'CrossAttn' if a else ''}UpBlockSpatioTemporal" for a in attends[::-1]],
+            "block_out_channels": channels,
+            "addition_time_embed_dim": embedders["fps_id"]["outdim"],
+            "projection_class_embeddings_input_dim": network["adm_in_channels"],
+            "layers_per_block": network["num_res_blocks"],
+            "cross_attention_dim": network["context_dim"],
+            "transformer_layers_per_block": network["transformer_depth"],
+            "num_attention_heads": [width // network["num_head_channels"] for width in channels],
+            "num_frames": frames,
+            "sample_size": 96,
+        },
+        "vae/config.json": vae,
+        "image_encoder/config.json": _tower(embedders["cond_frames_without_noise"]["open_clip_embedding_config"]),
+        "feature_extractor/preprocessor_config.json": {
+            "image_processor_type": "CLIPImageProcessor",
+            "feature_extractor_type": "CLIPFeatureExtractor",
+            "crop_size": {"height": 224, "width": 224},
+            "size": {"shortest_edge": 224},
+            "do_center_crop": True,
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+            "resample": 3,
+            "rescale_factor": 1 / 255,
+        },
+        "scheduler/scheduler_config.json": {
+            "_class_name": "EulerDiscreteScheduler",
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "num_train_timesteps": 1000,
+            "prediction_type": "v_prediction",
+            "sigma_min": sigmas.get("sigma_min", 0.002),
+            "sigma_max": sigmas.get("sigma_max", 700.0),
+            "steps_offset": 1,
+            "timestep_spacing": "leading",
+            "timestep_type": "continuous",
+            "use_karras_sigmas": True,
+        },
+    }
+
+
+def _tower(config: Mapping[str, Any]) -> dict[str, Any]:
+    import open_clip  # late: importing it takes seconds
+
+    named = (config.get("params") or {}).get("arch", "ViT-H-14")
+    arch: Any = open_clip.get_model_config(named) if isinstance(named, str) else named
+    vision = arch["vision_cfg"]
+    return {
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "model_type": "clip_vision_model",
+        "hidden_size": vision["width"],
+        "intermediate_size": int(vision["width"] * vision.get("mlp_ratio", 4)),
+        "projection_dim": arch["embed_dim"],
+        "num_hidden_layers": vision["layers"],
+        "num_attention_heads": vision["width"] // vision.get("head_width", 64),
+        "image_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+        "hidden_act": "quick_gelu" if arch.get("quick_gelu") else "gelu",
+        "layer_norm_eps": 1e-05,
+    }
+
+
+def _one_of(option: str, value: str, known: Any) -> None:
+    if value not in known:
+        raise UserError(f"{option} must be one of {', '.join(known)}; got {value!r}.")

@@ -1,0 +1,1 @@
+"""Weights on disk: files of tensors, and what other projects call them."""

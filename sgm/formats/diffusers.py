@@ -1,0 +1,232 @@
+"""The names and shapes that diffusers' and transformers' modules have for our tensors. All follows from our names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgm.formats.files import Shape
+
+Rules = Iterable[tuple[str, str]]  # (start of our name, start of theirs)
+
+UNET = "model.diffusion_model."
+FIRST_STAGE = "first_stage_model."
+
+_RESIDUAL = [
+    ("in_layers.0.", "norm1."),
+    ("in_layers.2.", "conv1."),
+    ("emb_layers.1.", "time_emb_proj."),
+    ("out_layers.0.", "norm2."),
+    ("out_layers.3.", "conv2."),
+    ("skip_connection.", "conv_shortcut."),
+]
+_VIDEO_RESIDUAL = [
+    *((f"time_stack.{ours}", f"temporal_res_block.{theirs}") for ours, theirs in _RESIDUAL),
+    ("time_mixer.", "time_mixer."),
+    ("mix_factor", "time_mixer.mix_factor"),
+    *((ours, f"spatial_res_block.{theirs}") for ours, theirs in _RESIDUAL),
+]
+_TRANSFORMER = [
+    ("time_stack.", "temporal_transformer_blocks."),
+    ("time_pos_embed.0.", "time_pos_embed.linear_1."),
+    ("time_pos_embed.2.", "time_pos_embed.linear_2."),
+    ("", ""),  # the rest is called alike
+]
+_RESNET = [("nin_shortcut.", "conv_shortcut."), ("", "")]
+_VIDEO_RESNET = [*_VIDEO_RESIDUAL, *((ours, f"spatial_res_block.{theirs}") for ours, theirs in _RESNET)]
+_ATTENTION = [("norm.", "group_norm."), ("q.", "to_q."), ("k.", "to_k."), ("v.", "to_v."), ("proj_out.", "to_out.0.")]
+_TOWER_LAYER = [
+    ("ln_1.", "layer_norm1."),
+    ("ln_2.", "layer_norm2."),
+    ("attn.out_proj.", "self_attn.out_proj."),
+    ("attn.in_proj_", "self_attn.{}_proj."),
+    ("mlp.c_fc.", "mlp.fc1."),
+    ("mlp.c_proj.", "mlp.fc2."),
+]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one of our tensors stands there. names: one, or those of query, key and value, which are one of ours.
+
+    form: "same"; "matrix", a 1x1 kernel here and a matrix there; "transposed"; "stacked", three there and one here.
+    """
+
+    names: tuple[str, ...]
+    form: str = "same"
+
+    def shape(self, theirs: Sequence[Shape]) -> Shape:
+        """Our shape, of theirs."""
+        return tuple(self.ours([torch.empty(shape, device="meta") for shape in theirs]).shape)
+
+    def ours(self, theirs: Sequence[Tensor]) -> Tensor:
+        if self.form == "stacked":
+            return torch.cat(list(theirs))
+        value = theirs[0]
+        if self.form == "matrix" and value.ndim == 2:
+            return value[:, :, None, None]
+        return value.T if self.form == "transposed" and value.ndim == 2 else value
+
+    def theirs(self, ours: Tensor) -> list[Tensor]:
+        if self.form == "stacked":
+            return list(ours.chunk(3))
+        if self.form == "matrix":
+            return [ours[:, :, 0, 0]]
+        return [ours.T if self.form == "transposed" else ours]
+
+
+def unet_places(names: Collection[str]) -> dict[str, Place]:
+    """Our names below `model.diffusion_model.` -> places in diffusers' UNetSpatioTemporalConditionModel."""
+    rules = [
+        ("time_embed.0.", "time_embedding.linear_1."),
+        ("time_embed.2.", "time_embedding.linear_2."),
+        ("label_emb.0.0.", "add_embedding.linear_1."),
+        ("label_emb.0.2.", "add_embedding.linear_2."),
+        ("input_blocks.0.0.", "conv_in."),
+        ("out.0.", "conv_norm_out."),
+        ("out.2.", "conv_out."),
+        *_under("middle_block.0", "mid_block.resnets.0", _VIDEO_RESIDUAL),
+        *_under("middle_block.1", "mid_block.attentions.0", _TRANSFORMER),
+        *_under("middle_block.2", "mid_block.resnets.1", _VIDEO_RESIDUAL),
+    ]
+    inputs = 1 + max(_numbers(names, r"input_blocks\.(\d+)\."), default=0)
+    downs = sorted(_numbers(names, r"input_blocks\.(\d+)\.0\.op\."))
+    period = downs[0] if downs else inputs - 1  # blocks of a level, its downsampler among them
+    for i in range(1, inputs):
+        level, j = divmod(i - 1, period)
+        rules += _under(f"input_blocks.{i}.0.op", f"down_blocks.{level}.downsamplers.0.conv")
+        rules += _under(f"input_blocks.{i}.0", f"down_blocks.{level}.resnets.{j}", _VIDEO_RESIDUAL)
+        rules += _under(f"input_blocks.{i}.1", f"down_blocks.{level}.attentions.{j}", _TRANSFORMER)
+    period += 0 if downs else 1
+    for i in sorted(_numbers(names, r"output_blocks\.(\d+)\.")):
+        level, j = divmod(i, period)
+        for last in (1, 2):
+            rules += _under(f"output_blocks.{i}.{last}.conv", f"up_blocks.{level}.upsamplers.0.conv")
+        rules += _under(f"output_blocks.{i}.0", f"up_blocks.{level}.resnets.{j}", _VIDEO_RESIDUAL)
+        rules += _under(f"output_blocks.{i}.1", f"up_blocks.{level}.attentions.{j}", _TRANSFORMER)
+    return {name: Place((theirs,)) for name, theirs in _renamed(names, rules)}
+
+
+def autoencoder_places(names: Collection[str]) -> dict[str, Place]:
+    """Our names below an autoencoder (`encoder.*`, `decoder.*`, `quant_conv.*` ...) -> places in diffusers' ones."""
+    levels = 1 + max(_numbers(names, r"(?:en|de)coder\.(?:down|up)\.(\d+)\."), default=0)
+
+    def coder(name: str, block: Rules) -> list[tuple[str, str]]:
+        rules = [
+            *_under(f"{name}.mid.block_1", f"{name}.mid_block.resnets.0", block),
+            *_under(f"{name}.mid.attn_1", f"{name}.mid_block.attentions.0", _ATTENTION),
+            *_under(f"{name}.mid.block_2", f"{name}.mid_block.resnets.1", block),
+            (f"{name}.norm_out.", f"{name}.conv_norm_out."),
+            (f"{name}.conv_out.time_mix_conv.", f"{name}.time_conv_out."),
+            (f"{name}.conv_", f"{name}.conv_"),
+        ]
+        for i in range(levels):
+            down, up = f"{name}.down_blocks.{i}", f"{name}.up_blocks.{levels - 1 - i}"
+            rules += _under(f"{name}.down.{i}.downsample.conv", f"{down}.downsamplers.0.conv")
+            rules += _under(f"{name}.up.{i}.upsample.conv", f"{up}.upsamplers.0.conv")
+            for j in sorted(_numbers(names, rf"{name}\.(?:down|up)\.{i}\.block\.(\d+)\.")):
+                rules += _under(f"{name}.down.{i}.block.{j}", f"{down}.resnets.{j}", block)
+                rules += _under(f"{name}.up.{i}.block.{j}", f"{up}.resnets.{j}", block)
+        return rules
+
+    rules = [
+        *coder("encoder", _RESNET),
+        *coder("decoder", _VIDEO_RESNET if is_temporal(names) else _RESNET),
+        ("quant_conv.", "quant_conv."),
+        ("post_quant_conv.", "post_quant_conv."),
+    ]
+    return {
+        name: Place((theirs,), "matrix" if re.search(r"attentions\.0\.to_.*weight$", theirs) else "same")
+        for name, theirs in _renamed(names, rules)
+    }
+
+
+def tower_places(names: Collection[str]) -> dict[str, Place]:
+    """Our names below open_clip's `visual.` -> places in transformers' CLIPVisionModelWithProjection."""
+    rules = [
+        ("class_embedding", "vision_model.embeddings.class_embedding"),
+        ("positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+        ("conv1.", "vision_model.embeddings.patch_embedding."),
+        ("ln_pre.", "vision_model.pre_layrnorm."),
+        ("ln_post.", "vision_model.post_layernorm."),
+        ("proj", "visual_projection.weight"),
+    ]
+    for i in _numbers(names, r"transformer\.resblocks\.(\d+)\."):
+        rules += _under(f"transformer.resblocks.{i}", f"vision_model.encoder.layers.{i}", _TOWER_LAYER)
+    places = {}
+    for name, theirs in _renamed(names, rules):
+        if "{}" in theirs:
+            places[name] = Place(tuple(theirs.format(letter) for letter in "qkv"), "stacked")
+        else:
+            places[name] = Place((theirs,), "transposed" if name == "proj" else "same")
+    return places
+
+
+def is_temporal(names: Iterable[str]) -> bool:
+    """Whether an autoencoder's decoder, under our names or theirs, is the video decoder."""
+    return any("time_mix_conv" in name or "time_conv_out" in name for name in names)
+
+
+def folder_places(names: Collection[str]) -> tuple[dict[str, tuple[str, Place]], dict[str, str | None]]:
+    """Our names of a whole model -> (part, place) in a diffusers folder; and those that have none there.
+
+    The second gives what may stand in for them: another of our names, or None where nothing does since nothing uses
+    them: the text tower's leftovers, and the decoder of the autoencoder that conditions. Parts: unet, vae,
+    image_encoder.
+    """
+    encoder = _start(names, r"conditioner\.embedders\.\d+\.encoder\.(?=encoder\.)")
+    tower = _start(names, r"conditioner\.embedders\.\d+\.open_clip\.model\.(?=visual\.)")
+    places: dict[str, tuple[str, Place]] = {}
+
+    def add(part: str, renamed: Mapping[str, str], found: Mapping[str, Place]) -> None:
+        places.update({renamed[name]: (part, place) for name, place in found.items()})
+
+    below = {name.removeprefix(UNET): name for name in names if name.startswith(UNET)}
+    add("unet", below, unet_places(below))
+    below = {name.removeprefix(encoder): name for name in names if encoder and name.startswith(encoder)}
+    below = {name: full for name, full in below.items() if name.startswith(("encoder.", "quant_conv."))}
+    first = {name.removeprefix(FIRST_STAGE): name for name in names if name.startswith(FIRST_STAGE)}
+    below |= {name: full for name, full in first.items() if name.startswith(("decoder.", "post_quant_conv."))}
+    add("vae", below, autoencoder_places(below))
+    visual = f"{tower}visual."
+    below = {name.removeprefix(visual): name for name in names if tower and name.startswith(visual)}
+    add("image_encoder", below, tower_places(below))
+
+    homeless: dict[str, str | None] = {}
+    for name in names:
+        if name in places:
+            continue
+        twin = f"{encoder}{name.removeprefix(FIRST_STAGE)}" if name.startswith(FIRST_STAGE) else None
+        if twin in places:
+            homeless[name] = twin
+        elif (tower and name.startswith(tower)) or (encoder and name.startswith(encoder)):
+            homeless[name] = None
+        else:
+            raise KeyError(f"Nothing says what diffusers calls {name}.")
+    return places, homeless
+
+
+def _under(ours: str, theirs: str, rules: Rules = (("", ""),)) -> list[tuple[str, str]]:
+    return [(f"{ours}.{a}", f"{theirs}.{b}") for a, b in rules]
+
+
+def _renamed(names: Iterable[str], rules: Rules) -> Iterator[tuple[str, str]]:
+    """Each name by the first rule that fits it."""
+    rules = list(rules)
+    for name in names:
+        ours, theirs = next((rule for rule in rules if name.startswith(rule[0])), (None, ""))
+        if ours is None:
+            raise KeyError(f"No rule says what diffusers calls {name}.")
+        yield name, theirs + name.removeprefix(ours)
+
+
+def _numbers(names: Iterable[str], pattern: str) -> set[int]:
+    return {int(found.group(1)) for name in names if (found := re.match(pattern, name))}
+
+
+def _start(names: Iterable[str], pattern: str) -> str | None:
+    return next((found.group(0) for name in names if (found := re.match(pattern, name))), None)

@@ -1,0 +1,162 @@
+"""Weights from the Hugging Face hub: checked, continued where a download broke off, in place only when complete."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from sgm.errors import UserError
+from sgm.versions import VERSIONS, Version, checkpoint_folders
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SPARE = 256 << 20  # bytes to be left free
+
+
+class DownloadError(UserError):
+    """A download that cannot be had; the message says why and what to do."""
+
+
+def download_weights(
+    version: str,
+    folder: str | Path | None = None,
+    *,
+    endpoint: str | None = None,
+    on_progress: Callable[[str, float], None] | None = None,
+) -> Path:
+    """Fetch a version's official file into `folder` (default: the first that is looked in) and return its path.
+
+    What an earlier call left unfinished is gone on with. Size and, where the hub gives one, SHA-256 are checked before
+    the file gets its name. endpoint: another hub's address. `on_progress` is told ("download" or "check", share done).
+    Raises DownloadError for a hub that cannot be reached or refuses, too little room, and content that is not what the
+    hub announced.
+    """
+    if version not in VERSIONS:
+        raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")
+    row = VERSIONS[version]
+    if row.repo is None:
+        raise UserError(f"{version} is not to be downloaded. {row.how_to_get}")
+    target = Path(folder or checkpoint_folders()[0]) / f"{version}.safetensors"
+    if target.is_file():
+        return target
+    report = on_progress or (lambda phase, share: None)
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url  # late: it takes a second
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    with _explained(row):
+        url = hf_hub_url(row.repo, row.hub_file, endpoint=endpoint)
+        meta = get_hf_file_metadata(url, endpoint=endpoint)
+    size, etag = meta.size, (meta.etag or "").strip('"').lower()
+    if not size or not etag:
+        raise DownloadError(f"The hub does not say how large {row.hub_file} of {row.repo} is; try again later.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{version}-{etag[:16]}.part")  # of this very content: another is begun anew
+        done = part.stat().st_size if part.is_file() else 0
+    except OSError as error:
+        raise DownloadError(f"Nothing can be written to {target.parent} ({error.strerror}): choose another.") from error
+    if done > size:
+        part.unlink()
+        done = 0
+    free = shutil.disk_usage(target.parent).free
+    if free < size - done + _SPARE:
+        raise DownloadError(
+            f"{version} needs {(size - done) / 1e9:.2f} GB more, but {target.parent} has {free / 1e9:.2f} GB free: "
+            "make room, or name another place with --to."
+        )
+    headers = build_hf_headers()
+    if urlparse(meta.location).netloc != urlparse(url).netloc:
+        headers.pop("authorization", None)  # the token is for the hub, not for where it stores files
+    with _explained(row, part, size), part.open("ab") as file:
+        bar = _bar(lambda count: report("download", count / size))
+        report("download", done / size)
+        http_get(meta.location, file, resume_size=done, headers=headers, expected_size=size, tqdm_class=bar)
+    if _SHA256.fullmatch(etag) and (found := _sha256(part, size, report)) != etag:
+        part.unlink()
+        raise DownloadError(
+            f"What came as {row.hub_file} of {row.repo} has the checksum {found[:12]}…, but the hub announced "
+            f"{etag[:12]}…: it was damaged on its way or is not genuine, and has been deleted. Try again."
+        )
+    os.replace(part, target)
+    return target
+
+
+@contextlib.contextmanager
+def _explained(row: Version, part: Path | None = None, size: int = 0) -> Iterator[None]:
+    """Say in a sentence why the hub refuses or cannot be reached."""
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{row.repo}"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise DownloadError(
+            f"{row.name} is given to those who accept its licence: log in at {page}, accept it there, run `hf auth "
+            f"login` with a token of your account, then `sgm download {row.name}` again."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise DownloadError(
+            f"The hub shows no {row.repo} to you. If it asks for a licence, log in with `hf auth login` and accept it "
+            f"at {page}; otherwise it has been removed."
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise DownloadError(f"{row.repo} has no {row.hub_file} (any more): see {page}.") from error
+    except errors.OfflineModeIsEnabled as error:
+        raise DownloadError("HF_HUB_OFFLINE is set, so nothing is downloaded: unset it, or bring the file.") from error
+    except errors.HfHubHTTPError as error:
+        code = getattr(error.response, "status_code", "an error")
+        if code in (401, 403):
+            raise DownloadError(
+                f"The hub refuses {row.repo} ({code}): log in with `hf auth login`, and accept the licence at {page}."
+            ) from error
+        raise DownloadError(f"The hub answered {code} for {row.hub_file} of {row.repo}; try again later.") from error
+    except Exception as error:
+        # The hub's library has changed its HTTP client more than once; all of their errors are meant.
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "requests", "urllib3"):
+            if not isinstance(error, OSError):
+                raise
+            if error.errno is not None:
+                raise DownloadError(f"{row.name} cannot be stored ({error.strerror}): make room.") from error
+        if part is None:
+            kind = type(error).__name__
+            raise DownloadError(
+                f"The hub cannot be reached ({kind}): is this machine online? {row.how_to_get}"
+            ) from error
+        done = part.stat().st_size if part.is_file() else 0
+        raise DownloadError(
+            f"The download broke off after {done / 1e9:.2f} of {size / 1e9:.2f} GB. Run `sgm download {row.name}` "
+            "again: it goes on from there."
+        ) from error
+
+
+def _bar(show: Callable[[int], None]) -> Any:
+    """A tqdm class that draws nothing and tells `show` how many bytes there are."""
+    from tqdm import tqdm
+
+    class Told(tqdm):
+        def __init__(self, *args: Any, initial: int = 0, **kwargs: Any) -> None:
+            super().__init__(disable=True)
+            self.count = initial
+
+        def update(self, n: float | None = 1) -> None:
+            self.count += int(n or 0)
+            show(self.count)
+
+    return Told
+
+
+def _sha256(path: Path, size: int, report: Callable[[str, float], None]) -> str:
+    digest, done = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(16 << 20):
+            digest.update(block)
+            done += len(block)
+            report("check", done / size)
+    return digest.hexdigest()

@@ -1,0 +1,132 @@
+"""The object of a picture, cut out whole and centred; what happens when its background cannot be removed."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from sgm import PictureError, cut_out, open_picture, place_object
+from sgm.media import object as module
+
+# Finds what is dark: one convolution, where rembg's models are networks.
+DARK_OBJECT = Path(__file__).parents[1] / "data" / "dark_object.onnx"
+
+
+def cutout(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    picture = Image.new("RGBA", size, (10, 200, 30, 0))
+    ImageDraw.Draw(picture).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), (200, 20, 20, 255))
+    return picture
+
+
+def box_of(picture: Image.Image) -> tuple[int, int, int, int]:
+    """Of what is not nearly white."""
+    dark = (np.asarray(picture).min(axis=-1) < 200).nonzero()
+    return int(dark[1].min()), int(dark[0].min()), int(dark[1].max()) + 1, int(dark[0].max()) + 1
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [
+        ((400, 300), (100, 50, 200, 250)),  # tall
+        ((300, 700), (10, 20, 290, 60)),  # wide, far up
+        ((200, 200), (150, 150, 200, 200)),  # in the corner
+        ((64, 64), (0, 0, 64, 64)),  # all of it
+        ((900, 300), (300, 0, 600, 300)),  # to the edges
+    ],
+)
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
+def test_objects_keep_whole_and_stand_in_the_middle(
+    size: tuple[int, int], box: tuple[int, int, int, int], share: float
+) -> None:
+    frame = place_object(cutout(size, box), 576, 576, share)
+    assert (frame.mode, frame.size) == ("RGB", (576, 576))
+    left, top, right, bottom = box_of(frame)
+    wide, tall = box[2] - box[0], box[3] - box[1]
+    longer = 576 * share
+    assert max(right - left, bottom - top) == pytest.approx(longer, abs=3)
+    assert (right - left) / (bottom - top) == pytest.approx(wide / tall, rel=0.05)
+    assert (left + right) / 2 == pytest.approx(288, abs=2)
+    assert (top + bottom) / 2 == pytest.approx(288, abs=2)
+    if share < 1:
+        assert frame.getpixel((0, 0)) == (255, 255, 255)
+    assert np.asarray(frame)[288, 288].tolist() == [
+        200,
+        20,
+        20,
+    ]  # the object's own colour, of its green surroundings nothing
+    assert not (np.asarray(frame)[..., 1].astype(int) - np.asarray(frame)[..., 0] > 5).any()
+
+
+def test_nothing_visible_is_said() -> None:
+    with pytest.raises(PictureError, match="No object was found"):
+        place_object(Image.new("RGBA", (50, 50), (255, 0, 0, 3)), 576, 576)
+
+
+def test_a_picture_s_own_transparency_says_what_the_object_is(tmp_path: Path) -> None:
+    cutout((60, 40), (10, 10, 30, 20)).save(tmp_path / "object.png")
+    picture = open_picture(tmp_path / "object.png", keep_alpha=True)
+    assert picture.mode == "RGBA"
+    assert cut_out(picture) is picture
+    assert picture.getchannel("A").getbbox() == (10, 10, 30, 20)
+    assert open_picture(tmp_path / "object.png").mode == "RGB"
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    assert open_picture(tmp_path / "plain.png", keep_alpha=True).mode == "RGB"
+
+
+def test_kept_transparency_is_upright_and_of_any_mode(tmp_path: Path) -> None:
+    turned = cutout((60, 40), (0, 0, 60, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
+    picture = open_picture(tmp_path / "turned.png", keep_alpha=True)
+    assert picture.size == (40, 60)
+    assert picture.getchannel("A").getbbox() == (30, 0, 40, 60)
+    palette = Image.new("P", (20, 20), 0)
+    palette.putpalette([255, 255, 255, 200, 0, 0])
+    palette.paste(1, (5, 5, 10, 10))
+    palette.save(tmp_path / "palette.png", transparency=0)
+    assert open_picture(tmp_path / "palette.png", keep_alpha=True).getchannel("A").getbbox() == (5, 5, 10, 10)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for rembg's models, and no way out."""
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        proxy = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, proxy)
+    monkeypatch.setenv("U2NET_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    module._session.cache_clear()
+    return tmp_path
+
+
+def test_rembg_removes_the_background_with_a_model_from_its_folder(home: Path) -> None:
+    shutil.copy(DARK_OBJECT, home / "u2netp.onnx")
+    picture = Image.new("RGB", (300, 200), "white")
+    ImageDraw.Draw(picture).ellipse((200, 20, 280, 100), "black")
+    found = cut_out(picture, "u2netp")
+    assert found.mode == "RGBA"
+    alpha = np.asarray(found.getchannel("A"))
+    assert alpha[60, 240] > 250
+    assert alpha[150, 50] < 5
+    left, top, right, bottom = box_of(place_object(found, 576, 576))
+    assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((288, 288), abs=6)
+    assert right - left == pytest.approx(0.9 * 576, abs=12)
+
+
+def test_offline_without_a_model_is_said_after_a_warning(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        caplog.at_level(logging.WARNING, "sgm"),
+        pytest.raises(
+            PictureError, match=r"rembg could not get its model u2net .* put u2net\.onnx into .* transparent"
+        ),
+    ):
+        cut_out(Image.new("RGB", (30, 30), "white"))
+    assert f"rembg fetches its model u2net (176 MB) into {home}, once" in caplog.text
