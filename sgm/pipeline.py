@@ -148,7 +148,8 @@ def prepare_picture(image: Image.Image, request: VideoRequest, scale: int = 1) -
     For a fit of "object", transparency says what the object is; a picture without any goes through rembg.
     """
     if request.fit == "object":
-        return place_object(cut_out(image), *(scale * side for side in request.size), request.image_frame_ratio)
+        width, height = request.size
+        return place_object(cut_out(image), scale * width, scale * height, request.image_frame_ratio)
     return fit_picture(image, *request.size, mode=str(request.fit), scale=scale)
 
 
