@@ -355,4 +355,11 @@ def _problem(row: Version, path: Path, stamp: tuple) -> str:
         fits = recognise(path)
     except WeightsError as error:
         return str(error)
-    return "" if row.name in fits else f"{path} is not {row.name}: it fits {' or '.join(fits) or 'no known version'}."
+    if row.name not in fits:
+        return f"{path} is not {row.name}: it fits {' or '.join(fits) or 'no known version'}."
+    if path.is_file() and not row.base:
+        file = open_tensors(path)
+        file.close()
+        if not any(name.startswith(FIRST_STAGE) for name in file.layout):
+            return f"{path} holds the network alone; give it with --checkpoint, to be laid over whole weights."
+    return ""

@@ -23,7 +23,7 @@ from sgm.engine import build_engine
 from sgm.errors import UserError
 from sgm.formats.diffusers import UNET, unet_places
 from sgm.versions import VERSIONS
-from sgm.weights import WeightsError, load_weights, recognise
+from sgm.weights import WeightsError, load_weights, recognise, version_status
 from tests.small_model import made_up, official_layout, shapes_of, state_of, write_config, write_empty
 
 CPU = torch.device("cpu")
@@ -214,6 +214,49 @@ def test_the_folder_in_diffusers_own_pipeline_makes_our_frames(models: dict[str,
     assert ours.std() > 0.01
     for mine, other in zip(ours, theirs, strict=True):
         assert (mine - other).abs().max() < 1e-3
+
+
+def test_a_version_s_status_says_ready_on_disk_or_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGM_CHECKPOINTS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def status(version: str) -> tuple[str, str]:
+        found = version_status(version)
+        return found.state, found.problem
+
+    missing = version_status("svd_xt")
+    assert (missing.state, missing.path, missing.size) == ("missing", None, 0)
+    assert missing.command == "sgm download svd_xt"
+    assert missing.licence == "Stability AI Community Licence"
+    assert missing.page == "https://huggingface.co/stabilityai/stable-video-diffusion-img2vid-xt"
+    assert status("svd_tiny") == ("ready", "")
+
+    layout = official_layout("svd")
+    network = {name.removeprefix(UNET): shape for name, shape in layout.items() if name.startswith(UNET)}
+    write_empty(tmp_path / "svd_xt_lcm.safetensors", network)
+    assert status("svd_xt_lcm") == ("on disk", "It is laid over svd_xt, which is missing.")
+    assert version_status("svd_xt_lcm").command == "sgm download svd_xt"
+    path = write_empty(tmp_path / "svd_xt.safetensors", layout)
+    ready = version_status("svd_xt")
+    assert (ready.state, ready.path, ready.command) == ("ready", path, "")
+    assert ready.size == path.stat().st_size > 4.7e9
+    assert status("svd_xt_lcm") == ("ready", "")
+
+    with path.open("r+b") as file:
+        file.truncate(10**9)
+    state, problem = status("svd_xt")
+    assert state == "on disk"
+    assert "is cut short" in problem
+    write_empty(path, network)
+    assert "holds the network alone" in status("svd_xt")[1]
+    write_empty(path, official_layout("sv3d_p"))
+    assert status("svd_xt")[1].endswith("is not svd_xt: it fits sv3d_p.")
+
+    # As the hub lays its repositories out.
+    (tmp_path / "sv3d").mkdir()
+    write_empty(tmp_path / "sv3d" / "sv3d_u.safetensors", official_layout("sv3d_u"))
+    assert status("sv3d_u") == ("ready", "")
+    assert status("sv3d_p")[0] == "missing"
 
 
 # What is wrong with a file.
