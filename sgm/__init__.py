@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from sgm.diffusion.sampling import SAMPLERS
     from sgm.engine import load_engine
     from sgm.errors import UserError
+    from sgm.media.export import EXPORTS, stitch
     from sgm.media.image import PictureError, describe_fit, fit_picture, open_picture
-    from sgm.media.video import read_settings, write_video
-    from sgm.pipeline import Clip, Progress, VideoRequest, generate
+    from sgm.media.video import encode_video, read_frames, read_settings, write_video
+    from sgm.pipeline import Clip, Progress, VideoRequest, curves, generate
     from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
 
 __all__ = [
     "CAMERA_MOVES",
     "DEFAULT_VERSION",
+    "EXPORTS",
     "GUIDERS",
     "SAMPLERS",
     "VERSIONS",
@@ -32,13 +34,17 @@ __all__ = [
     "UserError",
     "Version",
     "VideoRequest",
+    "curves",
     "describe_fit",
+    "encode_video",
     "fit_picture",
     "generate",
     "instantiate_from_config",
     "load_engine",
     "open_picture",
+    "read_frames",
     "read_settings",
+    "stitch",
     "write_video",
 ]
 
@@ -50,8 +56,9 @@ _HOMES = {
     "sgm.engine": ("load_engine",),
     "sgm.errors": ("UserError",),
     "sgm.media.image": ("PictureError", "describe_fit", "fit_picture", "open_picture"),
-    "sgm.media.video": ("read_settings", "write_video"),
-    "sgm.pipeline": ("Clip", "Progress", "VideoRequest", "generate"),
+    "sgm.media.export": ("EXPORTS", "stitch"),
+    "sgm.media.video": ("encode_video", "read_frames", "read_settings", "write_video"),
+    "sgm.pipeline": ("Clip", "Progress", "VideoRequest", "curves", "generate"),
     "sgm.versions": ("DEFAULT_VERSION", "VERSIONS", "Version"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
