@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sgm.diffusion.sampling import SAMPLERS
     from sgm.engine import load_engine
     from sgm.errors import UserError
-    from sgm.media.export import EXPORTS, stitch
+    from sgm.media.export import EXPORTS, JOIN, stitch
     from sgm.media.image import PictureError, describe_fit, fit_picture, open_picture
     from sgm.media.video import encode_video, read_frames, read_settings, write_video
     from sgm.pipeline import Clip, Progress, VideoRequest, curves, generate
@@ -26,6 +26,7 @@ __all__ = [
     "DEFAULT_VERSION",
     "EXPORTS",
     "GUIDERS",
+    "JOIN",
     "SAMPLERS",
     "VERSIONS",
     "Clip",
@@ -56,7 +57,7 @@ _HOMES = {
     "sgm.engine": ("load_engine",),
     "sgm.errors": ("UserError",),
     "sgm.media.image": ("PictureError", "describe_fit", "fit_picture", "open_picture"),
-    "sgm.media.export": ("EXPORTS", "stitch"),
+    "sgm.media.export": ("EXPORTS", "JOIN", "stitch"),
     "sgm.media.video": ("encode_video", "read_frames", "read_settings", "write_video"),
     "sgm.pipeline": ("Clip", "Progress", "VideoRequest", "curves", "generate"),
     "sgm.versions": ("DEFAULT_VERSION", "VERSIONS", "Version"),
