@@ -69,6 +69,7 @@ class Job:
     owner: str = ""  # whose turn it takes in the queue: a browser session
     parent: str = ""  # id of the clip that this one goes on from
     phases: dict[str, float] = field(default_factory=dict)  # seconds that each took
+    phase: str = ""  # that is running: load, encode, sample, decode or save
     progress: Progress | None = None
     preview: bytes = b""  # a small JPEG of what is being made
     unsaved: bytes = b""  # the clip, where the disk had no room for it
@@ -106,7 +107,6 @@ class Job:
         return self.progress.fraction if self.progress else 0.0
 
     _started: float = 0.0  # by the monotonic clock
-    _phase: str = ""
     _since: float = 0.0  # start of the phase
     _steps: tuple[tuple[float, int], ...] = ()  # (time, step) of the phase's first and latest step
 
@@ -329,9 +329,9 @@ class Table:
             return sum(seconds for phase, seconds in learned.items() if phase != "load") if learned else None
         now = time.monotonic()
         at = job.progress
-        if at is None or not job._phase:
+        if at is None or not job.phase:
             return None if not learned else max(0.0, sum(learned.values()) - (now - job._started))
-        of_phase = learned.get(job._phase)
+        of_phase = learned.get(job.phase)
         (start, first), (latest, step) = job._steps
         if step > first:  # this very job's pace
             left = (latest - start) / (step - first) * (at.total - step) - (now - latest)
@@ -341,8 +341,8 @@ class Table:
             return None
         if not learned:  # the shares that the phases usually have
             pace = (latest - start) / (step - first) * at.total
-            return max(0.0, left) + (0.25 * pace if job._phase == "sample" else 0.0)
-        later = _PHASES[_PHASES.index(job._phase) + 1 :] if job._phase in _PHASES else ()
+            return max(0.0, left) + (0.25 * pace if job.phase == "sample" else 0.0)
+        later = _PHASES[_PHASES.index(job.phase) + 1 :] if job.phase in _PHASES else ()
         return max(0.0, left) + sum(learned.get(phase, 0.0) for phase in later)
 
     def _learned(self, request: VideoRequest) -> dict[str, float]:
@@ -406,10 +406,10 @@ class Table:
         def enter(phase: str, progress: Progress | None) -> None:
             now = time.monotonic()
             with self._changed:
-                if job._phase != phase:
-                    phases[job._phase or "load"] = now - (job._since or job._started)
+                if job.phase != phase:
+                    phases[job.phase or "load"] = now - (job._since or job._started)
                     # Encoding and decoding tell their start; sampling tells its first step only.
-                    job._phase, job._since, job._steps = phase, now, ((now, progress.step if progress else 0),) * 2
+                    job.phase, job._since, job._steps = phase, now, ((now, progress.step if progress else 0),) * 2
                 else:
                     job._steps = (job._steps[0], (now, progress.step if progress else 0))
                 job.progress = progress or job.progress

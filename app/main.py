@@ -4,5 +4,14 @@ from __future__ import annotations
 
 import streamlit as st
 
+from app import controls
+
 st.set_page_config(page_title="Image to video", page_icon=":material/movie:", layout="wide")
-st.navigation([st.Page("create.py", title="Create", icon=":material/movie:", default=True)]).run()
+controls.keep()
+st.navigation(
+    [
+        st.Page("create.py", title="Create", icon=":material/movie:", default=True),
+        st.Page("history.py", title="History", icon=":material/history:"),
+    ],
+    position="top",
+).run()
