@@ -28,6 +28,7 @@ _PRESETS = {
     "Lively": "Motion 200: much moves.",
     "Quick draft": "A third of the steps: to see what a picture may become.",
 }
+_LINE = "#1a9a94"  # reads on white and on black
 _OPTIONS = {
     "s_churn": ("Churn", 0.0, 100.0, "Fresh noise while sampling, shared out over the steps. 0: none."),
     "eta": ("Eta", 0.0, 1.0, "How much fresh noise each step puts back. 0: none, 1: all."),
@@ -244,7 +245,7 @@ def _choose_preset(version: Version) -> None:
 
 
 def _use_preset(version: Version) -> None:
-    name = st.session_state["preset"]
+    name = str(st.session_state["preset"])
     for field, value in (_preset(name, version) if name in _PRESETS else {}).items():
         st.session_state[_name(field, version)] = value
 
@@ -264,7 +265,7 @@ def _research(version: Version) -> dict[str, Any]:
         format_func=lambda name: _SAMPLER_TITLES.get(name, _title(name)),
         key=_key("sampler", version),
     )
-    for field in SAMPLERS[asked["sampler"]].options:
+    for field in SAMPLERS[str(asked["sampler"])].options:
         label, low, high, about = _OPTIONS[field]
         step = 1 if field == "order" else 0.1
         low, high = _range(field, version, low, high)
@@ -338,12 +339,12 @@ def _charts(request: VideoRequest) -> None:
     ):
         st.caption(title)
         points = [{axis: i, "value": round(value, 6)} for i, value in enumerate(values, 1)]
-        line = alt.Chart(alt.Data(values=points)).mark_line(point={"size": 18})
+        line = alt.Chart(alt.Data(values=points)).mark_line(color=_LINE, point={"size": 18, "color": _LINE})
         ticks = alt.Axis(tickMinStep=1, tickCount=6, grid=False, format="d")
         st.altair_chart(
             line.encode(
                 x=alt.X(f"{axis}:Q", axis=ticks, scale=alt.Scale(domain=[1, max(2, len(values))])),
-                y=alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=4)),
+                y=alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=4, format="~g")),
                 tooltip=[f"{axis}:Q", "value:Q"],
             ).properties(height=130, description=f"{title}: from {values[0]:.4g} to {values[-1]:.4g}.")
         )

@@ -74,9 +74,11 @@ def show_page() -> None:
             _share(request, job)
         except UserError as error:
             st.error(controls.plain(str(error)))
-    with right:
+    with right, st.container(key="result"):
         st.header("Result", anchor=False)
         _result(job)
+        if not (job and job.active):
+            _recent(job)
     with st.bottom:
         if job and job.active:
             _follow(job.id)
@@ -357,6 +359,34 @@ def _clip(job: Job) -> None:
             st.code(f"{(st.context.url or '').partition('?')[0]}?job={job.id}", language=None)
     film = f"{links} clips joined · last of them: " if links > 1 else ""
     st.caption(f"What ran: {film}{controls.summary(job.settings)} · {look.duration(job.seconds)}")
+
+
+def _recent(shown: Job | None) -> None:
+    """The latest other clips, to go back to."""
+    others = [job for job in table().jobs() if job.state == "done" and job.poster.is_file()]
+    others = [job for job in others if shown is None or job.id != shown.id][:4]
+    if not others:
+        return
+    st.subheader("Recent clips", anchor=False)
+    with st.container(key="recent"):
+        for job in others:
+            with st.container():
+                st.image(job.poster, width="stretch", alt=f"First frame of the clip of {job.name}")
+                st.button(
+                    "Open",
+                    key=f"recent_{job.id}",
+                    help=f"{job.name}, seed {job.request.seed}, {look.when(job.created)}",
+                    on_click=_reopen,
+                    args=(job.id,),
+                    width="stretch",
+                )
+
+
+def _reopen(job_id: str) -> None:
+    if job := table().get(job_id):
+        controls.restore(job.request)
+        _open_job(job)
+        _follow_job(job)
 
 
 def _exported(content: bytes, title: str) -> Callable[[], bytes]:

@@ -41,9 +41,7 @@ def style() -> str:
 
 
 _STYLE = """
-.stAppHeader { background: transparent; pointer-events: none; }
-.stAppHeader * { pointer-events: auto; }
-.stMainBlockContainer { padding: 2rem 1.5rem; max-width: 76rem; margin: auto; }
+.stMainBlockContainer { padding: 4.5rem 1.5rem 2rem; max-width: 76rem; margin: 0 auto; }
 .stBottom { border-top: 1px solid rgb(128 128 128 / 25%); }
 [data-testid="stBottomBlockContainer"] { padding: 0.75rem 1.5rem 1rem; max-width: 76rem; margin: auto; }
 [data-testid="stCaptionContainer"] { color: inherit; opacity: 0.75; } /* Streamlit's grey is too faint to read */
@@ -66,6 +64,10 @@ _STYLE = """
   .st-key-samples button { aspect-ratio: 8 / 5; }
   .stColumn:has(.st-key-clip) { order: -1; } /* a clip first: nobody scrolls past all settings for it */
 }
+[data-testid="stFileUploaderDropzoneInstructions"] span { white-space: normal; }
+@media (min-width: 641px) { .stColumn:has(.st-key-result) { position: sticky; top: 4rem; align-self: flex-start; } }
+.st-key-recent { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 0.75rem; }
+.st-key-recent img { aspect-ratio: 5 / 3; object-fit: cover; width: 100%; }
 .stage img { width: 100%; height: 100%; object-fit: contain; border-radius: 0.5rem; }
 .stage.live { padding: 0; border: none; overflow: hidden; }
 .st-key-cards [data-testid="stImage"] img { aspect-ratio: 5 / 3; object-fit: cover; width: 100%; }

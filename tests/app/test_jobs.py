@@ -23,7 +23,7 @@ REQUEST = VideoRequest(frames=4, steps=3, height=64, width=96, fps=8, seed=7)
 LIMIT = 20.0  # seconds, for what takes milliseconds
 
 
-def draw(job: Job, on_step: Callable[[Progress], None]) -> Clip:
+def draw(job: Job, on_step: Callable[[Progress], None], check: Callable[[], None] = bool) -> Clip:
     """The picture, shifted a little further in each frame."""
     pixels = np.asarray(open_picture(job.picture))
     steps, frames = job.request.steps or 1, job.request.frames or 1
@@ -39,7 +39,7 @@ class Held:
     def __init__(self) -> None:
         self.at_step, self.go_on = threading.Semaphore(0), threading.Semaphore(0)
 
-    def __call__(self, job: Job, on_step: Callable[[Progress], None]) -> Clip:
+    def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
         def wait(progress: Progress) -> None:
             on_step(progress)
             self.at_step.release()
@@ -85,7 +85,7 @@ def test_a_job_becomes_a_clip_on_disk(tmp_path: Path, picture: Image.Image) -> N
     saved = json.loads((job.folder / "job.json").read_text(encoding="utf-8"))
     assert saved["state"] == "done"
     assert saved["request"] == REQUEST.settings()
-    assert sorted(path.name for path in job.folder.iterdir()) == ["clip.mp4", "input.png", "job.json"]
+    assert sorted(path.name for path in job.folder.iterdir()) == ["clip.mp4", "input.png", "job.json", "poster.jpg"]
     table.close()
 
 
@@ -151,7 +151,7 @@ def test_a_waiting_job_leaves_the_queue_at_once(held: tuple[Table, Held], pictur
 def test_a_failure_is_told_and_the_next_job_runs(
     tmp_path: Path, picture: Image.Image, error: Exception, message: str
 ) -> None:
-    def fails_on_seed_0(job: Job, on_step: Callable[[Progress], None]) -> Clip:
+    def fails_on_seed_0(job: Job, on_step: Callable[[Progress], None], check: Callable[[], None] = bool) -> Clip:
         if job.request.seed == 0:
             raise error
         return draw(job, on_step)
@@ -179,12 +179,19 @@ def test_the_table_outlives_the_server(held: tuple[Table, Held], picture: Image.
     assert len(later.jobs()) == 3
     found = later.get(done.id)
     assert found is not None
-    assert replace(found, progress=done.progress, _steps=done._steps) == done
-    for job in (running, queued):
-        cut = later.get(job.id)
-        assert cut is not None
-        assert cut.state == "interrupted"
-        assert cut.request == REQUEST
+    assert (found.state, found.request, found.settings) == ("done", done.request, done.settings)
+    assert (found.name, found.created, found.seconds, found.phases) == (
+        done.name,
+        done.created,
+        done.seconds,
+        done.phases,
+    )
+    cut = later.get(running.id)
+    assert cut is not None
+    assert (cut.state, cut.request) == ("interrupted", REQUEST)
+    assert finished(later, queued).state == "done"
+    anew = finished(later, later.again(running.id))
+    assert (anew.state, anew.request, anew.name) == ("done", REQUEST, cut.name)
     assert finished(later, later.submit(REQUEST, picture)).state == "done"
     later.close()
     done.clip.unlink()
@@ -226,7 +233,7 @@ def test_an_outputs_folder_that_cannot_be_written(tmp_path: Path, picture: Image
 def test_progress_and_the_time_left(tmp_path: Path, picture: Image.Image) -> None:
     seen: list[tuple[int, float | None]] = []
 
-    def steady(job: Job, on_step: Callable[[Progress], None]) -> Clip:
+    def steady(job: Job, on_step: Callable[[Progress], None], check: Callable[[], None] = bool) -> Clip:
         def watched(progress: Progress) -> None:
             on_step(progress)
             at = table.get(job.id)
@@ -246,7 +253,12 @@ def test_progress_and_the_time_left(tmp_path: Path, picture: Image.Image) -> Non
     assert all(seconds is not None and 0 < seconds < LIMIT for seconds in left[1:])
     assert (left[-1] or 0) < (left[1] or 0)
     assert ended.seconds >= 0.5
-    assert table.seconds_for(replace(REQUEST, steps=20)) == pytest.approx(2 * ended.seconds)
+    sampling = ended.phases["sample"]
+    assert 0.4 < sampling < ended.seconds
+    longer, same = (table.seconds_for(replace(REQUEST, steps=steps)) for steps in (20, 10))
+    assert longer is not None
+    assert same is not None
+    assert longer - same == pytest.approx(sampling)
     assert table.seconds_for(VideoRequest(version="svd")) is None
 
 
@@ -268,7 +280,7 @@ def test_one_model_is_unloaded_before_the_next_is_loaded(
 
     monkeypatch.setattr(jobs, "load_engine", load)
 
-    def generate(engine: Engine, request: VideoRequest, image: Image.Image, on_step: object) -> Clip:
+    def generate(engine: Engine, request: VideoRequest, image: Image.Image, on_step: object, check: object) -> Clip:
         return Clip(np.asarray(image)[None], 8, request.settings())
 
     monkeypatch.setattr(jobs, "load_engine", load)
