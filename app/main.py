@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas  # noqa: F401 - else the first charts import it, and another session meets half of it
 import streamlit as st
 
 from app import controls

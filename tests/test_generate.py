@@ -18,6 +18,7 @@ from sgm import (
     Progress,
     UserError,
     VideoRequest,
+    curves,
     fit_picture,
     generate,
     instantiate_from_config,
@@ -248,3 +249,60 @@ def test_the_temporal_decoder_s_window_is_the_chunk(
 def test_a_request_for_another_version_is_refused(tiny: DiffusionEngine, kitten: Image.Image) -> None:
     with pytest.raises(UserError, match="The request is for svd, the engine is svd_tiny"):
         generate(tiny, VideoRequest("svd", **SMALL), kitten)
+
+
+@pytest.mark.parametrize("phase", ["encode", "sample", "decode"])
+def test_a_check_stops_in_the_midst_of_any_phase(tiny: DiffusionEngine, kitten: Image.Image, phase: str) -> None:
+    told: list[Progress] = []
+    calls = 0
+
+    def check() -> None:
+        nonlocal calls
+        if told and told[-1].phase == phase:
+            calls += 1
+            if calls == 20:
+                raise Cancelled
+
+    with pytest.raises(Cancelled):
+        generate(tiny, VideoRequest(**SMALL), kitten, told.append, check)
+    assert told[-1].phase == phase
+    assert told[-1].step < told[-1].total
+
+
+def test_the_last_preview_is_like_the_clip(tiny: DiffusionEngine, kitten: Image.Image) -> None:
+    drawn: list[np.ndarray] = []
+
+    def draw(progress: Progress) -> None:
+        if progress.preview:
+            drawn.append(progress.preview())
+
+    request = VideoRequest(frames=3, steps=3, height=128, width=192)
+    clip = generate(tiny, request, kitten, draw)
+    assert [preview.shape for preview in drawn] == [(16, 24, 3)] * 3
+    small = np.asarray(Image.fromarray(clip.frames[1]).resize((24, 16), Image.Resampling.BOX), dtype=float)
+    assert np.corrcoef(drawn[-1].ravel().astype(float), small.ravel())[0, 1] > 0.8
+
+
+def test_decoding_takes_what_fits_memory(
+    tiny: DiffusionEngine, kitten: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = tiny.decode
+
+    def of_little_memory(z: torch.Tensor, timesteps: int) -> torch.Tensor:
+        if timesteps > 2:
+            raise torch.cuda.OutOfMemoryError
+        return decode(z, timesteps)
+
+    pairs = generate(tiny, VideoRequest(**{**SMALL, "decode_chunk": 2}), kitten)
+    monkeypatch.setattr(tiny, "decode", of_little_memory)
+    clip = generate(tiny, VideoRequest(**SMALL), kitten)
+    assert clip.settings["decode_chunk"] == 2
+    assert np.array_equal(clip.frames, pairs.frames)
+
+
+def test_curves_tell_what_will_run() -> None:
+    sigmas, scales = curves(VideoRequest("svd_xt", steps=9, sigma_max=300, rho=3))
+    assert (len(sigmas), sigmas[0], sigmas[-1]) == (9, pytest.approx(300), pytest.approx(0.002, rel=1e-3))
+    assert (len(scales), scales[0], scales[-1]) == (25, 1.5, 3.0)
+    with pytest.raises(UserError, match="sigma_max must exceed sigma_min"):
+        VideoRequest(sigma_min=5, sigma_max=5)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from app import jobs
 from app.jobs import Job, Table
-from sgm import Clip, Progress, UserError, VideoRequest, open_picture, read_settings
+from sgm import Clip, Progress, UserError, VideoRequest, open_picture, read_frames, read_settings
 
 REQUEST = VideoRequest(frames=4, steps=3, height=64, width=96, fps=8, seed=7)
 LIMIT = 20.0  # seconds, for what takes milliseconds
@@ -222,6 +222,50 @@ def test_what_is_not_a_job_is_left_alone(tmp_path: Path, picture: Image.Image) -
         assert later.get(wrong) is None
         later.cancel(wrong)
         assert later.ahead(wrong) == 0
+
+
+def test_owners_take_turns(held: tuple[Table, Held], picture: Image.Image) -> None:
+    table, runner = held
+    many = [table.submit(REQUEST, picture, owner="many") for _ in range(3)]
+    one = table.submit(REQUEST, picture, owner="one")
+    runner.reach_step()
+    assert [table.ahead(job.id) for job in (*many, one)] == [0, 2, 3, 1]
+    runner.release()
+    ended = [finished(table, job) for job in (many[0], one, many[1], many[2])]
+    written = [job.clip.stat().st_mtime_ns for job in ended]
+    assert written == sorted(written)
+
+
+def test_a_film_goes_on_from_near_the_end_and_ends_at_four_clips(tmp_path: Path, picture: Image.Image) -> None:
+    table = Table(tmp_path, draw)
+    job = finished(table, table.submit(replace(REQUEST, frames=6), picture, "hill.jpg"))
+    for links in range(2, jobs.LONGEST_CHAIN + 1):
+        earlier = read_frames(job.clip)[0]
+        job = finished(table, table.extend(job.id))
+        assert (job.state, job.message) == ("done", "")
+        assert np.array_equal(np.asarray(open_picture(job.picture)), earlier[-3])
+        assert len(read_frames(job.film)[0]) == 3 * (links - 1) + 6
+    with pytest.raises(UserError, match="4 clips already"):
+        table.extend(job.id)
+    take = finished(table, table.new_take(job.id))
+    assert (take.request.seed, take.parent) == (REQUEST.seed + 1, job.parent)
+    table.delete(job.parent)
+    assert table.chain(job.id) == []
+    table.close()
+
+
+def test_what_a_kill_leaves_half_written_is_removed(tmp_path: Path, picture: Image.Image) -> None:
+    table = Table(tmp_path, draw)
+    job = finished(table, table.submit(REQUEST, picture))
+    table.close()
+    saved = json.loads((job.folder / "job.json").read_text("utf-8")) | {"state": "running"}
+    (job.folder / "job.json").write_text(json.dumps(saved), encoding="utf-8")
+    (job.folder / ".0123.mp4").write_bytes(b"half")
+    (job.folder / "job.tmp").write_text("{", encoding="utf-8")
+    (tmp_path / ".20250101-000000-0123abcd").mkdir()
+    Table(tmp_path, draw).close()
+    assert [path.name for path in tmp_path.iterdir()] == [job.id]
+    assert sorted(path.name for path in job.folder.iterdir()) == ["clip.mp4", "input.png", "job.json", "poster.jpg"]
 
 
 def test_an_outputs_folder_that_cannot_be_written(tmp_path: Path, picture: Image.Image) -> None:
