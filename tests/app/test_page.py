@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import sys
@@ -14,6 +13,7 @@ from threading import Event
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
@@ -412,8 +412,8 @@ def test_charts_follow_the_fields_before_anything_runs(stage: Stage) -> None:
     page = opened()
 
     def points() -> list[list[float]]:
-        specs = [json.loads(chart.proto.spec) for chart in page.get("vega_lite_chart")]
-        return [[point["value"] for point in next(iter(spec["datasets"].values()))] for spec in specs]
+        tables = [pyarrow.ipc.open_stream(chart.proto.data.data).read_all() for chart in page.get("vega_lite_chart")]
+        return [table["value"].to_pylist() for table in tables]
 
     sigmas, scales = points()
     assert (len(sigmas), sigmas[0], sigmas[-1]) == (10, pytest.approx(80, rel=1e-4), pytest.approx(0.002))
