@@ -3,24 +3,56 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
+import altair as alt
 import streamlit as st
 
-from sgm import CAMERA_MOVES, DEFAULT_VERSION, GUIDERS, SAMPLERS, VERSIONS, Version, VideoRequest
+from sgm import CAMERA_MOVES, DEFAULT_VERSION, GUIDERS, SAMPLERS, VERSIONS, UserError, Version, VideoRequest, curves
 
 _LARGEST_SEED = 2**31 - 1
-# Where the fields start that are the same for every version; the others start at the version's own value.
-_START = {"camera": "auto", "motion_bucket": 127, "elevation": 10.0, "seed": 23, "sampler": "euler_edm"}
-_FIELDS = (*_START, "fps", "steps", "guider", "min_guidance", "max_guidance", "frames", "decode_chunk", "cond_aug")
+# The fields that one value serves whatever the version; the others are kept for each version.
+_SHARED = ("camera", "elevation", "seed", "s_churn", "eta", "order")
+_FIELDS = (
+    *_SHARED,
+    *(
+        "motion_bucket",
+        "sampler",
+        "fps",
+        "steps",
+        "guider",
+        "min_guidance",
+        "max_guidance",
+        "sigma_min",
+        "sigma_max",
+        "rho",
+        "cond_aug",
+    ),
+    *("frames", "width", "height", "decode_chunk"),
+)
+_SWITCHES = ("version", "new_seed", "wide_motion")
+_PRESETS = {
+    "Balanced": "The model's own values.",
+    "Calm": "Motion 60: little moves, and little tears.",
+    "Lively": "Motion 200: much moves.",
+    "Quick draft": "A third of the steps: to see what a picture may become.",
+}
+_LINE = "#1a9a94"  # reads on white and on black
+_OPTIONS = {
+    "s_churn": ("Churn", 0.0, 100.0, "Fresh noise while sampling, shared out over the steps. 0: none."),
+    "eta": ("Eta", 0.0, 1.0, "How much fresh noise each step puts back. 0: none, 1: all."),
+    "order": ("Order", 1, 8, "How many earlier steps count."),
+}
 _CAMERA_TITLES = {"auto": "Surprise me"}
 _SAMPLER_TITLES = {
     "euler_edm": "Euler EDM",
     "heun_edm": "Heun EDM",
     "euler_ancestral": "Euler ancestral",
-    "dpmpp2s_ancestral": "DPM++ 2S ancestral",
-    "dpmpp2m": "DPM++ 2M",
+    "dpmpp_2s_ancestral": "DPM++ 2S ancestral",
+    "dpmpp_2m": "DPM++ 2M",
     "linear_multistep": "Linear multistep",
 }
 _GUIDER_TITLES = {
@@ -36,6 +68,15 @@ _GUIDER_TITLES = {
 def current_version() -> Version:
     """The version that is chosen, known before its field is drawn: the picture's crop stands above it."""
     return VERSIONS[st.session_state.setdefault("version", DEFAULT_VERSION)]
+
+
+def current_size() -> tuple[int, int]:
+    """(width, height) in pixels, known before its fields are drawn; the version's own while what is typed is wrong."""
+    version = current_version()
+    width, height = (st.session_state.get(_name(side, version)) for side in ("width", "height"))
+    if width and height and width % version.multiple == 0 and height % version.multiple == 0:
+        return width, height
+    return version.width, version.height
 
 
 def choose_version() -> Version:
@@ -63,6 +104,7 @@ def choose_version() -> Version:
 def movement(version: Version) -> VideoRequest:
     """The fields that a version takes, and what they ask for. Raises UserError where they contradict each other."""
     asked: dict[str, Any] = {"version": version.name}
+    _choose_preset(version)
     if version.camera:
         asked["camera"] = st.selectbox(
             "Camera",
@@ -74,10 +116,12 @@ def movement(version: Version) -> VideoRequest:
     if not version.sv3d:
         asked["motion_bucket"] = st.slider(
             "Motion",
-            *_range("motion_bucket", version, 1, 255),
+            *_range("motion_bucket", version, *((0, 511) if st.session_state.get("wide_motion") else (1, 255))),
             key=_key("motion_bucket", version),
             help="Motion bucket id. Higher moves more, and tears sooner.",
         )
+        if asked["motion_bucket"] > 255:
+            st.caption(":material/warning: Outside the usual range; quality may drop.")
     if version.name == "sv3d_p":
         asked["elevation"] = st.slider(
             "Elevation",
@@ -96,7 +140,7 @@ def movement(version: Version) -> VideoRequest:
     )
     asked["steps"] = right.slider(
         "Steps",
-        *_range("steps", version, 1, 100),
+        *_range("steps", version, 1, 200),
         key=_key("steps", version),
         help="More steps take longer and draw finer. The model was tuned for the number it starts with.",
     )
@@ -111,7 +155,9 @@ def movement(version: Version) -> VideoRequest:
     right.toggle("New seed each time", key="new_seed")
     with st.expander("Research settings"):
         asked.update(_research(version))
-    return VideoRequest(**asked)
+        request = VideoRequest(**asked)
+        _charts(request)
+    return request
 
 
 def ready(request: VideoRequest) -> VideoRequest:
@@ -123,10 +169,53 @@ def restore(request: VideoRequest) -> None:
     """Set the fields to a request. To be called before they are drawn."""
     version = VERSIONS[request.version]
     st.session_state["version"] = version.name
+    st.session_state["new_seed"] = False
+    if not 1 <= (request.motion_bucket or 0) <= 255:
+        st.session_state["wide_motion"] = True
     for field in _FIELDS:
         st.session_state[_name(field, version)] = getattr(request, field)
     if request.decode_chunk == request.frames:  # all, then: an empty field
         st.session_state[_name("decode_chunk", version)] = None
+
+
+def request_from(settings: Mapping[str, Any], base: VideoRequest | None = None) -> VideoRequest:
+    """A request by settings from elsewhere, a clip's or an address's, over `base`; what is no setting is ignored.
+
+    Raises UserError where a value is wrong.
+    """
+    version = str(settings.get("version", base.version if base else DEFAULT_VERSION))
+    start = base if base and base.version == version else VideoRequest(version)
+    given: dict[str, Any] = {}
+    for field, value in start.settings().items():
+        if field in settings:
+            kind, text = type(value), settings[field]
+            try:
+                given[field] = kind(text) if isinstance(text, str) else text
+            except ValueError:
+                raise UserError(f"{field} must be a number; got {text!r}.") from None
+    if "frames" in given and "decode_chunk" not in given:
+        given["decode_chunk"] = None
+    return replace(start, **given)
+
+
+def address_of(request: VideoRequest, base: VideoRequest | None = None) -> dict[str, str]:
+    """What `request_from` needs to give the request again: what differs from `base`, or from the version's own."""
+    start = base if base and base.version == request.version else VideoRequest(request.version)
+    names = ("fit",) if base is None else ()
+    settings, usual = request.settings(), start.settings()
+    if settings["decode_chunk"] == settings["frames"]:
+        usual["decode_chunk"] = settings["decode_chunk"]
+    changed = {name: str(value) for name, value in settings.items() if value != usual[name] and name not in names}
+    if request.version != (base.version if base else DEFAULT_VERSION):
+        changed["version"] = request.version
+    return changed
+
+
+def keep() -> None:
+    """Keep the fields while another page is shown: Streamlit forgets those that a page does not draw."""
+    for key in list(st.session_state):
+        if isinstance(key, str) and (key.partition(":")[0] in _FIELDS or key in _SWITCHES):
+            st.session_state[key] = st.session_state[key]
 
 
 def summary(settings: dict[str, Any]) -> str:
@@ -150,6 +239,35 @@ def plain(text: str) -> str:
     return "".join(f"\\{char}" if char in r"\`*_[]<>$:~#" else char for char in text)
 
 
+def _choose_preset(version: Version) -> None:
+    names = [name for name in _PRESETS if not version.sv3d or name in ("Balanced", "Quick draft")]
+    fields = ("motion_bucket", "steps", "fps")
+    now = {field: st.session_state[_key(field, version)] for field in fields}
+    chosen = next((name for name in names if _preset(name, version) == now), "Custom")
+    st.session_state["preset"] = chosen
+    st.segmented_control(
+        "Preset",
+        names if chosen in names else [*names, "Custom"],
+        required=True,
+        key="preset",
+        on_change=_use_preset,
+        args=(version,),
+        help=" ".join(f"**{name}**: {_PRESETS[name]}" for name in names),
+    )
+
+
+def _use_preset(version: Version) -> None:
+    name = str(st.session_state["preset"])
+    for field, value in (_preset(name, version) if name in _PRESETS else {}).items():
+        st.session_state[_name(field, version)] = value
+
+
+def _preset(name: str, version: Version) -> dict[str, int]:
+    motion = {"Calm": 60, "Lively": 200}.get(name, 127)
+    steps = max(4, version.steps // 3) if name == "Quick draft" else version.steps
+    return {"motion_bucket": motion, "steps": steps, "fps": version.fps}
+
+
 def _research(version: Version) -> dict[str, Any]:
     """The fields for those who know what a sigma is."""
     asked: dict[str, Any] = {}
@@ -159,6 +277,11 @@ def _research(version: Version) -> dict[str, Any]:
         format_func=lambda name: _SAMPLER_TITLES.get(name, _title(name)),
         key=_key("sampler", version),
     )
+    for field in SAMPLERS[str(asked["sampler"])].options:
+        label, low, high, about = _OPTIONS[field]
+        step = 1 if field == "order" else 0.1
+        low, high = _range(field, version, low, high)
+        asked[field] = st.number_input(label, low, high, step=step, key=_key(field, version), help=about)
     asked["guider"] = st.selectbox(
         "Guidance",
         list(GUIDERS),
@@ -171,7 +294,34 @@ def _research(version: Version) -> dict[str, Any]:
         for column, field, label in ((left, "min_guidance", "Lowest scale"), (right, "max_guidance", "Highest scale")):
             low_high = _range(field, version, 0.0, 20.0)
             asked[field] = column.number_input(label, *low_high, step=0.1, key=_key(field, version))
+    columns = st.columns(3)
+    schedule = (
+        ("sigma_min", "Sigma min", 1e-4, 10.0),
+        ("sigma_max", "Sigma max", 0.1, 2000.0),
+        ("rho", "Rho", 1.0, 20.0),
+    )
+    for column, (field, label, low, high) in zip(columns, schedule, strict=True):
+        low, high = _range(field, version, low, high)
+        asked[field] = column.number_input(label, low, high, format="%.5g", key=_key(field, version))
+    asked["cond_aug"] = st.number_input(
+        "Conditioning noise",
+        *_range("cond_aug", version, 0.0, 1.0),
+        step=0.01,
+        format="%.5g",
+        key=_key("cond_aug", version),
+        help="Noise on the picture before the model sees it. Higher drifts from the picture.",
+    )
     left, right = st.columns(2)
+    for column, side in ((left, "width"), (right, "height")):
+        low, high = _range(side, version, version.multiple, 2048)
+        asked[side] = column.number_input(
+            side.capitalize(),
+            low,
+            high,
+            step=version.multiple,
+            key=_key(side, version),
+            help=f"A multiple of {version.multiple}. The trained size, {version.width} × {version.height}, works best.",
+        )
     asked["frames"] = left.number_input(
         "Frames",
         *_range("frames", version, 1, 60),
@@ -183,32 +333,51 @@ def _research(version: Version) -> dict[str, Any]:
         1,
         60,
         value=None,
-        placeholder="All",
+        placeholder="What fits",
         key=_name("decode_chunk", version),
-        help="Frames that are decoded together. Fewer need less memory.",
+        help="Frames that are decoded together. Lower uses less memory. It falls by itself where memory runs out.",
     )
-    asked["cond_aug"] = st.number_input(
-        "Conditioning noise",
-        *_range("cond_aug", version, 0.0, 1.0),
-        step=0.01,
-        format="%.5g",
-        key=_key("cond_aug", version),
-        help="Noise on the picture before the model sees it. Higher drifts from the picture.",
-    )
+    if not version.sv3d:
+        st.toggle("Motion from 0 to 511", key="wide_motion", help="The models were trained up to 255.")
     return asked
+
+
+def _charts(request: VideoRequest) -> None:
+    """What the settings mean, before anything is computed."""
+    sigmas, scales = curves(request)
+    for title, values, axis, scale in (
+        ("Noise (sigma) at each step", sigmas, "Step", alt.Scale(type="log")),
+        ("Guidance scale of each frame", scales, "Frame", alt.Scale(zero=False)),
+    ):
+        st.caption(title)
+        points = [{axis: i, "value": round(value, 6)} for i, value in enumerate(values, 1)]
+        line = alt.Chart(alt.Data(values=points)).mark_line(color=_LINE, point={"size": 18, "color": _LINE})
+        ticks = alt.Axis(tickMinStep=1, tickCount=6, grid=False, format="d")
+        st.altair_chart(
+            line.encode(
+                x=alt.X(f"{axis}:Q", axis=ticks, scale=alt.Scale(domain=[1, max(2, len(values))])),
+                y=alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=4, format="~g")),
+                tooltip=[f"{axis}:Q", "value:Q"],
+            ).properties(height=130, description=f"{title}: from {values[0]:.4g} to {values[-1]:.4g}.")
+        )
 
 
 def _name(field: str, version: Version) -> str:
     """A field's key in the session: what starts at each version's own value is kept by version."""
-    return field if field in _START else f"{field}:{version.name}"
+    return field if field in _SHARED else f"{field}:{version.name}"
 
 
 def _key(field: str, version: Version) -> str:
     """The same, with the start value in place."""
     name = _name(field, version)
     if name not in st.session_state:
-        st.session_state[name] = _START[field] if field in _START else getattr(version, field)
+        st.session_state[name] = getattr(_usual(version.name), field)
     return name
+
+
+@cache
+def _usual(version: str) -> VideoRequest:
+    return VideoRequest(version)
 
 
 def _range(field: str, version: Version, low: Any, high: Any) -> tuple[Any, Any]:

@@ -5,8 +5,11 @@ Nothing is computed in here: a click puts a job into `app.jobs`, and the page sh
 
 from __future__ import annotations
 
-import base64
+import html
 import io
+import math
+import secrets
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,22 +17,36 @@ from typing import NamedTuple
 import streamlit as st
 from PIL import Image
 
-from app import controls
-from app.jobs import Job, table
-from sgm import UserError, Version, VideoRequest, describe_fit, fit_picture, open_picture
+from app import controls, look
+from app.jobs import LONGEST_CHAIN, Job, device, open_stored, table
+from sgm import EXPORTS, UserError, VideoRequest, describe_fit, fit_picture, open_picture, read_frames, read_settings
 
-_SAMPLES = {path.stem: path for path in sorted((Path(__file__).parent / "samples").glob("*.jpg"))}
 _POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _POSITION_NAMES = {
     "horizontal": ("Left", "Left of centre", "Centre", "Right of centre", "Right"),
     "vertical": ("Top", "Upper", "Centre", "Lower", "Bottom"),
 }
-_DOING = {"encode": "Reading the picture", "sample": "Step {step} of {total}", "decode": "Painting the frames"}
-_LARGEST_UPLOAD = 20  # MB; open_picture checks it again, since the browser alone enforces it
+_DOING = {
+    "encode": "Reading the picture",
+    "sample": "Step {step} of {total}",
+    "decode": "Painting the frames",
+    "save": "Saving",
+}
+_LARGEST_UPLOAD = 20  # MB; checked again below, since the browser alone enforces it
+_LARGEST_SCALE = 4  # times the model's size, stored of a picture: for zooming into it
+_UNREADABLE = f"We can't read that file as a picture. Use a JPG, PNG or WebP under {_LARGEST_UPLOAD} MB."
+
+
+class Opened(NamedTuple):
+    """The picture that was chosen, upright and whole."""
+
+    key: str
+    image: Image.Image
+    name: str
 
 
 class Picture(NamedTuple):
-    """What the model will see, the name it came under, and how it was made to fit: "crop" or "pad"."""
+    """The part that the model will see, in the picture's own resolution, its name, and its fit: "crop" or "pad"."""
 
     frame: Image.Image
     name: str
@@ -38,25 +55,30 @@ class Picture(NamedTuple):
 
 def show_page() -> None:
     job = _current_job()
-    st.html(_style())
+    st.html(look.style())
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", key="head"):
         st.title("Image to video", anchor=False)
-        if waiting := sum(other.state == "queued" for other in table().jobs()):
-            st.badge(f"{waiting} waiting", icon=":material/hourglass_empty:", color="gray")
+        with st.container(horizontal=True, width="content", vertical_alignment="center", gap="small"):
+            st.badge(device(), icon=":material/memory:", color="gray")
+            if waiting := table().waiting():
+                st.badge(f"{waiting} waiting", icon=":material/hourglass_empty:", color="gray")
     left, right = st.columns([7, 10], gap="large")
     with left:
         st.header("1 · Picture", anchor=False)
-        picture = _picture(controls.current_version(), job)
+        picture = _picture(*controls.current_size())
         st.header("2 · Movement", anchor=False)
         version = controls.choose_version()
+        request = None
         try:
             request = controls.movement(version)
+            _share(request, job)
         except UserError as error:
-            request = None
             st.error(controls.plain(str(error)))
-    with right:
+    with right, st.container(key="result"):
         st.header("Result", anchor=False)
         _result(job)
+        if not (job and job.active):
+            _recent(job)
     with st.bottom:
         if job and job.active:
             _follow(job.id)
@@ -64,72 +86,133 @@ def show_page() -> None:
             _start(request if version.checkpoint_path else None, picture)
 
 
+def _owner() -> str:
+    """This browser session, as the queue knows it."""
+    return st.session_state.setdefault("owner", secrets.token_hex(8))
+
+
+# The address: ?job=… and the settings that differ from the job's, or from the model's own.
+
+
 def _current_job() -> Job | None:
-    """This session's job; a new session takes over the one that its link names, with its settings."""
+    """This session's job. A new session takes over the one that its address names, and the settings in it."""
     linked = st.query_params.get("job")
     if "job" not in st.session_state:
         st.session_state["job"] = linked
-        if linked and (job := table().get(linked)):
-            controls.restore(job.request)
-            st.session_state["source"] = "job"
+        job = table().get(linked) if linked else None
+        if job:
+            _open_job(job)
+        try:
+            controls.restore(controls.request_from(st.query_params.to_dict(), job and job.request))
+        except UserError as error:
+            st.session_state["refused"] = ("Some settings in the address were ignored.", str(error))
+            if job:
+                controls.restore(job.request)
     job_id = st.session_state["job"]
     return table().get(job_id) if job_id else None
 
 
+def _share(request: VideoRequest, job: Job | None) -> None:
+    """Let the address say what the fields say."""
+    address = controls.address_of(request, job and job.request)
+    if st.session_state["job"]:
+        address["job"] = st.session_state["job"]
+    if address != st.query_params.to_dict():
+        st.query_params.from_dict(address)
+
+
+def _follow_job(job: Job) -> None:
+    """Make a job this session's own."""
+    st.session_state["job"] = job.id
+
+
 def _forget_job() -> None:
     st.session_state["job"] = None
-    st.query_params.pop("job", None)
 
 
 # The picture.
 
 
-def _picture(version: Version, job: Job | None) -> Picture | None:
+def _picture(width: int, height: int) -> Picture | None:
     """Let a picture be chosen, and show how much of it the model sees."""
-    uploaded = st.file_uploader(
+    st.file_uploader(
         "Drop, paste or choose a picture",
-        ["jpg", "png", "webp", "avif", "gif", "bmp", "tiff"],
+        ["jpg", "png", "webp", "avif", "gif", "bmp", "tiff", "mp4"],
         key="upload",
-        on_change=_use,
-        args=("upload",),
+        on_change=_open_upload,
         max_upload_size=_LARGEST_UPLOAD,
+        help="Drop an MP4 that was made here to restore its settings.",
     )
-    source = st.session_state.get("source")
+    opened: Opened | None = st.session_state.get("opened")
     st.caption("Or start from a sample")
     with st.container(horizontal=True, gap="xsmall", key="samples"):
-        for sample in _SAMPLES:
-            chosen = "primary" if source == sample else "secondary"
+        for sample in look.SAMPLES:
+            chosen = "primary" if opened and opened.key == sample else "secondary"
             st.button(
-                sample.capitalize(), key=f"sample_{sample}", type=chosen, on_click=_use, args=(sample,), width="stretch"
+                sample.capitalize(),
+                key=f"sample_{sample}",
+                type=chosen,
+                on_click=_open_sample,
+                args=(sample,),
+                width="stretch",
             )
-    if source == "upload" and uploaded:
-        key, content, name = uploaded.file_id, uploaded.getvalue(), uploaded.name
-    elif source in _SAMPLES:
-        key, content, name = source, _SAMPLES[source], f"{source}.jpg"
-    elif source == "job" and job:  # a browser forgets its upload at a reload; the job has it
-        key, content, name = job.id, job.picture, job.name
-    else:
-        return None
+    if refused := st.session_state.get("refused"):
+        headline, reason = refused
+        st.error(f"{headline}\n\n{controls.plain(reason)}", icon=":material/broken_image:")
+    if told := st.session_state.get("restored"):
+        st.success(controls.plain(told), icon=":material/settings_backup_restore:")
+    return _framed(opened, width, height) if opened else None
+
+
+def _open(key: str, image: Image.Image, name: str) -> None:
+    st.session_state["opened"] = Opened(key, image, name)
+    st.session_state["refused"] = st.session_state["restored"] = None
+
+
+def _open_sample(name: str) -> None:
+    _open(name, open_picture(look.SAMPLES[name]), f"{name}.jpg")
+
+
+def _open_job(job: Job) -> None:
+    """The job's own copy: a browser forgets its upload at a reload."""
     try:
-        return _framed(key, content, name, version)
+        _open(job.id, open_stored(job.picture), job.name)
+    except OSError:
+        st.session_state["opened"] = None
+
+
+def _open_upload() -> None:
+    """Read what was dropped: a picture, or a clip made here, which brings its settings and its first frame."""
+    file = st.session_state["upload"]
+    st.session_state["opened"] = st.session_state["refused"] = st.session_state["restored"] = None
+    if file is None:
+        return
+    content = file.getvalue()
+    try:
+        if not file.name.lower().endswith(".mp4"):
+            _open(file.file_id, open_picture(content, file.name), file.name)
+            return
+        if len(content) > _LARGEST_UPLOAD * 2**20:
+            raise UserError(f"{file.name} is larger than {_LARGEST_UPLOAD} MB.")
+        settings = read_settings(content)
+        if settings is None:
+            raise UserError(f"{file.name} holds no settings: only clips that were made here do.")
+        controls.restore(controls.request_from(settings))
+        frames, _ = read_frames(content)
+        _open(file.file_id, Image.fromarray(frames[0]), file.name)
+        st.session_state["restored"] = f"Settings of {file.name} restored. Its first frame stands in for the picture."
     except UserError as error:
-        st.error(controls.plain(str(error)), icon=":material/broken_image:")
-        return None
+        clip = file.name.lower().endswith(".mp4")
+        st.session_state["refused"] = ("We can't restore settings from that clip." if clip else _UNREADABLE, str(error))
 
 
-def _use(source: str) -> None:
-    st.session_state["source"] = source
-
-
-def _framed(key: str, content: bytes | Path, name: str, version: Version) -> Picture:
-    """Show the crop and its fields. The decoded picture is kept in the session, so that reruns are quick."""
-    if st.session_state.get("opened", ("",))[0] != key:
-        st.session_state["opened"] = (key, open_picture(content, name))
-    image: Image.Image = st.session_state["opened"][1]
+def _framed(opened: Opened, width: int, height: int) -> Picture:
+    """Show the crop and its fields."""
+    image = opened.image
     shown = st.container()
     fit, position = "crop", (0.5, 0.5)
-    if image.width * version.height != image.height * version.width:
-        sideways = image.width * version.height > image.height * version.width
+    if image.width * height != image.height * width:
+        sideways = image.width * height > image.height * width
         left, right = st.columns(2, vertical_alignment="top")
         fit = left.segmented_control(
             "Frame",
@@ -150,27 +233,46 @@ def _framed(key: str, content: bytes | Path, name: str, version: Version) -> Pic
                 key="position",
             )
             position = (at, 0.5) if sideways else (0.5, at)
-    frame = fit_picture(image, version.width, version.height, fit, position)
+    frame, preview = _fitted(opened, width, height, fit, position)
     with shown:
-        st.image(frame, width="stretch", alt=f"What the model sees of {name}")
-        st.caption(describe_fit(image.size, version.width, version.height, fit), text_alignment="center")
-        if image.width < version.width or image.height < version.height:
+        st.image(preview, width="stretch", alt=f"What the model sees of {opened.name}")
+        st.caption(describe_fit(image.size, width, height, fit), text_alignment="center")
+        if image.width < width or image.height < height:
             st.caption(":material/warning: Very small picture; the clip will look soft.", text_alignment="center")
-    return Picture(frame, name, fit)
+    return Picture(frame, opened.name, fit)
+
+
+def _fitted(
+    opened: Opened, width: int, height: int, fit: str, position: tuple[float, float]
+) -> tuple[Image.Image, Image.Image]:
+    """The frame in up to the picture's own resolution, exactly of the model's shape, and as the model sees it.
+
+    Both come from the same pixels: the job stores the first, and the second is made from it as the job will.
+    """
+    wanted = (opened.key, width, height, fit, position)
+    if st.session_state.get("fitted", (None,))[0] != wanted:
+        image = opened.image
+        scales = image.width / width, image.height / height
+        scale = min(scales) if fit == "crop" else max(scales)
+        unit = math.gcd(width, height)
+        times = max(1, min(math.floor(scale * unit), _LARGEST_SCALE * unit))
+        frame = fit_picture(image, width // unit * times, height // unit * times, fit, position)
+        st.session_state["fitted"] = (wanted, frame, fit_picture(frame, width, height))
+    return st.session_state["fitted"][1:]
 
 
 # The clip.
 
 
 def _result(job: Job | None) -> None:
-    """What has become of the job. The video stands outside the polling fragment, so that it plays on."""
+    """What has become of the job. The video stands outside the polling fragments, so that it plays on."""
     if job is None and st.session_state["job"]:
         st.info("This clip is no longer on the server.", icon=":material/link_off:")
         st.button("Start anew", on_click=_forget_job)
     elif job is None:
         st.html('<div class="stage"><b>Your clip will play here</b>Choose a picture, then press Generate.</div>')
     elif job.active:
-        _input(job)
+        _watch(job.id)
         st.caption(
             f"Making a clip of {controls.plain(job.name)}. Change settings or reload meanwhile: it will not be lost."
         )
@@ -180,32 +282,127 @@ def _result(job: Job | None) -> None:
         show = st.error if job.state == "failed" else st.info
         kept = "" if job.state == "failed" else " Your settings are kept."
         show(controls.plain(job.message) + kept)
-        _input(job)
+        st.button("Run again", icon=":material/replay:", on_click=_submit, args=(table().again, job.id))
+        _still(job)
 
 
-def _input(job: Job) -> None:
-    if job.picture.is_file():
-        st.image(job.picture, width="stretch", alt=f"The picture {job.name}")
+@st.fragment(run_every=1.0)
+def _watch(job_id: str) -> None:
+    """The live preview, from the first steps on."""
+    if job := table().get(job_id):
+        _still(job)
+
+
+def _still(job: Job) -> None:
+    """The preview of a job, or the picture that it starts from."""
+    try:
+        address = look.inline(job.preview or _small(job.picture))
+    except OSError:
+        return
+    about = f"{'A preview of the clip of' if job.preview else 'The picture'} {job.name}"
+    st.html(f'<div class="stage live"><img src="{address}" alt="{html.escape(about)}"></div>')
+
+
+@st.cache_data(max_entries=16)
+def _small(path: Path) -> bytes:
+    image = open_stored(path)
+    image.thumbnail((960, 960))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=88)
+    return file.getvalue()
 
 
 def _clip(job: Job) -> None:
     try:
-        content = job.clip.read_bytes()
+        content = job.unsaved or job.film.read_bytes()
     except OSError:
         st.info("This clip has been deleted from the server.", icon=":material/link_off:")
         return
+    if job.message:
+        st.warning(controls.plain(job.message), icon=":material/save:")
     with st.container(key="clip"):
         st.video(content, loop=True, autoplay=True, muted=True, alt=f"The clip made of {job.name}")
-    st.download_button(
-        "Download MP4",
-        content,
-        f"{Path(job.name).stem}-{job.id}.mp4",
-        "video/mp4",
-        type="primary",
-        icon=":material/download:",
-        on_click="ignore",
-    )
-    st.caption(f"What ran: {controls.summary(job.settings)} · {_duration(job.seconds)}")
+    name = f"{Path(job.name).stem}-{job.id}"
+    with st.container(horizontal=True, key="actions"):
+        st.download_button(
+            "Download MP4",
+            content,
+            f"{name}.mp4",
+            "video/mp4",
+            type="primary",
+            icon=":material/download:",
+            on_click="ignore",
+        )
+        with st.popover("More formats"):
+            for title, (suffix, mime, _) in EXPORTS.items():
+                st.download_button(
+                    title, _exported(content, title), f"{name}{suffix}", mime, on_click="ignore", width="stretch"
+                )
+        st.button(
+            "New take",
+            icon=":material/casino:",
+            help="The same with the next seed.",
+            on_click=_submit,
+            args=(table().new_take, job.id),
+        )
+        links = len(table().chain(job.id))
+        st.button(
+            "Extend",
+            icon=":material/add:",
+            disabled=bool(job.unsaved) or not 0 < links < LONGEST_CHAIN,
+            help=f"Go on from near the end, as one film of at most {LONGEST_CHAIN} clips. This is clip {links or 1}.",
+            on_click=_submit,
+            args=(table().extend, job.id),
+        )
+        with st.popover("Link", icon=":material/link:"):
+            st.caption("Opens this clip, with its settings, on this computer:")
+            st.code(f"{(st.context.url or '').partition('?')[0]}?job={job.id}", language=None)
+    film = f"{links} clips joined · last of them: " if links > 1 else ""
+    st.caption(f"What ran: {film}{controls.summary(job.settings)} · {look.duration(job.seconds)}")
+
+
+def _recent(shown: Job | None) -> None:
+    """The latest other clips, to go back to."""
+    others = [job for job in table().jobs() if job.state == "done" and job.poster.is_file()]
+    others = [job for job in others if shown is None or job.id != shown.id][:4]
+    if not others:
+        return
+    st.subheader("Recent clips", anchor=False)
+    with st.container(key="recent"):
+        for job in others:
+            with st.container():
+                st.image(job.poster, width="stretch", alt=f"First frame of the clip of {job.name}")
+                st.button(
+                    "Open",
+                    key=f"recent_{job.id}",
+                    help=f"{job.name}, seed {job.request.seed}, {look.when(job.created)}",
+                    on_click=_reopen,
+                    args=(job.id,),
+                    width="stretch",
+                )
+
+
+def _reopen(job_id: str) -> None:
+    if job := table().get(job_id):
+        controls.restore(job.request)
+        _open_job(job)
+        _follow_job(job)
+
+
+def _exported(content: bytes, title: str) -> Callable[[], bytes]:
+    """For a download button: made when it is asked for."""
+    return lambda: EXPORTS[title][2](*read_frames(content))
+
+
+def _submit(make: Callable[[str, str], Job], job_id: str) -> None:
+    """Put a job that follows from another into the queue; its settings become the fields'."""
+    try:
+        job = make(job_id, _owner())
+    except UserError as error:
+        st.session_state["refused"] = ("That cannot be made.", str(error))
+        return
+    controls.restore(job.request)
+    _follow_job(job)
 
 
 # The bar at the bottom.
@@ -230,19 +427,18 @@ def _start(request: VideoRequest | None, picture: Picture | None) -> None:
     if clicked and request and picture:
         try:
             request = replace(controls.ready(request), fit=picture.fit)
-            job = table().submit(request, picture.frame, picture.name)
+            job = table().submit(request, picture.frame, picture.name, _owner())
         except UserError as error:
             st.error(controls.plain(str(error)))
             return
-        st.session_state["job"] = job.id
-        st.query_params["job"] = job.id
+        _follow_job(job)
         st.rerun()
 
 
 def _price(request: VideoRequest) -> str:
     length = f"{(request.frames or 1) / (request.fps or 1):.1f} s of video"
     seconds = table().seconds_for(request)
-    return f"{length}, made in about {_duration(seconds)}" if seconds else length
+    return f"{length}, made in about {look.duration(seconds)}" if seconds else length
 
 
 @st.fragment(run_every=0.5)
@@ -252,7 +448,7 @@ def _follow(job_id: str) -> None:
     if job is None or not job.active:
         st.rerun()
     with st.container(horizontal=True, vertical_alignment="center", key="bar"):
-        st.progress(job.progress.fraction if job.progress else 0.0, _doing(job))
+        st.progress(job.fraction if job.state == "running" else 0.0, _doing(job))
         st.button(
             "Cancel",
             icon=":material/close:",
@@ -265,65 +461,17 @@ def _follow(job_id: str) -> None:
 
 def _doing(job: Job) -> str:
     """What the job is at, and how long it will be at it."""
+    left = "" if job.seconds_left is None else look.duration(job.seconds_left)
     if job.stopping:
         return "Stopping …"
     if job.state == "queued":
         ahead = table().ahead(job.id)
-        return f"Waiting: {ahead} {'clip' if ahead == 1 else 'clips'} ahead" if ahead else "Starting"
-    if job.progress is None:
-        return "Loading the model"
-    at = job.progress
-    text = _DOING.get(at.phase, at.phase).format(step=at.step, total=at.total)
-    left = job.seconds_left
-    return text if left is None else f"{text} · {_duration(left)} left"
+        text = f"Number {ahead} in line" if ahead else "Starting"
+        return f"{text}, done in about {left}" if left else text
+    text = "Loading the model"
+    if at := job.progress:
+        text = _DOING.get(job.phase, job.phase).format(step=at.step, total=at.total)
+    return f"{text} · {left} left" if left else text
 
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(max(1, round(seconds)), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-# How it looks where Streamlit's theme does not reach.
-
-
-@st.cache_data
-def _style() -> str:
-    """The style sheet; the samples' buttons show their pictures."""
-    rules = [_STYLE]
-    for name, path in _SAMPLES.items():
-        small = io.BytesIO()
-        fit_picture(open_picture(path), 192, 120).save(small, "JPEG", quality=75)
-        data = base64.b64encode(small.getvalue()).decode()
-        rules.append(f".st-key-sample_{name} button {{ --picture: url(data:image/jpeg;base64,{data}); }}")
-    return f"<style>{''.join(rules)}</style>"
-
-
-_STYLE = """
-.stAppHeader { background: transparent; pointer-events: none; }
-.stAppHeader * { pointer-events: auto; }
-.stMainBlockContainer { padding: 2rem 1.5rem; max-width: 76rem; margin: auto; }
-.stBottom { border-top: 1px solid rgb(128 128 128 / 25%); }
-[data-testid="stBottomBlockContainer"] { padding: 0.75rem 1.5rem 1rem; max-width: 76rem; margin: auto; }
-[data-testid="stCaptionContainer"] { color: inherit; opacity: 0.75; } /* Streamlit's grey is too faint to read */
-.st-key-head h1 { padding: 0; }
-.st-key-bar button[kind="primary"]:enabled, .stDownloadButton button { background: #0b6e6b; color: #fff; }
-.st-key-bar button[kind="primary"]:enabled:hover, .stDownloadButton button:hover { background: #095a58; color: #fff; }
-.st-key-bar button:enabled kbd { color: #d4e8e7; opacity: 1; }
-.stImage img, .stVideo { border-radius: 0.5rem; }
-.stage { aspect-ratio: 5 / 3; display: flex; flex-direction: column; align-items: center; justify-content: center;
-  gap: 0.25rem; border: 1px dashed #9a9a94; border-radius: 0.5rem; text-align: center; padding: 1rem; }
-.st-key-samples { display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 0.5rem; }
-.st-key-samples > div, .st-key-samples .stButton, .st-key-samples button { width: 100%; }
-.st-key-samples button { aspect-ratio: 1; align-items: end; padding: 0 0 0.2rem; border: none; color: #fff;
-  background: linear-gradient(transparent 45%, rgb(0 0 0 / 80%)), var(--picture) center / cover; }
-.st-key-samples button p { font-size: 0.8rem; }
-.st-key-samples button:hover, .st-key-samples button:focus { color: #fff; filter: brightness(1.12); }
-.st-key-samples button[kind="primary"] { outline: 3px solid #1a9a94; outline-offset: 2px; }
-@media (max-width: 640px) {
-  .st-key-samples { grid-template-columns: repeat(3, minmax(0, 1fr)); }
-  .st-key-samples button { aspect-ratio: 8 / 5; }
-  .stColumn:has(.st-key-clip) { order: -1; } /* a clip first: nobody scrolls past all settings for it */
-}
-"""
 
 show_page()

@@ -1,22 +1,25 @@
 """The jobs of the app: one table, one queue, one worker thread that owns the loaded model. Knows no Streamlit.
 
-A job outlives the page that started it, and the server, too: `<outputs>/<id>/` holds `input.png`, the picture that the
-model sees, `job.json`, what was asked for and what became of it, and `clip.mp4`. The folder is `$SGM_OUTPUTS`, else
-`./outputs`. The runner is the seam: today a thread with an engine, later perhaps a process or another machine.
+A job outlives the page that started it, and the server, too: `<outputs>/<id>/` holds `input.png`, the part of the
+picture that the model sees, `job.json`, what was asked for and what became of it, `clip.mp4`, `poster.jpg`, and, for a
+clip that goes on from another, `film.mp4`, all of them joined. The folder is `$SGM_OUTPUTS`, else `./outputs`.
+The runner is the seam: today a thread with an engine, later perhaps a process or another machine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import json
 import logging
-import math
 import os
 import re
 import secrets
+import shutil
+import statistics
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,15 +27,30 @@ from typing import Any
 
 from PIL import Image
 
-from sgm import Clip, Progress, UserError, VideoRequest, generate, load_engine, open_picture, write_video
+from sgm import (
+    JOIN,
+    Clip,
+    Progress,
+    UserError,
+    VideoRequest,
+    encode_video,
+    generate,
+    load_engine,
+    read_frames,
+    stitch,
+    write_video,
+)
 
 log = logging.getLogger(__name__)
 
+LONGEST_CHAIN = 4  # clips, each going on from the one before; by then little of the picture is left
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
+_PHASES = ("load", "encode", "sample", "decode", "save")  # in their order
+_PREVIEW_EVERY = 0.4  # seconds: nobody looks more often
 
 
 class Cancelled(Exception):
-    """Raised from a runner's `on_step` when somebody has cancelled its job."""
+    """Raised in a runner's thread when somebody has cancelled its job."""
 
 
 @dataclass
@@ -48,9 +66,15 @@ class Job:
     seconds: float = 0.0  # that it ran
     message: str = ""  # why it did not end well
     settings: dict[str, Any] = field(default_factory=dict)  # what ran, as it stands in the clip's file
+    owner: str = ""  # whose turn it takes in the queue: a browser session
+    parent: str = ""  # id of the clip that this one goes on from
+    phases: dict[str, float] = field(default_factory=dict)  # seconds that each took
+    phase: str = ""  # that is running: load, encode, sample, decode or save
     progress: Progress | None = None
+    preview: bytes = b""  # a small JPEG of what is being made
+    unsaved: bytes = b""  # the clip, where the disk had no room for it
     stopping: bool = False
-    _steps: tuple[tuple[float, float], ...] = ()  # (time, fraction) of the first and the latest step
+    seconds_left: float | None = None  # None while there is no telling
 
     @property
     def active(self) -> bool:
@@ -65,18 +89,29 @@ class Job:
         return self.folder / "clip.mp4"
 
     @property
-    def seconds_left(self) -> float | None:
-        """Until the running job ends at its present pace; None while there is no telling."""
-        if not self._steps:
-            return None
-        (start, first), (latest, fraction) = self._steps
-        if fraction <= first:
-            return None
-        at_latest = (latest - start) * (1 - fraction) / (fraction - first)
-        return max(0.0, at_latest - (time.monotonic() - latest))
+    def film(self) -> Path:
+        """The clip, or with the clips that it goes on from where there are any."""
+        path = self.folder / "film.mp4"
+        return path if path.is_file() else self.clip
+
+    @property
+    def poster(self) -> Path:
+        return self.folder / "poster.jpg"
+
+    @property
+    def fraction(self) -> float:
+        """Share of the running job that is done, 0 to 1: by time where it can be told, else by steps."""
+        ran = time.monotonic() - self._started
+        if self.seconds_left is not None and self.progress:
+            return min(1.0, ran / max(ran + self.seconds_left, 1e-6))
+        return self.progress.fraction if self.progress else 0.0
+
+    _started: float = 0.0  # by the monotonic clock
+    _since: float = 0.0  # start of the phase
+    _steps: tuple[tuple[float, int], ...] = ()  # (time, step) of the phase's first and latest step
 
 
-Runner = Callable[[Job, Callable[[Progress], None]], Clip]
+Runner = Callable[[Job, Callable[[Progress], None], Callable[[], None]], Clip]
 
 
 class EngineRunner:
@@ -85,14 +120,21 @@ class EngineRunner:
     def __init__(self) -> None:
         self._engine: Any = None
 
-    def __call__(self, job: Job, on_step: Callable[[Progress], None]) -> Clip:
+    def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
         if self._engine is None or self._engine.version != job.request.version:
             self._engine = None  # unload first: two models at once may not fit
             gc.unfreeze()
             _settle()
             self._engine = load_engine(job.request.version)
             _settle()
-        return generate(self._engine, job.request, open_picture(job.picture), on_step)
+        check()
+        return generate(self._engine, job.request, open_stored(job.picture), on_step, check)
+
+
+def open_stored(path: Path) -> Image.Image:
+    """A picture that the table itself has stored. Raises OSError."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def _settle() -> None:
@@ -113,62 +155,115 @@ class Table:
         self._runner = runner or EngineRunner()
         self._changed = threading.Condition()  # guards everything below
         self._jobs = {job.id: job for job in _restored(folder)}
-        self._queue: deque[Job] = deque()
+        self._served: dict[str, float] = {}  # owner -> when a job of theirs last began
         self._worker: threading.Thread | None = None
         self._closed = False
+        with self._changed:
+            if self._line():  # left waiting when the server went down
+                self._start()
 
-    def submit(self, request: VideoRequest, picture: Image.Image, name: str = "picture") -> Job:
-        """Put a job at the end of the queue. Raises UserError if the outputs folder cannot be written."""
+    def submit(
+        self, request: VideoRequest, picture: Image.Image, name: str = "picture", owner: str = "", parent: str = ""
+    ) -> Job:
+        """Put a job into the queue; owners take turns. Raises UserError if the outputs folder cannot be written."""
         job_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
-        job = Job(job_id, self.folder / job_id, request, name)
+        job = Job(job_id, self.folder / job_id, request, name, owner=owner, parent=parent)
+        hidden = replace(job, folder=self.folder / f".{job_id}")
         try:
-            job.folder.mkdir(parents=True)
-            temporary = job.picture.with_suffix(".tmp")
-            picture.save(temporary, format="PNG")
-            os.replace(temporary, job.picture)
-            _save(job)
+            hidden.folder.mkdir(parents=True)
+            picture.save(hidden.picture, format="PNG", compress_level=1)
+            _save(hidden)
+            os.replace(hidden.folder, job.folder)
         except OSError as error:
+            shutil.rmtree(hidden.folder, ignore_errors=True)
             raise UserError(
                 f"The clip cannot be stored in {self.folder}: {error.strerror or error}. "
                 "Free some space there, or name another folder in SGM_OUTPUTS and start the app again."
             ) from error
         with self._changed:
             self._jobs[job.id] = job
-            self._queue.append(job)
-            if self._worker is None:
-                self._worker = threading.Thread(target=self._work, name="clips", daemon=True)
-                self._worker.start()
+            self._start()
             self._changed.notify_all()
             return replace(job)
+
+    def again(self, job_id: str, owner: str = "") -> Job:
+        """Run an ended job once more, as a new one. Raises UserError if it, or its picture, is gone."""
+        job = self._known(job_id)
+        return self.submit(job.request, self._picture(job), job.name, owner, job.parent)
+
+    def new_take(self, job_id: str, owner: str = "") -> Job:
+        """The same with the next seed. Raises UserError as `again` does."""
+        job = self._known(job_id)
+        request = replace(job.request, seed=(job.request.seed + 1) % 2**31)
+        return self.submit(request, self._picture(job), job.name, owner, job.parent)
+
+    def extend(self, job_id: str, owner: str = "") -> Job:
+        """Go on from a clip, with its settings: from near its end, for the very last frames have drifted furthest.
+
+        Raises UserError for a clip that is gone, too short, or the last of LONGEST_CHAIN.
+        """
+        job = self._known(job_id)
+        if len(self.chain(job_id)) >= LONGEST_CHAIN:
+            raise UserError(f"This film has {LONGEST_CHAIN} clips already, and more would drift off. Start a new one.")
+        frames, _ = read_frames(job.clip)
+        if len(frames) <= -JOIN:
+            raise UserError(f"A clip needs more than {-JOIN} frames to be gone on from; this one has {len(frames)}.")
+        return self.submit(job.request, Image.fromarray(frames[JOIN]), job.name, owner, parent=job.id)
+
+    def chain(self, job_id: str) -> list[Job]:
+        """The clips that make up a job's film, the first one first; [] where one of them is gone."""
+        chain: list[Job] = []
+        while job_id:
+            job = self.get(job_id)
+            if job is None or len(chain) > LONGEST_CHAIN:
+                return []
+            chain.insert(0, job)
+            job_id = job.parent
+        return chain
+
+    def delete(self, job_id: str) -> None:
+        """Remove an ended job and its files. Raises UserError for one that is active, OSError from the disk."""
+        with self._changed:
+            job = self._jobs.get(job_id)
+            if job is None:
+                return
+            if job.active:
+                raise UserError("This clip is still being made: cancel it first.")
+            gone = job.folder.with_name(f".{job.id}")
+            if job.folder.exists():
+                os.replace(job.folder, gone)  # whole or not at all
+            del self._jobs[job_id]
+        shutil.rmtree(gone, ignore_errors=True)
 
     def get(self, job_id: str) -> Job | None:
         """The job as it is now, or None for an id that is not known here, or is none at all."""
         with self._changed:
             job = self._jobs.get(job_id)
-            return job and replace(job)
+            return job and self._told(job)
 
     def jobs(self) -> list[Job]:
         """All jobs, the newest first."""
         with self._changed:
             return sorted((replace(job) for job in self._jobs.values()), key=lambda job: job.created, reverse=True)
 
+    def waiting(self) -> int:
+        """How many jobs wait."""
+        with self._changed:
+            return len(self._line())
+
     def ahead(self, job_id: str) -> int:
         """How many jobs end before a queued one starts, the running one included; 0 for every other job."""
         with self._changed:
-            waiting = [job.id for job in self._queue]
-            if job_id not in waiting:
-                return 0
-            return waiting.index(job_id) + any(job.state == "running" for job in self._jobs.values())
+            return len(self._before(job_id))
 
     def seconds_for(self, request: VideoRequest) -> float | None:
-        """What a request takes, judged by the latest finished one of its version; None if there was none."""
-        for job in self.jobs():
-            if job.state == "done" and job.seconds and job.request.version == request.version:
-                return job.seconds * _work_in(request) / _work_in(job.request)
-        return None
+        """What a request takes once its model is loaded, judged by finished ones of its version; None if none is."""
+        with self._changed:
+            learned = self._learned(request)
+        return sum(seconds for phase, seconds in learned.items() if phase != "load") if learned else None
 
     def cancel(self, job_id: str) -> None:
-        """Take a job out of the queue, or stop it at its next step. One that has ended stays as it is."""
+        """Take a job out of the queue, or stop it at its next operation. One that has ended stays as it is."""
         with self._changed:
             job = self._jobs.get(job_id)
             if job is None or not job.active:
@@ -176,7 +271,6 @@ class Table:
             job.stopping = True
             if job.state == "running":
                 return
-            self._queue.remove(job)
             job.state, job.message = "cancelled", "Taken out of the queue."
             self._changed.notify_all()
         _save_or_log(job)
@@ -188,7 +282,7 @@ class Table:
         return self.get(job_id)
 
     def close(self) -> None:
-        """Stop the running job at its next step, leave the others queued and end the worker."""
+        """Stop the running job at its next operation, leave the others queued and end the worker."""
         with self._changed:
             self._closed = True
             for job in self._jobs.values():
@@ -197,18 +291,104 @@ class Table:
         if self._worker is not None:
             self._worker.join()
 
+    # With the lock held.
+
+    def _line(self) -> list[Job]:
+        """Those that wait, in the order in which they will run: one of each owner, then the next of each."""
+        running = {job.owner for job in self._jobs.values() if job.state == "running"}
+        counts: dict[str, int] = {}
+        line = []
+        for job in self._jobs.values():  # as they came
+            if job.state == "queued":
+                turn = counts.setdefault(job.owner, int(job.owner in running))
+                counts[job.owner] += 1
+                line.append((turn, self._served.get(job.owner, 0.0) if job.owner else 0.0, job))
+        return [job for *_, job in sorted(line, key=lambda entry: entry[:2])]
+
+    def _before(self, job_id: str) -> list[Job]:
+        line = self._line()
+        places = [place for place, job in enumerate(line) if job.id == job_id]
+        if not places:
+            return []
+        return [job for job in self._jobs.values() if job.state == "running"] + line[: places[0]]
+
+    def _told(self, job: Job) -> Job:
+        """A copy that says how long it will be."""
+        left: float | None = None
+        if job.state == "running":
+            left = self._left(job)
+        elif job.state == "queued":
+            each = [self._left(other) for other in (*self._before(job.id), job)]
+            left = None if None in each else sum(seconds or 0.0 for seconds in each)
+        return replace(job, seconds_left=left)
+
+    def _left(self, job: Job) -> float | None:
+        """Seconds until a job would end that had the worker for itself."""
+        learned = self._learned(job.request)
+        if job.state == "queued":
+            return sum(seconds for phase, seconds in learned.items() if phase != "load") if learned else None
+        now = time.monotonic()
+        at = job.progress
+        if at is None or not job.phase:
+            return None if not learned else max(0.0, sum(learned.values()) - (now - job._started))
+        of_phase = learned.get(job.phase)
+        (start, first), (latest, step) = job._steps
+        if step > first:  # this very job's pace
+            left = (latest - start) / (step - first) * (at.total - step) - (now - latest)
+        elif of_phase is not None:
+            left = of_phase - (now - job._since)
+        else:
+            return None
+        if not learned:  # the shares that the phases usually have
+            pace = (latest - start) / (step - first) * at.total
+            return max(0.0, left) + (0.25 * pace if job.phase == "sample" else 0.0)
+        later = _PHASES[_PHASES.index(job.phase) + 1 :] if job.phase in _PHASES else ()
+        return max(0.0, left) + sum(learned.get(phase, 0.0) for phase in later)
+
+    def _learned(self, request: VideoRequest) -> dict[str, float]:
+        """Seconds a phase, judged by the five latest finished jobs of the version; {} where there are none."""
+        alike = (
+            job
+            for job in reversed(self._jobs.values())
+            if job.state == "done" and job.phases and job.request.version == request.version
+        )
+        told: dict[str, list[float]] = {}
+        for job, _ in zip(alike, range(5), strict=False):
+            for phase, seconds in job.phases.items():
+                told.setdefault(phase, []).append(seconds * _work(request, phase) / _work(job.request, phase))
+        return {phase: statistics.median(seconds) for phase, seconds in told.items()}
+
+    def _start(self) -> None:
+        if self._worker is None:
+            self._worker = threading.Thread(target=self._work, name="clips", daemon=True)
+            self._worker.start()
+
+    # Without it.
+
+    def _known(self, job_id: str) -> Job:
+        job = self.get(job_id)
+        if job is None:
+            raise UserError("This clip is no longer on the server. Start a new one.")
+        return job
+
+    def _picture(self, job: Job) -> Image.Image:
+        try:
+            return open_stored(job.picture)
+        except OSError as error:
+            raise UserError("The picture of this clip is no longer on the server. Choose it again.") from error
+
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._closed)
+                self._changed.wait_for(lambda: self._line() or self._closed)
                 if self._closed:
                     return
-                job = self._queue.popleft()
-                job.state = "running"
+                job = self._line()[0]
+                job.state, job._started = "running", time.monotonic()
+                self._served[job.owner] = job._started
             _save_or_log(job)
-            start = time.monotonic()
             outcome = self._run(job)
-            ended = replace(job, seconds=time.monotonic() - start, **outcome)
+            ended = replace(job, seconds=time.monotonic() - job._started, preview=b"", **outcome)
             _save_or_log(ended)  # before anybody hears of it: who sees the end finds it on disk, too
             with self._changed:
                 self._jobs[job.id] = ended
@@ -216,22 +396,43 @@ class Table:
 
     def _run(self, job: Job) -> dict[str, Any]:
         """Run a job; the fields that say how it ended."""
+        phases: dict[str, float] = {}
+        drawn = 0.0
+
+        def check() -> None:
+            if job.stopping:
+                raise Cancelled
+
+        def enter(phase: str, progress: Progress | None) -> None:
+            now = time.monotonic()
+            with self._changed:
+                if job.phase != phase:
+                    phases[job.phase or "load"] = now - (job._since or job._started)
+                    # Encoding and decoding tell their start; sampling tells its first step only.
+                    job.phase, job._since, job._steps = phase, now, ((now, progress.step if progress else 0),) * 2
+                else:
+                    job._steps = (job._steps[0], (now, progress.step if progress else 0))
+                job.progress = progress or job.progress
 
         def on_step(progress: Progress) -> None:
-            now = time.monotonic(), progress.fraction
-            with self._changed:
-                if job.stopping:
-                    raise Cancelled
-                job.progress = progress
-                job._steps = (job._steps[0] if job._steps else now, now)
+            nonlocal drawn
+            check()
+            if progress.preview and time.monotonic() - drawn > _PREVIEW_EVERY:
+                job.preview = _jpeg(Image.fromarray(progress.preview()))
+                drawn = time.monotonic()
+            enter(progress.phase, replace(progress, preview=None))  # it holds tensors
 
         try:
-            clip = self._runner(replace(job), on_step)
-            write_video(job.clip, clip.frames, clip.fps, clip.settings)
-            return {"state": "done", "settings": clip.settings}
+            clip = self._runner(replace(job), on_step, check)
+            enter("save", None)
+            outcome = self._saved(job, clip)
+            phases["save"] = time.monotonic() - job._since
+            return {"state": "done", "settings": clip.settings, "phases": phases, **outcome}
         except Cancelled:
             at = job.progress
-            return {"state": "cancelled", "message": f"Stopped at step {at.step} of {at.total}." if at else "Stopped."}
+            told = {"encode": "Stopped while reading the picture.", "decode": "Stopped while painting the frames."}
+            steps = f"Stopped at step {at.step} of {at.total}." if at else "Stopped."
+            return {"state": "cancelled", "message": told.get(at.phase, steps) if at else steps}
         except UserError as error:
             return {"state": "failed", "message": str(error)}
         except Exception as error:  # whatever it was, the worker lives on for the next job
@@ -242,26 +443,67 @@ class Table:
                 message = f"{type(error).__name__}: {error}. The server's log has the details."
             return {"state": "failed", "message": message}
 
+    def _saved(self, job: Job, clip: Clip) -> dict[str, Any]:
+        """Write a clip's files; where they find no room, the clip is kept in memory, to be downloaded."""
+        try:
+            write_video(job.clip, clip.frames, clip.fps, clip.settings)
+        except UserError as error:
+            log.warning("%s", error)
+            message = "Finished, but there was no room to save it: download it now. It is gone when the app ends."
+            return {"message": message, "unsaved": encode_video(clip.frames, clip.fps, clip.settings)}
+        try:
+            temporary = job.poster.with_suffix(".tmp")
+            temporary.write_bytes(_jpeg(Image.fromarray(clip.frames[0])))
+            os.replace(temporary, job.poster)
+            before = self.chain(job.parent) if job.parent else []
+            if before:
+                frames = stitch([*(read_frames(link.clip)[0] for link in before), clip.frames])
+                links = [*(link.settings for link in before), clip.settings]
+                write_video(job.folder / "film.mp4", frames, clip.fps, clip.settings | {"links": links})
+        except (OSError, UserError, ValueError) as error:
+            log.warning("job %s: %s", job.id, error)
+            return {"message": f"The clip is saved, but not all that goes with it: {error}"}
+        return {}
 
-def _work_in(request: VideoRequest) -> int:
-    """A measure of what a request costs, good for comparing two of the same version."""
-    return math.prod(size or 1 for size in (request.steps, request.frames, request.height, request.width))
+
+def device() -> str:
+    """What clips are made on, for people."""
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = (value / 2**30 for value in torch.cuda.mem_get_info())
+        return f"{torch.cuda.get_device_name().removeprefix('NVIDIA ')} · {free:.0f} of {total:.0f} GB free"
+    return "Apple GPU" if torch.backends.mps.is_available() else "CPU"
+
+
+def _work(request: VideoRequest, phase: str) -> float:
+    """A measure of what a phase costs, good for comparing two requests of the same version."""
+    area = (request.height or 1) * (request.width or 1)
+    frames = request.frames or 1
+    if phase == "load":
+        return 1.0
+    if phase == "sample":
+        evaluations = 2 if request.sampler in ("heun_edm", "dpmpp_2s_ancestral") else 1
+        return float(area * frames * (request.steps or 1) * evaluations)
+    return float(area if phase == "encode" else area * frames)
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    image.thumbnail((480, 480))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return file.getvalue()
 
 
 def _save(job: Job) -> None:
     """Write job.json anew, whole or not at all. Raises OSError."""
-    content = {
-        "state": job.state,
-        "name": job.name,
-        "created": job.created,
-        "seconds": job.seconds,
-        "message": job.message,
-        "request": job.request.settings(),
-        "settings": job.settings,
-    }
+    content = {name: getattr(job, name) for name in _SAVED} | {"request": job.request.settings()}
     temporary = job.folder / "job.tmp"
     temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
     os.replace(temporary, job.folder / "job.json")
+
+
+_SAVED = ("state", "name", "created", "seconds", "message", "settings", "owner", "parent", "phases")
 
 
 def _save_or_log(job: Job) -> None:
@@ -273,9 +515,14 @@ def _save_or_log(job: Job) -> None:
 
 
 def _restored(folder: Path) -> list[Job]:
-    """The jobs of earlier runs of the server. What is not a job, or cannot be read as one, is left alone."""
+    """The jobs of earlier runs of the server, the oldest first: those that waited still do.
+
+    What is not a job, or cannot be read as one, is left alone; what a killed server left half-written is removed.
+    """
     jobs = []
     for place in folder.iterdir() if folder.is_dir() else ():
+        if place.name.startswith(".") and _ID.fullmatch(place.name[1:]):
+            shutil.rmtree(place, ignore_errors=True)
         if not _ID.fullmatch(place.name) or not (place / "job.json").is_file():
             continue
         try:
@@ -286,11 +533,16 @@ def _restored(folder: Path) -> list[Job]:
             log.warning("%s is left out of the history: %s", place, error)
             continue
         if job.active:
+            for left in (*place.glob("*.tmp"), *place.glob(".*")):
+                with contextlib.suppress(OSError):
+                    left.unlink()
+        if job.state == "running":
             job.state, job.message = "interrupted", "The server was stopped before the clip was finished."
+            _save_or_log(job)
         elif job.state == "done" and not job.clip.is_file():
             job.state, job.message = "failed", "The clip has been deleted from the server."
         jobs.append(job)
-    return jobs
+    return sorted(jobs, key=lambda job: job.created)
 
 
 _table: Table | None = None

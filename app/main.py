@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import pandas  # noqa: F401 - else the first charts import it, and another session meets half of it
 import streamlit as st
 
+from app import controls
+
 st.set_page_config(page_title="Image to video", page_icon=":material/movie:", layout="wide")
-st.navigation([st.Page("create.py", title="Create", icon=":material/movie:", default=True)]).run()
+controls.keep()
+st.navigation(
+    [
+        st.Page("create.py", title="Create", icon=":material/movie:", default=True),
+        st.Page("history.py", title="History", icon=":material/history:"),
+    ],
+    position="top",
+).run()

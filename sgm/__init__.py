@@ -18,19 +18,22 @@ if TYPE_CHECKING:
     from sgm.engine import load_engine
     from sgm.errors import UserError
     from sgm.hub import download_weights
+    from sgm.media.export import EXPORTS, JOIN, stitch
     from sgm.media.image import PictureError, describe_fit, fit_picture, open_picture
     from sgm.media.object import cut_out, place_object
     from sgm.media.turntable import draw_orbit, write_turntable
-    from sgm.media.video import read_settings, write_video
-    from sgm.pipeline import FITS, Clip, Progress, VideoRequest, generate, orbit_of, prepare_picture
+    from sgm.media.video import encode_video, read_frames, read_settings, write_video
+    from sgm.pipeline import FITS, Clip, Progress, VideoRequest, curves, generate, orbit_of, prepare_picture
     from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
     from sgm.weights import VersionStatus, version_status
 
 __all__ = [
     "CAMERA_MOVES",
     "DEFAULT_VERSION",
+    "EXPORTS",
     "FITS",
     "GUIDERS",
+    "JOIN",
     "ORBITS",
     "SAMPLERS",
     "VERSIONS",
@@ -42,10 +45,12 @@ __all__ = [
     "VersionStatus",
     "VideoRequest",
     "convert_weights",
+    "curves",
     "cut_out",
     "describe_fit",
     "download_weights",
     "draw_orbit",
+    "encode_video",
     "fit_picture",
     "generate",
     "instantiate_from_config",
@@ -54,7 +59,9 @@ __all__ = [
     "orbit_of",
     "place_object",
     "prepare_picture",
+    "read_frames",
     "read_settings",
+    "stitch",
     "version_status",
     "write_turntable",
     "write_video",
@@ -71,10 +78,11 @@ _HOMES = {
     "sgm.errors": ("UserError",),
     "sgm.hub": ("download_weights",),
     "sgm.media.image": ("PictureError", "describe_fit", "fit_picture", "open_picture"),
+    "sgm.media.export": ("EXPORTS", "JOIN", "stitch"),
     "sgm.media.object": ("cut_out", "place_object"),
     "sgm.media.turntable": ("draw_orbit", "write_turntable"),
-    "sgm.media.video": ("read_settings", "write_video"),
-    "sgm.pipeline": ("FITS", "Clip", "Progress", "VideoRequest", "generate", "orbit_of", "prepare_picture"),
+    "sgm.media.video": ("encode_video", "read_frames", "read_settings", "write_video"),
+    "sgm.pipeline": ("Clip", "FITS", "Progress", "VideoRequest", "curves", "generate", "orbit_of", "prepare_picture"),
     "sgm.versions": ("DEFAULT_VERSION", "VERSIONS", "Version"),
     "sgm.weights": ("VersionStatus", "version_status"),
 }

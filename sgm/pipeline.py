@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from sgm.conditioning.camera import CAMERA_MOVES, camera_path, direction, identity_rays, motion_of_bucket, rays, render
 from sgm.conditioning.orbit import ORBITS, Orbit, make_orbit, radians
-from sgm.config import instantiate_from_config
+from sgm.config import instantiate_from_config, load_config
 from sgm.diffusion.discretization import Discretization, EDMDiscretization
 from sgm.diffusion.guidance import GUIDERS, Guider
 from sgm.diffusion.sampling import SAMPLERS, Sampler
@@ -26,6 +29,7 @@ from sgm.versions import VERSIONS, Version
 if TYPE_CHECKING:
     from PIL import Image
 
+_SCHEDULE = ("sigma_min", "sigma_max", "rho")
 OnStep = Callable[["Progress"], None]
 Batch = dict[str, Tensor]
 FITS = ("crop", "pad", "object")
@@ -42,6 +46,8 @@ class VideoRequest:
     CAMERA_MOVES, for versions that take one. fit: one of FITS; "object" cuts the object out and centres it on white,
     its longer side `image_frame_ratio` of the frame. sv3d_p: `elevation` in degrees, and `orbit`, one of ORBITS; for
     "list" `elevations` and `azimuths` in degrees, one a frame, the last of them the input view.
+    sigma_min, sigma_max, rho: the noise schedule. s_churn, eta, order: of the samplers that have them among their
+    `options`.
     Raises UserError, saying what was given and what was expected.
     """
 
@@ -66,13 +72,18 @@ class VideoRequest:
     azimuths: tuple[float, ...] = ()
     image_frame_ratio: float = 0.9
     fit: str | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    rho: float | None = None
+    s_churn: float = 0.0
+    eta: float = 1.0
+    order: int = 4
 
     def __post_init__(self) -> None:
         _one_of("version", self.version, VERSIONS)
-        for field in fields(self):
-            if field.default is None and getattr(self, field.name) is None:
-                default = self.frames if field.name == "decode_chunk" else getattr(self.row, field.name)
-                object.__setattr__(self, field.name, default)
+        for entry in fields(self):
+            if entry.default is None and getattr(self, entry.name) is None:
+                object.__setattr__(self, entry.name, self._default(entry.name))
         _one_of("sampler", self.sampler, SAMPLERS)
         _one_of("guider", self.guider, GUIDERS)
         _one_of("camera", self.camera, CAMERA_MOVES)
@@ -85,6 +96,7 @@ class VideoRequest:
             "motion_bucket": (0, 511),
             "seed": (0, 2**31 - 1),
             "decode_chunk": (1, 200),
+            "order": (1, 8),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
@@ -96,6 +108,11 @@ class VideoRequest:
             "max_guidance": (0, 100),
             "elevation": (-90, 90),
             "image_frame_ratio": (0.1, 1),
+            "s_churn": (0, 100),
+            "eta": (0, 1),
+            "sigma_min": (1e-4, 1e4),
+            "sigma_max": (1e-4, 1e4),
+            "rho": (1, 100),
         }.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
@@ -103,6 +120,9 @@ class VideoRequest:
         low, high = float(self.min_guidance or 0), float(self.max_guidance or 0)
         if low > high:
             raise UserError(f"min_guidance must not exceed max_guidance; got {low} and {high}.")
+        low, high = float(self.sigma_min or 0), float(self.sigma_max or 0)
+        if low >= high:
+            raise UserError(f"sigma_max must exceed sigma_min; got {high} and {low}.")
         for name in ("height", "width"):
             _check_size(name, getattr(self, name), self.row.multiple)
         self._check_orbit()
@@ -130,6 +150,11 @@ class VideoRequest:
         """(width, height), pixels."""
         return _int(self.width), _int(self.height)
 
+    def _default(self, name: str) -> Any:
+        if name == "decode_chunk":
+            return self.frames
+        return getattr(_own_schedule(self.version) if name in _SCHEDULE else self.row, name)
+
     def settings(self) -> dict[str, Any]:
         """Every field; `VideoRequest(**settings)` gives the same request back."""
         return asdict(self)
@@ -155,11 +180,15 @@ def prepare_picture(image: Image.Image, request: VideoRequest, scale: int = 1) -
 
 @dataclass(frozen=True)
 class Progress:
-    """Step `step` of `total` of a phase ("encode", "sample", "decode") is done."""
+    """Step `step` of `total` of a phase ("encode", "sample", "decode") is done.
+
+    preview: in "sample", draws the middle frame as it stands, uint8 (h, w, 3) at the latents' size.
+    """
 
     phase: str
     step: int
     total: int
+    preview: Callable[[], np.ndarray] | None = field(default=None, compare=False, repr=False)
 
     @property
     def fraction(self) -> float:
@@ -179,19 +208,32 @@ class Clip:
 
 @kept_memory()
 @torch.inference_mode()
-def generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image, on_step: OnStep | None = None) -> Clip:
-    """Turn a picture into a clip. `on_step` is told of progress; what it raises ends the job and reaches the caller.
+def generate(
+    engine: DiffusionEngine,
+    request: VideoRequest,
+    image: Image.Image,
+    on_step: OnStep | None = None,
+    check: Callable[[], None] | None = None,
+) -> Clip:
+    """Turn a picture into a clip. `on_step` is told of progress; `check` is called before every operation on tensors.
 
-    All noise comes from one generator on the CPU, seeded by the request, so one seed is one video.
+    What either raises ends the job, in whichever phase, and reaches the caller. All noise comes from one generator on
+    the CPU, seeded by the request, so one seed is one video. Where memory does not suffice for `decode_chunk` frames,
+    fewer are decoded at once, and the clip's settings say how many.
     Raises UserError for a request that is for another version than the engine's.
     """
     if engine.version not in ("", request.version):
         raise UserError(f"The request is for {request.version}, the engine is {engine.version}; load that version.")
-    report = on_step or (lambda progress: None)
+    # Entered always: under it some of torch's own layers take another path, and one seed is to be one video.
+    with _Checked(check or (lambda: None)):
+        return _generate(engine, request, image, on_step or (lambda progress: None))
+
+
+def _generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image, report: OnStep) -> Clip:
     frames, device = _int(request.frames), engine.device
     generator = torch.Generator().manual_seed(request.seed)
     report(Progress("encode", 0, 1))
-    settings = request.settings()
+    settings, picture = request.settings(), None
     if request.row.sv3d:  # once: its background may have to be removed
         image = picture = prepare_picture(image, request)
         request = replace(request, fit="crop")
@@ -202,37 +244,114 @@ def generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image,
 
     shape = (frames, engine.latent_channels, *(_int(side) // engine.factor for side in (request.height, request.width)))
     x = torch.randn(shape, generator=generator).to(device)
-    sampler = build_sampler(engine, request)
-    z = sampler(
-        lambda x, sigma, cond: engine.denoise(x, sigma, cond, num_video_frames=frames),
+    middle = x[frames // 2]
+
+    def denoise(x: Tensor, sigma: Tensor, cond: Batch) -> Tensor:
+        nonlocal middle
+        denoised = engine.denoise(x, sigma, cond, num_video_frames=frames)
+        middle = denoised[frames // 2 - frames]  # the conditional estimates stand last
+        return denoised
+
+    def preview() -> np.ndarray:
+        return _preview(middle / engine.scale_factor, c["concat"], batch["cond_frames"])
+
+    z = build_sampler(engine, request)(
+        denoise,
         x,
         c,
         uc,
         num_steps=request.steps,
         noise=lambda like: torch.randn(like.shape, generator=generator).to(like),
-        on_step=lambda i, n: report(Progress("sample", i, n)),
+        on_step=lambda i, n: report(Progress("sample", i, n, preview)),
     )
-
-    chunks = z.split(_int(request.decode_chunk))
-    decoded = []
-    for i, chunk in enumerate(chunks):
-        video = engine.decode(chunk, len(chunk)).clamp(-1, 1)
-        decoded.append(((video + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
-        report(Progress("decode", i + 1, len(chunks)))
-    video = torch.cat(decoded).numpy()
-    if request.row.sv3d:
+    decoded, chunk = _decode(engine, z, _int(request.decode_chunk), report)
+    video = decoded.numpy()
+    if picture is not None:
         video[-1] = np.asarray(picture)  # the last frame is the input view, which is known
-    return Clip(video, _int(request.fps), settings)
+    return Clip(video, _int(request.fps), {**settings, "decode_chunk": chunk})
+
+
+class _Checked(TorchFunctionMode):
+    """Calls `check` before every operation on tensors of this thread, so that a job can be stopped in any phase."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        super().__init__()
+        self.check = check
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.check()
+        return func(*args, **(kwargs or {}))
+
+
+def _decode(engine: DiffusionEngine, z: Tensor, chunk: int, report: OnStep) -> tuple[Tensor, int]:
+    """Latents -> frames, uint8 (t, h, w, 3), and how many could be decoded at once; the latents outlive a failure."""
+    while True:
+        chunks, decoded = z.split(chunk), []
+        report(Progress("decode", 0, len(chunks)))
+        try:
+            for i, part in enumerate(chunks):
+                video = engine.decode(part, len(part)).clamp(-1, 1)
+                decoded.append(((video + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+                report(Progress("decode", i + 1, len(chunks)))
+            return torch.cat(decoded), chunk
+        except (torch.cuda.OutOfMemoryError, MemoryError):
+            if chunk == 1:
+                raise
+        chunk = (min(chunk, len(z)) + 1) // 2
+        if z.is_cuda:
+            torch.cuda.empty_cache()
+
+
+def _preview(z: Tensor, latents: Tensor, pictures: Tensor) -> np.ndarray:
+    """A latent (c, h, w) as a small picture, uint8 (h, w, 3), by the linear map that suits the conditioning picture.
+
+    The map from the picture's `latents` (n, >= c, h, w) to the picture (m, 3, f h, f w) is a least-squares fit, so that
+    it needs no figures of any model's own.
+    """
+    channels = len(z)
+    known = latents[:1, :channels].float().cpu().flatten(2)[0].T  # (h w, c)
+    small = F.interpolate(pictures[:1].float().cpu(), latents.shape[-2:], mode="area").flatten(2)[0].T  # (h w, 3)
+    inputs = torch.cat([known, torch.ones(len(known), 1)], dim=1)
+    ridge = 1e-3 * len(known) * torch.eye(channels + 1)  # flat pictures have no single answer
+    weights = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ small)
+    colours = z.float().cpu().flatten(1).T @ weights[:-1] + weights[-1]
+    return ((colours.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).view(*z.shape[1:], 3).numpy()
 
 
 def build_sampler(engine: DiffusionEngine, request: VideoRequest) -> Sampler:
     """The request's sampler and guider on the schedule that the engine's YAML names (EDM 0.002 to 700 by default)."""
+    config = ((engine.sampler_config or {}).get("params") or {}).get("discretization_config")
+    schedule: Discretization = instantiate_from_config(config) if config else EDMDiscretization(sigma_max=700.0)
+    return _sampler(schedule, request)
+
+
+def curves(request: VideoRequest) -> tuple[list[float], list[float]]:
+    """What a request will do, before any of it is done: the sigma of each step, the guidance scale of each frame."""
+    sampler = _sampler(_own_schedule(request.version), request)
+    scales = sampler.guider.scales()
+    return (
+        sampler.discretization(_int(request.steps), do_append_zero=False).tolist(),
+        scales.expand(_int(request.frames)).tolist(),
+    )
+
+
+def _sampler(schedule: Discretization, request: VideoRequest) -> Sampler:
+    wanted = {name: getattr(request, name) for name in _SCHEDULE}
+    if wanted != {name: getattr(_own_schedule(request.version), name) for name in _SCHEDULE}:
+        schedule = type(schedule)(**wanted)
     guider: Guider = GUIDERS[str(request.guider)](
         float(request.min_guidance or 0), float(request.max_guidance or 0), _int(request.frames)
     )
-    config = ((engine.sampler_config or {}).get("params") or {}).get("discretization_config")
-    schedule: Discretization = instantiate_from_config(config) if config else EDMDiscretization(sigma_max=700.0)
-    return SAMPLERS[str(request.sampler)](schedule, guider_config=guider)
+    sampler = SAMPLERS[str(request.sampler)]
+    options = {name: getattr(request, name) for name in sampler.options}
+    return sampler(schedule, guider_config=guider, **options)
+
+
+@cache
+def _own_schedule(version: str) -> EDMDiscretization:
+    """The schedule that a version's YAML names."""
+    params = load_config(VERSIONS[version].config_path)["model"]["params"]["sampler_config"]["params"]
+    return instantiate_from_config(params["discretization_config"])
 
 
 def get_batch(engine: DiffusionEngine, request: VideoRequest, image: Image.Image, generator: torch.Generator) -> Batch:

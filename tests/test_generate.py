@@ -19,6 +19,7 @@ from sgm import (
     Progress,
     UserError,
     VideoRequest,
+    curves,
     fit_picture,
     generate,
     instantiate_from_config,
@@ -140,7 +141,7 @@ def test_progress_comes_in_order(tiny: DiffusionEngine, kitten: Image.Image) -> 
     told: list[Progress] = []
     make(tiny, kitten, told.append, steps=3, decode_chunk=2)
     wanted = [("encode", 0, 1), ("encode", 1, 1), *(("sample", i, 3) for i in (1, 2, 3))]
-    wanted += [("decode", 1, 2), ("decode", 2, 2)]
+    wanted += [("decode", 0, 2), ("decode", 1, 2), ("decode", 2, 2)]
     assert [(p.phase, p.step, p.total) for p in told] == wanted
     fractions = [p.fraction for p in told]
     assert fractions == sorted(fractions)
@@ -206,7 +207,7 @@ def test_official_kinds_run_from_picture_to_clip(
     assert clip.frames.std() > 0
     assert np.array_equal(clip.frames, again.frames)
     assert clip.settings["version"] == version
-    assert [p.phase for p in told[: len(told) // 2]] == ["encode"] * 2 + ["sample"] * 2 + ["decode"] * 2
+    assert [p.phase for p in told[: len(told) // 2]] == ["encode"] * 2 + ["sample"] * 2 + ["decode"] * 3
 
 
 def test_sv3d_sees_the_object_alone_and_ends_with_it(made_up: Callable[[str], DiffusionEngine]) -> None:
@@ -278,3 +279,60 @@ def test_memory_is_saved_at_no_change_of_the_picture(tiny: DiffusionEngine, monk
 def test_a_request_for_another_version_is_refused(tiny: DiffusionEngine, kitten: Image.Image) -> None:
     with pytest.raises(UserError, match="The request is for svd, the engine is svd_tiny"):
         generate(tiny, VideoRequest("svd", **SMALL), kitten)
+
+
+@pytest.mark.parametrize("phase", ["encode", "sample", "decode"])
+def test_a_check_stops_in_the_midst_of_any_phase(tiny: DiffusionEngine, kitten: Image.Image, phase: str) -> None:
+    told: list[Progress] = []
+    calls = 0
+
+    def check() -> None:
+        nonlocal calls
+        if told and told[-1].phase == phase:
+            calls += 1
+            if calls == 20:
+                raise Cancelled
+
+    with pytest.raises(Cancelled):
+        generate(tiny, VideoRequest(**SMALL), kitten, told.append, check)
+    assert told[-1].phase == phase
+    assert told[-1].step < told[-1].total
+
+
+def test_the_last_preview_is_like_the_clip(tiny: DiffusionEngine, kitten: Image.Image) -> None:
+    drawn: list[np.ndarray] = []
+
+    def draw(progress: Progress) -> None:
+        if progress.preview:
+            drawn.append(progress.preview())
+
+    request = VideoRequest(frames=3, steps=3, height=128, width=192)
+    clip = generate(tiny, request, kitten, draw)
+    assert [preview.shape for preview in drawn] == [(16, 24, 3)] * 3
+    small = np.asarray(Image.fromarray(clip.frames[1]).resize((24, 16), Image.Resampling.BOX), dtype=float)
+    assert np.corrcoef(drawn[-1].ravel().astype(float), small.ravel())[0, 1] > 0.8
+
+
+def test_decoding_takes_what_fits_memory(
+    tiny: DiffusionEngine, kitten: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = tiny.decode
+
+    def of_little_memory(z: torch.Tensor, timesteps: int) -> torch.Tensor:
+        if timesteps > 2:
+            raise torch.cuda.OutOfMemoryError
+        return decode(z, timesteps)
+
+    pairs = generate(tiny, VideoRequest(**{**SMALL, "decode_chunk": 2}), kitten)
+    monkeypatch.setattr(tiny, "decode", of_little_memory)
+    clip = generate(tiny, VideoRequest(**SMALL), kitten)
+    assert clip.settings["decode_chunk"] == 2
+    assert np.array_equal(clip.frames, pairs.frames)
+
+
+def test_curves_tell_what_will_run() -> None:
+    sigmas, scales = curves(VideoRequest("svd_xt", steps=9, sigma_max=300, rho=3))
+    assert (len(sigmas), sigmas[0], sigmas[-1]) == (9, pytest.approx(300), pytest.approx(0.002, rel=1e-3))
+    assert (len(scales), scales[0], scales[-1]) == (25, 1.5, 3.0)
+    with pytest.raises(UserError, match="sigma_max must exceed sigma_min"):
+        VideoRequest(sigma_min=5, sigma_max=5)

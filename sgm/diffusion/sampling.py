@@ -40,7 +40,10 @@ class Sampler(ABC):
 
     `sampler(denoiser, x, cond, uc, num_steps)` turns standard normal x into a sample. `noise` draws what stochastic
     samplers need (default: torch's global generator); `on_step(i, n)` is called after step i of n and may raise.
+    `options` names the parameters of its own that a request may set.
     """
+
+    options: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -95,6 +98,8 @@ class Sampler(ABC):
 class EulerEDMSampler(Sampler):
     """Karras et al. 2022, algorithm 2 without its second-order correction."""
 
+    options = ("s_churn",)
+
     def __init__(
         self,
         *args: Any,
@@ -140,6 +145,8 @@ class HeunEDMSampler(EulerEDMSampler):
 
 class AncestralSampler(Sampler):
     """Base of samplers that step below the next sigma and put noise back. eta: 0 none, 1 all of it."""
+
+    options = ("eta",)
 
     def __init__(self, *args: Any, eta: float = 1.0, s_noise: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -195,6 +202,8 @@ class DPMPP2MSampler(Sampler):
 
 class LinearMultistepSampler(Sampler):
     """Adams-Bashforth in sigma, up to `order` steps back."""
+
+    options = ("order",)
 
     def __init__(self, *args: Any, order: int = 4, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

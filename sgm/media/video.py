@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import uuid
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import av.error
 import numpy as np
+from av.container import InputContainer
 
 from sgm.errors import UserError
 
@@ -31,16 +34,12 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, settings: dict
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise UserError(f"The video's name is {path.name!r}, but must end in .mp4.")
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise ValueError(f"Frames must be uint8 of shape (T, H, W, 3), not {frames.dtype} of shape {frames.shape}.")
-    if not 0 < fps <= 1000:
-        raise ValueError(f"fps is {fps}, but must be above 0 and at most 1000.")
-    comment = None if settings is None else json.dumps(settings, allow_nan=False)
+    rate, comment = _checked(frames, fps, settings)
     # An absolute name, lest FFmpeg take a colon in a folder's name for a protocol.
     temporary = path.absolute().with_name(f".{uuid.uuid4().hex}.mp4")
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        _encode(temporary, frames, Fraction(fps).limit_denominator(1001), comment)
+        _encode(str(temporary), frames, rate, comment)
         os.replace(temporary, path)
     except (OSError, av.error.FFmpegError) as error:
         reason = error.strerror or str(error)
@@ -51,22 +50,65 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, settings: dict
     return path
 
 
-def read_settings(path: str | Path) -> dict[str, Any] | None:
-    """The settings that `write_video` put into the file, None for a video without; UserError if it is no video."""
+def encode_video(frames: np.ndarray, fps: float, settings: dict[str, Any] | None = None) -> bytes:
+    """What `write_video` writes, without a disk; the index stands last. Raises ValueError for bad frames or fps."""
+    file = io.BytesIO()
+    _encode(file, frames, *_checked(frames, fps, settings))
+    return file.getvalue()
+
+
+def read_settings(source: str | Path | bytes) -> dict[str, Any] | None:
+    """The settings that `write_video` put into a file, None for a video without; UserError if it is no video.
+
+    source: a path, or a file's content.
+    """
     try:
-        with av.open(str(Path(path).absolute())) as container:
+        with _opened(source) as container:
             settings = json.loads(container.metadata.get("comment", "null"))
-    except (OSError, av.error.FFmpegError) as error:
-        raise UserError(f"{path} cannot be read as a video ({error.strerror}): give an mp4 file.") from error
-    except (ValueError, RecursionError):  # somebody else's comment
-        return None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        return None  # somebody else's comment
     return settings if isinstance(settings, dict) else None
 
 
-def _encode(path: Path, frames: np.ndarray, rate: Fraction, comment: str | None) -> None:
+def read_frames(source: str | Path | bytes) -> tuple[np.ndarray, float]:
+    """All frames of a video, uint8 (T, H, W, 3), and frames a second; UserError if it is no video."""
+    with _opened(source) as container:
+        frames = [f.to_ndarray(format="rgb24", src_colorspace="ITU601") for f in container.decode(video=0)]
+        rate = container.streams.video[0].average_rate
+    return np.stack(frames), float(rate or 0)
+
+
+@contextlib.contextmanager
+def _opened(source: str | Path | bytes) -> Iterator[InputContainer]:
+    """An open video that has a picture in it."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source).absolute())
+    name = "The file" if isinstance(source, bytes) else source
+    try:
+        with av.open(file) as container:
+            if not container.streams.video:
+                raise UserError(f"{name} cannot be read as a video (no picture in it): give an mp4 file.")
+            yield container
+    except (OSError, av.error.FFmpegError) as error:
+        raise UserError(f"{name} cannot be read as a video ({error.strerror}): give an mp4 file.") from error
+
+
+def _checked(frames: np.ndarray, fps: float, settings: dict[str, Any] | None) -> tuple[Fraction, str | None]:
+    """The rate, and the comment that holds the settings."""
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise ValueError(f"Frames must be uint8 of shape (T, H, W, 3), not {frames.dtype} of shape {frames.shape}.")
+    if not 0 < fps <= 1000:
+        raise ValueError(f"fps is {fps}, but must be above 0 and at most 1000.")
+    return Fraction(fps).limit_denominator(1001), None if settings is None else json.dumps(settings, allow_nan=False)
+
+
+def _encode(file: str | BinaryIO, frames: np.ndarray, rate: Fraction, comment: str | None) -> None:
     # The clock of the whole file ticks a thousandth of a second unless told; then the last frame would come out short.
-    options = {"movflags": "+faststart", "movie_timescale": str(1000 * rate.numerator)}
-    with av.open(str(path), "w", format="mp4", options=options) as container:
+    options = {"movie_timescale": str(1000 * rate.numerator)}
+    if isinstance(file, str):
+        options["movflags"] = "+faststart"  # reads the file again, by its name
+    with av.open(file, "w", format="mp4", options=options) as container:
         if comment is not None:
             container.metadata["comment"] = comment
         # x264's macroblock tree, on by default, lets equal frames become unequal files.

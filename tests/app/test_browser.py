@@ -1,7 +1,13 @@
-"""The whole way in a real browser: upload a photograph, make a clip with svd_tiny, see it play, download it."""
+"""The page in a real browser, with svd_tiny on photographs: from an upload to a clip that plays, and what goes wrong.
+
+One server and one browser serve most tests; small settings come in by the address.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import os
 import re
 import shutil
@@ -10,7 +16,9 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +26,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sgm import fit_picture, open_picture, read_settings
+from app.jobs import Job, Table
+from sgm import Clip, VideoRequest, fit_picture, open_picture, read_frames, read_settings
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
 
@@ -34,57 +43,130 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+JOB = re.compile(r"[?&]job=\d{8}-\d{6}-[0-9a-f]{8}")
 SOON, LATER = 20_000, 120_000  # milliseconds: for the page, for a clip
 
+sync_api.expect.set_options(timeout=SOON)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed (Debian: chromium)")
 
 
-@pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    """The app as a user starts it, on a free port of this machine; its clips go to `tmp_path / "outputs"`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = [f"--server.port={port}", "--server.headless=true"]
-    command = [sys.executable, "-m", "streamlit", "run", str(Path("app") / "main.py"), *flags]
-    log = tmp_path / "server.log"
-    with log.open("wb") as output:
-        environment = os.environ | {"SGM_OUTPUTS": str(tmp_path / "outputs")}
-        server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        _wait_until_healthy(f"http://127.0.0.1:{port}/_stcore/health", server, log)
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        server.terminate()
+class Server:
+    """The app as a user starts it, on a free port of this machine; its clips go to `outputs`."""
+
+    def __init__(self, outputs: Path) -> None:
+        self.outputs = outputs
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}/"
+
+    def start(self) -> None:
+        flags = [f"--server.port={self.port}", "--server.headless=true"]
+        command = [sys.executable, "-m", "streamlit", "run", str(Path("app") / "main.py"), *flags]
+        self.outputs.parent.mkdir(parents=True, exist_ok=True)
+        log = self.outputs.with_suffix(".log")
+        with log.open("ab") as output:
+            environment = os.environ | {"SGM_OUTPUTS": str(self.outputs)}
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 2 * SOON / 1000
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.address}_stcore/health", timeout=2):
+                    return
+            except OSError:
+                time.sleep(0.1)
+        pytest.fail(f"the app did not start:\n{log.read_text(encoding='utf-8', errors='replace')}")
+
+    def stop(self) -> None:
+        self.process.terminate()
         try:
-            server.wait(10)
+            self.process.wait(10)
         except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+            self.process.kill()
+            self.process.wait()
+
+    @property
+    def memory(self) -> float:
+        """Resident, in MB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
 
 
-def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + SOON / 1000
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.1)
-    pytest.fail(f"the app did not start:\n{log.read_text(encoding='utf-8', errors='replace')}")
+@pytest.fixture(scope="module")
+def past(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An outputs folder with one finished clip, and its id."""
+    outputs = tmp_path_factory.mktemp("site") / "outputs"
+
+    def draw(job: Job, *_: Any) -> Clip:
+        pixels = np.asarray(open_picture(job.picture).resize(job.request.size))
+        frames = [np.roll(pixels, 4 * i, axis=1) for i in range(job.request.frames or 1)]
+        return Clip(np.stack(frames), 7, job.request.settings())
+
+    table = Table(outputs, draw)
+    request = VideoRequest(seed=4711, motion_bucket=61, frames=6, steps=2)
+    job = table.wait(
+        table.submit(request, open_picture(ROOT / "app/samples/lake.jpg").resize((640, 384)), "lake.jpg").id
+    )
+    assert job is not None
+    table.wait(table.again(job.id).id)
+    spare = next(other for other in table.jobs() if other.id != job.id)
+    content = json.loads((spare.folder / "job.json").read_text("utf-8")) | {"name": "spare.jpg"}
+    (spare.folder / "job.json").write_text(json.dumps(content), encoding="utf-8")
+    table.close()
+    assert job.state == "done"
+    return outputs, job.id
 
 
-@pytest.fixture
-def page() -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def site(past: tuple[Path, str], browser: Any) -> Iterator[Server]:
+    server = Server(past[0])
+    server.start()
+    opened = browser.new_page()
+    opened.goto(server.address)  # the first page imports torch
+    opened.get_by_role("button", name="Generate").wait_for(timeout=LATER)
+    opened.close()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        opened = browser.new_page(viewport={"width": 1280, "height": 980})
-        opened.set_default_timeout(SOON)
-        yield opened
+        yield browser
         browser.close()
 
 
-def test_from_a_photograph_to_a_playing_clip(page: Any, address: str, tmp_path: Path) -> None:
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    with opened_in(browser) as page:
+        yield page
+
+
+@contextmanager
+def opened_in(browser: Any, **options: Any) -> Iterator[Any]:
+    """A page of a browser session of its own."""
+    context = browser.new_context(**({"viewport": {"width": 1280, "height": 980}} | options))
+    context.set_default_timeout(SOON)
+    yield context.new_page()
+    context.close()
+
+
+def button(page: Any, name: str) -> Any:
+    return page.get_by_role("button", name=name, exact=False).first
+
+
+def start(page: Any, address: str, sample: str = "Giraffe") -> str:
+    """Make a clip of a sample; the job's id."""
+    page.goto(address)
+    button(page, sample).click()
+    sync_api.expect(button(page, "Generate")).to_be_enabled()
+    button(page, "Generate").click()
+    page.wait_for_url(JOB)
+    return re.findall(r"job=([\w-]+)", page.url)[0]
+
+
+def test_from_a_photograph_to_a_playing_clip(page: Any, site: Server, tmp_path: Path) -> None:
     expect = sync_api.expect
     # As phones store it: the pixels lie on their side, and EXIF says so.
     photograph = tmp_path / "holiday.jpg"
@@ -93,8 +175,9 @@ def test_from_a_photograph_to_a_playing_clip(page: Any, address: str, tmp_path: 
     sample = Image.open(ROOT / "app" / "samples" / "kitten.jpg")
     sample.rotate(90, expand=True).save(photograph, quality=92, exif=exif)
 
-    page.goto(address)
-    expect(page.get_by_role("button", name="Generate")).to_be_disabled(timeout=LATER)  # the first page imports torch
+    before = set(site.outputs.iterdir())
+    page.goto(site.address)
+    expect(page.get_by_role("button", name="Generate")).to_be_disabled()
     page.locator("input[type=file]").set_input_files(photograph)
     expect(page.get_by_text("Cropped 1024×576 to 960×576 (5:3), scaled to 320×192.")).to_be_visible()
     steps = page.get_by_role("slider", name="Steps")
@@ -102,18 +185,19 @@ def test_from_a_photograph_to_a_playing_clip(page: Any, address: str, tmp_path: 
     steps.press("ArrowRight")
     expect(steps).to_have_value("2")
     page.get_by_role("button", name="Generate").dblclick()
-    page.wait_for_url(re.compile(r"\?job=\d{8}-\d{6}-[0-9a-f]{8}$"))
+    page.wait_for_url(re.compile(r"\?job=\d{8}-\d{6}-[0-9a-f]{8}$"))  # its settings are the job's: no need to say them
     job = page.url.partition("?job=")[2]
 
     # Neither a widget nor a reload disturbs the job.
     expect(page.get_by_role("progressbar")).to_be_visible()
     page.get_by_role("slider", name="Motion").press("ArrowRight")
     expect(page.get_by_role("slider", name="Motion")).to_have_value("128")
+    page.wait_for_url(re.compile("motion_bucket=128"))
     page.reload()
-    expect(page.get_by_text("Used 320×192 as it is.")).to_be_visible()  # the job's own copy of the picture
-    expect(page.get_by_role("slider", name="Motion")).to_have_value("127")  # and its settings
+    expect(page.get_by_text("Scaled 960×576 to 320×192.")).to_be_visible()  # the job's own copy of the picture
+    expect(page.get_by_role("slider", name="Motion")).to_have_value("128")  # and what was touched since
     page.locator("video").wait_for(timeout=LATER)
-    assert page.url.endswith(job)
+    assert job in page.url
 
     page.wait_for_function("() => document.querySelector('video').readyState >= 2")
     video = page.locator("video").evaluate(
@@ -129,22 +213,305 @@ def test_from_a_photograph_to_a_playing_clip(page: Any, address: str, tmp_path: 
     # A widget does not stop the clip that plays.
     page.locator("video").evaluate("v => { v.dataset.mark = 'the same' }")
     page.get_by_role("slider", name="Motion").press("ArrowRight")
-    expect(page.get_by_role("slider", name="Motion")).to_have_value("128")
+    expect(page.get_by_role("slider", name="Motion")).to_have_value("129")
     page.wait_for_timeout(500)
     assert page.locator("video").evaluate("v => [v.dataset.mark, v.paused]") == ["the same", False]
 
     with page.expect_download() as download:
         page.get_by_role("button", name="Download MP4").click()
     assert download.value.suggested_filename == f"holiday-{job}.mp4"
-    (folder,) = (tmp_path / "outputs").iterdir()  # the double click made one job
+    (folder,) = set(site.outputs.iterdir()) - before  # the double click made one job
     assert folder.name == job
     assert Path(download.value.path()).read_bytes() == (folder / "clip.mp4").read_bytes()
     settings = read_settings(folder / "clip.mp4")
     assert settings is not None
     assert (settings["version"], settings["steps"], settings["motion_bucket"]) == ("svd_tiny", 2, 127)
     seen = np.asarray(open_picture(folder / "input.png"))
-    assert np.array_equal(seen, np.asarray(fit_picture(open_picture(photograph), 320, 192)))
+    assert np.array_equal(seen, np.asarray(fit_picture(open_picture(photograph), 960, 576)))
 
     expect(page.locator(".stException")).to_have_count(0)
-    page.screenshot(path=tmp_path / "page.png")
-    assert Image.open(tmp_path / "page.png").size == (1280, 980)
+
+
+def test_two_sessions_take_turns_and_cancel(page: Any, browser: Any, site: Server) -> None:
+    expect = sync_api.expect
+    start(page, f"{site.address}?steps=200")
+    with opened_in(browser) as other, opened_in(browser) as third:
+        start(other, f"{site.address}?steps=200&seed=1", "Kitten")
+        start(third, f"{site.address}?steps=2&frames=2&seed=2", "City")
+        expect(other.get_by_text("Number 1 in line")).to_be_visible()
+        expect(third.get_by_text("Number 2 in line")).to_be_visible()
+        expect(third.get_by_text("2 waiting")).to_be_visible()
+        button(other, "Cancel").click()
+        expect(other.get_by_text("Taken out of the queue. Your settings are kept.")).to_be_visible()
+        expect(third.get_by_text("Number 1 in line")).to_be_visible()
+        expect(page.get_by_text(re.compile(r"Step \d+ of 200"))).to_be_visible(timeout=LATER)
+        expect(page.get_by_alt_text("A preview of the clip of giraffe.jpg")).to_be_visible()
+        button(page, "Cancel").click()
+        expect(page.get_by_text(re.compile(r"Stopped at step \d+ of 200\. Your settings are kept\."))).to_be_visible()
+        expect(page.get_by_role("slider", name="Steps")).to_have_value("200")
+        third.locator("video").wait_for(timeout=LATER)
+
+
+def test_a_closed_tab_s_link_shows_the_clip_and_its_file_brings_the_settings(
+    browser: Any, site: Server, past: tuple[Path, str]
+) -> None:
+    expect = sync_api.expect
+    with opened_in(browser) as page:
+        page.goto(f"{site.address}?job={past[1]}")
+        page.locator("video").wait_for()
+    with opened_in(browser) as page:
+        page.goto(f"{site.address}?job={past[1]}")
+        page.locator("video").wait_for()
+        expect(page.get_by_text(re.compile("What ran: SVD tiny · seed 4711 · motion 61"))).to_be_visible()
+        button(page, "More formats").click()
+        for name, magic in (("GIF", b"GIF89a"), ("WebP", b"RIFF"), ("PNG frames", b"PK"), ("Last frame", b"\x89PNG")):
+            with page.expect_download() as download:
+                button(page, name).click()
+            content = Path(download.value.path()).read_bytes()
+            assert content.startswith(magic)
+            if name in ("GIF", "WebP"):
+                with Image.open(io.BytesIO(content)) as animation:
+                    assert getattr(animation, "n_frames", 1) == 6
+    with opened_in(browser) as page:
+        page.goto(site.address)
+        page.locator("input[type=file]").set_input_files(site.outputs / past[1] / "clip.mp4")
+        expect(page.get_by_text("Settings of clip.mp4 restored.")).to_be_visible()
+        expect(page.get_by_role("slider", name="Motion")).to_have_value("61")
+        expect(page.get_by_label("Seed", exact=True)).to_have_value("4711")
+        page.wait_for_url(re.compile("seed=4711"))
+
+
+def test_new_take_and_extension(page: Any, site: Server) -> None:
+    expect = sync_api.expect
+    first = start(page, f"{site.address}?steps=1&frames=5", "Road")
+    page.locator("video").wait_for(timeout=LATER)
+    button(page, "New take").click()
+    page.wait_for_url(lambda url: JOB.search(url) is not None and first not in url)
+    page.locator("video").wait_for(timeout=LATER)
+    expect(page.get_by_text(re.compile("What ran: SVD tiny · seed 24 "))).to_be_visible(timeout=LATER)
+    take = re.findall(r"job=([\w-]+)", page.url)[0]
+    button(page, "Extend").click()
+    page.wait_for_url(lambda url: JOB.search(url) is not None and take not in url)
+    expect(page.get_by_text(re.compile("What ran: 2 clips joined"))).to_be_visible(timeout=LATER)
+    job = re.findall(r"job=([\w-]+)", page.url)[0]
+    start_from, _ = read_frames(site.outputs / take / "clip.mp4")
+    assert np.array_equal(np.asarray(Image.open(site.outputs / job / "input.png")), start_from[-3])
+    film, rate = read_frames(site.outputs / job / "film.mp4")
+    assert (len(film), rate) == (2 + 5, 7)
+    settings = read_settings(site.outputs / job / "film.mp4")
+    assert settings is not None
+    assert [link["seed"] for link in settings["links"]] == [24, 24]
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def huge_png() -> bytes:
+    """20,000 x 20,000 white pixels in 50 kB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    side = (20_000).to_bytes(4, "big")
+    rows = zlib.compress((b"\0" + b"\xff" * 2500) * 20_000, 9)
+    head = chunk(b"IHDR", side + side + b"\x01\0\0\0\0")
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_files_of_all_kinds(page: Any, site: Server) -> None:
+    expect = sync_api.expect
+    unreadable = "We can't read that file as a picture. Use a JPG, PNG or WebP under 20 MB."
+    photo = noise((640, 384))
+    frames = [noise((320, 192)).rotate(turn) for turn in (0, 180)]
+    page.goto(site.address)
+    for name, content, said in (
+        ("big.png", b"\x89PNG" + bytes(30 * 2**20), re.compile("20(\\.0)? ?MB or smaller")),
+        ("text.png", b"Not a picture, but a letter.", unreadable),
+        ("cut.jpg", encoded(photo, "JPEG")[:20_000], unreadable),
+        ("huge.png", huge_png(), re.compile("20000×20000 pixels, more than the 100 megapixels")),
+        ("press.jpg", encoded(photo.convert("CMYK"), "JPEG"), "Scaled 640×384 to 320×192."),
+        ("wave.gif", encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), "Used 320×192 as it is."),
+        ("foreign.mp4", b"\0\0\0\x18ftypisom" + bytes(100), "We can't restore settings from that clip."),
+    ):
+        kind = "video/mp4" if name.endswith("mp4") else f"image/{name[-3:]}"
+        page.locator("input[type=file]").set_input_files({"name": name, "mimeType": kind, "buffer": content})
+        expect(page.get_by_text(said).first).to_be_visible()
+        works = name in ("press.jpg", "wave.gif")
+        expect(button(page, "Generate")).to_be_enabled() if works else expect(button(page, "Generate")).to_be_disabled()
+        button(page, f"Remove {name}").click()
+        expect(page.get_by_text(said)).to_have_count(0)
+    expect(page.locator(".stException")).to_have_count(0)
+
+
+def test_history_filters_opens_and_deletes(page: Any, site: Server, past: tuple[Path, str]) -> None:
+    expect = sync_api.expect
+    page.goto(f"{site.address}history")
+    page.get_by_label("Search").fill("lake 4711")
+    page.get_by_label("Search").press("Enter")
+    expect(page.get_by_text("Page 1 of 1 · 1 clip")).to_be_visible()
+    page.locator("[class*=st-key-open_] button").click()
+    page.locator("video").wait_for()
+    expect(page.get_by_role("slider", name="Motion")).to_have_value("61")
+    page.get_by_role("link", name="History").click()
+    page.get_by_label("Search").fill("lake 4711")
+    page.get_by_label("Search").press("Enter")
+    expect(page.get_by_text("Page 1 of 1 · 1 clip")).to_be_visible()
+    page.locator("[class*=st-key-delete_] button").click()
+    button(page, "Keep it").click()
+    expect(page.get_by_text("Delete this clip?")).to_have_count(0)
+    assert (site.outputs / past[1]).is_dir()
+    page.get_by_label("Search").fill("spare")
+    page.get_by_label("Search").press("Enter")
+    expect(page.get_by_text("spare.jpg")).to_be_visible()
+    expect(page.get_by_text("lake.jpg")).to_have_count(0)
+    page.locator("[class*=st-key-delete_] button").click()
+    button(page, "Delete for good").click()
+    expect(page.get_by_text("No clip fits.")).to_be_visible()
+    assert not [path for path in site.outputs.glob("*/job.json") if "spare.jpg" in path.read_text("utf-8")]
+    page.get_by_role("link", name="Create").click()  # the page that was left is as it was
+    expect(page.get_by_role("slider", name="Motion")).to_have_value("61")
+    page.locator("video").wait_for()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
+def test_two_hundred_polls_leave_nothing_behind(browser: Any, site: Server) -> None:
+    expect = sync_api.expect
+    with opened_in(browser) as page:
+        job = start(page, f"{site.address}?steps=200&seed=9")
+        tabs = [page.context.new_page() for _ in range(5)]
+        for tab in tabs:
+            tab.goto(f"{site.address}?job={job}")
+        for tab in (page, *tabs):
+            expect(tab.get_by_text(re.compile(r"Step \d+ of 200"))).to_be_visible(timeout=LATER)
+            expect(tab.get_by_alt_text("A preview of the clip of giraffe.jpg")).to_be_visible()
+        page.wait_for_timeout(1000)
+        before = site.memory
+        page.wait_for_timeout(12_000)  # six tabs, three polls a second
+        grown = site.memory - before
+        button(page, "Cancel").click()
+        expect(page.get_by_text("Stopped at step")).to_be_visible()
+        assert grown < 10, f"{grown:.1f} MB"
+
+
+def test_strangers_are_kept_out(page: Any, site: Server, past: tuple[Path, str]) -> None:
+    def handshake(origin: str) -> str:
+        key = base64.b64encode(bytes(16)).decode()
+        with socket.create_connection(("127.0.0.1", site.port), timeout=10) as connection:
+            connection.sendall(
+                f"GET /_stcore/stream HTTP/1.1\r\nHost: 127.0.0.1:{site.port}\r\nUpgrade: websocket\r\n"
+                f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n"
+                f"Origin: {origin}\r\n\r\n".encode()
+            )
+            return connection.recv(100).decode().split()[1]
+
+    assert handshake(site.address.rstrip("/")) == "101"
+    assert handshake("http://evil.example") == "403"
+    # The loopback network has more addresses than one: a server on all interfaces would answer here.
+    with pytest.raises(OSError, match=r"(?i)refused|timed out|unreachable|assign"):
+        socket.create_connection(("127.0.0.2", site.port), timeout=2).close()
+    for wrong in ("../../etc", f"../outputs/{past[1]}", f"{past[1]}/../{past[1]}", "%2e%2e%2fx", "."):
+        page.goto(f"{site.address}?job={wrong}")
+        sync_api.expect(page.get_by_text("This clip is no longer on the server.")).to_be_visible()
+        assert page.locator("video").count() == 0
+
+
+def test_a_killed_server_loses_nothing_but_the_step_it_was_at(browser: Any, tmp_path: Path) -> None:
+    expect = sync_api.expect
+    server = Server(tmp_path / "outputs")
+    server.start()
+    with opened_in(browser) as page, opened_in(browser) as other:
+        page.set_default_timeout(LATER)
+        other.set_default_timeout(LATER)
+        running = start(page, f"{server.address}?steps=200&frames=2")
+        waiting = start(other, f"{server.address}?steps=1&frames=2&seed=5", "Lake")
+        expect(page.get_by_text(re.compile(r"Step \d+ of 200"))).to_be_visible(timeout=LATER)
+        server.process.kill()
+        server.process.wait()
+        states = {
+            folder.name: json.loads((folder / "job.json").read_text("utf-8")) for folder in server.outputs.iterdir()
+        }
+        assert {name: state["state"] for name, state in states.items()} == {running: "running", waiting: "queued"}
+        assert not list(server.outputs.glob("*/*.mp4"))
+        server.start()
+        try:
+            page.goto(f"{server.address}?job={running}")
+            expect(page.get_by_text("The server was stopped before the clip was finished.")).to_be_visible(
+                timeout=LATER
+            )
+            other.goto(f"{server.address}?job={waiting}")
+            other.locator("video").wait_for(timeout=LATER)  # it was resumed
+            button(page, "Run again").click()
+            page.wait_for_url(lambda url: JOB.search(url) is not None and running not in url)
+            expect(button(page, "Cancel")).to_be_visible()
+            left = [
+                path.name for path in server.outputs.rglob("*") if path.suffix == ".tmp" or path.name.startswith(".")
+            ]
+            assert not left
+        finally:
+            server.stop()
+
+
+SERIOUS = ("serious", "critical")
+_CLIPPED = """() => [...document.querySelectorAll('.stApp *')].filter(e => {
+    const s = getComputedStyle(e), own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+    return own && e.offsetParent && s.overflowX === 'hidden' && e.scrollWidth > e.clientWidth + 1
+        && e.clientWidth > 1;
+}).map(e => e.textContent.trim().slice(0, 80))"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_can_read_it(browser: Any, site: Server, past: tuple[Path, str], scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    with opened_in(browser, color_scheme=scheme) as page:
+        for path, there in ((f"?job={past[1]}", "What ran"), ("history", "lake.jpg")):
+            page.goto(site.address + path)
+            page.get_by_text(there).first.wait_for()
+            if path.startswith("?"):
+                page.get_by_text("Research settings").click()
+                page.get_by_text("Guidance scale of each frame").wait_for()
+            page.wait_for_timeout(600)  # fades would be read as faint
+            faults = axe.run(page).response["violations"]
+            told = [(f["id"], node["html"][:160]) for f in faults if f["impact"] in SERIOUS for node in f["nodes"]]
+            assert not told
+            for width in (390, 768, 1280, 1920):
+                page.set_viewport_size({"width": width, "height": 900})
+                page.wait_for_timeout(250)
+                assert page.evaluate(_CLIPPED) == []
+                assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+def test_the_keyboard_reaches_everything(page: Any, site: Server, past: tuple[Path, str]) -> None:
+    page.goto(f"{site.address}?job={past[1]}")
+    page.get_by_text("What ran").wait_for()
+    reached = set()
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        name = page.evaluate(
+            "() => { const e = document.activeElement; return e.getAttribute('aria-label') || e.innerText || "
+            "(e.labels && e.labels[0] && e.labels[0].innerText) || (e.closest('label') || {}).innerText || e.tagName }"
+        )
+        reached.add(name.split("\n")[0].strip())
+    for wanted in (
+        "Upload",
+        "Giraffe",
+        "Model",
+        "Camera",
+        "Motion",
+        "Steps",
+        "Seed",
+        "Download MP4",
+        "New take",
+        "Extend",
+    ):
+        assert any(wanted.lower() in name.lower() for name in reached), (wanted, reached)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_url(lambda url: JOB.search(url) is not None and past[1] not in url)
+    button(page, "Cancel").click()
+    sync_api.expect(page.get_by_text(re.compile("Stopped|Taken out"))).to_be_visible(timeout=LATER)

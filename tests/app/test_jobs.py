@@ -17,13 +17,13 @@ from PIL import Image
 
 from app import jobs
 from app.jobs import Job, Table
-from sgm import Clip, Progress, UserError, VideoRequest, open_picture, read_settings
+from sgm import Clip, Progress, UserError, VideoRequest, open_picture, read_frames, read_settings
 
 REQUEST = VideoRequest(frames=4, steps=3, height=64, width=96, fps=8, seed=7)
 LIMIT = 20.0  # seconds, for what takes milliseconds
 
 
-def draw(job: Job, on_step: Callable[[Progress], None]) -> Clip:
+def draw(job: Job, on_step: Callable[[Progress], None], check: Callable[[], None] = bool) -> Clip:
     """The picture, shifted a little further in each frame."""
     pixels = np.asarray(open_picture(job.picture))
     steps, frames = job.request.steps or 1, job.request.frames or 1
@@ -39,7 +39,7 @@ class Held:
     def __init__(self) -> None:
         self.at_step, self.go_on = threading.Semaphore(0), threading.Semaphore(0)
 
-    def __call__(self, job: Job, on_step: Callable[[Progress], None]) -> Clip:
+    def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
         def wait(progress: Progress) -> None:
             on_step(progress)
             self.at_step.release()
@@ -85,7 +85,7 @@ def test_a_job_becomes_a_clip_on_disk(tmp_path: Path, picture: Image.Image) -> N
     saved = json.loads((job.folder / "job.json").read_text(encoding="utf-8"))
     assert saved["state"] == "done"
     assert saved["request"] == REQUEST.settings()
-    assert sorted(path.name for path in job.folder.iterdir()) == ["clip.mp4", "input.png", "job.json"]
+    assert sorted(path.name for path in job.folder.iterdir()) == ["clip.mp4", "input.png", "job.json", "poster.jpg"]
     table.close()
 
 
@@ -151,7 +151,7 @@ def test_a_waiting_job_leaves_the_queue_at_once(held: tuple[Table, Held], pictur
 def test_a_failure_is_told_and_the_next_job_runs(
     tmp_path: Path, picture: Image.Image, error: Exception, message: str
 ) -> None:
-    def fails_on_seed_0(job: Job, on_step: Callable[[Progress], None]) -> Clip:
+    def fails_on_seed_0(job: Job, on_step: Callable[[Progress], None], check: Callable[[], None] = bool) -> Clip:
         if job.request.seed == 0:
             raise error
         return draw(job, on_step)
@@ -179,12 +179,19 @@ def test_the_table_outlives_the_server(held: tuple[Table, Held], picture: Image.
     assert len(later.jobs()) == 3
     found = later.get(done.id)
     assert found is not None
-    assert replace(found, progress=done.progress, _steps=done._steps) == done
-    for job in (running, queued):
-        cut = later.get(job.id)
-        assert cut is not None
-        assert cut.state == "interrupted"
-        assert cut.request == REQUEST
+    assert (found.state, found.request, found.settings) == ("done", done.request, done.settings)
+    assert (found.name, found.created, found.seconds, found.phases) == (
+        done.name,
+        done.created,
+        done.seconds,
+        done.phases,
+    )
+    cut = later.get(running.id)
+    assert cut is not None
+    assert (cut.state, cut.request) == ("interrupted", REQUEST)
+    assert finished(later, queued).state == "done"
+    anew = finished(later, later.again(running.id))
+    assert (anew.state, anew.request, anew.name) == ("done", REQUEST, cut.name)
     assert finished(later, later.submit(REQUEST, picture)).state == "done"
     later.close()
     done.clip.unlink()
@@ -217,6 +224,50 @@ def test_what_is_not_a_job_is_left_alone(tmp_path: Path, picture: Image.Image) -
         assert later.ahead(wrong) == 0
 
 
+def test_owners_take_turns(held: tuple[Table, Held], picture: Image.Image) -> None:
+    table, runner = held
+    many = [table.submit(REQUEST, picture, owner="many") for _ in range(3)]
+    one = table.submit(REQUEST, picture, owner="one")
+    runner.reach_step()
+    assert [table.ahead(job.id) for job in (*many, one)] == [0, 2, 3, 1]
+    runner.release()
+    ended = [finished(table, job) for job in (many[0], one, many[1], many[2])]
+    written = [job.clip.stat().st_mtime_ns for job in ended]
+    assert written == sorted(written)
+
+
+def test_a_film_goes_on_from_near_the_end_and_ends_at_four_clips(tmp_path: Path, picture: Image.Image) -> None:
+    table = Table(tmp_path, draw)
+    job = finished(table, table.submit(replace(REQUEST, frames=6), picture, "hill.jpg"))
+    for links in range(2, jobs.LONGEST_CHAIN + 1):
+        earlier = read_frames(job.clip)[0]
+        job = finished(table, table.extend(job.id))
+        assert (job.state, job.message) == ("done", "")
+        assert np.array_equal(np.asarray(open_picture(job.picture)), earlier[-3])
+        assert len(read_frames(job.film)[0]) == 3 * (links - 1) + 6
+    with pytest.raises(UserError, match="4 clips already"):
+        table.extend(job.id)
+    take = finished(table, table.new_take(job.id))
+    assert (take.request.seed, take.parent) == (REQUEST.seed + 1, job.parent)
+    table.delete(job.parent)
+    assert table.chain(job.id) == []
+    table.close()
+
+
+def test_what_a_kill_leaves_half_written_is_removed(tmp_path: Path, picture: Image.Image) -> None:
+    table = Table(tmp_path, draw)
+    job = finished(table, table.submit(REQUEST, picture))
+    table.close()
+    saved = json.loads((job.folder / "job.json").read_text("utf-8")) | {"state": "running"}
+    (job.folder / "job.json").write_text(json.dumps(saved), encoding="utf-8")
+    (job.folder / ".0123.mp4").write_bytes(b"half")
+    (job.folder / "job.tmp").write_text("{", encoding="utf-8")
+    (tmp_path / ".20250101-000000-0123abcd").mkdir()
+    Table(tmp_path, draw).close()
+    assert [path.name for path in tmp_path.iterdir()] == [job.id]
+    assert sorted(path.name for path in job.folder.iterdir()) == ["clip.mp4", "input.png", "job.json", "poster.jpg"]
+
+
 def test_an_outputs_folder_that_cannot_be_written(tmp_path: Path, picture: Image.Image) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(UserError, match="SGM_OUTPUTS"):
@@ -226,7 +277,7 @@ def test_an_outputs_folder_that_cannot_be_written(tmp_path: Path, picture: Image
 def test_progress_and_the_time_left(tmp_path: Path, picture: Image.Image) -> None:
     seen: list[tuple[int, float | None]] = []
 
-    def steady(job: Job, on_step: Callable[[Progress], None]) -> Clip:
+    def steady(job: Job, on_step: Callable[[Progress], None], check: Callable[[], None] = bool) -> Clip:
         def watched(progress: Progress) -> None:
             on_step(progress)
             at = table.get(job.id)
@@ -246,7 +297,12 @@ def test_progress_and_the_time_left(tmp_path: Path, picture: Image.Image) -> Non
     assert all(seconds is not None and 0 < seconds < LIMIT for seconds in left[1:])
     assert (left[-1] or 0) < (left[1] or 0)
     assert ended.seconds >= 0.5
-    assert table.seconds_for(replace(REQUEST, steps=20)) == pytest.approx(2 * ended.seconds)
+    sampling = ended.phases["sample"]
+    assert 0.4 < sampling < ended.seconds
+    longer, same = (table.seconds_for(replace(REQUEST, steps=steps)) for steps in (20, 10))
+    assert longer is not None
+    assert same is not None
+    assert longer - same == pytest.approx(sampling)
     assert table.seconds_for(VideoRequest(version="svd")) is None
 
 
@@ -268,7 +324,7 @@ def test_one_model_is_unloaded_before_the_next_is_loaded(
 
     monkeypatch.setattr(jobs, "load_engine", load)
 
-    def generate(engine: Engine, request: VideoRequest, image: Image.Image, on_step: object) -> Clip:
+    def generate(engine: Engine, request: VideoRequest, image: Image.Image, on_step: object, check: object) -> Clip:
         return Clip(np.asarray(image)[None], 8, request.settings())
 
     monkeypatch.setattr(jobs, "load_engine", load)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from app import jobs
 from app.jobs import Job, Table
-from sgm import VERSIONS, Clip, Progress, UserError, VideoRequest, fit_picture, open_picture
+from sgm import VERSIONS, Clip, Progress, UserError, VideoRequest, fit_picture, open_picture, read_frames, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 20.0  # seconds
@@ -29,7 +33,7 @@ class Stage:
         self.go_on, self.reached = Event(), Event()
         self.error: Exception | None = None
 
-    def __call__(self, job: Job, on_step: Callable[[Progress], None]) -> Clip:
+    def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
         steps = job.request.steps or 1
         for step in range(1, steps + 1):
             on_step(Progress("sample", step, steps))
@@ -109,6 +113,10 @@ def ended(job_id: str) -> Job:
     return job
 
 
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return np.array_equal(np.asarray(one), np.asarray(other))
+
+
 def photograph(width: int, height: int) -> bytes:
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     file = io.BytesIO()
@@ -148,11 +156,11 @@ def test_a_sample_becomes_a_clip(stage: Stage) -> None:
         motion_bucket=40, fps=12, steps=3, seed=99, frames=5, camera="zoom_in", sampler="heun_edm"
     )
     sample = open_picture(ROOT / "app" / "samples" / "kitten.jpg")
-    assert np.array_equal(np.asarray(open_picture(job.picture)), np.asarray(fit_picture(sample, 320, 192)))
+    assert same(open_picture(job.picture), fit_picture(sample, 960, 576))  # sharper than the model's size, for zooms
     ok(page.run())
     assert clips(page) == 1
-    (download,) = page.get("download_button")
-    assert download.proto.label == "Download MP4"
+    downloads = [button.proto.label for button in page.get("download_button")]
+    assert downloads == ["Download MP4", "GIF", "WebP", "PNG frames (zip)", "Last frame (PNG)"]
     assert "seed 99 · motion 40 · camera zoom in · 3 steps · Heun EDM · 5 frames at 12 fps · 320 × 192" in said(page)
     assert not generate(page).disabled
 
@@ -166,8 +174,8 @@ def test_an_upload_and_its_frame(stage: Stage) -> None:
     stage.go_on.set()
     upper = ended(job_of(page))
     tall = open_picture(photograph(400, 900))
-    expected = fit_picture(tall, 320, 192, "crop", (0.5, 0.0))
-    assert np.array_equal(np.asarray(open_picture(upper.picture)), np.asarray(expected))
+    expected = fit_picture(tall, 400, 240, "crop", (0.5, 0.0))
+    assert same(open_picture(upper.picture), expected)
     assert upper.name == "tall.png"
 
     ok(page.run())
@@ -177,7 +185,7 @@ def test_an_upload_and_its_frame(stage: Stage) -> None:
     ok(generate(page).click().run())
     padded = ended(job_of(page))
     assert padded.request.fit == "pad"
-    assert np.array_equal(np.asarray(open_picture(padded.picture)), np.asarray(fit_picture(tall, 320, 192, "pad")))
+    assert same(open_picture(padded.picture), fit_picture(tall, 1280, 768, "pad"))  # four times the model's size
 
 
 @pytest.mark.parametrize(
@@ -236,7 +244,7 @@ def test_a_link_reopens_a_running_job(stage: Stage) -> None:
     assert "Step 1 of 6" in said(again)
     assert again.slider(key="motion_bucket").value == 60
     assert again.number_input(key="seed").value == 5
-    assert "Used 320×192 as it is." in said(again)  # the job's own copy of the picture
+    assert "Scaled 960×576 to 320×192." in said(again)  # the job's own copy of the picture
     stage.go_on.set()
     first = ended(job_id)
     ok(again.run())
@@ -282,7 +290,7 @@ def test_two_sessions_wait_for_each_other(stage: Stage) -> None:
     second, job_id = started(stage)
     assert job_id != first
     ok(second.run())
-    assert "Waiting: 1 clip ahead" in said(second)
+    assert "Number 1 in line" in said(second)
     ok(second.button(key="cancel").click().run())
     assert ended(job_id).state == "cancelled"
     stage.go_on.set()
@@ -358,9 +366,118 @@ def test_settings_from_elsewhere_are_brought_into_range(stage: Stage) -> None:
     page = opened(job.id)
     assert clips(page) == 1
     assert "motion 500" in said(page)
-    assert page.slider(key="motion_bucket").value == 255
+    assert page.slider(key="motion_bucket").value == 500
+    assert "Outside the usual range" in said(page)
     assert page.slider(key="fps:svd_tiny").value == 30
     assert page.number_input(key="decode_chunk:svd_tiny").value == 3
+
+
+def test_presets_say_what_the_fields_say(stage: Stage) -> None:
+    page = opened()
+    assert page.button_group(key="preset").value == "Balanced"
+    ok(page.button_group(key="preset").set_value("Quick draft").run())
+    assert page.slider(key="steps:svd_tiny").value == 4
+    ok(page.slider(key="motion_bucket").set_value(130).run())
+    assert page.button_group(key="preset").value == "Custom"
+
+
+def test_an_address_holds_the_settings(stage: Stage) -> None:
+    page = opened()
+    ok(page.slider(key="motion_bucket").set_value(60).run())
+    ok(page.selectbox(key="sampler").set_value("euler_ancestral").run())
+    ok(page.number_input(key="eta").set_value(0.5).run())
+    ok(page.number_input(key="sigma_max:svd_tiny").set_value(40.0).run())
+    address = {name: value if isinstance(value, str) else value[0] for name, value in page.query_params.items()}
+    assert address == {"motion_bucket": "60", "sampler": "euler_ancestral", "eta": "0.5", "sigma_max": "40.0"}
+    again = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)
+    again.query_params.update(address)
+    ok(again.run())
+    assert again.slider(key="motion_bucket").value == 60
+    ok(again.button(key="sample_road").click().run())
+    ok(generate(again).click().run())
+    stage.go_on.set()
+    wanted = VideoRequest(motion_bucket=60, sampler="euler_ancestral", eta=0.5, sigma_max=40.0)
+    assert ended(job_of(again)).request == wanted
+
+
+def test_nonsense_in_an_address_is_told_and_ignored(stage: Stage) -> None:
+    page = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)
+    page.query_params.update({"steps": "many", "colour": "blue"})
+    ok(page.run())
+    assert "steps must be a number; got 'many'" in page.error[0].value.replace("\\", "")
+    assert page.slider(key="steps:svd_tiny").value == 10
+
+
+def test_charts_follow_the_fields_before_anything_runs(stage: Stage) -> None:
+    page = opened()
+
+    def points() -> list[list[float]]:
+        tables = [pyarrow.ipc.open_stream(chart.proto.data.data).read_all() for chart in page.get("vega_lite_chart")]
+        return [table["value"].to_pylist() for table in tables]
+
+    sigmas, scales = points()
+    assert (len(sigmas), sigmas[0], sigmas[-1]) == (10, pytest.approx(80, rel=1e-4), pytest.approx(0.002))
+    assert scales == [1.0] * 14
+    ok(page.slider(key="steps:svd_tiny").set_value(5).run())
+    ok(page.number_input(key="sigma_max:svd_tiny").set_value(50.0).run())
+    ok(page.number_input(key="max_guidance:svd_tiny").set_value(3.0).run())
+    sigmas, scales = points()
+    assert (len(sigmas), sigmas[0]) == (5, pytest.approx(50, rel=1e-4))
+    assert (scales[0], scales[-1]) == (1.0, 3.0)
+    assert jobs.table().jobs() == []
+
+
+def test_only_what_matters_for_a_sampler_is_asked(stage: Stage) -> None:
+    page = opened()
+    for sampler, own in (("euler_edm", "Churn"), ("euler_ancestral", "Eta"), ("linear_multistep", "Order")):
+        ok(page.selectbox(key="sampler").set_value(sampler).run())
+        assert {"Churn", "Eta", "Order"} & labels(page) == {own}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on a file's size are POSIX")
+def test_a_full_disk_is_told_and_the_clip_can_be_downloaded(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    page, job_id = started(stage)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # no file may grow beyond this
+    try:
+        stage.go_on.set()
+        job = ended(job_id)
+        ok(page.run())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not job.clip.exists()
+    assert "there was no room to save it: download it now" in page.warning[0].value.replace("\\", "")
+    assert clips(page) == 1
+    assert read_settings(job.unsaved) == job.settings
+    assert len(read_frames(job.unsaved)[0]) == 14
+
+
+def test_a_thousand_clips_open_in_under_a_second(stage: Stage) -> None:
+    stage.go_on.set()
+    folder = jobs.table().folder
+    first = ended(jobs.table().submit(VideoRequest(), Image.new("RGB", (320, 192), "teal"), "lake.jpg").id)
+    for number in range(999):
+        place = folder / f"20250101-{number:06}-0123abcd"
+        place.mkdir()
+        for path in first.folder.iterdir():
+            os.link(path, place / path.name)
+    start = time.monotonic()
+    table = Table(folder, stage)
+    assert len(table.jobs()) == 1000
+    assert time.monotonic() - start < 1
+    jobs._table = table
+    page = opened()
+    start = time.monotonic()
+    ok(page.switch_page("history.py").run())
+    assert time.monotonic() - start < 1
+    assert "Page 1 of 84 · 1000 clips" in said(page)
+    assert sum(button.label == "Open" for button in page.button) == 12
+    ok(next(button for button in page.button if button.label == "Older").click().run())
+    assert "Page 2 of 84" in said(page)
+    ok(page.text_input(key="history_text").set_value("road").run())
+    assert "No clip fits." in said(page)
 
 
 def test_the_samples_are_small_and_credited() -> None:

@@ -1,0 +1,73 @@
+"""Clips in the forms that other programs want, and several clips as one."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import zipfile
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+JOIN = -3  # the frame from which a clip is extended: the very last ones have drifted furthest
+
+
+def gif(frames: np.ndarray, fps: float) -> bytes:
+    """An endless animated GIF, with a palette a frame. GIF counts hundredths of a second and stops at 50 fps."""
+    return _animation("GIF", frames, max(1000 / fps, 20.0))
+
+
+def webp(frames: np.ndarray, fps: float) -> bytes:
+    """An endless animated WebP."""
+    return _animation("WEBP", frames, 1000 / fps, quality=85)
+
+
+def png_zip(frames: np.ndarray, fps: float) -> bytes:
+    """The frames as PNGs in a zip, 0001.png and on."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:  # PNG is compressed already
+        for number, frame in enumerate(frames, 1):
+            archive.writestr(f"{number:04}.png", _png(frame))
+    return file.getvalue()
+
+
+def last_frame(frames: np.ndarray, fps: float) -> bytes:
+    """The last frame as a PNG."""
+    return _png(frames[-1])
+
+
+# Title -> (suffix, MIME type, writer). A writer takes uint8 (T, H, W, 3) and frames a second.
+EXPORTS: dict[str, tuple[str, str, Callable[[np.ndarray, float], bytes]]] = {
+    "GIF": (".gif", "image/gif", gif),
+    "WebP": (".webp", "image/webp", webp),
+    "PNG frames (zip)": (".zip", "application/zip", png_zip),
+    "Last frame (PNG)": ("-last.png", "image/png", last_frame),
+}
+
+
+def stitch(clips: Sequence[np.ndarray]) -> np.ndarray:
+    """Clips (T, H, W, 3), each started from frame JOIN of the one before, as one: that frame and later ones give way.
+
+    Raises ValueError where sizes differ.
+    """
+    if len({clip.shape[1:] for clip in clips}) != 1:
+        raise ValueError(f"Clips of one size can be joined; got {[clip.shape for clip in clips]}.")
+    return np.concatenate([*(clip[:JOIN] for clip in clips[:-1]), clips[-1]])
+
+
+def _animation(form: str, frames: np.ndarray, milliseconds: float, **options: int) -> bytes:
+    # Whole durations that add up to the clip's own.
+    tick = 10 if form == "GIF" else 1
+    ends = [round(milliseconds * count / tick) * tick for count in range(len(frames) + 1)]
+    durations = [end - start for start, end in itertools.pairwise(ends)]
+    first, *others = (Image.fromarray(frame) for frame in frames)
+    file = io.BytesIO()
+    first.save(file, form, save_all=True, append_images=others, duration=durations, loop=0, **options)
+    return file.getvalue()
+
+
+def _png(frame: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,57 @@
+"""Clips in other forms: as many frames, as long, and in the same colours."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+from sgm import EXPORTS, encode_video, read_frames, read_settings, stitch
+
+
+def moving(count: int = 7) -> np.ndarray:
+    y, x = np.mgrid[:48, :64]
+    return np.stack([np.stack([x + 9 * t, 2 * y + 20, x + y], axis=-1) for t in range(count)]).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("title", "error"), [("GIF", 8), ("WebP", 5)])
+@pytest.mark.parametrize("fps", [7, 24])
+def test_animations_have_all_frames_and_the_clip_s_length(title: str, error: float, fps: int) -> None:
+    frames = moving()
+    with Image.open(io.BytesIO(EXPORTS[title][2](frames, fps))) as image:
+        assert image.info["loop"] == 0
+        drawn = []
+        length = 0
+        for frame in ImageSequence.Iterator(image):
+            drawn.append(np.asarray(frame.convert("RGB"), dtype=float))
+            length += frame.info["duration"]
+    assert len(drawn) == len(frames)
+    assert length == pytest.approx(1000 * len(frames) / fps, abs=10)
+    assert np.abs(np.stack(drawn) - frames).mean() < error
+
+
+def test_png_frames_are_exact() -> None:
+    frames = moving()
+    with zipfile.ZipFile(io.BytesIO(EXPORTS["PNG frames (zip)"][2](frames, 7))) as archive:
+        back = [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in sorted(archive.namelist())]
+    assert np.array_equal(np.stack(back), frames)
+    last = Image.open(io.BytesIO(EXPORTS["Last frame (PNG)"][2](frames, 7)))
+    assert np.array_equal(np.asarray(last), frames[-1])
+
+
+def test_a_video_without_a_disk() -> None:
+    frames = moving()
+    content = encode_video(frames, 12, {"seed": 3})
+    back, rate = read_frames(content)
+    assert (back.shape, rate, read_settings(content)) == (frames.shape, 12, {"seed": 3})
+    assert np.abs(back.astype(float) - frames).mean() < 2.5
+
+
+def test_clips_are_joined_where_the_next_one_starts() -> None:
+    one, two = moving(7), moving(5)
+    assert np.array_equal(stitch([one, two]), np.concatenate([one[:4], two]))
+    with pytest.raises(ValueError, match="one size"):
+        stitch([one, two[:, :40]])
