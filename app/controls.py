@@ -15,7 +15,7 @@ from sgm import CAMERA_MOVES, DEFAULT_VERSION, GUIDERS, SAMPLERS, VERSIONS, User
 
 _LARGEST_SEED = 2**31 - 1
 # The fields that one value serves whatever the version; the others are kept for each version.
-_SHARED = ("camera", "elevation", "seed", "s_churn", "eta", "order")
+_SHARED = ("camera", "motion_bucket", "elevation", "seed", "s_churn", "eta", "order")
 _FIELDS = (
     *_SHARED,
     *(

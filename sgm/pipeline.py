@@ -156,8 +156,8 @@ class VideoRequest:
         return getattr(_own_schedule(self.version) if name in _SCHEDULE else self.row, name)
 
     def settings(self) -> dict[str, Any]:
-        """Every field; `VideoRequest(**settings)` gives the same request back."""
-        return asdict(self)
+        """Every field, as JSON can hold it; `VideoRequest(**settings)` gives the same request back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def orbit_of(request: VideoRequest) -> Orbit:

@@ -143,7 +143,7 @@ def test_a_sample_becomes_a_clip(stage: Stage) -> None:
     ok(page.number_input(key="seed").set_value(99).run())
     ok(page.number_input(key="frames:svd_tiny").set_value(5).run())
     ok(page.selectbox(key="camera").set_value("zoom_in").run())
-    ok(page.selectbox(key="sampler").set_value("heun_edm").run())
+    ok(page.selectbox(key="sampler:svd_tiny").set_value("heun_edm").run())
     assert "0.4 s of video" in said(page)
     ok(generate(page).click().run())
     assert stage.reached.wait(LIMIT)
@@ -384,7 +384,7 @@ def test_presets_say_what_the_fields_say(stage: Stage) -> None:
 def test_an_address_holds_the_settings(stage: Stage) -> None:
     page = opened()
     ok(page.slider(key="motion_bucket").set_value(60).run())
-    ok(page.selectbox(key="sampler").set_value("euler_ancestral").run())
+    ok(page.selectbox(key="sampler:svd_tiny").set_value("euler_ancestral").run())
     ok(page.number_input(key="eta").set_value(0.5).run())
     ok(page.number_input(key="sigma_max:svd_tiny").set_value(40.0).run())
     address = {name: value if isinstance(value, str) else value[0] for name, value in page.query_params.items()}
@@ -405,7 +405,7 @@ def test_nonsense_in_an_address_is_told_and_ignored(stage: Stage) -> None:
     page.query_params.update({"steps": "many", "colour": "blue"})
     ok(page.run())
     assert "steps must be a number; got 'many'" in page.error[0].value.replace("\\", "")
-    assert page.slider(key="steps:svd_tiny").value == 10
+    assert page.slider(key="steps:svd_tiny").value == 6
 
 
 def test_charts_follow_the_fields_before_anything_runs(stage: Stage) -> None:
@@ -416,7 +416,7 @@ def test_charts_follow_the_fields_before_anything_runs(stage: Stage) -> None:
         return [table["value"].to_pylist() for table in tables]
 
     sigmas, scales = points()
-    assert (len(sigmas), sigmas[0], sigmas[-1]) == (10, pytest.approx(80, rel=1e-4), pytest.approx(0.002))
+    assert (len(sigmas), sigmas[0], sigmas[-1]) == (6, pytest.approx(80, rel=1e-4), pytest.approx(0.002))
     assert scales == [1.0] * 14
     ok(page.slider(key="steps:svd_tiny").set_value(5).run())
     ok(page.number_input(key="sigma_max:svd_tiny").set_value(50.0).run())
@@ -430,7 +430,7 @@ def test_charts_follow_the_fields_before_anything_runs(stage: Stage) -> None:
 def test_only_what_matters_for_a_sampler_is_asked(stage: Stage) -> None:
     page = opened()
     for sampler, own in (("euler_edm", "Churn"), ("euler_ancestral", "Eta"), ("linear_multistep", "Order")):
-        ok(page.selectbox(key="sampler").set_value(sampler).run())
+        ok(page.selectbox(key="sampler:svd_tiny").set_value(sampler).run())
         assert {"Churn", "Eta", "Order"} & labels(page) == {own}
 
 
