@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from sgm.engine import load_engine
     from sgm.errors import UserError
     from sgm.hub import download_weights
+    from sgm.installed import VersionStatus, version_status
     from sgm.media.image import PictureError, describe_fit, fit_picture, open_picture
     from sgm.media.object import cut_out, place_object
     from sgm.media.turntable import draw_orbit, write_turntable
     from sgm.media.video import read_settings, write_video
     from sgm.pipeline import FITS, Clip, Progress, VideoRequest, generate, orbit_of, prepare_picture
     from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
-    from sgm.weights import VersionStatus, version_status
 
 __all__ = [
     "CAMERA_MOVES",
@@ -70,13 +70,13 @@ _HOMES = {
     "sgm.convert": ("convert_weights",),
     "sgm.errors": ("UserError",),
     "sgm.hub": ("download_weights",),
+    "sgm.installed": ("VersionStatus", "version_status"),
     "sgm.media.image": ("PictureError", "describe_fit", "fit_picture", "open_picture"),
     "sgm.media.object": ("cut_out", "place_object"),
     "sgm.media.turntable": ("draw_orbit", "write_turntable"),
     "sgm.media.video": ("read_settings", "write_video"),
     "sgm.pipeline": ("FITS", "Clip", "Progress", "VideoRequest", "generate", "orbit_of", "prepare_picture"),
     "sgm.versions": ("DEFAULT_VERSION", "VERSIONS", "Version"),
-    "sgm.weights": ("VersionStatus", "version_status"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
