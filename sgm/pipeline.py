@@ -131,8 +131,8 @@ class VideoRequest:
         return _int(self.width), _int(self.height)
 
     def settings(self) -> dict[str, Any]:
-        """Every field; `VideoRequest(**settings)` gives the same request back."""
-        return asdict(self)
+        """Every field, as JSON has it; `VideoRequest(**settings)` gives the same request back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def orbit_of(request: VideoRequest) -> Orbit:
