@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sgm.engine import load_engine
     from sgm.errors import UserError
     from sgm.hub import download_weights
+    from sgm.installed import VersionStatus, version_status
     from sgm.media.export import EXPORTS, JOIN, stitch
     from sgm.media.image import PictureError, describe_fit, fit_picture, open_picture
     from sgm.media.object import cut_out, place_object
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from sgm.media.video import encode_video, read_frames, read_settings, write_video
     from sgm.pipeline import FITS, Clip, Progress, VideoRequest, curves, generate, orbit_of, prepare_picture
     from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
-    from sgm.weights import VersionStatus, version_status
 
 __all__ = [
     "CAMERA_MOVES",
@@ -77,6 +77,7 @@ _HOMES = {
     "sgm.convert": ("convert_weights",),
     "sgm.errors": ("UserError",),
     "sgm.hub": ("download_weights",),
+    "sgm.installed": ("VersionStatus", "version_status"),
     "sgm.media.image": ("PictureError", "describe_fit", "fit_picture", "open_picture"),
     "sgm.media.export": ("EXPORTS", "JOIN", "stitch"),
     "sgm.media.object": ("cut_out", "place_object"),
@@ -84,7 +85,6 @@ _HOMES = {
     "sgm.media.video": ("encode_video", "read_frames", "read_settings", "write_video"),
     "sgm.pipeline": ("Clip", "FITS", "Progress", "VideoRequest", "curves", "generate", "orbit_of", "prepare_picture"),
     "sgm.versions": ("DEFAULT_VERSION", "VERSIONS", "Version"),
-    "sgm.weights": ("VersionStatus", "version_status"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -20,8 +20,9 @@ from sgm.errors import UserError
 from sgm.formats.diffusers import folder_places, is_temporal
 from sgm.formats.files import replacing, write_tensors
 from sgm.formats.folder import LEFTOVERS
+from sgm.installed import recognise
 from sgm.versions import VERSIONS
-from sgm.weights import Weights, WeightsError, open_weights, recognise
+from sgm.weights import Weights, WeightsError, open_weights
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,9 @@ from sgm.convert import convert_weights
 from sgm.engine import build_engine
 from sgm.errors import UserError
 from sgm.formats.diffusers import UNET, unet_places
+from sgm.installed import recognise, version_status
 from sgm.versions import VERSIONS
-from sgm.weights import WeightsError, load_weights, recognise, version_status
+from sgm.weights import WeightsError, load_weights
 from tests.small_model import made_up, official_layout, shapes_of, state_of, write_config, write_empty
 
 CPU = torch.device("cpu")

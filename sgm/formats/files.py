@@ -40,7 +40,7 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LARGEST_HEADER = 32 << 20  # the official files' have 0.3 MB
 _LARGEST_PICKLE = 64 << 20
-_TOUCHED = 512 << 20  # bytes of a mapped file that may stay in memory
+_TOUCHED = 128 << 20  # bytes of a mapped file that may stay in memory
 
 
 class WeightsError(UserError):

@@ -1,0 +1,96 @@
+"""Which version a file of weights is, and what of each version is on this machine. Reads headers only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from sgm.config import load_config
+from sgm.formats.diffusers import FIRST_STAGE, UNET, is_temporal
+from sgm.formats.files import WeightsError, open_tensors
+from sgm.formats.folder import Folder
+from sgm.versions import VERSIONS, Version
+
+_LABELS = (f"{UNET}label_emb.0.0.weight", "label_emb.0.0.weight", "add_embedding.linear_1.weight")
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """What of a version is on this machine.
+
+    state: "ready", "on disk" (there, but it cannot run: `problem` says why) or "missing". path: file or folder, `size`
+    bytes. command: what brings it, "" where nothing is missing. licence: whose terms hold; page: where to accept them.
+    """
+
+    version: str
+    state: str
+    path: Path | None
+    size: int
+    command: str
+    licence: str
+    page: str
+    problem: str = ""
+
+
+def version_status(version: str) -> VersionStatus:
+    """Look for a version's weights and read their headers; cheap enough for every redraw of a page."""
+    row = VERSIONS[version]
+    page = f"https://huggingface.co/{row.repo}" if row.repo else ""
+    path = row.checkpoint_path
+    if path is None:
+        return VersionStatus(version, "missing", None, 0, f"sgm download {version}", row.licence, page, row.how_to_get)
+    files = [file for file in ([path] if path.is_file() else sorted(path.glob("*/*"))) if file.is_file()]
+    stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    problem, command = _problem(row, path, stamp), ""
+    if not problem and row.base:
+        below = version_status(row.base)
+        if below.state != "ready":
+            problem, command = f"It is laid over {row.base}, which is {below.state}.", below.command
+    size = sum(size for _, size, _ in stamp)
+    return VersionStatus(version, "on disk" if problem else "ready", path, size, command, row.licence, page, problem)
+
+
+@lru_cache(maxsize=64)
+def _problem(row: Version, path: Path, stamp: tuple) -> str:
+    """Why these files cannot be the version's, or nothing. `stamp` changes with the files."""
+    try:
+        fits = recognise(path)
+    except WeightsError as error:
+        return str(error)
+    if row.name not in fits:
+        return f"{path} is not {row.name}: it fits {' or '.join(fits) or 'no known version'}."
+    if path.is_file() and not row.base:
+        file = open_tensors(path)
+        file.close()
+        if not any(name.startswith(FIRST_STAGE) for name in file.layout):
+            return f"{path} holds the network alone; give it with --checkpoint, to be laid over whole weights."
+    return ""
+
+
+def recognise(path: str | Path) -> list[str]:
+    """The versions whose weights these can be, by the network's inputs and the decoder's kind; reads headers only."""
+    path = Path(path)
+    if path.is_dir():
+        folder = Folder(path)
+        shapes = {name: file.layout[name][1] for name, file in folder.parts["unet"].items()}
+        names: Iterable[str] = folder.parts["vae"]
+        folder.close()
+    else:
+        file = open_tensors(path)
+        file.close()
+        shapes = {name: shape for name, (_, shape) in file.layout.items()}
+        names = [name for name in shapes if name.startswith(FIRST_STAGE)]
+    label = next((shapes[name] for name in _LABELS if name in shapes), None)
+    alone = not path.is_dir() and not list(names)  # a network alone has no decoder
+    rows = {name: _fingerprint(row) for name, row in VERSIONS.items()}
+    return [n for n, (shape, temporal) in rows.items() if shape == label and (alone or temporal == is_temporal(names))]
+
+
+@lru_cache
+def _fingerprint(version: Version) -> tuple[tuple[int, int], bool]:
+    params = load_config(version.config_path)["model"]["params"]
+    network = params["network_config"]["params"]
+    decoder = params["first_stage_config"]["params"].get("decoder_config", {}).get("target", "")
+    return (4 * network["model_channels"], network["adm_in_channels"]), decoder.endswith("VideoDecoder")
