@@ -44,7 +44,7 @@ FLAGS = [
     "--disable-sync",
 ]
 JOB = re.compile(r"[?&]job=\d{8}-\d{6}-[0-9a-f]{8}")
-SOON, LATER = 20_000, 120_000  # milliseconds: for the page, for a clip
+SOON, LATER = 20_000, 240_000  # milliseconds: for the page, for a clip
 
 sync_api.expect.set_options(timeout=SOON)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed (Debian: chromium)")
@@ -335,7 +335,7 @@ def test_files_of_all_kinds(page: Any, site: Server) -> None:
         ("big.png", b"\x89PNG" + bytes(30 * 2**20), re.compile("20(\\.0)? ?MB or smaller")),
         ("text.png", b"Not a picture, but a letter.", unreadable),
         ("cut.jpg", encoded(photo, "JPEG")[:20_000], unreadable),
-        ("huge.png", huge_png(), re.compile("20000×20000 pixels, more than the 100 megapixels")),
+        ("huge.png", huge_png(), re.compile("more than the 100 megapixels")),
         ("press.jpg", encoded(photo.convert("CMYK"), "JPEG"), "Scaled 640×384 to 320×192."),
         ("wave.gif", encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), "Used 320×192 as it is."),
         ("foreign.mp4", b"\0\0\0\x18ftypisom" + bytes(100), "We can't restore settings from that clip."),
@@ -356,13 +356,14 @@ def test_history_filters_opens_and_deletes(page: Any, site: Server, past: tuple[
     page.get_by_label("Search").fill("lake 4711")
     page.get_by_label("Search").press("Enter")
     expect(page.get_by_text("Page 1 of 1 · 1 clip")).to_be_visible()
+    expect(page.locator("[class*=st-key-open_] button")).to_have_count(1)
     page.locator("[class*=st-key-open_] button").click()
     page.locator("video").wait_for()
     expect(page.get_by_role("slider", name="Motion")).to_have_value("61")
     page.get_by_role("link", name="History").click()
     page.get_by_label("Search").fill("lake 4711")
     page.get_by_label("Search").press("Enter")
-    expect(page.get_by_text("Page 1 of 1 · 1 clip")).to_be_visible()
+    expect(page.locator("[class*=st-key-delete_] button")).to_have_count(1)
     page.locator("[class*=st-key-delete_] button").click()
     button(page, "Keep it").click()
     expect(page.get_by_text("Delete this clip?")).to_have_count(0)
@@ -370,7 +371,7 @@ def test_history_filters_opens_and_deletes(page: Any, site: Server, past: tuple[
     page.get_by_label("Search").fill("spare")
     page.get_by_label("Search").press("Enter")
     expect(page.get_by_text("spare.jpg")).to_be_visible()
-    expect(page.get_by_text("lake.jpg")).to_have_count(0)
+    expect(page.locator("[class*=st-key-delete_] button")).to_have_count(1)
     page.locator("[class*=st-key-delete_] button").click()
     button(page, "Delete for good").click()
     expect(page.get_by_text("No clip fits.")).to_be_visible()
@@ -497,7 +498,7 @@ def test_the_keyboard_reaches_everything(page: Any, site: Server, past: tuple[Pa
             "() => { const e = document.activeElement; return e.getAttribute('aria-label') || e.innerText || "
             "(e.labels && e.labels[0] && e.labels[0].innerText) || (e.closest('label') || {}).innerText || e.tagName }"
         )
-        reached.add(name.split("\n")[0].strip())
+        reached.add(name.strip())
     for wanted in (
         "Upload",
         "Giraffe",
