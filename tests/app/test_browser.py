@@ -121,12 +121,13 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def site(past: tuple[Path, str], browser: Any) -> Iterator[Server]:
     server = Server(past[0])
     server.start()
-    opened = browser.new_page()
-    opened.goto(server.address)  # the first page imports torch
-    opened.get_by_role("button", name="Generate").wait_for(timeout=LATER)
-    opened.close()
-    yield server
-    server.stop()
+    try:
+        with opened_in(browser) as page:
+            page.goto(server.address)  # the first page imports torch
+            button(page, "Generate").wait_for(timeout=LATER)
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -424,9 +425,16 @@ def test_strangers_are_kept_out(page: Any, site: Server, past: tuple[Path, str])
 
 
 def test_a_killed_server_loses_nothing_but_the_step_it_was_at(browser: Any, tmp_path: Path) -> None:
-    expect = sync_api.expect
     server = Server(tmp_path / "outputs")
     server.start()
+    try:
+        _kill_and_restart(browser, server)
+    finally:
+        server.stop()
+
+
+def _kill_and_restart(browser: Any, server: Server) -> None:
+    expect = sync_api.expect
     with opened_in(browser) as page, opened_in(browser) as other:
         page.set_default_timeout(LATER)
         other.set_default_timeout(LATER)
@@ -441,22 +449,15 @@ def test_a_killed_server_loses_nothing_but_the_step_it_was_at(browser: Any, tmp_
         assert {name: state["state"] for name, state in states.items()} == {running: "running", waiting: "queued"}
         assert not list(server.outputs.glob("*/*.mp4"))
         server.start()
-        try:
-            page.goto(f"{server.address}?job={running}")
-            expect(page.get_by_text("The server was stopped before the clip was finished.")).to_be_visible(
-                timeout=LATER
-            )
-            other.goto(f"{server.address}?job={waiting}")
-            other.locator("video").wait_for(timeout=LATER)  # it was resumed
-            button(page, "Run again").click()
-            page.wait_for_url(lambda url: JOB.search(url) is not None and running not in url)
-            expect(button(page, "Cancel")).to_be_visible()
-            left = [
-                path.name for path in server.outputs.rglob("*") if path.suffix == ".tmp" or path.name.startswith(".")
-            ]
-            assert not left
-        finally:
-            server.stop()
+        page.goto(f"{server.address}?job={running}")
+        expect(page.get_by_text("The server was stopped before the clip was finished.")).to_be_visible(timeout=LATER)
+        other.goto(f"{server.address}?job={waiting}")
+        other.locator("video").wait_for(timeout=LATER)  # it was resumed
+        button(page, "Run again").click()
+        page.wait_for_url(lambda url: JOB.search(url) is not None and running not in url)
+        expect(button(page, "Cancel")).to_be_visible()
+        left = [path.name for path in server.outputs.rglob("*") if path.suffix == ".tmp" or path.name.startswith(".")]
+        assert not left
 
 
 SERIOUS = ("serious", "critical")
