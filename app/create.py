@@ -367,7 +367,7 @@ def _recent(shown: Job | None) -> None:
     others = [job for job in others if shown is None or job.id != shown.id][:4]
     if not others:
         return
-    st.subheader("Recent clips", anchor=False)
+    st.header("Recent clips", anchor=False)
     with st.container(key="recent"):
         for job in others:
             with st.container():

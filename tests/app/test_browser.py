@@ -44,7 +44,7 @@ FLAGS = [
     "--disable-sync",
 ]
 JOB = re.compile(r"[?&]job=\d{8}-\d{6}-[0-9a-f]{8}")
-SOON, LATER = 20_000, 120_000  # milliseconds: for the page, for a clip
+SOON, LATER = 20_000, 240_000  # milliseconds: for the page, for a clip
 
 sync_api.expect.set_options(timeout=SOON)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed (Debian: chromium)")
@@ -121,12 +121,13 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def site(past: tuple[Path, str], browser: Any) -> Iterator[Server]:
     server = Server(past[0])
     server.start()
-    opened = browser.new_page()
-    opened.goto(server.address)  # the first page imports torch
-    opened.get_by_role("button", name="Generate").wait_for(timeout=LATER)
-    opened.close()
-    yield server
-    server.stop()
+    try:
+        with opened_in(browser) as page:
+            page.goto(server.address)  # the first page imports torch
+            button(page, "Generate").wait_for(timeout=LATER)
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +336,7 @@ def test_files_of_all_kinds(page: Any, site: Server) -> None:
         ("big.png", b"\x89PNG" + bytes(30 * 2**20), re.compile("20(\\.0)? ?MB or smaller")),
         ("text.png", b"Not a picture, but a letter.", unreadable),
         ("cut.jpg", encoded(photo, "JPEG")[:20_000], unreadable),
-        ("huge.png", huge_png(), re.compile("20000×20000 pixels, more than the 100 megapixels")),
+        ("huge.png", huge_png(), re.compile("more than the 100 megapixels")),
         ("press.jpg", encoded(photo.convert("CMYK"), "JPEG"), "Scaled 640×384 to 320×192."),
         ("wave.gif", encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), "Used 320×192 as it is."),
         ("foreign.mp4", b"\0\0\0\x18ftypisom" + bytes(100), "We can't restore settings from that clip."),
@@ -356,13 +357,14 @@ def test_history_filters_opens_and_deletes(page: Any, site: Server, past: tuple[
     page.get_by_label("Search").fill("lake 4711")
     page.get_by_label("Search").press("Enter")
     expect(page.get_by_text("Page 1 of 1 · 1 clip")).to_be_visible()
+    expect(page.locator("[class*=st-key-open_] button")).to_have_count(1)
     page.locator("[class*=st-key-open_] button").click()
     page.locator("video").wait_for()
     expect(page.get_by_role("slider", name="Motion")).to_have_value("61")
     page.get_by_role("link", name="History").click()
     page.get_by_label("Search").fill("lake 4711")
     page.get_by_label("Search").press("Enter")
-    expect(page.get_by_text("Page 1 of 1 · 1 clip")).to_be_visible()
+    expect(page.locator("[class*=st-key-delete_] button")).to_have_count(1)
     page.locator("[class*=st-key-delete_] button").click()
     button(page, "Keep it").click()
     expect(page.get_by_text("Delete this clip?")).to_have_count(0)
@@ -370,7 +372,7 @@ def test_history_filters_opens_and_deletes(page: Any, site: Server, past: tuple[
     page.get_by_label("Search").fill("spare")
     page.get_by_label("Search").press("Enter")
     expect(page.get_by_text("spare.jpg")).to_be_visible()
-    expect(page.get_by_text("lake.jpg")).to_have_count(0)
+    expect(page.locator("[class*=st-key-delete_] button")).to_have_count(1)
     page.locator("[class*=st-key-delete_] button").click()
     button(page, "Delete for good").click()
     expect(page.get_by_text("No clip fits.")).to_be_visible()
@@ -423,9 +425,16 @@ def test_strangers_are_kept_out(page: Any, site: Server, past: tuple[Path, str])
 
 
 def test_a_killed_server_loses_nothing_but_the_step_it_was_at(browser: Any, tmp_path: Path) -> None:
-    expect = sync_api.expect
     server = Server(tmp_path / "outputs")
     server.start()
+    try:
+        _kill_and_restart(browser, server)
+    finally:
+        server.stop()
+
+
+def _kill_and_restart(browser: Any, server: Server) -> None:
+    expect = sync_api.expect
     with opened_in(browser) as page, opened_in(browser) as other:
         page.set_default_timeout(LATER)
         other.set_default_timeout(LATER)
@@ -440,22 +449,15 @@ def test_a_killed_server_loses_nothing_but_the_step_it_was_at(browser: Any, tmp_
         assert {name: state["state"] for name, state in states.items()} == {running: "running", waiting: "queued"}
         assert not list(server.outputs.glob("*/*.mp4"))
         server.start()
-        try:
-            page.goto(f"{server.address}?job={running}")
-            expect(page.get_by_text("The server was stopped before the clip was finished.")).to_be_visible(
-                timeout=LATER
-            )
-            other.goto(f"{server.address}?job={waiting}")
-            other.locator("video").wait_for(timeout=LATER)  # it was resumed
-            button(page, "Run again").click()
-            page.wait_for_url(lambda url: JOB.search(url) is not None and running not in url)
-            expect(button(page, "Cancel")).to_be_visible()
-            left = [
-                path.name for path in server.outputs.rglob("*") if path.suffix == ".tmp" or path.name.startswith(".")
-            ]
-            assert not left
-        finally:
-            server.stop()
+        page.goto(f"{server.address}?job={running}")
+        expect(page.get_by_text("The server was stopped before the clip was finished.")).to_be_visible(timeout=LATER)
+        other.goto(f"{server.address}?job={waiting}")
+        other.locator("video").wait_for(timeout=LATER)  # it was resumed
+        button(page, "Run again").click()
+        page.wait_for_url(lambda url: JOB.search(url) is not None and running not in url)
+        expect(button(page, "Cancel")).to_be_visible()
+        left = [path.name for path in server.outputs.rglob("*") if path.suffix == ".tmp" or path.name.startswith(".")]
+        assert not left
 
 
 SERIOUS = ("serious", "critical")
@@ -497,7 +499,7 @@ def test_the_keyboard_reaches_everything(page: Any, site: Server, past: tuple[Pa
             "() => { const e = document.activeElement; return e.getAttribute('aria-label') || e.innerText || "
             "(e.labels && e.labels[0] && e.labels[0].innerText) || (e.closest('label') || {}).innerText || e.tagName }"
         )
-        reached.add(name.split("\n")[0].strip())
+        reached.add(name.strip())
     for wanted in (
         "Upload",
         "Giraffe",
