@@ -50,6 +50,9 @@ sync_api.expect.set_options(timeout=SOON)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed (Debian: chromium)")
 
 
+slow = pytest.mark.skipif(not os.environ.get("SGM_SLOW"), reason="takes a minute or two: SGM_SLOW=1 runs it")
+
+
 class Server:
     """The app as a user starts it, on a free port of this machine; its clips go to `outputs`."""
 
@@ -380,6 +383,7 @@ def test_history_filters_opens_and_deletes(page: Any, site: Server, past: tuple[
     page.locator("video").wait_for()
 
 
+@slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
 def test_two_hundred_polls_leave_nothing_behind(browser: Any, site: Server) -> None:
     expect = sync_api.expect
@@ -422,6 +426,7 @@ def test_strangers_are_kept_out(page: Any, site: Server, past: tuple[Path, str])
         assert page.locator("video").count() == 0
 
 
+@slow
 def test_a_killed_server_loses_nothing_but_the_step_it_was_at(browser: Any, tmp_path: Path) -> None:
     server = Server(tmp_path / "outputs")
     server.start()
