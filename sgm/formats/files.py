@@ -88,7 +88,7 @@ class SafetensorsFile(TensorFile):
     def read(self, name: str) -> Tensor:
         dtype, shape = self.layout[name]
         data = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
-        rest = memoryview(data.numpy())
+        rest = data.numpy().data
         try:
             self._file.seek(self._offsets[name])
             while rest:
@@ -165,7 +165,7 @@ def write_tensors(
             dtype, shape = layout[name]
             value = read(name)
             assert (value.dtype, tuple(value.shape)) == (dtype, tuple(shape)), name
-            file.write(memoryview(value.contiguous().reshape(-1).view(torch.uint8).numpy()))
+            file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             on_read(value.numel() * dtype.itemsize)
 
 
