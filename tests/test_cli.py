@@ -208,7 +208,7 @@ def test_ctrl_c_is_130_and_leaves_nothing(picture: Path) -> None:
     with subprocess.Popen(command, preexec_fn=listen, **pipes) as running:
         assert running.stderr is not None
         assert "photo.png" in running.stderr.readline()  # the work has begun
-        time.sleep(1)
+        time.sleep(10)  # past the imports, which an interruption can abort
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=30)
     # Where the signal meets code that Python runs from a string, as a dataclass's, it ends itself by the same signal.

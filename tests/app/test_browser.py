@@ -188,6 +188,7 @@ def test_from_a_photograph_to_a_playing_clip(page: Any, site: Server, tmp_path: 
     steps.press("Home")
     steps.press("ArrowRight")
     expect(steps).to_have_value("2")
+    page.wait_for_url(re.compile("steps=2"))  # the server knows
     page.get_by_role("button", name="Generate").dblclick()
     page.wait_for_url(re.compile(r"\?job=\d{8}-\d{6}-[0-9a-f]{8}$"))  # its settings are the job's: no need to say them
     job = page.url.partition("?job=")[2]
