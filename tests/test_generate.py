@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,14 +21,13 @@ from sgm import (
     curves,
     fit_picture,
     generate,
-    instantiate_from_config,
     load_engine,
     open_picture,
     prepare_picture,
 )
-from sgm.config import load_config
 from sgm.engine import DiffusionEngine
 from sgm.versions import bundle
+from tests import small_model
 
 SAMPLES = bundle() / "app" / "samples"
 GOLDENS = Path(__file__).parent / "data" / "goldens"
@@ -63,18 +61,11 @@ def lake() -> Image.Image:
 @pytest.fixture(scope="module")
 def made_up() -> Callable[[str], DiffusionEngine]:
     """version -> a small engine of its kind. Its weights are a function of their names."""
-    spec = importlib.util.spec_from_file_location("golden_weights", GOLDENS / "weights.py")
-    assert spec is not None
-    assert spec.loader is not None
-    weights = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(weights)
     engines: dict[str, DiffusionEngine] = {}
 
     def build(version: str) -> DiffusionEngine:
         if version not in engines:
-            config = load_config(GOLDENS / f"{version}_small.yaml")["model"]
-            engines[version] = instantiate_from_config(config).eval().requires_grad_(False)
-            weights.fill(engines[version])
+            engines[version] = small_model.made_up(GOLDENS / f"{version}_small.yaml")
             engines[version].version = version
         return engines[version]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from sgm.config import instantiate_from_config, load_config
 from sgm.engine import build_engine
 from sgm.versions import bundle
 from sgm.weights import load_weights
+from tests.small_model import made_up
 
 pytest.importorskip("lightning", reason="training needs lightning: python -m pip install -e '.[train]'")
 pytest.importorskip("cv2", reason="training needs OpenCV: python -m pip install -e '.[train]'")
@@ -105,16 +105,9 @@ def test_what_training_leaves_can_be_sampled_from(video: Path) -> None:
 @pytest.fixture(scope="module")
 def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A config of Stable Video Diffusion's kind, small, and made-up weights for it."""
-    spec = importlib.util.spec_from_file_location("golden_weights", GOLDENS / "weights.py")
-    assert spec is not None
-    assert spec.loader is not None
-    weights = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(weights)
     config = GOLDENS / "svd_small.yaml"
-    engine = instantiate_from_config(load_config(config)["model"])
-    weights.fill(engine)
     path = tmp_path_factory.mktemp("official") / "svd_small.safetensors"
-    save_engine(engine, str(path))
+    save_engine(made_up(config), str(path))
     return config, path
 
 

@@ -22,7 +22,7 @@ _SLICE = {"cpu": 2**22, "cuda": 2**27, "mps": 2**25}
 def by_slices(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`layer` of pictures (n, c, h, w) that do not depend on one another: outside training, some at a time.
 
-    What lies between a layer's input and its output then takes little memory, at no cost in time.
+    What lies between a layer's input and its output then takes little memory.
     """
     size = max(_SLICE.get(x.device.type, 2**22) // x[0].numel(), 1)
     if len(x) <= size or torch.is_grad_enabled():

@@ -294,7 +294,7 @@ class VideoTask(Task):
 
     @staticmethod
     def in_parts(encode: Callable[[Tensor], Tensor], video: Tensor) -> Tensor:
-        """(n, t, 3, h, w) -> (n, t, c, h / f, w / f), as many frames at once as memory allows."""
+        """(n, t, 3, h, w) -> (n, t, c, h / f, w / f), a bounded number of pixels at once."""
         frames = video.flatten(0, 1).to(memory_format=torch.channels_last)
         parts = frames.split(max(2**25 // frames[0].numel(), 1))
         return torch.cat([encode(part) for part in parts]).unflatten(0, video.shape[:2])
