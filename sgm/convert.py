@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgm.conditioning.vision import read_architecture
 from sgm.config import load_config
 from sgm.engine import build_engine
 from sgm.errors import UserError
@@ -268,10 +269,7 @@ def _descriptions(params: Mapping[str, Any], layout: Mapping[str, Any], frames: 
 
 
 def _tower(config: Mapping[str, Any]) -> dict[str, Any]:
-    import open_clip  # late: importing it takes seconds
-
-    named = (config.get("params") or {}).get("arch", "ViT-H-14")
-    arch: Any = open_clip.get_model_config(named) if isinstance(named, str) else named
+    arch = read_architecture((config.get("params") or {}).get("arch", "ViT-H-14"))
     vision = arch["vision_cfg"]
     return {
         "architectures": ["CLIPVisionModelWithProjection"],

@@ -1,4 +1,4 @@
-"""OpenCLIP's image tower (Ilharco et al., open_clip), whose embedding the network attends to."""
+"""The picture as the network attends to it: resized, normalised, embedded by OpenCLIP's image tower."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgm.conditioning.vision import ImageTower, read_architecture
 from sgm.config import instantiate_from_config
-from sgm.errors import UserError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -36,17 +36,7 @@ class FrozenOpenCLIPImageEmbedder(nn.Module):
         device: str | None = None,
     ) -> None:
         super().__init__()
-        import open_clip  # late: importing it takes seconds
-
-        config = open_clip.get_model_config(arch) if isinstance(arch, str) else dict(arch)
-        if config is None:
-            raise UserError(f"arch {arch!r} is not an open_clip architecture; see open_clip.list_models().")
-        keys = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
-        model = open_clip.CLIP(**{key: config[key] for key in keys if key in config})
-        del model.transformer
-        model.register_buffer("attn_mask", None)
-        self.model: Any = model
-        self.image_size: tuple[int, int] = model.visual.image_size  # pyright: ignore[reportAttributeAccessIssue]
+        self.model = ImageTower(read_architecture(arch))
         self.antialias = antialias
         # On the CPU even while the model is built on `meta`: a checkpoint does not bring them.
         self.register_buffer("mean", torch.tensor(MEAN, device="cpu").view(3, 1, 1), persistent=False)
@@ -56,7 +46,7 @@ class FrozenOpenCLIPImageEmbedder(nn.Module):
 
     def preprocess(self, x: Tensor) -> Tensor:
         """Resize to the tower's size and normalise: (n, 3, h, w) in [-1, 1] -> (n, 3, size, size)."""
-        x = resize(x, self.image_size, self.antialias)
+        x = resize(x, self.model.visual.image_size, self.antialias)
         return ((x + 1) / 2 - self.mean) / self.std
 
     def forward(self, x: Tensor) -> Tensor:
