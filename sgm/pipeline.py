@@ -376,7 +376,7 @@ def get_batch(engine: DiffusionEngine, request: VideoRequest, image: Image.Image
         h, w = (side // engine.factor for side in pixels.shape[-2:])
         motion = torch.tensor([float(motion_of_bucket(_int(request.motion_bucket)))])
         move = direction(request.camera, generator=generator)
-        path = camera_path(move, motion, frames, request.height or h, request.width or w, torch.tensor([0.3]))[0]
+        path = camera_path(move, motion, frames, request.height or h, request.width or w)[0]
         batch["camera"] = rays(path, identity_rays(h, w))
         batch["cond_frames"] = render(_pixels(prepare_picture(image, request, scale=2)), path)
     noise = torch.randn(batch["cond_frames"].shape, generator=generator)

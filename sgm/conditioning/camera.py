@@ -28,7 +28,7 @@ _DIRECTIONS: dict[str, tuple[float, ...]] = {
     "roll_left": (0, 0, 0, 1, 0, 0),
     "roll_right": (0, 0, 0, -1, 0, 0),
 }
-# auto: a move drawn from the seed.
+# auto: drawn from the seed.
 CAMERA_MOVES: tuple[str, ...] = ("auto", *_DIRECTIONS)
 
 
@@ -50,14 +50,18 @@ def identity_rays(height: int, width: int) -> Tensor:
 
 
 def direction(move: str, count: int = 1, generator: torch.Generator | None = None) -> Tensor:
-    """`count` directions of the named move, (count, 6). "auto" draws a mixture that one axis dominates."""
+    """`count` directions of the named move, (count, 6). "auto" draws them.
+
+    A drawn camera comes closer to a point in or somewhat beside the picture, with a little roll and tilt: the closer it
+    comes, the further it can go sideways and see little that lies beyond the edges, which nobody knows.
+    """
     if move != "auto":
         return torch.tensor([_DIRECTIONS[move]] * count, dtype=torch.float32)
-    mixture = torch.randn(count, 6, generator=generator) * torch.tensor([1.0, 0.6, 1.8, 0.5, 0.35, 0.35])
-    axis = torch.randint(0, 3, (count, 1), generator=generator)
-    lead = torch.zeros(count, 6).scatter_(1, axis, 1.0) * torch.tensor([1.0, 0.7, 1.8, 0, 0, 0])
-    sign = torch.randint(0, 2, (count, 1), generator=generator) * 2.0 - 1.0
-    return lead * sign * 1.5 + mixture * 0.4
+    angle = 2 * math.pi * torch.rand(count, generator=generator)
+    radius = 0.8 * torch.rand(count, generator=generator).sqrt()  # widths; an edge is 0.5 away
+    turn = torch.randn(count, 3, generator=generator) * torch.tensor([0.14, 0.1, 0.1])
+    aim = torch.stack([radius * angle.cos(), 0.6 * radius * angle.sin(), torch.ones(count)], dim=1)
+    return torch.cat([aim, turn], dim=1)
 
 
 def rays(moves: Tensor, base: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class PictureClips:
         tall, wide = self.pictures.shape[-2:]
         bucket = self.bucket[0] + (self.bucket[1] - self.bucket[0]) * torch.rand(n)
         motion = bucket / float(motion_bucket(1.0))
-        path = camera_path(direction("auto", n), motion, frames, h, w, ease=torch.rand(n)).to(device)
+        path = camera_path(_directions(n), motion, frames, h, w, ease=torch.rand(n)).to(device)
         # What share of the canvas the first frame shows, and where.
         share = (0.45 + 0.55 * torch.rand(n).sqrt()).clamp(max=1)
         slack = (1 - share[:, None]) / 2
@@ -88,6 +88,14 @@ class PictureClips:
         coarse = rays(path.flatten(0, 1), identity_rays(h // 8, w // 8).to(device)).unflatten(0, (n, frames))
         fps = torch.randint(5, 31, (n,)).float()
         return ClipBatch(video, seen, coarse, bucket.to(device), fps.to(device) - 1)
+
+
+def _directions(n: int) -> Tensor:
+    """Camera moves, (n, 6), as in `direction`: half as it draws them, half of every kind, led by a pan or a zoom."""
+    mixture = torch.randn(n, 6) * torch.tensor([1.0, 0.6, 1.8, 0.5, 0.35, 0.35])
+    lead = torch.zeros(n, 6).scatter_(1, torch.randint(0, 3, (n, 1)), 1.0) * torch.tensor([1.0, 0.7, 1.8, 0, 0, 0])
+    sign = torch.randint(0, 2, (n, 1)) * 2.0 - 1.0
+    return torch.where(torch.rand(n, 1) < 0.5, direction("auto", n), lead * sign * 1.5 + mixture * 0.4)
 
 
 class FolderClips:
