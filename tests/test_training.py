@@ -22,8 +22,8 @@ pytest.importorskip("lightning", reason="training needs lightning: python -m pip
 pytest.importorskip("cv2", reason="training needs OpenCV: python -m pip install -e '.[train]'")
 
 from sgm.training import run
-from sgm.training.data import FolderClips
-from sgm.training.tasks import save_engine
+from sgm.training.data import FolderClips, PictureClips
+from sgm.training.tasks import flicker, save_engine
 
 GOLDENS = Path(__file__).parent / "data" / "goldens"
 SAMPLES = bundle() / "app" / "samples"
@@ -148,6 +148,16 @@ def test_an_official_model_is_fine_tuned_on_a_folder_of_clips(
     saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
     assert not saved["ema"]
     assert len(saved["state_dict"]) < len(after) / 2  # what is frozen is not saved again
+
+
+def test_flicker_is_what_does_not_move_with_the_camera() -> None:
+    torch.manual_seed(0)
+    clips = PictureClips(SAMPLES, (96, 160), (192, 320)).draw(3, 4, torch.device("cpu"), known=False)
+    steady = flicker(clips.video, clips.rays)
+    assert flicker(clips.video + 0.05 * torch.randn_like(clips.video), clips.rays) > steady + 0.05
+    assert flicker(clips.video, clips.rays[:, :1].expand_as(clips.rays)) > 3 * steady  # the motion left in
+    unknown = torch.full_like(clips.rays, float("nan"))
+    assert flicker(clips.video, unknown) == 0
 
 
 def test_clips_that_are_too_short_are_said(data: list[str], tmp_path: Path) -> None:

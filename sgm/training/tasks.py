@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sgm.conditioning.camera import identity_rays
 from sgm.conditioning.conditioner import GeneralConditioner
 from sgm.config import instantiate_from_config
 from sgm.engine import DiffusionEngine
@@ -137,7 +138,8 @@ class AutoencoderTask(Task):
 
     Besides rebuilding its frames, the decoder must draw frame t from the *first* frame's latents moved along the
     camera's rays, for a share of the clips: so latents move as pictures do (cf. EQ-VAE, arXiv:2502.09509), as the video
-    network moves them. Noise on the latents, drawn for each frame, teaches the decoder to keep still what is still.
+    network moves them. Noise on the latents, drawn for each frame, and a penalty on `flicker` teach the decoder to keep
+    still what is still.
     """
 
     def __init__(self, engine: DiffusionEngine, data: Mapping[str, Any], train: Mapping[str, Any]) -> None:
@@ -179,6 +181,10 @@ class AutoencoderTask(Task):
         if self.distance is not None:
             some = torch.randperm(len(out), device=self.device)[: max(len(out) // 4, 1)]
             loss = loss + self.train_config["perceptual_weight"] * self.distance(out[some], target[some]).mean()
+        if weight := self.train_config.get("flicker_weight"):
+            unsteady = flicker(out.unflatten(0, (n, frames)), clips.rays)
+            loss = loss + weight * unsteady
+            self.log("flicker", unsteady, prog_bar=True)
         self.log_dict({"loss": loss, "pixel": pixel, "kl": kl}, prog_bar=True)
         self.log("psnr", -10 * ((out.detach() - target).square().mean() / mask.mean() / 4).log10(), prog_bar=True)
         return loss
@@ -193,7 +199,7 @@ class AutoencoderTask(Task):
             dim=1
         )
         rays = rays.nan_to_num()
-        grid = torch.stack([rays[:, :, 0] * 2, rays[:, :, 1] * 2 * w / h], dim=-1).flatten(0, 1)
+        grid = _grid(rays.flatten(0, 1))
         first = z[:, :1].expand(-1, frames, -1, -1, -1).flatten(0, 1)
         warped = F.grid_sample(first, grid.to(z), padding_mode="border", align_corners=False)
         edge = 1 - 0.5 / torch.tensor([w, h], device=z.device)
@@ -213,6 +219,36 @@ class AutoencoderTask(Task):
         self.encoder.conv_out.bias[: len(std)] /= std
         self.encoder.conv_out.bias[len(std) :] -= 2 * std.log()  # the log-variances
         self.decoder.conv_in.weight *= std.view(1, -1, 1, 1)
+
+
+def flicker(video: Tensor, rays: Tensor) -> Tensor:
+    """Mean absolute second difference over time after motion compensation (cf. Lai et al. 2018, arXiv:1808.00449).
+
+    video: (n, t, c, h, w), t of 3 or more; rays: (n, t, 2, h / f, w / f), by which each frame's neighbours are brought
+    to its pixels. Where the camera is unknown (NaN) or the neighbours show nothing, nothing counts.
+    """
+    known = ~rays.isnan().flatten(1).any(dim=1)
+    video, rays = video[known], rays[known]
+    if not len(video) or video.shape[1] < 3:
+        return video.sum() * 0
+    h, w = video.shape[-2:]
+    middle, inside = video[:, 1:-1].flatten(0, 1), torch.ones((), device=video.device)
+    difference = -2 * middle
+    for other in (slice(None, -2), slice(2, None)):
+        here, there = rays[:, 1:-1].flatten(0, 1), rays[:, other].flatten(0, 1)
+        place = identity_rays(*rays.shape[-2:]).to(rays).expand_as(here)
+        for _ in range(4):  # the place in the neighbour that shows the same point; moves are small
+            place = place + here - F.grid_sample(there, _grid(place), padding_mode="border", align_corners=False)
+        grid = _grid(F.interpolate(place, size=(h, w), mode="bilinear")).to(video)
+        inside = inside * (grid.abs() < 0.95).all(dim=-1)[:, None]
+        difference = difference + F.grid_sample(video[:, other].flatten(0, 1), grid, "bicubic", align_corners=False)
+    return (difference.abs() * inside).sum() / (inside.sum() * video.shape[2]).clamp(min=1)
+
+
+def _grid(place: Tensor) -> Tensor:
+    """Places (n, 2, h, w) in units of the width -> the grid that `grid_sample` takes."""
+    h, w = place.shape[-2:]
+    return torch.stack([place[:, 0] * 2, place[:, 1] * 2 * w / h], dim=-1)
 
 
 class VideoTask(Task):
