@@ -80,25 +80,15 @@ def current_size() -> tuple[int, int]:
 
 
 def choose_version() -> Version:
-    """The model's field; below it what is missing, and how to get it."""
+    """The model's field."""
     current_version()  # its start value
-    installed = [version.title for version in VERSIONS.values() if version.checkpoint_path]
     st.selectbox(
         "Model",
         list(VERSIONS),
         format_func=_version_title,  # the same at all times: Streamlit finds the choice again by its title
         key="version",
-        help=f"On this computer: {'; '.join(installed) or 'none'}.",
     )
-    version = current_version()
-    if version.checkpoint_path is None:
-        st.warning(
-            f"**The weights of {version.title} are not on this computer.** {plain(version.how_to_get)}\n\n"
-            f"Licence: {version.licence}.",
-            icon=":material/download:",
-        )
-        st.button("Check again", icon=":material/refresh:")
-    return version
+    return current_version()
 
 
 def movement(version: Version) -> VideoRequest:

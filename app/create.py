@@ -17,7 +17,7 @@ from typing import NamedTuple
 import streamlit as st
 from PIL import Image
 
-from app import controls, look
+from app import controls, look, models
 from app.jobs import LONGEST_CHAIN, Job, device, open_stored, table
 from sgm import EXPORTS, UserError, VideoRequest, describe_fit, fit_picture, open_picture, read_frames, read_settings
 
@@ -68,6 +68,7 @@ def show_page() -> None:
         picture = _picture(*controls.current_size())
         st.header("2 · Movement", anchor=False)
         version = controls.choose_version()
+        ready = models.show_status(version)
         request = None
         try:
             request = controls.movement(version)
@@ -83,7 +84,7 @@ def show_page() -> None:
         if job and job.active:
             _follow(job.id)
         else:
-            _start(request if version.checkpoint_path else None, picture)
+            _start(request if ready else None, picture)
 
 
 def _owner() -> str:
