@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app.controls import plain
-from sgm import VERSIONS, Version, VersionStatus, version_status
+from sgm import DEFAULT_VERSION, VERSIONS, Version, VersionStatus, version_status
 
 _BADGES = {
     "ready": ("Ready", ":material/check_circle:", "green"),
@@ -29,6 +29,9 @@ def show_status(version: Version) -> bool:
         told = "has weights that cannot be used" if status.path else "has no weights on this computer"
         st.warning(f"**{version.title} {told}.**", icon=":material/download:")
         _remedy(version, status)
+        if not status.path and status.page:
+            place = f"{plain(version.hub_file)} from there, if you have it, at {plain(str(version.home))}"
+            st.caption(f"or put {place}")
     return status.state == "ready"
 
 
@@ -36,7 +39,8 @@ def show_status(version: Version) -> bool:
 def _all_models() -> None:
     """Every version; "Check again" redraws the dialog alone."""
     left, right = st.columns([5, 2], vertical_alignment="center")
-    left.caption("What of each model is on this computer, and the command that brings what is missing.")
+    place = VERSIONS[DEFAULT_VERSION].home.parent
+    left.caption(f"Weights that you have already belong into {plain(str(place))}, under the name in the command.")
     right.button("Check again", icon=":material/refresh:", key="check_all", width="stretch")
     for version in VERSIONS.values():
         status = version_status(version.name)
@@ -66,5 +70,3 @@ def _remedy(version: Version, status: VersionStatus) -> None:
         st.caption(f"First accept the licence ({plain(status.licence)}) at {page}, then run")
     if status.command:
         st.code(status.command, language="sh")
-    if not status.path and status.page:
-        st.caption(f"or put {plain(version.hub_file)} from there, if you have it, at {plain(str(version.home))}")
