@@ -40,7 +40,9 @@ def _all_models() -> None:
     """Every version; "Check again" redraws the dialog alone."""
     left, right = st.columns([5, 2], vertical_alignment="center")
     place = VERSIONS[DEFAULT_VERSION].home.parent
-    left.caption(f"Weights that you have already belong into {plain(str(place))}, under the name in the command.")
+    left.caption(
+        f"Weights that you have already belong into the folder {plain(str(place))}, under the name in the command."
+    )
     right.button("Check again", icon=":material/refresh:", key="check_all", width="stretch")
     for version in VERSIONS.values():
         status = version_status(version.name)
@@ -69,4 +71,4 @@ def _remedy(version: Version, status: VersionStatus) -> None:
         page = f"[{status.page.removeprefix('https://')}]({status.page})"
         st.caption(f"First accept the licence ({plain(status.licence)}) at {page}, then run")
     if status.command:
-        st.code(status.command, language="sh")
+        st.code(status.command, language="sh", wrap_lines=True)

@@ -91,7 +91,7 @@ def draw_orbit(
     scale = 2 * width / 960  # drawn at twice the size: Pillow's lines have no smooth edges
     palette = _DARK if dark else _LIGHT
     picture = Image.new("RGB", (2 * width, round(0.9 * width)), palette.paper)
-    drawing = _Drawing(ImageDraw.Draw(picture), ImageFont.load_default(24 * scale), scale, palette)
+    drawing = _Drawing(ImageDraw.Draw(picture), ImageFont.load_default(28 * scale), scale, palette)
     _chart(drawing, elevations, azimuths)
     _globe(drawing, elevations, azimuths)
     return picture.resize((width, round(0.45 * width)), Image.Resampling.LANCZOS)
@@ -122,7 +122,7 @@ class _Drawing(NamedTuple):
 
 def _chart(drawing: _Drawing, elevations: Sequence[float], azimuths: Sequence[float]) -> None:
     scale, palette = drawing.scale, drawing.palette
-    left, top, right, bottom = (value * scale for value in (76, 66, 500, 370))
+    left, top, right, bottom = (value * scale for value in (86, 70, 496, 366))
     low = max(-90, 10 * math.floor((min(elevations) - 5) / 10))
     high = min(90, max(10 * math.ceil((max(elevations) + 5) / 10), low + 20))
 
@@ -148,7 +148,7 @@ def _chart(drawing: _Drawing, elevations: Sequence[float], azimuths: Sequence[fl
 
 def _globe(drawing: _Drawing, elevations: Sequence[float], azimuths: Sequence[float]) -> None:
     scale, palette = drawing.scale, drawing.palette
-    middle, radius, tilt = (750 * scale, 228 * scale), 158 * scale, math.radians(22)
+    middle, radius, tilt = (752 * scale, 232 * scale), 156 * scale, math.radians(22)
 
     def at(azimuth: float, elevation: float) -> tuple[float, float, float]:
         """On the page, and how far towards the viewer. The input view is in front."""
