@@ -238,7 +238,7 @@ def summary(settings: dict[str, Any]) -> str:
     parts = [
         version.title if version else str(settings.get("version")),
         f"seed {settings.get('seed')}",
-        f"motion {settings.get('motion_bucket')}" if not (version and version.sv3d) else None,
+        None if version and version.sv3d else f"motion {settings.get('motion_bucket')}",
         describe_orbit(settings) if version and version.name == "sv3d_p" else None,
         f"camera {_title(str(settings.get('camera'))).lower()}" if version and version.camera else None,
         f"{settings.get('steps')} steps",

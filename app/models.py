@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import streamlit as st
 
 from app.controls import plain
 from sgm import DEFAULT_VERSION, VERSIONS, Version, VersionStatus, version_status
 
-_BADGES = {
+_BADGES: dict[str, tuple[str, str, Literal["green", "orange", "gray"]]] = {
     "ready": ("Ready", ":material/check_circle:", "green"),
     "on disk": ("On disk", ":material/error:", "orange"),
     "missing": ("Missing", ":material/download:", "gray"),
@@ -39,10 +41,8 @@ def show_status(version: Version) -> bool:
 def _all_models() -> None:
     """Every version; "Check again" redraws the dialog alone."""
     left, right = st.columns([5, 2], vertical_alignment="center")
-    place = VERSIONS[DEFAULT_VERSION].home.parent
-    left.caption(
-        f"Weights that you have already belong into the folder {plain(str(place))}, under the name in the command."
-    )
+    place = plain(str(VERSIONS[DEFAULT_VERSION].home.parent))
+    left.caption(f"Weights that you have already belong into the folder {place}, under the name in the command.")
     right.button("Check again", icon=":material/refresh:", key="check_all", width="stretch")
     for version in VERSIONS.values():
         status = version_status(version.name)

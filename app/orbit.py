@@ -24,7 +24,7 @@ def choose_orbit(frames: int) -> dict[str, Any]:
         "Orbit",
         ORBITS,
         required=True,
-        format_func=lambda name: _TITLES.get(name, name.capitalize()),
+        format_func=lambda name: _TITLES[name],
         key="orbit",
         on_change=_start_list,
         help="**One elevation**: evenly around. **Drawn from the seed**: uneven, up and down around the elevation, and "
