@@ -11,12 +11,12 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from app.orbit import choose_orbit, describe_orbit, numbers, show_orbit, text_of
+from app.orbit import choose_orbit, chosen_orbit, describe_orbit, numbers, show_orbit, text_of
 from sgm import CAMERA_MOVES, DEFAULT_VERSION, GUIDERS, SAMPLERS, VERSIONS, UserError, Version, VideoRequest, curves
 
 _LARGEST_SEED = 2**31 - 1
-# The fields that one value serves whatever the version; the others are kept for each version.
 _ORBIT = ("orbit", "elevation", "elevations", "azimuths", "image_frame_ratio")
+# The fields that one value serves whatever the version; the others are kept for each version.
 _SHARED = ("camera", "motion_bucket", *_ORBIT, "seed", "s_churn", "eta", "order")
 _FIELDS = (
     *_SHARED,
@@ -118,10 +118,8 @@ def movement(version: Version) -> VideoRequest:
     if version.sv3d:
         asked["image_frame_ratio"] = st.session_state[_key("image_frame_ratio", version)]
     if version.name == "sv3d_p":
-        asked |= choose_orbit(st.session_state[_key("frames", version)])
         low, high = _range("elevation", version, -90.0, 90.0)
-        asked["elevation"] = st.session_state["elevation"]
-        if not asked.get("elevations"):
+        if choose_orbit(st.session_state[_key("frames", version)]):
             asked["elevation"] = st.slider(
                 "Elevation",
                 *(low, high),
@@ -155,6 +153,8 @@ def movement(version: Version) -> VideoRequest:
     right.toggle("New seed each time", key="new_seed")
     with st.expander("Research settings"):
         asked.update(_research(version))
+        if version.name == "sv3d_p":
+            asked.update(chosen_orbit())
         request = VideoRequest(**asked)
         _charts(request)
     if version.sv3d:

@@ -17,8 +17,8 @@ _LISTS = {
 }
 
 
-def choose_orbit(frames: int) -> dict[str, Any]:
-    """The orbit's kind, and the lists that it may need. Raises UserError for what is no number."""
+def choose_orbit(frames: int) -> bool:
+    """The orbit's kind, and the lists that it may need; whether there is an elevation to be asked for, too."""
     st.session_state.setdefault("orbit", ORBITS[0])
     kind = st.segmented_control(
         "Orbit",
@@ -30,14 +30,19 @@ def choose_orbit(frames: int) -> dict[str, Any]:
         help="**One elevation**: evenly around. **Drawn from the seed**: uneven, up and down around the elevation, and "
         "back to where it began. **Own list**: a degree for each frame.",
     )
-    asked: dict[str, Any] = {"orbit": kind}
     if kind == "list":
         for field, (label, about) in _LISTS.items():
             st.session_state.setdefault(field, "")
             st.text_area(f"{label} of the {frames} frames, in degrees", key=field, help=about, height=100)
         st.button("Start from an even orbit", icon=":material/restart_alt:", on_click=_even, args=(frames,))
-        asked |= {field: numbers(label, st.session_state[field]) for field, (label, _) in _LISTS.items()}
-    return asked
+    return kind != "list" or not st.session_state["elevations"].strip()
+
+
+def chosen_orbit() -> dict[str, Any]:
+    """What the fields ask for. Raises UserError for what is no number."""
+    kind = st.session_state["orbit"]
+    lists = _LISTS if kind == "list" else {}
+    return {"orbit": kind} | {field: numbers(lists[field][0], st.session_state[field]) for field in lists}
 
 
 def show_orbit(request: VideoRequest) -> None:

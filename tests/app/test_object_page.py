@@ -207,6 +207,7 @@ def test_orbits_are_chosen_checked_and_shown_before_anything_runs(home: Path) ->
     assert "azimuths must be 4 numbers, one a frame; got 3" in tell("azimuths", "90 180 270")
     assert not plot()
     assert "Azimuths must be numbers with commas between, as in 0, 12.5, 30; got 'b'" in tell("azimuths", "1, b")
+    assert "Steps" in labels(page)
     assert "azimuths must rise strictly; number 3 is 90 after 180" in tell("azimuths", "80, 180, 90, 360")
     assert "number 4 is 361" in tell("azimuths", "90, 180, 270, 361")
     assert tell("azimuths", "90, 180, 270, 360") == ""
