@@ -12,7 +12,6 @@ from app.controls import plain
 from sgm import UserError, cut_out, fetched_first, fetched_share, place_object
 
 _LARGEST = 2304  # pixels along the longer side: four times the models' own
-_one_at_a_time = threading.Lock()  # rembg's model is large, and is to be fetched once
 
 
 class _CutOut:
@@ -28,8 +27,7 @@ class _CutOut:
 
     def _run(self, image: Image.Image) -> None:
         try:
-            with _one_at_a_time:
-                found = cut_out(image)
+            found = cut_out(image)
             found = found.crop(found.getchannel("A").getbbox())
             found.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
             # With a clear edge, so that whoever opens it sees that it has been cut out.

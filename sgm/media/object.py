@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 BACKGROUND_MODEL = "u2net"
 _WORKING_SIZE = 768  # pixels along the longer side, as the model's authors had it
 _VISIBLE = 25  # of 255: fainter is not the object's
+_fetching = threading.Lock()  # rembg's model is large, and is to be fetched once
 _SIZES = {"u2net": 176, "u2netp": 5}  # MB, of the models that rembg fetches
 
 
@@ -32,7 +34,8 @@ def cut_out(image: Image.Image, model: str = BACKGROUND_MODEL) -> Image.Image:
         return image
     picture = image.convert("RGB")
     picture.thumbnail((_WORKING_SIZE, _WORKING_SIZE), Image.Resampling.LANCZOS)
-    session = _session(model)
+    with _fetching:
+        session = _session(model)
     from rembg import remove
 
     # Matting takes the background's colour out of the object's edges.
@@ -43,18 +46,16 @@ def cut_out(image: Image.Image, model: str = BACKGROUND_MODEL) -> Image.Image:
 
 def fetched_first(image: Image.Image, model: str = BACKGROUND_MODEL) -> str:
     """What `cut_out` has to fetch before it can cut this picture out, as a sentence; "" where it needs nothing."""
-    old, new = _homes()
-    paths = (folder / f"{model}.onnx" for folder in (old, new, new / "models" / model))
-    if _has_shape(image) or any(path.is_file() for path in paths):
+    if _has_shape(image) or _is_here(model):
         return ""
     size = f" ({_SIZES[model]} MB)" if model in _SIZES else ""
-    return f"rembg fetches its model {model}{size} into {new}, once, to remove backgrounds."
+    return f"rembg fetches its model {model}{size} into {_homes()[1]}, once, to remove backgrounds."
 
 
 def fetched_share(model: str = BACKGROUND_MODEL) -> float | None:
     """How much of rembg's model has come, 0 to 1, while it is being fetched; None while it is not, or not known."""
     sizes = []
-    for folder in {*_homes(), _homes()[1] / "models" / model}:
+    for folder in () if _is_here(model) else _folders(model):
         with contextlib.suppress(OSError):  # it gets its name, and its old one goes, at any time
             sizes += [path.stat().st_size for path in folder.glob("tmp*")]  # rembg's downloader names it so
     return min(1.0, max(sizes) / 1e6 / _SIZES[model]) if sizes and model in _SIZES else None
@@ -83,8 +84,18 @@ def _has_shape(image: Image.Image) -> bool:
     return image.mode == "RGBA" and bool((np.asarray(image.getchannel("A")) < 128).any())
 
 
+def _is_here(model: str) -> bool:
+    return any((folder / f"{model}.onnx").is_file() for folder in _folders(model))
+
+
+def _folders(model: str) -> tuple[Path, Path]:
+    """The folders in which rembg looks for a model: where earlier releases had it, and where it goes now."""
+    old, new = _homes()
+    return old, new / "models" / model
+
+
 def _homes() -> tuple[Path, Path]:
-    """The folders in which rembg looks for models: the old one, in which they lie side by side, and the new one."""
+    """rembg's folders, of earlier releases, in which models lay side by side, and of the present ones."""
     data = os.environ.get("XDG_DATA_HOME")
     old = os.environ.get("U2NET_HOME") or f"{data or '~'}/.u2net"
     new = os.environ.get("U2NET_HOME") or os.environ.get("REMBG_HOME") or (f"{data}/rembg" if data else "~/.rembg")
