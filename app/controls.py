@@ -11,15 +11,16 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
+from app.orbit import choose_orbit, chosen_orbit, describe_orbit, numbers, show_orbit, text_of
 from sgm import CAMERA_MOVES, DEFAULT_VERSION, GUIDERS, SAMPLERS, VERSIONS, UserError, Version, VideoRequest, curves
 
 _LARGEST_SEED = 2**31 - 1
+_ORBIT = ("orbit", "elevation", "elevations", "azimuths", "image_frame_ratio")
 # The fields that one value serves whatever the version; the others are kept for each version.
-_SHARED = ("camera", "motion_bucket", "elevation", "seed", "s_churn", "eta", "order")
+_SHARED = ("camera", "motion_bucket", *_ORBIT, "seed", "s_churn", "eta", "order")
 _FIELDS = (
     *_SHARED,
     *(
-        "motion_bucket",
         "sampler",
         "fps",
         "steps",
@@ -54,6 +55,7 @@ _SAMPLER_TITLES = {
     "dpmpp_2s_ancestral": "DPM++ 2S ancestral",
     "dpmpp_2m": "DPM++ 2M",
     "linear_multistep": "Linear multistep",
+    "lcm": "LCM",
 }
 _GUIDER_TITLES = {
     "identity": "Off",
@@ -80,30 +82,21 @@ def current_size() -> tuple[int, int]:
 
 
 def choose_version() -> Version:
-    """The model's field; below it what is missing, and how to get it."""
+    """The model's field."""
     current_version()  # its start value
-    installed = [version.title for version in VERSIONS.values() if version.checkpoint_path]
     st.selectbox(
         "Model",
         list(VERSIONS),
         format_func=_version_title,  # the same at all times: Streamlit finds the choice again by its title
         key="version",
-        help=f"On this computer: {'; '.join(installed) or 'none'}.",
     )
-    version = current_version()
-    if version.checkpoint_path is None:
-        st.warning(
-            f"**The weights of {version.title} are not on this computer.** {plain(version.how_to_get)}\n\n"
-            f"Licence: {version.licence}.",
-            icon=":material/download:",
-        )
-        st.button("Check again", icon=":material/refresh:")
-    return version
+    return current_version()
 
 
 def movement(version: Version) -> VideoRequest:
     """The fields that a version takes, and what they ask for. Raises UserError where they contradict each other."""
     asked: dict[str, Any] = {"version": version.name}
+    _follow(version)
     _choose_preset(version)
     if version.camera:
         asked["camera"] = st.selectbox(
@@ -122,21 +115,26 @@ def movement(version: Version) -> VideoRequest:
         )
         if asked["motion_bucket"] > 255:
             st.caption(":material/warning: Outside the usual range; quality may drop.")
+    if version.sv3d:
+        asked["image_frame_ratio"] = st.session_state[_key("image_frame_ratio", version)]
     if version.name == "sv3d_p":
-        asked["elevation"] = st.slider(
-            "Elevation",
-            *_range("elevation", version, -90.0, 90.0),
-            step=1.0,
-            format="%d°",
-            key=_key("elevation", version),
-            help="How high above the object the camera circles.",
-        )
+        low, high = _range("elevation", version, -90.0, 90.0)
+        if choose_orbit(st.session_state[_key("frames", version)]):
+            asked["elevation"] = st.slider(
+                "Elevation",
+                *(low, high),
+                step=1.0,
+                format="%d°",
+                key="elevation",
+                help="How high above the object the camera circles.",
+            )
+    orbit = st.container()
     left, right = st.columns(2)
     asked["fps"] = left.slider(
         "Frames a second",
         *_range("fps", version, 5, 30),
         key=_key("fps", version),
-        help="The model is told, and the file plays at it.",
+        help="The clip plays at it." if version.sv3d else "The model is told, and the file plays at it.",
     )
     asked["steps"] = right.slider(
         "Steps",
@@ -155,8 +153,13 @@ def movement(version: Version) -> VideoRequest:
     right.toggle("New seed each time", key="new_seed")
     with st.expander("Research settings"):
         asked.update(_research(version))
+        if version.name == "sv3d_p":
+            asked.update(chosen_orbit())
         request = VideoRequest(**asked)
         _charts(request)
+    if version.sv3d:
+        with orbit:
+            show_orbit(request)
     return request
 
 
@@ -170,10 +173,12 @@ def restore(request: VideoRequest) -> None:
     version = VERSIONS[request.version]
     st.session_state["version"] = version.name
     st.session_state["new_seed"] = False
+    st.session_state["followed"] = version
     if not 1 <= (request.motion_bucket or 0) <= 255:
         st.session_state["wide_motion"] = True
     for field in _FIELDS:
-        st.session_state[_name(field, version)] = getattr(request, field)
+        value = getattr(request, field)
+        st.session_state[_name(field, version)] = text_of(value) if isinstance(value, tuple) else value
     if request.decode_chunk == request.frames:  # all, then: an empty field
         st.session_state[_name("decode_chunk", version)] = None
 
@@ -189,8 +194,13 @@ def request_from(settings: Mapping[str, Any], base: VideoRequest | None = None) 
     for field, value in start.settings().items():
         if field in settings:
             kind, text = type(value), settings[field]
+            if not isinstance(text, str):
+                given[field] = text
+                continue
             try:
-                given[field] = kind(text) if isinstance(text, str) else text
+                given[field] = numbers(field, text) if kind is list else kind(text)
+            except UserError:
+                raise
             except ValueError:
                 raise UserError(f"{field} must be a number; got {text!r}.") from None
     if "frames" in given and "decode_chunk" not in given:
@@ -205,7 +215,11 @@ def address_of(request: VideoRequest, base: VideoRequest | None = None) -> dict[
     settings, usual = request.settings(), start.settings()
     if settings["decode_chunk"] == settings["frames"]:
         usual["decode_chunk"] = settings["decode_chunk"]
-    changed = {name: str(value) for name, value in settings.items() if value != usual[name] and name not in names}
+    changed = {
+        name: text_of(value) if isinstance(value, list) else str(value)
+        for name, value in settings.items()
+        if value != usual[name] and name not in names
+    }
     if request.version != (base.version if base else DEFAULT_VERSION):
         changed["version"] = request.version
     return changed
@@ -225,6 +239,7 @@ def summary(settings: dict[str, Any]) -> str:
         version.title if version else str(settings.get("version")),
         f"seed {settings.get('seed')}",
         None if version and version.sv3d else f"motion {settings.get('motion_bucket')}",
+        describe_orbit(settings) if version and version.name == "sv3d_p" else None,
         f"camera {_title(str(settings.get('camera'))).lower()}" if version and version.camera else None,
         f"{settings.get('steps')} steps",
         _SAMPLER_TITLES.get(str(settings.get("sampler")), str(settings.get("sampler"))),
@@ -239,8 +254,18 @@ def plain(text: str) -> str:
     return "".join(f"\\{char}" if char in r"\`*_[]<>$:~#" else char for char in text)
 
 
+def _follow(version: Version) -> None:
+    """A field that all versions share goes with the version, from one's own value to the other's, until it is set."""
+    before: Version = st.session_state.get("followed", version)
+    st.session_state["followed"] = version
+    if st.session_state[_key("motion_bucket", before)] == before.motion_bucket:
+        st.session_state["motion_bucket"] = version.motion_bucket
+
+
 def _choose_preset(version: Version) -> None:
     names = [name for name in _PRESETS if not version.sv3d or name in ("Balanced", "Quick draft")]
+    if _preset("Quick draft", version) == _preset("Balanced", version):
+        names.remove("Quick draft")
     fields = ("motion_bucket", "steps", "fps")
     now = {field: st.session_state[_key(field, version)] for field in fields}
     chosen = next((name for name in names if _preset(name, version) == now), "Custom")
@@ -263,7 +288,7 @@ def _use_preset(version: Version) -> None:
 
 
 def _preset(name: str, version: Version) -> dict[str, int]:
-    motion = {"Calm": 60, "Lively": 200}.get(name, 127)
+    motion = {"Calm": 60, "Lively": 200}.get(name, version.motion_bucket)
     steps = max(4, version.steps // 3) if name == "Quick draft" else version.steps
     return {"motion_bucket": motion, "steps": steps, "fps": version.fps}
 

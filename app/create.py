@@ -17,9 +17,21 @@ from typing import NamedTuple
 import streamlit as st
 from PIL import Image
 
-from app import controls, look
+from app import controls, cutout, look, models
 from app.jobs import LONGEST_CHAIN, Job, device, open_stored, table
-from sgm import EXPORTS, UserError, VideoRequest, describe_fit, fit_picture, open_picture, read_frames, read_settings
+from sgm import (
+    EXPORTS,
+    UserError,
+    VideoRequest,
+    describe_fit,
+    fit_picture,
+    loop_order,
+    open_picture,
+    orbit_of,
+    prepare_picture,
+    read_frames,
+    read_settings,
+)
 
 _POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _POSITION_NAMES = {
@@ -46,7 +58,10 @@ class Opened(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """The part that the model will see, in the picture's own resolution, its name, and its fit: "crop" or "pad"."""
+    """The part that the model will see, in the picture's own resolution, its name, and its fit.
+
+    For a fit of "object", it is the object that was cut out, RGBA.
+    """
 
     frame: Image.Image
     name: str
@@ -68,6 +83,7 @@ def show_page() -> None:
         picture = _picture(*controls.current_size())
         st.header("2 · Movement", anchor=False)
         version = controls.choose_version()
+        ready = models.show_status(version)
         request = None
         try:
             request = controls.movement(version)
@@ -83,7 +99,7 @@ def show_page() -> None:
         if job and job.active:
             _follow(job.id)
         else:
-            _start(request if version.checkpoint_path else None, picture)
+            _start(request if ready else None, picture)
 
 
 def _owner() -> str:
@@ -161,6 +177,9 @@ def _picture(width: int, height: int) -> Picture | None:
         st.error(f"{headline}\n\n{controls.plain(reason)}", icon=":material/broken_image:")
     if told := st.session_state.get("restored"):
         st.success(controls.plain(told), icon=":material/settings_backup_restore:")
+    if opened and controls.current_version().fit == "object":
+        found = cutout.show_object(*opened, width, height)
+        return Picture(found, opened.name, "object") if found else None
     return _framed(opened, width, height) if opened else None
 
 
@@ -190,17 +209,19 @@ def _open_upload() -> None:
     content = file.getvalue()
     try:
         if not file.name.lower().endswith(".mp4"):
-            _open(file.file_id, open_picture(content, file.name), file.name)
+            _open(file.file_id, open_picture(content, file.name, keep_alpha=True), file.name)
             return
         if len(content) > _LARGEST_UPLOAD * 2**20:
             raise UserError(f"{file.name} is larger than {_LARGEST_UPLOAD} MB.")
         settings = read_settings(content)
         if settings is None:
             raise UserError(f"{file.name} holds no settings: only clips that were made here do.")
-        controls.restore(controls.request_from(settings))
+        request = controls.request_from(settings)
+        controls.restore(request)
         frames, _ = read_frames(content)
-        _open(file.file_id, Image.fromarray(frames[0]), file.name)
-        st.session_state["restored"] = f"Settings of {file.name} restored. Its first frame stands in for the picture."
+        which = "last" if request.row.sv3d else "first"  # an orbit ends at the picture's own view
+        _open(file.file_id, Image.fromarray(frames[-1 if request.row.sv3d else 0]), file.name)
+        st.session_state["restored"] = f"Settings of {file.name} restored. Its {which} frame stands in for the picture."
     except UserError as error:
         clip = file.name.lower().endswith(".mp4")
         st.session_state["refused"] = ("We can't restore settings from that clip." if clip else _UNREADABLE, str(error))
@@ -296,7 +317,7 @@ def _watch(job_id: str) -> None:
 def _still(job: Job) -> None:
     """The preview of a job, or the picture that it starts from."""
     try:
-        address = look.inline(job.preview or _small(job.picture))
+        address = look.inline(job.preview or _small(job.picture, job.request))
     except OSError:
         return
     about = f"{'A preview of the clip of' if job.preview else 'The picture'} {job.name}"
@@ -304,8 +325,10 @@ def _still(job: Job) -> None:
 
 
 @st.cache_data(max_entries=16)
-def _small(path: Path) -> bytes:
+def _small(path: Path, _request: VideoRequest) -> bytes:
     image = open_stored(path)
+    if _request.fit == "object":
+        image = prepare_picture(image, _request)
     image.thumbnail((960, 960))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=88)
@@ -338,6 +361,17 @@ def _clip(job: Job) -> None:
                 st.download_button(
                     title, _exported(content, title), f"{name}{suffix}", mime, on_click="ignore", width="stretch"
                 )
+            if job.request.row.sv3d:
+                suffix, mime, _ = EXPORTS["WebP"]
+                st.download_button(
+                    "Turntable (WebP)",
+                    _turntable(content, job.request),
+                    f"{name}-turntable{suffix}",
+                    mime,
+                    on_click="ignore",
+                    width="stretch",
+                    help="Loops without a seam: from the last view to the first it is one step of the orbit.",
+                )
         st.button(
             "New take",
             icon=":material/casino:",
@@ -349,7 +383,7 @@ def _clip(job: Job) -> None:
         st.button(
             "Extend",
             icon=":material/add:",
-            disabled=bool(job.unsaved) or not 0 < links < LONGEST_CHAIN,
+            disabled=bool(job.unsaved) or job.request.row.sv3d or not 0 < links < LONGEST_CHAIN,
             help=f"Go on from near the end, as one film of at most {LONGEST_CHAIN} clips. This is clip {links or 1}.",
             on_click=_submit,
             args=(table().extend, job.id),
@@ -394,6 +428,16 @@ def _exported(content: bytes, title: str) -> Callable[[], bytes]:
     return lambda: EXPORTS[title][2](*read_frames(content))
 
 
+def _turntable(content: bytes, request: VideoRequest) -> Callable[[], bytes]:
+    """For a download button: one round, for ever."""
+
+    def write() -> bytes:
+        frames, fps = read_frames(content)
+        return EXPORTS["WebP"][2](frames[loop_order(*orbit_of(request))], fps)
+
+    return write
+
+
 def _submit(make: Callable[[str, str], Job], job_id: str) -> None:
     """Put a job that follows from another into the queue; its settings become the fields'."""
     try:
@@ -419,7 +463,8 @@ def _start(request: VideoRequest | None, picture: Picture | None) -> None:
             disabled=request is None or picture is None,
         )
         if picture is None:
-            st.caption("Choose a picture first.")
+            opened = st.session_state.get("opened")
+            st.caption("The object is not cut out yet: see Picture." if opened else "Choose a picture first.")
         elif request is None:
             st.caption("This cannot run yet: see Movement.")
         else:

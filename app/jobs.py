@@ -132,9 +132,9 @@ class EngineRunner:
 
 
 def open_stored(path: Path) -> Image.Image:
-    """A picture that the table itself has stored. Raises OSError."""
+    """A picture that the table itself has stored, RGBA if it is an object that was cut out. Raises OSError."""
     with Image.open(path) as image:
-        return image.convert("RGB")
+        return image.convert("RGBA" if image.mode == "RGBA" else "RGB")
 
 
 def _settle() -> None:

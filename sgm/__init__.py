@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from sgm.installed import VersionStatus, version_status
     from sgm.media.export import EXPORTS, JOIN, stitch
     from sgm.media.image import PictureError, describe_fit, fit_picture, open_picture
-    from sgm.media.object import cut_out, place_object
-    from sgm.media.turntable import draw_orbit, write_turntable
+    from sgm.media.object import cut_out, fetched_first, fetched_share, place_object
+    from sgm.media.turntable import draw_orbit, loop_order, write_turntable
     from sgm.media.video import encode_video, read_frames, read_settings, write_video
     from sgm.pipeline import FITS, Clip, Progress, VideoRequest, curves, generate, orbit_of, prepare_picture
     from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
@@ -51,10 +51,13 @@ __all__ = [
     "download_weights",
     "draw_orbit",
     "encode_video",
+    "fetched_first",
+    "fetched_share",
     "fit_picture",
     "generate",
     "instantiate_from_config",
     "load_engine",
+    "loop_order",
     "open_picture",
     "orbit_of",
     "place_object",
@@ -80,8 +83,8 @@ _HOMES = {
     "sgm.installed": ("VersionStatus", "version_status"),
     "sgm.media.image": ("PictureError", "describe_fit", "fit_picture", "open_picture"),
     "sgm.media.export": ("EXPORTS", "JOIN", "stitch"),
-    "sgm.media.object": ("cut_out", "place_object"),
-    "sgm.media.turntable": ("draw_orbit", "write_turntable"),
+    "sgm.media.object": ("cut_out", "fetched_first", "fetched_share", "place_object"),
+    "sgm.media.turntable": ("draw_orbit", "loop_order", "write_turntable"),
     "sgm.media.video": ("encode_video", "read_frames", "read_settings", "write_video"),
     "sgm.pipeline": ("Clip", "FITS", "Progress", "VideoRequest", "curves", "generate", "orbit_of", "prepare_picture"),
     "sgm.versions": ("DEFAULT_VERSION", "VERSIONS", "Version"),

@@ -155,15 +155,13 @@ def models() -> None:
         for version in VERSIONS.values():
             status = version_status(version.name)
             size = f"{version.width}x{version.height}"
-            place = status.command or ""
-            if status.path:
-                place = f"{status.path}, {_bytes(status.size)}"
+            place = status.place or status.command or status.problem
             typer.echo(
                 f"{version.name:<22}{version.frames:>6}  {size:<10}{version.steps:>5}  {status.state:<8} {place}"
             )
             if status.path and status.problem:
                 typer.echo(f"{'':<47}{status.problem}{f' Run `{status.command}`.' if status.command else ''}")
-            if not status.path:
+            if not status.path and status.page:
                 pages.setdefault(f"{status.page} ({status.licence})", []).append(version.name)
         if pages:
             typer.echo("\nAccept the licence of what is missing before you download it:")
@@ -387,10 +385,6 @@ def _shares() -> Iterator[Any]:
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda phase, share: bar.update(task, description=phase, completed=share)
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _free(path: Path) -> Path:

@@ -21,7 +21,7 @@ class VersionStatus:
     """What of a version is on this machine.
 
     state: "ready", "on disk" (there, but it cannot run: `problem` says why) or "missing". path: file or folder, `size`
-    bytes. command: what brings it, "" where nothing is missing. licence: whose terms hold; page: where to accept them.
+    bytes. command: what brings it, "" where no command does. licence: whose terms hold; page: where to accept them.
     """
 
     version: str
@@ -33,6 +33,12 @@ class VersionStatus:
     page: str
     problem: str = ""
 
+    @property
+    def place(self) -> str:
+        """Path and size in words; "" where it is missing."""
+        size = f"{self.size / 1e9:.2f} GB" if self.size >= 1e8 else f"{self.size / 1e6:.1f} MB"
+        return f"{self.path}, {size}" if self.path else ""
+
 
 def version_status(version: str) -> VersionStatus:
     """Look for a version's weights and read their headers; cheap enough for every redraw of a page."""
@@ -40,7 +46,8 @@ def version_status(version: str) -> VersionStatus:
     page = f"https://huggingface.co/{row.repo}" if row.repo else ""
     path = row.checkpoint_path
     if path is None:
-        return VersionStatus(version, "missing", None, 0, f"sgm download {version}", row.licence, page, row.how_to_get)
+        command = f"sgm download {version}" if row.repo else ""
+        return VersionStatus(version, "missing", None, 0, command, row.licence, page, row.how_to_get)
     files = [file for file in ([path] if path.is_file() else sorted(path.glob("*/*"))) if file.is_file()]
     stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     problem, command = _problem(row, path, stamp), ""
@@ -49,7 +56,8 @@ def version_status(version: str) -> VersionStatus:
         if below.state != "ready":
             problem, command = f"It is laid over {row.base}, which is {below.state}.", below.command
     size = sum(size for _, size, _ in stamp)
-    return VersionStatus(version, "on disk" if problem else "ready", path, size, command, row.licence, page, problem)
+    state = "on disk" if problem else "ready"
+    return VersionStatus(version, state, path, size, command, row.licence, page, problem)
 
 
 @lru_cache(maxsize=64)

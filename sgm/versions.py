@@ -73,11 +73,15 @@ class Version:
         """One line that says how to bring the missing weights."""
         if self.repo is None:
             return f"It ships with the project: restore checkpoints/{self.name}.safetensors, or install again."
-        path = checkpoint_folders()[0] / f"{self.name}.safetensors"
         return (
             f"Accept the licence at huggingface.co/{self.repo}, then run `sgm download {self.name}`, or bring "
-            f"{self.hub_file} from there yourself and put it at {path}"
+            f"{self.hub_file} from there yourself and put it at {self.home}"
         )
+
+    @property
+    def home(self) -> Path:
+        """Where weights that one has already belong."""
+        return checkpoint_folders()[0] / f"{self.name}.safetensors"
 
 
 def bundle() -> Path:

@@ -434,6 +434,21 @@ def test_what_cannot_be_converted_is_said_before_the_work(model: Model, tmp_path
     fails("GB free: make room", model.file, tmp_path / "a", to="diffusers")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on a file's size are POSIX")
+@pytest.mark.parametrize("to", ["sgm", "diffusers"])
+def test_a_disk_that_fills_half_way_leaves_nothing(model: Model, tmp_path: Path, to: str) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (model.file.stat().st_size // 8, limits[1]))  # of any file
+    try:
+        with pytest.raises(UserError, match=r"cannot be written .*: make room or choose another"):
+            convert_weights(model.file, tmp_path / "a.safetensors", to, config=model.config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
 MEASURE = """
 import sys
 from sgm import VideoRequest, generate

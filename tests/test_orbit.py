@@ -136,6 +136,7 @@ def test_a_turntable_as_mp4_goes_round_several_times(tmp_path: Path) -> None:
 def test_the_plot_shows_the_orbit() -> None:
     flat = draw_orbit((0.0,) * 12, EVEN)
     assert flat.size == (960, 432)
+    assert np.asarray(flat).mean() > 200 > 60 > np.asarray(draw_orbit((0.0,) * 12, EVEN, dark=True)).mean()
     tilted = draw_orbit(tuple(20 * math.sin(math.radians(a)) for a in EVEN), EVEN)
     assert not np.array_equal(np.asarray(flat), np.asarray(tilted))
     orange = np.asarray(tilted.convert("RGB")).astype(int)

@@ -40,7 +40,7 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LARGEST_HEADER = 32 << 20  # the official files' have 0.3 MB
 _LARGEST_PICKLE = 64 << 20
-_TOUCHED = 128 << 20  # bytes of a mapped file that may stay in memory
+_TOUCHED = 32 << 20  # bytes of a mapped file that may stay in memory
 
 
 class WeightsError(UserError):
@@ -133,11 +133,12 @@ class PickledFile(TensorFile):
 
     def read(self, name: str) -> Tensor:
         dtype, shape = self.layout[name]
+        value = self._state[name].detach().contiguous().clone()
+        self._touched += math.prod(shape) * dtype.itemsize
         if self._touched > _TOUCHED:  # what was read of a mapping stays in memory until the mapping goes
             self._state = {}
             self._open()
-        self._touched += math.prod(shape) * dtype.itemsize
-        return self._state[name].detach().contiguous().clone()
+        return value
 
     def close(self) -> None:
         self._state = {}

@@ -31,9 +31,9 @@ def open_picture(
 ) -> Image.Image:
     """Read a picture as an upright RGB image of its own size, whatever its format, mode, depth and orientation.
 
-    Transparency is laid on white, or with `keep_alpha` kept: such a picture comes as RGBA. An embedded colour profile
-    is turned into sRGB, and of an animation the first frame is taken. `source` is a path, a file's content or an open
-    binary file; `name` is what messages call it.
+    Transparency is laid on white, or with `keep_alpha` kept (but for greys of 16 bits): such a picture comes as RGBA.
+    An embedded colour profile is turned into sRGB, and of an animation the first frame is taken. `source` is a path, a
+    file's content or an open binary file; `name` is what messages call it.
     Raises PictureError for a file that is missing, empty, damaged, no picture, larger than MAX_BYTES or of more than
     MAX_PIXELS; the size is checked before any pixel is decoded.
     """
@@ -56,7 +56,7 @@ def open_picture(
     with image:
         if image.width * image.height > MAX_PIXELS:
             raise PictureError(f"{name} has {image.width}×{image.height} pixels, {too_many}")
-        if keep_alpha and image.has_transparency_data:
+        if keep_alpha and image.has_transparency_data and image.mode[0] not in "IF":  # those go by their range
             return _upright_rgba(image, name)
         return _upright_rgb(image, name)
 
@@ -186,10 +186,11 @@ def _upright_rgba(image: Image.Image, name: str) -> Image.Image:
         opaque.info.pop("transparency", None)
         upright = _to_srgb(opaque).convert("RGB")
         upright.putalpha(alpha)
-        upright.getexif().update(image.getexif())
-        upright = ImageOps.exif_transpose(upright)
     except Exception as error:  # decoders raise anything from OSError to SyntaxError
         raise PictureError(f"{name} is damaged or cut short: fetch or save it again.") from error
+    with contextlib.suppress(Exception):  # broken EXIF does not make a broken picture
+        upright.getexif().update(image.getexif())
+        upright = ImageOps.exif_transpose(upright)
     upright.info.clear()
     return upright
 

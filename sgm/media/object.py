@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,25 +20,45 @@ logger = logging.getLogger(__name__)
 BACKGROUND_MODEL = "u2net"
 _WORKING_SIZE = 768  # pixels along the longer side, as the model's authors had it
 _VISIBLE = 25  # of 255: fainter is not the object's
+_fetching = threading.Lock()  # rembg's model is large, and is to be fetched once
+_SIZES = {"u2net": 176, "u2netp": 5}  # MB, of the models that rembg fetches
 
 
 def cut_out(image: Image.Image, model: str = BACKGROUND_MODEL) -> Image.Image:
     """The picture's object as RGBA: by the picture's own transparency if it has any, else by rembg.
 
     rembg fetches its `model` (176 MB for "u2net") when it is first used; where it keeps it, `U2NET_HOME` says. A
-    warning is logged before. Raises PictureError where the model cannot be had or nothing is found in the picture.
+    warning is logged before, `fetched_first` tells of it sooner. Raises PictureError where the model cannot be had.
     """
-    if image.mode == "RGBA" and bool((np.asarray(image.getchannel("A")) < 128).any()):
+    if _has_shape(image):
         return image
     picture = image.convert("RGB")
     picture.thumbnail((_WORKING_SIZE, _WORKING_SIZE), Image.Resampling.LANCZOS)
-    session = _session(model)
+    with _fetching:
+        session = _session(model)
     from rembg import remove
 
     # Matting takes the background's colour out of the object's edges.
     cutout = remove(picture, session=session, alpha_matting=True)
     assert isinstance(cutout, Image.Image)
     return cutout.convert("RGBA")
+
+
+def fetched_first(image: Image.Image, model: str = BACKGROUND_MODEL) -> str:
+    """What `cut_out` has to fetch before it can cut this picture out, as a sentence; "" where it needs nothing."""
+    if _has_shape(image) or _is_here(model):
+        return ""
+    size = f" ({_SIZES[model]} MB)" if model in _SIZES else ""
+    return f"rembg fetches its model {model}{size} into {_homes()[1]}, once, to remove backgrounds."
+
+
+def fetched_share(model: str = BACKGROUND_MODEL) -> float | None:
+    """How much of rembg's model has come, 0 to 1, while it is being fetched; None while it is not, or not known."""
+    sizes = []
+    for folder in () if _is_here(model) else _folders(model):
+        with contextlib.suppress(OSError):  # it gets its name, and its old one goes, at any time
+            sizes += [path.stat().st_size for path in folder.glob("tmp*")]  # rembg's downloader names it so
+    return min(1.0, max(sizes) / 1e6 / _SIZES[model]) if sizes and model in _SIZES else None
 
 
 def place_object(cutout: Image.Image, width: int, height: int, image_frame_ratio: float = 0.9) -> Image.Image:
@@ -57,6 +79,29 @@ def place_object(cutout: Image.Image, width: int, height: int, image_frame_ratio
     return frame
 
 
+def _has_shape(image: Image.Image) -> bool:
+    """Whether the picture's own transparency says what the object is."""
+    return image.mode == "RGBA" and bool((np.asarray(image.getchannel("A")) < 128).any())
+
+
+def _is_here(model: str) -> bool:
+    return any((folder / f"{model}.onnx").is_file() for folder in _folders(model))
+
+
+def _folders(model: str) -> tuple[Path, Path]:
+    """The folders in which rembg looks for a model: where earlier releases had it, and where it goes now."""
+    old, new = _homes()
+    return old, new / "models" / model
+
+
+def _homes() -> tuple[Path, Path]:
+    """rembg's folders, of earlier releases, in which models lay side by side, and of the present ones."""
+    data = os.environ.get("XDG_DATA_HOME")
+    old = os.environ.get("U2NET_HOME") or f"{data or '~'}/.u2net"
+    new = os.environ.get("U2NET_HOME") or os.environ.get("REMBG_HOME") or (f"{data}/rembg" if data else "~/.rembg")
+    return Path(old).expanduser(), Path(new).expanduser()
+
+
 @lru_cache(maxsize=1)
 def _session(model: str) -> Any:
     try:
@@ -66,14 +111,12 @@ def _session(model: str) -> Any:
             "Removing the background needs rembg, which is not installed: run `python -m pip install 'rembg[cpu]'`, or "
             "give a picture whose background is transparent."
         ) from error
-    home = Path(os.environ.get("U2NET_HOME") or os.environ.get("REMBG_HOME") or Path.home() / ".rembg")
-    if not any(place.is_dir() and any(place.rglob(f"{model}.onnx")) for place in (home, Path.home() / ".u2net")):
-        size = " (176 MB)" if model == "u2net" else ""
-        logger.warning("rembg fetches its model %s%s into %s, once, to remove backgrounds.", model, size, home)
+    if note := fetched_first(Image.new("RGB", (1, 1)), model):
+        logger.warning("%s", note)
     try:
         return rembg.new_session(model)
     except Exception as error:  # from any layer of the download, or from the file's reader
         raise PictureError(
             f"The background cannot be removed: rembg could not get its model {model} ({type(error).__name__}). Go "
-            f"online once, put {model}.onnx into {home}, or give a picture whose background is transparent."
+            f"online once, put {model}.onnx into {_homes()[0]}, or give a picture whose background is transparent."
         ) from error

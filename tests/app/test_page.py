@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from streamlit.testing.v1 import AppTest
 from app import jobs
 from app.jobs import Job, Table
 from sgm import VERSIONS, Clip, Progress, UserError, VideoRequest, fit_picture, open_picture, read_frames, read_settings
+from tests.small_model import official_layout, write_empty
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 20.0  # seconds
@@ -45,13 +47,20 @@ class Stage:
         return Clip(np.stack([pixels] * (job.request.frames or 1)), job.request.fps or 7, job.request.settings())
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the weights of svd_tiny and no others."""
+    folder = tmp_path_factory.mktemp("tiny")
+    shutil.copy(VERSIONS["svd_tiny"].checkpoint_path or "", folder)
+    return folder
+
+
 @pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+def stage(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     """A fresh table; svd_tiny alone is installed."""
-    weights = tmp_path / "checkpoints"
-    weights.mkdir()
-    (weights / "svd_tiny.safetensors").touch()
-    monkeypatch.setattr("sgm.versions.checkpoint_folders", lambda: [weights])
+    places = [tmp_path / "checkpoints", tiny]
+    places[0].mkdir()
+    monkeypatch.setattr("sgm.versions.checkpoint_folders", lambda: places)
     runner = Stage()
     table = Table(tmp_path / "outputs", runner)
     monkeypatch.setattr(jobs, "_table", table)
@@ -74,6 +83,10 @@ def ok(page: AppTest) -> AppTest:
 
 def generate(page: AppTest) -> Any:
     return next((button for button in page.button if button.label == "Generate"), None)
+
+
+def pressed(page: AppTest, label: str) -> AppTest:
+    return next(button for button in page.button if button.label == label).click().run()
 
 
 def labels(page: AppTest) -> set[str]:
@@ -306,33 +319,44 @@ def test_a_clip_that_cannot_be_stored(stage: Stage) -> None:
     assert "job" not in page.query_params
 
 
-@pytest.mark.parametrize("name", [name for name in VERSIONS if name != "svd_tiny"])
-def test_missing_weights_say_how_to_get_them(stage: Stage, name: str) -> None:
+def test_missing_weights_say_how_to_get_them(stage: Stage, tmp_path: Path) -> None:
     page = opened()
     ok(page.button(key="sample_road").click().run())
-    ok(page.selectbox(key="version").set_value(name).run())
-    (warning,) = page.warning
-    text = warning.value.replace("\\", "")
-    assert f"huggingface.co/{VERSIONS[name].repo}" in text
-    assert f"{name}.safetensors" in text
+    for name, version in VERSIONS.items():
+        ok(page.selectbox(key="version").set_value(name).run())
+        missing = version.repo is not None
+        assert [code.value for code in page.code] == [f"sgm download {name}"] * missing
+        assert generate(page).disabled == missing
+        assert (f"(https://huggingface.co/{version.repo})" in said(page)) == missing
+        assert (str(tmp_path / "checkpoints" / f"{name}.safetensors") in said(page).replace("\\", "")) == missing
+        assert ("Motion" in labels(page)) == (not version.sv3d)
+        assert ("Elevation" in labels(page)) == (name == "sv3d_p")
+        assert ("Camera" in labels(page)) == version.camera
+
+
+def test_weights_that_arrive_are_looked_at(stage: Stage, tmp_path: Path) -> None:
+    page = opened()
+    ok(page.button(key="sample_road").click().run())
+    ok(page.selectbox(key="version").set_value("svd_xt").run())
+    path = tmp_path / "checkpoints" / "svd_xt.safetensors"
+    path.touch()
+    ok(pressed(page, "Check again"))
+    assert "has weights that cannot be used" in page.warning[0].value
+    assert "is empty" in said(page)
     assert generate(page).disabled
-    assert ("Motion" in labels(page)) == (not VERSIONS[name].sv3d)
-    assert ("Elevation" in labels(page)) == (name == "sv3d_p")
-    assert "Camera" not in labels(page)
+    write_empty(path, official_layout("svd"))
+    ok(pressed(page, "Check again"))
+    assert not page.warning
+    assert f"{path}, 4.78 GB" in said(page).replace("\\", "")
+    assert not generate(page).disabled
 
 
-def test_weights_that_arrive_are_found(stage: Stage, tmp_path: Path) -> None:
+def test_all_models_are_listed(stage: Stage, tmp_path: Path) -> None:
     page = opened()
-    ok(page.button(key="sample_road").click().run())
-    ok(page.selectbox(key="version").set_value("sv3d_p").run())
-    (tmp_path / "checkpoints" / "sv3d_p.safetensors").touch()
-    next(button for button in page.button if button.label == "Check again").click().run()
-    assert not ok(page).warning
-    ok(page.slider(key="elevation").set_value(25.0).run())
-    stage.go_on.set()
-    ok(generate(page).click().run())
-    job = ended(job_of(page))
-    assert (job.request.version, job.request.elevation, job.request.width) == ("sv3d_p", 25.0, 576)
+    ok(pressed(page, "All models"))
+    assert [code.value for code in page.code] == [f"sgm download {name}" for name in VERSIONS if name != "svd_tiny"]
+    listed = "\n".join(element.value for element in page.markdown)
+    assert all(version.title in listed for version in VERSIONS.values())
 
 
 def test_contradictions_are_told(stage: Stage) -> None:

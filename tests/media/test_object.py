@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
 import socket
@@ -92,6 +93,18 @@ def test_kept_transparency_is_upright_and_of_any_mode(tmp_path: Path) -> None:
     palette.paste(1, (5, 5, 10, 10))
     palette.save(tmp_path / "palette.png", transparency=0)
     assert open_picture(tmp_path / "palette.png", keep_alpha=True).getchannel("A").getbbox() == (5, 5, 10, 10)
+
+
+def test_kept_transparency_of_odd_files() -> None:
+    grey = Image.fromarray(np.linspace(0, 65535, 400).astype(np.uint16).reshape(20, 20))
+    turned = cutout((60, 40), (0, 0, 60, 10))
+    for picture, options in ((grey, {"transparency": 0}), (turned, {"exif": b"Exif\0\0nonsense"})):
+        file = io.BytesIO()
+        picture.save(file, "PNG", **options)
+        kept = open_picture(file.getvalue(), keep_alpha=True)
+        flat = Image.new("RGB", kept.size, "white")
+        flat.paste(kept, mask=kept.getchannel("A") if kept.mode == "RGBA" else None)
+        assert np.array_equal(np.asarray(flat), np.asarray(open_picture(file.getvalue())))
 
 
 @pytest.fixture

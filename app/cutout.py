@@ -1,0 +1,96 @@
+"""The object of a picture, cut out in a thread of its own: it takes seconds, and the first time a download."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import streamlit as st
+from PIL import Image, ImageOps
+
+from app.controls import plain
+from sgm import UserError, cut_out, fetched_first, fetched_share, place_object
+
+_LARGEST = 2304  # pixels along the longer side: four times the models' own
+
+
+class _CutOut:
+    """What is cut out of one picture: `found`, RGBA, or `error`, once `ended` is set."""
+
+    def __init__(self, key: str, image: Image.Image) -> None:
+        self.key = key
+        self.found: Image.Image | None = None
+        self.error = ""
+        self.ended = threading.Event()
+        self.started = time.monotonic()
+        threading.Thread(target=self._run, args=(image,), name="cut-out", daemon=True).start()
+
+    def _run(self, image: Image.Image) -> None:
+        try:
+            found = cut_out(image)
+            found = found.crop(found.getchannel("A").getbbox())
+            found.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
+            # With a clear edge, so that whoever opens it sees that it has been cut out.
+            self.found = ImageOps.expand(found, 1, (255, 255, 255, 0))
+        except UserError as error:
+            self.error = str(error)
+        except Exception as error:  # from any layer of rembg
+            self.error = f"The object cannot be cut out ({type(error).__name__}: {error}). Give a picture whose "
+            self.error += "background is transparent."
+        finally:
+            self.ended.set()
+
+
+def show_object(key: str, image: Image.Image, name: str, width: int, height: int) -> Image.Image | None:
+    """Show exactly what the model will see of a picture's object; the cut-out as RGBA, None while there is none."""
+    work: _CutOut | None = st.session_state.get("cutting")
+    if work is None or work.key != key:
+        note = fetched_first(image)
+        if note:
+            st.info(f"This model wants the object alone, on white. {plain(note)}", icon=":material/download:")
+            if not st.button("Fetch it and cut the object out", icon=":material/content_cut:"):
+                st.caption("Or give a picture whose background is transparent already.")
+                return None
+        work = st.session_state["cutting"] = _CutOut(key, image)
+        work.ended.wait(0.5)  # a picture with transparency takes no time
+    if not work.ended.is_set():
+        _watch()
+        return None
+    if work.found is None:
+        st.error(plain(work.error), icon=":material/content_cut:")
+        st.button("Try again", on_click=lambda: st.session_state.pop("cutting"))
+        return None
+    shown = st.container()
+    st.session_state.setdefault("image_frame_ratio", 0.9)
+    share = st.slider(
+        "Object's share of the frame",
+        *(0.1, 1.0, None, 0.05),
+        format="percent",
+        key="image_frame_ratio",
+        help="Its longer side against the frame's. The model was trained on about nine tenths.",
+    )
+    with shown:
+        try:
+            placed = place_object(work.found, width, height, share)
+            st.image(placed, width="stretch", output_format="PNG", alt=f"The object of {name}")
+        except UserError as error:
+            st.error(plain(str(error)), icon=":material/content_cut:")
+            return None
+        st.caption(
+            f"The model sees exactly this: the object on white, {width}×{height}.",
+            text_alignment="center",
+        )
+    return work.found
+
+
+@st.fragment(run_every=1.0)
+def _watch() -> None:
+    """How far it is; redraws the page once at the end."""
+    work: _CutOut | None = st.session_state.get("cutting")
+    if work is None or work.ended.is_set():
+        st.rerun()
+    share = fetched_share()
+    if share is None:
+        st.progress(0.0, f"Cutting the object out · {time.monotonic() - work.started:.0f} s")
+    else:
+        st.progress(share, f"Fetching rembg's model · {share:.0%}")

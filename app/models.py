@@ -1,0 +1,74 @@
+"""What of each model version is on this computer, and how the rest comes there."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import streamlit as st
+
+from app.controls import plain
+from sgm import DEFAULT_VERSION, VERSIONS, Version, VersionStatus, version_status
+
+_BADGES: dict[str, tuple[str, str, Literal["green", "orange", "gray"]]] = {
+    "ready": ("Ready", ":material/check_circle:", "green"),
+    "on disk": ("On disk", ":material/error:", "orange"),
+    "missing": ("Missing", ":material/download:", "gray"),
+}
+
+
+def show_status(version: Version) -> bool:
+    """Say what of a version is here, and what brings the rest; whether it can run."""
+    status = version_status(version.name)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="model_status"):
+        _badge(status)
+        if status.state == "ready":
+            st.caption(plain(status.place))
+        else:
+            st.button("Check again", icon=":material/refresh:", type="tertiary")
+        if st.button("All models", icon=":material/list:", type="tertiary"):
+            _all_models()
+    if status.state != "ready":
+        told = "has weights that cannot be used" if status.path else "has no weights on this computer"
+        st.warning(f"**{version.title} {told}.**", icon=":material/download:")
+        _remedy(version, status)
+        if not status.path and status.page:
+            place = f"{plain(version.hub_file)} from there, if you have it, at {plain(str(version.home))}"
+            st.caption(f"or put {place}")
+    return status.state == "ready"
+
+
+@st.dialog("Models", width="large")
+def _all_models() -> None:
+    """Every version; "Check again" redraws the dialog alone."""
+    left, right = st.columns([5, 2], vertical_alignment="center")
+    place = plain(str(VERSIONS[DEFAULT_VERSION].home.parent))
+    left.caption(f"Weights that you have already belong into the folder {place}, under the name in the command.")
+    right.button("Check again", icon=":material/refresh:", key="check_all", width="stretch")
+    for version in VERSIONS.values():
+        status = version_status(version.name)
+        with st.container(border=True):
+            with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+                st.markdown(f"**{version.title}** · {version.frames} frames · {version.width} × {version.height}")
+                _badge(status)
+            if status.state != "ready":
+                _remedy(version, status)
+            else:
+                st.caption(f"{plain(status.place)} · {plain(status.licence)}")
+
+
+def _badge(status: VersionStatus) -> None:
+    label, icon, color = _BADGES[status.state]
+    st.badge(label, icon=icon, color=color)
+
+
+def _remedy(version: Version, status: VersionStatus) -> None:
+    """What is wrong, the licence to accept first, and the command that can be copied."""
+    if status.path:
+        st.caption(f"{plain(status.place)}. {plain(status.problem)}")
+    if not status.page:
+        st.caption(plain(version.how_to_get))
+    elif not status.path:
+        page = f"[{status.page.removeprefix('https://')}]({status.page})"
+        st.caption(f"First accept the licence ({plain(status.licence)}) at {page}, then run")
+    if status.command:
+        st.code(status.command, language="sh", wrap_lines=True)
