@@ -11,7 +11,7 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from sgm import CAMERA_MOVES, DEFAULT_VERSION, GUIDERS, SAMPLERS, VERSIONS, UserError, Version, VideoRequest, curves
+from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, UserError, Version, VideoRequest, best_version, curves
 
 _LARGEST_SEED = 2**31 - 1
 # The fields that one value serves whatever the version; the others are kept for each version.
@@ -67,7 +67,9 @@ _GUIDER_TITLES = {
 
 def current_version() -> Version:
     """The version that is chosen, known before its field is drawn: the picture's crop stands above it."""
-    return VERSIONS[st.session_state.setdefault("version", DEFAULT_VERSION)]
+    if "version" not in st.session_state:
+        st.session_state["version"] = best_version()
+    return VERSIONS[st.session_state["version"]]
 
 
 def current_size() -> tuple[int, int]:
@@ -183,7 +185,7 @@ def request_from(settings: Mapping[str, Any], base: VideoRequest | None = None) 
 
     Raises UserError where a value is wrong.
     """
-    version = str(settings.get("version", base.version if base else DEFAULT_VERSION))
+    version = str(settings.get("version", base.version if base else best_version()))
     start = base if base and base.version == version else VideoRequest(version)
     given: dict[str, Any] = {}
     for field, value in start.settings().items():
@@ -199,14 +201,17 @@ def request_from(settings: Mapping[str, Any], base: VideoRequest | None = None) 
 
 
 def address_of(request: VideoRequest, base: VideoRequest | None = None) -> dict[str, str]:
-    """What `request_from` needs to give the request again: what differs from `base`, or from the version's own."""
+    """What `request_from` needs to give the request again: what differs from `base`, or from the version's own.
+
+    Nothing where all is as the page opens; else the version is named, for another may be the best one tomorrow.
+    """
     start = base if base and base.version == request.version else VideoRequest(request.version)
     names = ("fit",) if base is None else ()
     settings, usual = request.settings(), start.settings()
     if settings["decode_chunk"] == settings["frames"]:
         usual["decode_chunk"] = settings["decode_chunk"]
     changed = {name: str(value) for name, value in settings.items() if value != usual[name] and name not in names}
-    if request.version != (base.version if base else DEFAULT_VERSION):
+    if request.version != base.version if base else changed or request.version != best_version():
         changed["version"] = request.version
     return changed
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import streamlit as st
 from PIL import Image
+from streamlit.navigation.page import StreamlitPage
 
 from app import controls, look
 from app.jobs import LONGEST_CHAIN, Job, device, open_stored, table
@@ -27,6 +28,7 @@ _POSITION_NAMES = {
     "vertical": ("Top", "Upper", "Centre", "Lower", "Bottom"),
 }
 _DOING = {
+    "load": "Loading the model, {step} %",
     "encode": "Reading the picture",
     "sample": "Step {step} of {total}",
     "decode": "Painting the frames",
@@ -51,6 +53,11 @@ class Picture(NamedTuple):
     frame: Image.Image
     name: str
     fit: str
+
+
+def page() -> StreamlitPage:
+    """The page, for navigation: a function, for Streamlit would read a file again while what it imports stays old."""
+    return st.Page(show_page, title="Create", icon=":material/movie:", url_path="create", default=True)
 
 
 def show_page() -> None:
@@ -336,8 +343,14 @@ def _clip(job: Job) -> None:
         with st.popover("More formats"):
             for title, (suffix, mime, _) in EXPORTS.items():
                 st.download_button(
-                    title, _exported(content, title), f"{name}{suffix}", mime, on_click="ignore", width="stretch"
+                    title, _exported(job, title), f"{name}{suffix}", mime, on_click="ignore", width="stretch"
                 )
+            kept = table().lossless(job)
+            st.caption(
+                "Made of the frames as the model drew them: the PNGs have lost nothing."
+                if kept
+                else "Made of the MP4: the frames as the model drew them were not kept."
+            )
         st.button(
             "New take",
             icon=":material/casino:",
@@ -389,9 +402,9 @@ def _reopen(job_id: str) -> None:
         _follow_job(job)
 
 
-def _exported(content: bytes, title: str) -> Callable[[], bytes]:
+def _exported(job: Job, title: str) -> Callable[[], bytes]:
     """For a download button: made when it is asked for."""
-    return lambda: EXPORTS[title][2](*read_frames(content))
+    return lambda: EXPORTS[title][2](*table().frames(job))
 
 
 def _submit(make: Callable[[str, str], Job], job_id: str) -> None:
@@ -463,7 +476,7 @@ def _doing(job: Job) -> str:
     """What the job is at, and how long it will be at it."""
     left = "" if job.seconds_left is None else look.duration(job.seconds_left)
     if job.stopping:
-        return "Stopping …"
+        return "Stopping, once this part of the model is loaded …" if job.phase == "load" else "Stopping …"
     if job.state == "queued":
         ahead = table().ahead(job.id)
         text = f"Number {ahead} in line" if ahead else "Starting"
@@ -472,6 +485,3 @@ def _doing(job: Job) -> str:
     if at := job.progress:
         text = _DOING.get(job.phase, job.phase).format(step=at.step, total=at.total)
     return f"{text} · {left} left" if left else text
-
-
-show_page()
