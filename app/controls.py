@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import altair as alt
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
 from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, UserError, Version, VideoRequest, best_version, curves
 
@@ -217,10 +219,14 @@ def address_of(request: VideoRequest, base: VideoRequest | None = None) -> dict[
 
 
 def keep() -> None:
-    """Keep the fields while another page is shown: Streamlit forgets those that a page does not draw."""
+    """Keep the fields that are not shown now: Streamlit forgets those. To be called once all is drawn.
+
+    Those that are drawn refuse it, rightly: to set them would undo what somebody has changed since.
+    """
     for key in list(st.session_state):
         if isinstance(key, str) and (key.partition(":")[0] in _FIELDS or key in _SWITCHES):
-            st.session_state[key] = st.session_state[key]
+            with suppress(StreamlitAPIException):
+                st.session_state[key] = st.session_state[key]
 
 
 def summary(settings: dict[str, Any]) -> str:
@@ -248,22 +254,26 @@ def _choose_preset(version: Version) -> None:
     names = [name for name in _PRESETS if not version.sv3d or name in ("Balanced", "Quick draft")]
     fields = ("motion_bucket", "steps", "fps")
     now = {field: st.session_state[_key(field, version)] for field in fields}
-    chosen = next((name for name in names if _preset(name, version) == now), "Custom")
-    st.session_state["preset"] = chosen
-    st.segmented_control(
-        "Preset",
-        names if chosen in names else [*names, "Custom"],
-        required=True,
-        key="preset",
-        on_change=_use_preset,
-        args=(version,),
-        help=" ".join(f"**{name}**: {_PRESETS[name]}" for name in names),
-    )
+    about = " ".join(f"**{name}**: {_PRESETS[name]}" for name in names)
+    custom = now not in [_preset(name, version) for name in names]
+    st.markdown(f"Preset{': custom' if custom else ''}", help=about)
+    # Buttons, which have no state: a browser that is a step behind would send an older choice back with the next change
+    # of a slider, and so undo both.
+    with st.container(horizontal=True, gap="xsmall", key="presets"):
+        for name in names:
+            chosen = _preset(name, version) == now
+            st.button(
+                name,
+                key=f"preset_{name}",
+                type="primary" if chosen else "secondary",
+                icon=":material/check:" if chosen else None,
+                on_click=_use_preset,
+                args=(name, version),
+            )
 
 
-def _use_preset(version: Version) -> None:
-    name = str(st.session_state["preset"])
-    for field, value in (_preset(name, version) if name in _PRESETS else {}).items():
+def _use_preset(name: str, version: Version) -> None:
+    for field, value in _preset(name, version).items():
         st.session_state[_name(field, version)] = value
 
 

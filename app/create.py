@@ -293,7 +293,7 @@ def _result(job: Job | None) -> None:
         _still(job)
 
 
-@st.fragment(run_every=1.0)
+@st.fragment(run_every=2 * look.POLL)
 def _watch(job_id: str) -> None:
     """The live preview, from the first steps on."""
     if job := table().get(job_id):
@@ -454,7 +454,7 @@ def _price(request: VideoRequest) -> str:
     return f"{length}, made in about {look.duration(seconds)}" if seconds else length
 
 
-@st.fragment(run_every=0.5)
+@st.fragment(run_every=look.POLL)
 def _follow(job_id: str) -> None:
     """Progress and Cancel. Drawn, and so polled, only while the job is active; its end redraws the page once."""
     job = table().get(job_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import streamlit as st
 
 from sgm import fit_picture, open_picture
 
+POLL = float(os.environ.get("SGM_POLL") or 0.5)  # seconds between two looks at a running job
 SAMPLES = {path.stem: path for path in sorted((Path(__file__).parent / "samples").glob("*.jpg"))}
 
 
@@ -52,6 +54,8 @@ _STYLE = """
 .stImage img, .stVideo { border-radius: 0.5rem; }
 .stage { aspect-ratio: 5 / 3; display: flex; flex-direction: column; align-items: center; justify-content: center;
   gap: 0.25rem; border: 1px dashed #9a9a94; border-radius: 0.5rem; text-align: center; padding: 1rem; }
+.st-key-presets button { min-height: 2.25rem; padding: 0 0.75rem; }
+.st-key-presets button[kind="primary"] { background: rgb(26 154 148 / 12%); color: inherit; border-color: #1a9a94; }
 .st-key-samples { display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 0.5rem; }
 .st-key-samples > div, .st-key-samples .stButton, .st-key-samples button { width: 100%; }
 .st-key-samples button { aspect-ratio: 1; align-items: end; padding: 0 0 0.2rem; border: none; color: #fff;

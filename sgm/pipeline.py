@@ -193,7 +193,9 @@ class Progress:
     @property
     def fraction(self) -> float:
         """Share of the whole job that is done, 0 to 1, with the phases' usual shares of the time."""
-        start, share = {"load": (0.0, 0.0), "encode": (0.0, 0.03), "sample": (0.03, 0.77), "decode": (0.8, 0.2)}[self.phase]
+        start, share = {"load": (0.0, 0.0), "encode": (0.0, 0.03), "sample": (0.03, 0.77), "decode": (0.8, 0.2)}[
+            self.phase
+        ]
         return start + share * self.step / self.total
 
 
