@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -218,15 +218,23 @@ def address_of(request: VideoRequest, base: VideoRequest | None = None) -> dict[
     return changed
 
 
-def keep() -> None:
-    """Keep the fields that are not shown now: Streamlit forgets those. To be called once all is drawn.
+@contextmanager
+def kept() -> Iterator[None]:
+    """Keep the fields that are not drawn meanwhile, until they are drawn again: Streamlit would forget them.
 
-    Those that are drawn refuse it, rightly: to set them would undo what somebody has changed since.
+    Those that are drawn are left alone: to set them would undo what somebody has changed since.
     """
+    for key in st.session_state.get("kept", ()):
+        if key in st.session_state:
+            st.session_state[key] = st.session_state[key]
+    yield
+    kept = []
     for key in list(st.session_state):
         if isinstance(key, str) and (key.partition(":")[0] in _FIELDS or key in _SWITCHES):
-            with suppress(StreamlitAPIException):
+            with suppress(StreamlitAPIException):  # it is drawn
                 st.session_state[key] = st.session_state[key]
+                kept.append(key)
+    st.session_state["kept"] = kept
 
 
 def summary(settings: dict[str, Any]) -> str:

@@ -132,7 +132,6 @@ class EngineRunner:
     def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
         if self._engine is None or self._engine.version != job.request.version:
             self._engine = None  # unload first: two models at once may not fit
-            gc.unfreeze()
             _settle()
             on_step(Progress("load", 0, 100))
             self._engine = load_engine(
@@ -156,6 +155,7 @@ def _settle() -> None:
     Streamlit searches after every script run, so at each look at a job's progress. With torch and a model to search,
     that stopped the worker for more than half of the time.
     """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
 
@@ -344,6 +344,8 @@ class Table:
         """A copy that says how long it will be."""
         left: float | None = None
         if job.state == "running":
+            if job.phase == "load":
+                gc.freeze()  # what is loaded by now, lest looking on stops it; `_settle` will look through it all
             left = self._left(job)
         elif job.state == "queued":
             each = [self._left(other) for other in (*self._before(job.id), job)]

@@ -8,5 +8,5 @@ import streamlit as st
 from app import controls, create, history
 
 st.set_page_config(page_title="Image to video", page_icon=":material/movie:", layout="wide")
-st.navigation([create.page(), history.page()], position="top").run()
-controls.keep()
+with controls.kept():
+    st.navigation([create.page(), history.page()], position="top").run()
