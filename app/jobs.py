@@ -489,9 +489,7 @@ class Table:
             message = "Finished, but there was no room to save it: download it now. It is gone when the app ends."
             return {"message": message, "unsaved": encode_video(clip.frames, clip.fps, clip.settings)}
         try:
-            temporary = job.poster.with_suffix(".tmp")
-            temporary.write_bytes(_jpeg(Image.fromarray(clip.frames[0])))
-            os.replace(temporary, job.poster)
+            _write(job.poster, _jpeg(Image.fromarray(clip.frames[0])))
             write_frames(job.frames, clip.frames, clip.fps)
             before = self.chain(job.parent) if job.parent else []
             if before:
@@ -534,11 +532,21 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def _save(job: Job) -> None:
-    """Write job.json anew, whole or not at all. Raises OSError."""
+    """Write job.json anew. Raises OSError."""
     content = {name: getattr(job, name) for name in _SAVED} | {"request": job.request.settings()}
-    temporary = job.folder / "job.tmp"
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(temporary, job.folder / "job.json")
+    _write(job.folder / "job.json", json.dumps(content, indent=1).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all. Raises OSError."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 _SAVED = ("state", "name", "created", "seconds", "message", "settings", "owner", "parent", "phases")
