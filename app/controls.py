@@ -264,20 +264,21 @@ def _choose_preset(version: Version) -> None:
     now = {field: st.session_state[_key(field, version)] for field in fields}
     about = " ".join(f"**{name}**: {_PRESETS[name]}" for name in names)
     custom = now not in [_preset(name, version) for name in names]
-    st.markdown(f"Preset{': custom' if custom else ''}", help=about)
-    # Buttons, which have no state: a browser that is a step behind would send an older choice back with the next change
-    # of a slider, and so undo both.
-    with st.container(horizontal=True, gap="xsmall", key="presets"):
-        for name in names:
-            chosen = _preset(name, version) == now
-            st.button(
-                name,
-                key=f"preset_{name}",
-                type="primary" if chosen else "secondary",
-                icon=":material/check:" if chosen else None,
-                on_click=_use_preset,
-                args=(name, version),
-            )
+    with st.container(key="preset"):
+        st.markdown(f"Preset{': custom' if custom else ''}", help=about)
+        # Buttons, which have no state: a browser that is a step behind would send an older choice back with the next
+        # change of a slider, and so undo both.
+        with st.container(horizontal=True, gap="xsmall", key="presets"):
+            for name in names:
+                chosen = _preset(name, version) == now
+                st.button(
+                    name,
+                    key=f"preset_{name}",
+                    type="primary" if chosen else "secondary",
+                    icon=":material/check:" if chosen else None,
+                    on_click=_use_preset,
+                    args=(name, version),
+                )
 
 
 def _use_preset(name: str, version: Version) -> None:

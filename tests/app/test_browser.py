@@ -433,8 +433,9 @@ def test_strangers_are_kept_out(page: Any, site: Server, past: tuple[Path, str])
 
 
 SERIOUS = ("serious", "critical")
-_SETTLED = """background => getComputedStyle(document.querySelector('.stApp')).backgroundColor === background
-    && document.querySelector('.stApp').dataset.testScriptState === 'notRunning'
+_DRAWN = "document.querySelector('.stApp').dataset.testScriptState === 'notRunning'"
+_SETTLED = f"""background => {_DRAWN}
+    && getComputedStyle(document.querySelector('.stApp')).backgroundColor === background
     && !document.getAnimations().some(animation => animation.playState === 'running')"""
 _CLIPPED = """() => [...document.querySelectorAll('.stApp *')].filter(e => {
     const s = getComputedStyle(e), own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
@@ -468,8 +469,9 @@ def test_all_can_read_it(page: Any, site: Server, past: tuple[Path, str]) -> Non
 def test_the_keyboard_reaches_everything(page: Any, site: Server, past: tuple[Path, str]) -> None:
     page.goto(f"{site.address}?job={past[1]}")
     page.get_by_text("What ran").wait_for()
+    page.wait_for_function(_DRAWN)
     wanted = {"upload", "giraffe", "model", "camera", "motion", "steps", "seed", "download mp4", "new take", "extend"}
-    for _ in range(250):  # the page may still be drawing, and then starts over
+    for _ in range(100):
         page.keyboard.press("Tab")
         name = page.evaluate(
             "() => { const e = document.activeElement; return e.getAttribute('aria-label') || e.innerText || "
