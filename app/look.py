@@ -66,9 +66,11 @@ _STYLE = """
 .st-key-samples button p { font-size: 0.8rem; }
 .st-key-samples button:hover, .st-key-samples button:focus { color: #fff; filter: brightness(1.12); }
 .st-key-samples button[kind="primary"] { outline: 3px solid #1a9a94; outline-offset: 2px; }
-@media (max-width: 640px) {
+@media (max-width: 900px) {
   .st-key-samples { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .st-key-samples button { aspect-ratio: 8 / 5; }
+}
+@media (max-width: 640px) {
   .stColumn:has(.st-key-clip) { order: -1; } /* a clip first: nobody scrolls past all settings for it */
 }
 [data-testid="stFileUploaderDropzoneInstructions"] span { white-space: normal; }

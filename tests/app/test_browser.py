@@ -471,16 +471,18 @@ def test_the_keyboard_reaches_everything(page: Any, site: Server, past: tuple[Pa
     page.get_by_text("What ran").wait_for()
     page.wait_for_function(_DRAWN)
     wanted = {"upload", "giraffe", "model", "camera", "motion", "steps", "seed", "download mp4", "new take", "extend"}
+    seen = []
     for _ in range(100):
         page.keyboard.press("Tab")
         name = page.evaluate(
             "() => { const e = document.activeElement; return e.getAttribute('aria-label') || e.innerText || "
             "(e.labels && e.labels[0] && e.labels[0].innerText) || (e.closest('label') || {}).innerText || e.tagName }"
         )
+        seen.append(name)
         wanted -= {part for part in wanted if part in name.lower()}
         if not wanted:
             break
-    assert not wanted
+    assert not wanted, seen
     page.keyboard.press("Control+Enter")
     next_job(page, past[1])
     button(page, "Cancel").click()
