@@ -48,9 +48,10 @@ _STYLE = """
 [data-testid="stBottomBlockContainer"] { padding: 0.75rem 1.5rem 1rem; max-width: 76rem; margin: auto; }
 [data-testid="stCaptionContainer"] { color: inherit; opacity: 0.75; } /* Streamlit's grey is too faint to read */
 .st-key-head h1 { padding: 0; }
-.st-key-bar button[kind="primary"]:enabled, .stDownloadButton button[kind="primary"] { background: #0b6e6b; color: #fff; }
-.st-key-bar button[kind="primary"]:enabled:hover, .stDownloadButton button[kind="primary"]:hover { background: #095a58;
-  color: #fff; }
+.st-key-bar button[kind="primary"]:enabled, .stDownloadButton button[kind="primary"] {
+  background: #0b6e6b; color: #fff; }
+.st-key-bar button[kind="primary"]:enabled:hover, .stDownloadButton button[kind="primary"]:hover {
+  background: #095a58; color: #fff; }
 .st-key-bar button:enabled kbd { color: #d4e8e7; opacity: 1; }
 .stImage img, .stVideo { border-radius: 0.5rem; }
 .stage { aspect-ratio: 5 / 3; display: flex; flex-direction: column; align-items: center; justify-content: center;
