@@ -468,7 +468,8 @@ def test_all_can_read_it(page: Any, site: Server, past: tuple[Path, str]) -> Non
 def test_the_keyboard_reaches_everything(page: Any, site: Server, past: tuple[Path, str]) -> None:
     page.goto(f"{site.address}?job={past[1]}")
     page.get_by_text("What ran").wait_for()
-    for name in ("Upload", "Giraffe", "Extend", "Generate"):  # the browser draws them as their scripts arrive
+    page.get_by_text("Upload", exact=True).wait_for()
+    for name in ("Giraffe", "Extend", "Generate"):  # the browser draws them as their scripts arrive
         button(page, name).wait_for()
     page.get_by_role("slider", name="Steps").wait_for()
     page.get_by_role("combobox", name="Camera").wait_for()

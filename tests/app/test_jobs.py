@@ -368,12 +368,14 @@ def test_cancel_while_the_model_is_loading(tmp_path: Path, picture: Image.Image)
     table = Table(tmp_path, cancelled_half_way)
     request = VideoRequest(frames=2, steps=1, height=64, width=96)
     first = table.submit(request, picture)
+    table.wait(first.id, 10 * LIMIT)  # a real load, with what it imports
     stopped = finished(table, first)
     assert (stopped.state, stopped.message) == ("cancelled", "Stopped while loading the model.")
     assert told[0] == ("load", 0)
     assert 50 <= told[-1][1] < 60  # nothing more was loaded
-    again = finished(table, table.again(first.id))
-    assert again.state == "done"
+    again = table.again(first.id)
+    table.wait(again.id, 10 * LIMIT)
+    assert finished(table, again).state == "done"
     assert ("load", 100) in told
     table.close()
 
