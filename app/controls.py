@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import altair as alt
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
 from app.orbit import choose_orbit, chosen_orbit, describe_orbit, numbers, show_orbit, text_of
-from sgm import CAMERA_MOVES, DEFAULT_VERSION, GUIDERS, SAMPLERS, VERSIONS, UserError, Version, VideoRequest, curves
+from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, UserError, Version, VideoRequest, best_version, curves
 
 _LARGEST_SEED = 2**31 - 1
 _ORBIT = ("orbit", "elevation", "elevations", "azimuths", "image_frame_ratio")
@@ -69,7 +71,9 @@ _GUIDER_TITLES = {
 
 def current_version() -> Version:
     """The version that is chosen, known before its field is drawn: the picture's crop stands above it."""
-    return VERSIONS[st.session_state.setdefault("version", DEFAULT_VERSION)]
+    if "version" not in st.session_state:
+        st.session_state["version"] = best_version()
+    return VERSIONS[st.session_state["version"]]
 
 
 def current_size() -> tuple[int, int]:
@@ -188,7 +192,7 @@ def request_from(settings: Mapping[str, Any], base: VideoRequest | None = None) 
 
     Raises UserError where a value is wrong.
     """
-    version = str(settings.get("version", base.version if base else DEFAULT_VERSION))
+    version = str(settings.get("version", base.version if base else best_version()))
     start = base if base and base.version == version else VideoRequest(version)
     given: dict[str, Any] = {}
     for field, value in start.settings().items():
@@ -209,7 +213,10 @@ def request_from(settings: Mapping[str, Any], base: VideoRequest | None = None) 
 
 
 def address_of(request: VideoRequest, base: VideoRequest | None = None) -> dict[str, str]:
-    """What `request_from` needs to give the request again: what differs from `base`, or from the version's own."""
+    """What `request_from` needs to give the request again: what differs from `base`, or from the version's own.
+
+    Nothing where all is as the page opens; else the version is named, for another may be the best one tomorrow.
+    """
     start = base if base and base.version == request.version else VideoRequest(request.version)
     names = ("fit",) if base is None else ()
     settings, usual = request.settings(), start.settings()
@@ -220,16 +227,28 @@ def address_of(request: VideoRequest, base: VideoRequest | None = None) -> dict[
         for name, value in settings.items()
         if value != usual[name] and name not in names
     }
-    if request.version != (base.version if base else DEFAULT_VERSION):
+    if request.version != base.version if base else changed or request.version != best_version():
         changed["version"] = request.version
     return changed
 
 
-def keep() -> None:
-    """Keep the fields while another page is shown: Streamlit forgets those that a page does not draw."""
+@contextmanager
+def kept() -> Iterator[None]:
+    """Keep the fields that are not drawn meanwhile, until they are drawn again: Streamlit would forget them.
+
+    Those that are drawn are left alone: to set them would undo what somebody has changed since.
+    """
+    for key in st.session_state.get("kept", ()):
+        if key in st.session_state:
+            st.session_state[key] = st.session_state[key]
+    yield
+    kept = []
     for key in list(st.session_state):
         if isinstance(key, str) and (key.partition(":")[0] in _FIELDS or key in _SWITCHES):
-            st.session_state[key] = st.session_state[key]
+            with suppress(StreamlitAPIException):  # it is drawn
+                st.session_state[key] = st.session_state[key]
+                kept.append(key)
+    st.session_state["kept"] = kept
 
 
 def summary(settings: dict[str, Any]) -> str:
@@ -268,22 +287,27 @@ def _choose_preset(version: Version) -> None:
         names.remove("Quick draft")
     fields = ("motion_bucket", "steps", "fps")
     now = {field: st.session_state[_key(field, version)] for field in fields}
-    chosen = next((name for name in names if _preset(name, version) == now), "Custom")
-    st.session_state["preset"] = chosen
-    st.segmented_control(
-        "Preset",
-        names if chosen in names else [*names, "Custom"],
-        required=True,
-        key="preset",
-        on_change=_use_preset,
-        args=(version,),
-        help=" ".join(f"**{name}**: {_PRESETS[name]}" for name in names),
-    )
+    about = " ".join(f"**{name}**: {_PRESETS[name]}" for name in names)
+    custom = now not in [_preset(name, version) for name in names]
+    with st.container(key="preset"):
+        st.markdown(f"Preset{': custom' if custom else ''}", help=about)
+        # Buttons, which have no state: a browser that is a step behind would send an older choice back with the next
+        # change of a slider, and so undo both.
+        with st.container(horizontal=True, gap="xsmall", key="presets"):
+            for name in names:
+                chosen = _preset(name, version) == now
+                st.button(
+                    name,
+                    key=f"preset_{name}",
+                    type="primary" if chosen else "secondary",
+                    icon=":material/check:" if chosen else None,
+                    on_click=_use_preset,
+                    args=(name, version),
+                )
 
 
-def _use_preset(version: Version) -> None:
-    name = str(st.session_state["preset"])
-    for field, value in (_preset(name, version) if name in _PRESETS else {}).items():
+def _use_preset(name: str, version: Version) -> None:
+    for field, value in _preset(name, version).items():
         st.session_state[_name(field, version)] = value
 
 

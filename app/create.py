@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import streamlit as st
 from PIL import Image
+from streamlit.navigation.page import StreamlitPage
 
 from app import controls, cutout, look, models
 from app.jobs import LONGEST_CHAIN, Job, device, open_stored, table
@@ -39,6 +40,7 @@ _POSITION_NAMES = {
     "vertical": ("Top", "Upper", "Centre", "Lower", "Bottom"),
 }
 _DOING = {
+    "load": "Loading the model, {step} %",
     "encode": "Reading the picture",
     "sample": "Step {step} of {total}",
     "decode": "Painting the frames",
@@ -66,6 +68,11 @@ class Picture(NamedTuple):
     frame: Image.Image
     name: str
     fit: str
+
+
+def page() -> StreamlitPage:
+    """The page, for navigation: a function, for Streamlit would read a file again while what it imports stays old."""
+    return st.Page(show_page, title="Create", icon=":material/movie:", url_path="create", default=True)
 
 
 def show_page() -> None:
@@ -307,7 +314,7 @@ def _result(job: Job | None) -> None:
         _still(job)
 
 
-@st.fragment(run_every=1.0)
+@st.fragment(run_every=2 * look.POLL)
 def _watch(job_id: str) -> None:
     """The live preview, from the first steps on."""
     if job := table().get(job_id):
@@ -359,19 +366,25 @@ def _clip(job: Job) -> None:
         with st.popover("More formats"):
             for title, (suffix, mime, _) in EXPORTS.items():
                 st.download_button(
-                    title, _exported(content, title), f"{name}{suffix}", mime, on_click="ignore", width="stretch"
+                    title, _exported(job, title), f"{name}{suffix}", mime, on_click="ignore", width="stretch"
                 )
             if job.request.row.sv3d:
                 suffix, mime, _ = EXPORTS["WebP"]
                 st.download_button(
                     "Turntable (WebP)",
-                    _turntable(content, job.request),
+                    _turntable(job),
                     f"{name}-turntable{suffix}",
                     mime,
                     on_click="ignore",
                     width="stretch",
                     help="Loops without a seam: from the last view to the first it is one step of the orbit.",
                 )
+            kept = table().lossless(job)
+            st.caption(
+                "Made of the frames as the model drew them: the PNGs have lost nothing."
+                if kept
+                else "Made of the MP4: the frames as the model drew them were not kept."
+            )
         st.button(
             "New take",
             icon=":material/casino:",
@@ -423,17 +436,17 @@ def _reopen(job_id: str) -> None:
         _follow_job(job)
 
 
-def _exported(content: bytes, title: str) -> Callable[[], bytes]:
+def _exported(job: Job, title: str) -> Callable[[], bytes]:
     """For a download button: made when it is asked for."""
-    return lambda: EXPORTS[title][2](*read_frames(content))
+    return lambda: EXPORTS[title][2](*table().frames(job))
 
 
-def _turntable(content: bytes, request: VideoRequest) -> Callable[[], bytes]:
+def _turntable(job: Job) -> Callable[[], bytes]:
     """For a download button: one round, for ever."""
 
     def write() -> bytes:
-        frames, fps = read_frames(content)
-        return EXPORTS["WebP"][2](frames[loop_order(*orbit_of(request))], fps)
+        frames, fps = table().frames(job)
+        return EXPORTS["WebP"][2](frames[loop_order(*orbit_of(job.request))], fps)
 
     return write
 
@@ -486,7 +499,7 @@ def _price(request: VideoRequest) -> str:
     return f"{length}, made in about {look.duration(seconds)}" if seconds else length
 
 
-@st.fragment(run_every=0.5)
+@st.fragment(run_every=look.POLL)
 def _follow(job_id: str) -> None:
     """Progress and Cancel. Drawn, and so polled, only while the job is active; its end redraws the page once."""
     job = table().get(job_id)
@@ -508,7 +521,7 @@ def _doing(job: Job) -> str:
     """What the job is at, and how long it will be at it."""
     left = "" if job.seconds_left is None else look.duration(job.seconds_left)
     if job.stopping:
-        return "Stopping …"
+        return "Stopping, once this part of the model is loaded …" if job.phase == "load" else "Stopping …"
     if job.state == "queued":
         ahead = table().ahead(job.id)
         text = f"Number {ahead} in line" if ahead else "Starting"
@@ -517,6 +530,3 @@ def _doing(job: Job) -> str:
     if at := job.progress:
         text = _DOING.get(job.phase, job.phase).format(step=at.step, total=at.total)
     return f"{text} · {left} left" if left else text
-
-
-show_page()

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import streamlit as st
+from streamlit.navigation.page import StreamlitPage
 
-from app import controls, look
+from app import controls, create, look
 from app.jobs import Job, table
 from sgm import VERSIONS, UserError
 
 _A_PAGE = 12
 _ENDS = {"failed": "Failed", "cancelled": "Cancelled", "interrupted": "Interrupted", "queued": "Waiting"}
+
+
+def page() -> StreamlitPage:
+    """The page, for navigation."""
+    return st.Page(show_page, title="History", icon=":material/history:", url_path="history")
 
 
 def show_page() -> None:
@@ -65,7 +71,7 @@ def _card(job: Job) -> None:
         with st.container(horizontal=True):
             if st.button("Open", key=f"open_{job.id}", help=f"Open the clip of {job.name}"):
                 st.session_state.pop("job", None)  # Create takes over what its address names
-                st.switch_page("create.py", query_params={"job": job.id})
+                st.switch_page(create.page(), query_params={"job": job.id})
             if st.button("Delete", key=f"delete_{job.id}", help=f"Delete the clip of {job.name}", disabled=job.active):
                 _confirm(job)
 
@@ -83,6 +89,3 @@ def _confirm(job: Job) -> None:
                 st.error(controls.plain(str(error)))
                 return
             st.rerun()
-
-
-show_page()

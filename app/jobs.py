@@ -1,8 +1,9 @@
 """The jobs of the app: one table, one queue, one worker thread that owns the loaded model. Knows no Streamlit.
 
 A job outlives the page that started it, and the server, too: `<outputs>/<id>/` holds `input.png`, the part of the
-picture that the model sees, `job.json`, what was asked for and what became of it, `clip.mp4`, `poster.jpg`, and, for a
-clip that goes on from another, `film.mp4`, all of them joined. The folder is `$SGM_OUTPUTS`, else `./outputs`.
+picture that the model sees, `job.json`, what was asked for and what became of it, `clip.mp4`, `frames.mkv`, the same
+without loss, `poster.jpg`, and, for a clip that goes on from another, `film.mp4`, all of them joined. The folder is
+`$SGM_OUTPUTS`, else `./outputs`.
 The runner is the seam: today a thread with an engine, later perhaps a process or another machine.
 """
 
@@ -13,6 +14,7 @@ import gc
 import io
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -25,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from sgm import (
@@ -38,6 +41,7 @@ from sgm import (
     load_engine,
     read_frames,
     stitch,
+    write_frames,
     write_video,
 )
 
@@ -95,6 +99,11 @@ class Job:
         return path if path.is_file() else self.clip
 
     @property
+    def frames(self) -> Path:
+        """The clip's frames as the model drew them."""
+        return self.folder / "frames.mkv"
+
+    @property
     def poster(self) -> Path:
         return self.folder / "poster.jpg"
 
@@ -123,9 +132,12 @@ class EngineRunner:
     def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
         if self._engine is None or self._engine.version != job.request.version:
             self._engine = None  # unload first: two models at once may not fit
-            gc.unfreeze()
             _settle()
-            self._engine = load_engine(job.request.version)
+            on_step(Progress("load", 0, 100))
+            self._engine = load_engine(
+                job.request.version,
+                on_progress=lambda share: on_step(Progress("load", math.floor(100 * share), 100)),
+            )
             _settle()
         check()
         return generate(self._engine, job.request, open_stored(job.picture), on_step, check)
@@ -143,6 +155,7 @@ def _settle() -> None:
     Streamlit searches after every script run, so at each look at a job's progress. With torch and a model to search,
     that stopped the worker for more than half of the time.
     """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
 
@@ -205,7 +218,7 @@ class Table:
         job = self._known(job_id)
         if len(self.chain(job_id)) >= LONGEST_CHAIN:
             raise UserError(f"This film has {LONGEST_CHAIN} clips already, and more would drift off. Start a new one.")
-        frames, _ = read_frames(job.clip)
+        frames, _ = read_frames(job.frames if job.frames.is_file() else job.clip)
         if len(frames) <= -JOIN:
             raise UserError(f"A clip needs more than {-JOIN} frames to be gone on from; this one has {len(frames)}.")
         return self.submit(job.request, Image.fromarray(frames[JOIN]), job.name, owner, parent=job.id)
@@ -220,6 +233,21 @@ class Table:
             chain.insert(0, job)
             job_id = job.parent
         return chain
+
+    def lossless(self, job: Job) -> bool:
+        """Whether `frames` are what the model drew, to the last bit."""
+        chain = self.chain(job.id)
+        return bool(chain) and all(link.frames.is_file() for link in chain)
+
+    def frames(self, job: Job) -> tuple[np.ndarray, float]:
+        """A finished job's film, uint8 (T, H, W, 3), and frames a second: without loss where all of that was kept.
+
+        Raises UserError if its files are gone.
+        """
+        if self.lossless(job):
+            clips, rates = zip(*(read_frames(link.frames) for link in self.chain(job.id)), strict=True)
+            return stitch(clips), rates[-1]
+        return read_frames(job.unsaved or job.film)
 
     def delete(self, job_id: str) -> None:
         """Remove an ended job and its files. Raises UserError for one that is active, OSError from the disk."""
@@ -316,6 +344,8 @@ class Table:
         """A copy that says how long it will be."""
         left: float | None = None
         if job.state == "running":
+            if job.phase == "load":
+                gc.freeze()  # what is loaded by now, lest looking on stops it; `_settle` will look through it all
             left = self._left(job)
         elif job.state == "queued":
             each = [self._left(other) for other in (*self._before(job.id), job)]
@@ -329,7 +359,7 @@ class Table:
             return sum(seconds for phase, seconds in learned.items() if phase != "load") if learned else None
         now = time.monotonic()
         at = job.progress
-        if at is None or not job.phase:
+        if at is None:
             return None if not learned else max(0.0, sum(learned.values()) - (now - job._started))
         of_phase = learned.get(job.phase)
         (start, first), (latest, step) = job._steps
@@ -340,6 +370,8 @@ class Table:
         else:
             return None
         if not learned:  # the shares that the phases usually have
+            if job.phase in ("load", "encode"):
+                return None
             pace = (latest - start) / (step - first) * at.total
             return max(0.0, left) + (0.25 * pace if job.phase == "sample" else 0.0)
         later = _PHASES[_PHASES.index(job.phase) + 1 :] if job.phase in _PHASES else ()
@@ -385,6 +417,7 @@ class Table:
                     return
                 job = self._line()[0]
                 job.state, job._started = "running", time.monotonic()
+                job.phase, job._since, job._steps = "load", job._started, ((job._started, 0),) * 2
                 self._served[job.owner] = job._started
             _save_or_log(job)
             outcome = self._run(job)
@@ -407,7 +440,7 @@ class Table:
             now = time.monotonic()
             with self._changed:
                 if job.phase != phase:
-                    phases[job.phase or "load"] = now - (job._since or job._started)
+                    phases[job.phase] = now - job._since
                     # Encoding and decoding tell their start; sampling tells its first step only.
                     job.phase, job._since, job._steps = phase, now, ((now, progress.step if progress else 0),) * 2
                 else:
@@ -430,9 +463,13 @@ class Table:
             return {"state": "done", "settings": clip.settings, "phases": phases, **outcome}
         except Cancelled:
             at = job.progress
-            told = {"encode": "Stopped while reading the picture.", "decode": "Stopped while painting the frames."}
+            told = {
+                "load": "Stopped while loading the model.",
+                "encode": "Stopped while reading the picture.",
+                "decode": "Stopped while painting the frames.",
+            }
             steps = f"Stopped at step {at.step} of {at.total}." if at else "Stopped."
-            return {"state": "cancelled", "message": told.get(at.phase, steps) if at else steps}
+            return {"state": "cancelled", "message": told.get(job.phase, steps)}
         except UserError as error:
             return {"state": "failed", "message": str(error)}
         except Exception as error:  # whatever it was, the worker lives on for the next job
@@ -452,12 +489,11 @@ class Table:
             message = "Finished, but there was no room to save it: download it now. It is gone when the app ends."
             return {"message": message, "unsaved": encode_video(clip.frames, clip.fps, clip.settings)}
         try:
-            temporary = job.poster.with_suffix(".tmp")
-            temporary.write_bytes(_jpeg(Image.fromarray(clip.frames[0])))
-            os.replace(temporary, job.poster)
+            _write(job.poster, _jpeg(Image.fromarray(clip.frames[0])))
+            write_frames(job.frames, clip.frames, clip.fps)
             before = self.chain(job.parent) if job.parent else []
             if before:
-                frames = stitch([*(read_frames(link.clip)[0] for link in before), clip.frames])
+                frames = stitch([self.frames(before[-1])[0], clip.frames])
                 links = [*(link.settings for link in before), clip.settings]
                 write_video(job.folder / "film.mp4", frames, clip.fps, clip.settings | {"links": links})
         except (OSError, UserError, ValueError) as error:
@@ -496,11 +532,21 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def _save(job: Job) -> None:
-    """Write job.json anew, whole or not at all. Raises OSError."""
+    """Write job.json anew. Raises OSError."""
     content = {name: getattr(job, name) for name in _SAVED} | {"request": job.request.settings()}
-    temporary = job.folder / "job.tmp"
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(temporary, job.folder / "job.json")
+    _write(job.folder / "job.json", json.dumps(content, indent=1).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all. Raises OSError."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 _SAVED = ("state", "name", "created", "seconds", "message", "settings", "owner", "parent", "phases")
@@ -540,7 +586,7 @@ def _restored(folder: Path) -> list[Job]:
             job.state, job.message = "interrupted", "The server was stopped before the clip was finished."
             _save_or_log(job)
         elif job.state == "done" and not job.clip.is_file():
-            job.state, job.message = "failed", "The clip has been deleted from the server."
+            job.state, job.message = "failed", "The clip's file is no longer on the server."
         jobs.append(job)
     return sorted(jobs, key=lambda job: job.created)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import streamlit as st
 
 from sgm import fit_picture, open_picture
 
+POLL = float(os.environ.get("SGM_POLL") or 0.5)  # seconds between two looks at a running job
 SAMPLES = {path.stem: path for path in sorted((Path(__file__).parent / "samples").glob("*.jpg"))}
 
 
@@ -46,12 +48,18 @@ _STYLE = """
 [data-testid="stBottomBlockContainer"] { padding: 0.75rem 1.5rem 1rem; max-width: 76rem; margin: auto; }
 [data-testid="stCaptionContainer"] { color: inherit; opacity: 0.75; } /* Streamlit's grey is too faint to read */
 .st-key-head h1 { padding: 0; }
-.st-key-bar button[kind="primary"]:enabled, .stDownloadButton button { background: #0b6e6b; color: #fff; }
-.st-key-bar button[kind="primary"]:enabled:hover, .stDownloadButton button:hover { background: #095a58; color: #fff; }
+.st-key-bar button[kind="primary"]:enabled, .stDownloadButton button[kind="primary"] {
+  background: #0b6e6b; color: #fff; }
+.st-key-bar button[kind="primary"]:enabled:hover, .stDownloadButton button[kind="primary"]:hover {
+  background: #095a58; color: #fff; }
 .st-key-bar button:enabled kbd { color: #d4e8e7; opacity: 1; }
 .stImage img, .stVideo { border-radius: 0.5rem; }
 .stage { aspect-ratio: 5 / 3; display: flex; flex-direction: column; align-items: center; justify-content: center;
   gap: 0.25rem; border: 1px dashed #9a9a94; border-radius: 0.5rem; text-align: center; padding: 1rem; }
+.st-key-preset { gap: 0.25rem; }
+.st-key-preset > div:first-child p { font-size: 0.875rem; } /* as the labels of fields */
+.st-key-presets button { min-height: 2.25rem; padding: 0 0.75rem; }
+.st-key-presets button[kind="primary"] { background: rgb(26 154 148 / 12%); color: inherit; border-color: #1a9a94; }
 .st-key-samples { display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 0.5rem; }
 .st-key-samples > div, .st-key-samples .stButton, .st-key-samples button { width: 100%; }
 .st-key-samples button { aspect-ratio: 1; align-items: end; padding: 0 0 0.2rem; border: none; color: #fff;
@@ -59,13 +67,15 @@ _STYLE = """
 .st-key-samples button p { font-size: 0.8rem; }
 .st-key-samples button:hover, .st-key-samples button:focus { color: #fff; filter: brightness(1.12); }
 .st-key-samples button[kind="primary"] { outline: 3px solid #1a9a94; outline-offset: 2px; }
-@media (max-width: 640px) {
+@media (max-width: 900px) {
   .st-key-samples { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .st-key-samples button { aspect-ratio: 8 / 5; }
+}
+@media (max-width: 640px) {
   .stColumn:has(.st-key-clip) { order: -1; } /* a clip first: nobody scrolls past all settings for it */
 }
 [data-testid="stFileUploaderDropzoneInstructions"] span { white-space: normal; }
-@media (min-width: 641px) { .stColumn:has(.st-key-result) { position: sticky; top: 4rem; align-self: flex-start; } }
+@media (min-width: 641px) { .stColumn:has(.st-key-result) { position: sticky; top: 4.5rem; align-self: flex-start; } }
 .st-key-recent { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 0.75rem; }
 .st-key-recent img { aspect-ratio: 5 / 3; object-fit: cover; width: 100%; }
 .stage img { width: 100%; height: 100%; object-fit: contain; border-radius: 0.5rem; }

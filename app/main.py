@@ -5,14 +5,8 @@ from __future__ import annotations
 import pandas  # noqa: F401 - else the first charts import it, and another session meets half of it
 import streamlit as st
 
-from app import controls
+from app import controls, create, history
 
 st.set_page_config(page_title="Image to video", page_icon=":material/movie:", layout="wide")
-controls.keep()
-st.navigation(
-    [
-        st.Page("create.py", title="Create", icon=":material/movie:", default=True),
-        st.Page("history.py", title="History", icon=":material/history:"),
-    ],
-    position="top",
-).run()
+with controls.kept():
+    st.navigation([create.page(), history.page()], position="top").run()

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from sgm.engine import load_engine
     from sgm.errors import UserError
     from sgm.hub import download_weights
-    from sgm.installed import VersionStatus, version_status
+    from sgm.installed import VersionStatus, best_version, version_status
     from sgm.media.export import EXPORTS, JOIN, stitch
     from sgm.media.image import PictureError, describe_fit, fit_picture, open_picture
     from sgm.media.object import cut_out, fetched_first, fetched_share, place_object
     from sgm.media.turntable import draw_orbit, loop_order, write_turntable
-    from sgm.media.video import encode_video, read_frames, read_settings, write_video
+    from sgm.media.video import encode_video, read_frames, read_settings, write_frames, write_video
     from sgm.pipeline import FITS, Clip, Progress, VideoRequest, curves, generate, orbit_of, prepare_picture
     from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
 
@@ -44,6 +44,7 @@ __all__ = [
     "Version",
     "VersionStatus",
     "VideoRequest",
+    "best_version",
     "convert_weights",
     "curves",
     "cut_out",
@@ -66,6 +67,7 @@ __all__ = [
     "read_settings",
     "stitch",
     "version_status",
+    "write_frames",
     "write_turntable",
     "write_video",
 ]
@@ -80,12 +82,12 @@ _HOMES = {
     "sgm.convert": ("convert_weights",),
     "sgm.errors": ("UserError",),
     "sgm.hub": ("download_weights",),
-    "sgm.installed": ("VersionStatus", "version_status"),
+    "sgm.installed": ("VersionStatus", "best_version", "version_status"),
     "sgm.media.image": ("PictureError", "describe_fit", "fit_picture", "open_picture"),
     "sgm.media.export": ("EXPORTS", "JOIN", "stitch"),
     "sgm.media.object": ("cut_out", "fetched_first", "fetched_share", "place_object"),
     "sgm.media.turntable": ("draw_orbit", "loop_order", "write_turntable"),
-    "sgm.media.video": ("encode_video", "read_frames", "read_settings", "write_video"),
+    "sgm.media.video": ("encode_video", "read_frames", "read_settings", "write_frames", "write_video"),
     "sgm.pipeline": ("Clip", "FITS", "Progress", "VideoRequest", "curves", "generate", "orbit_of", "prepare_picture"),
     "sgm.versions": ("DEFAULT_VERSION", "VERSIONS", "Version"),
 }

@@ -11,9 +11,11 @@ from sgm.config import load_config
 from sgm.formats.diffusers import FIRST_STAGE, UNET, is_temporal
 from sgm.formats.files import WeightsError, open_tensors
 from sgm.formats.folder import Folder
-from sgm.versions import VERSIONS, Version
+from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
 
 _LABELS = (f"{UNET}label_emb.0.0.weight", "label_emb.0.0.weight", "add_embedding.linear_1.weight")
+# The best one first. Not among them: those that circle an object, and svd_xt_lcm, which trades looks for time.
+_BEST = ("svd_xt_1_1", "svd_xt", "svd_xt_image_decoder", "svd", "svd_image_decoder")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ def version_status(version: str) -> VersionStatus:
     size = sum(size for _, size, _ in stamp)
     state = "on disk" if problem else "ready"
     return VersionStatus(version, state, path, size, command, row.licence, page, problem)
+
+
+def best_version() -> str:
+    """The version that a photograph comes out best with, of those that are ready here; the default where none is."""
+    return next((name for name in _BEST if version_status(name).state == "ready"), DEFAULT_VERSION)
 
 
 @lru_cache(maxsize=64)

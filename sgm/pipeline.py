@@ -180,7 +180,7 @@ def prepare_picture(image: Image.Image, request: VideoRequest, scale: int = 1) -
 
 @dataclass(frozen=True)
 class Progress:
-    """Step `step` of `total` of a phase ("encode", "sample", "decode") is done.
+    """Step `step` of `total` of a phase ("encode", "sample", "decode"; "load", before them) is done.
 
     preview: in "sample", draws the middle frame as it stands, uint8 (h, w, 3) at the latents' size.
     """
@@ -193,7 +193,9 @@ class Progress:
     @property
     def fraction(self) -> float:
         """Share of the whole job that is done, 0 to 1, with the phases' usual shares of the time."""
-        start, share = {"encode": (0.0, 0.03), "sample": (0.03, 0.77), "decode": (0.8, 0.2)}[self.phase]
+        start, share = {"load": (0.0, 0.0), "encode": (0.0, 0.03), "sample": (0.03, 0.77), "decode": (0.8, 0.2)}[
+            self.phase
+        ]
         return start + share * self.step / self.total
 
 

@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 from app import jobs
-from app.jobs import Job, Table
+from app.jobs import EngineRunner, Job, Table
 from sgm import Clip, Progress, UserError, VideoRequest, open_picture, read_frames, read_settings
 
 REQUEST = VideoRequest(frames=4, steps=3, height=64, width=96, fps=8, seed=7)
 LIMIT = 20.0  # seconds, for what takes milliseconds
+FILES = ["clip.mp4", "frames.mkv", "input.png", "job.json", "poster.jpg"]  # of a finished job
 
 
 def draw(job: Job, on_step: Callable[[Progress], None], check: Callable[[], None] = bool) -> Clip:
@@ -85,7 +86,15 @@ def test_a_job_becomes_a_clip_on_disk(tmp_path: Path, picture: Image.Image) -> N
     saved = json.loads((job.folder / "job.json").read_text(encoding="utf-8"))
     assert saved["state"] == "done"
     assert saved["request"] == REQUEST.settings()
-    assert sorted(path.name for path in job.folder.iterdir()) == ["clip.mp4", "input.png", "job.json", "poster.jpg"]
+    assert sorted(path.name for path in job.folder.iterdir()) == FILES
+    drawn, fps = table.frames(job)
+    pixels = np.asarray(picture)
+    assert fps == 8
+    assert table.lossless(job)
+    assert np.array_equal(drawn, [np.roll(pixels, 4 * frame, axis=1) for frame in range(4)])  # to the last bit
+    job.frames.unlink()
+    assert not table.lossless(job)
+    assert np.array_equal(table.frames(job)[0], read_frames(job.clip)[0])
     table.close()
 
 
@@ -197,7 +206,7 @@ def test_the_table_outlives_the_server(held: tuple[Table, Held], picture: Image.
     done.clip.unlink()
     missing = Table(table.folder, draw).get(done.id)
     assert missing is not None
-    assert (missing.state, missing.message) == ("failed", "The clip has been deleted from the server.")
+    assert (missing.state, missing.message) == ("failed", "The clip's file is no longer on the server.")
 
 
 def test_what_is_not_a_job_is_left_alone(tmp_path: Path, picture: Image.Image) -> None:
@@ -240,17 +249,21 @@ def test_a_film_goes_on_from_near_the_end_and_ends_at_four_clips(tmp_path: Path,
     table = Table(tmp_path, draw)
     job = finished(table, table.submit(replace(REQUEST, frames=6), picture, "hill.jpg"))
     for links in range(2, jobs.LONGEST_CHAIN + 1):
-        earlier = read_frames(job.clip)[0]
+        earlier = read_frames(job.frames)[0]
         job = finished(table, table.extend(job.id))
         assert (job.state, job.message) == ("done", "")
         assert np.array_equal(np.asarray(open_picture(job.picture)), earlier[-3])
         assert len(read_frames(job.film)[0]) == 3 * (links - 1) + 6
+        film, _ = table.frames(job)
+        assert len(film) == 3 * (links - 1) + 6
+        assert np.array_equal(film[-6:], read_frames(job.frames)[0])
     with pytest.raises(UserError, match="4 clips already"):
         table.extend(job.id)
     take = finished(table, table.new_take(job.id))
     assert (take.request.seed, take.parent) == (REQUEST.seed + 1, job.parent)
     table.delete(job.parent)
     assert table.chain(job.id) == []
+    assert len(table.frames(job)[0]) == 3 * 3 + 6  # of the joined film, which is still there
     table.close()
 
 
@@ -265,7 +278,7 @@ def test_what_a_kill_leaves_half_written_is_removed(tmp_path: Path, picture: Ima
     (tmp_path / ".20250101-000000-0123abcd").mkdir()
     Table(tmp_path, draw).close()
     assert [path.name for path in tmp_path.iterdir()] == [job.id]
-    assert sorted(path.name for path in job.folder.iterdir()) == ["clip.mp4", "input.png", "job.json", "poster.jpg"]
+    assert sorted(path.name for path in job.folder.iterdir()) == FILES
 
 
 def test_an_outputs_folder_that_cannot_be_written(tmp_path: Path, picture: Image.Image) -> None:
@@ -316,7 +329,7 @@ def test_one_model_is_unloaded_before_the_next_is_loaded(
     living: weakref.WeakSet[Engine] = weakref.WeakSet()
     loads: list[tuple[str, int]] = []
 
-    def load(version: str) -> Engine:
+    def load(version: str, on_progress: object) -> Engine:
         loads.append((version, len(living)))
         engine = Engine(version)
         living.add(engine)
@@ -338,6 +351,33 @@ def test_one_model_is_unloaded_before_the_next_is_loaded(
     del table
     gc.collect()
     assert not living
+
+
+def test_cancel_while_the_model_is_loading(tmp_path: Path, picture: Image.Image) -> None:
+    engines, told = EngineRunner(), []
+
+    def cancelled_half_way(job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
+        def watched(progress: Progress) -> None:
+            told.append((progress.phase, progress.step))
+            if told[-1] >= ("load", 50) and job.id == first.id:
+                table.cancel(job.id)
+            on_step(progress)
+
+        return engines(job, watched, check)
+
+    table = Table(tmp_path, cancelled_half_way)
+    request = VideoRequest(frames=2, steps=1, height=64, width=96)
+    first = table.submit(request, picture)
+    table.wait(first.id, 10 * LIMIT)  # a real load, with what it imports
+    stopped = finished(table, first)
+    assert (stopped.state, stopped.message) == ("cancelled", "Stopped while loading the model.")
+    assert told[0] == ("load", 0)
+    assert 50 <= told[-1][1] < 60  # nothing more was loaded
+    again = table.again(first.id)
+    table.wait(again.id, 10 * LIMIT)
+    assert finished(table, again).state == "done"
+    assert ("load", 100) in told
+    table.close()
 
 
 def test_one_table_for_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,7 +233,7 @@ def test_motion_goes_with_the_version_until_it_is_set(home: Path) -> None:
         return page.slider(key="motion_bucket").value
 
     assert [motion(name) for name in ("svd_xt_lcm", "svd_xt", "svd_xt_lcm")] == [80, 127, 80]
-    assert page.button_group(key="preset").value == "Balanced"
+    assert page.button(key="preset_Balanced").proto.type == "primary"
     assert page.slider(key="steps:svd_xt_lcm").value == 4
     assert page.selectbox(key="sampler:svd_xt_lcm").value == "lcm"
     ok(page.slider(key="motion_bucket").set_value(60).run())

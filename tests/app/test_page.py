@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from app import jobs
+from app import create, jobs
 from app.jobs import Job, Table
 from sgm import VERSIONS, Clip, Progress, UserError, VideoRequest, fit_picture, open_picture, read_frames, read_settings
 from tests.small_model import official_layout, write_empty
@@ -111,6 +111,12 @@ def started(stage: Stage) -> tuple[AppTest, str]:
     ok(generate(page).click().run())
     assert stage.reached.wait(LIMIT)
     return page, job_of(page)
+
+
+def stage_done(stage: Stage) -> str:
+    """A finished job of svd_tiny."""
+    stage.go_on.set()
+    return jobs.table().submit(VideoRequest(), Image.new("RGB", (320, 192), "teal"), "lake.jpg").id
 
 
 def job_of(page: AppTest) -> str:
@@ -351,6 +357,24 @@ def test_weights_that_arrive_are_looked_at(stage: Stage, tmp_path: Path) -> None
     assert not generate(page).disabled
 
 
+def test_the_best_model_that_is_ready_is_chosen_at_first(stage: Stage, tmp_path: Path) -> None:
+    weights = tmp_path / "checkpoints"
+    for name, layout, expected in (
+        ("sv3d_u", "sv3d_u", "svd_tiny"),
+        ("svd", "svd", "svd"),
+        ("svd_xt", "svd", "svd_xt"),
+    ):
+        write_empty(weights / f"{name}.safetensors", official_layout(layout))
+        assert opened().selectbox(key="version").value == expected
+    (weights / "svd_xt_1_1.safetensors").touch()  # there, but spoilt
+    page = opened()
+    assert page.selectbox(key="version").value == "svd_xt"
+    assert not page.query_params
+    ok(page.selectbox(key="version").set_value("svd_tiny").run())
+    assert page.query_params == {"version": "svd_tiny"}
+    assert opened(ended(stage_done(stage)).id).selectbox(key="version").value == "svd_tiny"  # a job keeps its own
+
+
 def test_all_models_are_listed(stage: Stage, tmp_path: Path) -> None:
     page = opened()
     ok(pressed(page, "All models"))
@@ -398,11 +422,12 @@ def test_settings_from_elsewhere_are_brought_into_range(stage: Stage) -> None:
 
 def test_presets_say_what_the_fields_say(stage: Stage) -> None:
     page = opened()
-    assert page.button_group(key="preset").value == "Balanced"
-    ok(page.button_group(key="preset").set_value("Quick draft").run())
+    assert page.button(key="preset_Balanced").proto.type == "primary"
+    ok(page.button(key="preset_Quick draft").click().run())
     assert page.slider(key="steps:svd_tiny").value == 4
+    assert "Preset: custom" not in [text.value for text in page.markdown]
     ok(page.slider(key="motion_bucket").set_value(130).run())
-    assert page.button_group(key="preset").value == "Custom"
+    assert "Preset: custom" in [text.value for text in page.markdown]
 
 
 def test_an_address_holds_the_settings(stage: Stage) -> None:
@@ -412,7 +437,8 @@ def test_an_address_holds_the_settings(stage: Stage) -> None:
     ok(page.number_input(key="eta").set_value(0.5).run())
     ok(page.number_input(key="sigma_max:svd_tiny").set_value(40.0).run())
     address = {name: value if isinstance(value, str) else value[0] for name, value in page.query_params.items()}
-    assert address == {"motion_bucket": "60", "sampler": "euler_ancestral", "eta": "0.5", "sigma_max": "40.0"}
+    changed = {"motion_bucket": "60", "sampler": "euler_ancestral", "eta": "0.5", "sigma_max": "40.0"}
+    assert address == changed | {"version": "svd_tiny"}  # named, for another may be the best one tomorrow
     again = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)
     again.query_params.update(address)
     ok(again.run())
@@ -479,29 +505,41 @@ def test_a_full_disk_is_told_and_the_clip_can_be_downloaded(stage: Stage, monkey
 
 
 def test_a_thousand_clips_open_in_under_a_second(stage: Stage) -> None:
-    stage.go_on.set()
     folder = jobs.table().folder
-    first = ended(jobs.table().submit(VideoRequest(), Image.new("RGB", (320, 192), "teal"), "lake.jpg").id)
+    first = ended(stage_done(stage))
     for number in range(999):
         place = folder / f"20250101-{number:06}-0123abcd"
         place.mkdir()
         for path in first.folder.iterdir():
             os.link(path, place / path.name)
-    start = time.monotonic()
+    start = time.process_time()  # whatever else this machine may be doing
     table = Table(folder, stage)
     assert len(table.jobs()) == 1000
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
     jobs._table = table
-    page = opened()
-    start = time.monotonic()
-    ok(page.switch_page("history.py").run())
-    assert time.monotonic() - start < 1
+    page = AppTest.from_function(show_history, default_timeout=LIMIT)
+    start = time.process_time()
+    ok(page.run())
+    assert time.process_time() - start < 1
     assert "Page 1 of 84 · 1000 clips" in said(page)
     assert sum(button.label == "Open" for button in page.button) == 12
     ok(next(button for button in page.button if button.label == "Older").click().run())
     assert "Page 2 of 84" in said(page)
     ok(page.text_input(key="history_text").set_value("road").run())
     assert "No clip fits." in said(page)
+
+
+def show_history() -> None:
+    from app import history
+
+    history.show_page()
+
+
+def test_what_runs_is_what_was_imported(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that were read anew would meet modules of an older release after an update under a running server."""
+    page = opened()
+    monkeypatch.setattr(create, "_result", lambda job: create.st.info("as imported"))
+    assert "as imported" in said(ok(page.run()))
 
 
 def test_the_samples_are_small_and_credited() -> None:

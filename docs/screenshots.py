@@ -1,0 +1,72 @@
+"""Takes the README's pictures of the page anew, with clips that svd_tiny makes: `python docs/screenshots.py`.
+
+Needs what the browser tests need. Takes a few minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from tests.app.test_browser import BROWSER, FLAGS, LATER, Server, button, next_job, opened_in, start  # noqa: E402
+
+DESKTOP, PHONE = {"width": 1280, "height": 980}, {"width": 390, "height": 844}
+
+
+def save(page: Any, name: str, settled: bool = True) -> None:
+    """One picture, 1000 pixels wide at most; `settled`: once all is drawn."""
+    if settled:
+        page.wait_for_function("document.querySelector('.stApp').dataset.testScriptState === 'notRunning'")
+        page.wait_for_timeout(1500)  # pictures and fades
+    image = Image.open(io.BytesIO(page.screenshot()))
+    image.thumbnail((1000, 1000))
+    image.save(HERE / f"{name}.webp", quality=82, method=6)
+    print(f"{name}.webp", flush=True)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        server = Server(Path(folder) / "outputs")
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        server.start()
+        try:
+            jobs = {}
+            with opened_in(browser, viewport=DESKTOP) as page:
+                page.set_default_timeout(LATER)
+                page.goto(server.address)
+                page.get_by_text("Your clip will play here").wait_for()
+                save(page, "empty")
+                for sample in ("Road", "City", "Giraffe", "Kitten"):
+                    jobs[sample] = start(page, server.address, sample)
+                    page.locator("video").wait_for()
+                button(page, "Lake").click()
+                button(page, "Generate").click()
+                jobs["Lake"] = next_job(page, jobs["Kitten"])
+                page.get_by_alt_text("A preview of the clip of lake.jpg").wait_for()
+                save(page, "running", settled=False)
+                page.locator("video").wait_for()
+                save(page, "create")
+                page.goto(f"{server.address}history")
+                page.get_by_text("Page 1 of 1").wait_for()
+                save(page, "history")
+            for name, viewport, scheme in (("dark", DESKTOP, "dark"), ("phone", PHONE, "light")):
+                with opened_in(browser, viewport=viewport, color_scheme=scheme) as page:
+                    page.goto(f"{server.address}?job={jobs['Lake' if name == 'dark' else 'Kitten']}")
+                    page.locator("video").wait_for()
+                    save(page, name)
+        finally:
+            server.stop()
+            browser.close()
+
+
+if __name__ == "__main__":
+    main()
