@@ -10,6 +10,7 @@ import io
 import itertools
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -242,21 +243,42 @@ def app(
 
 @cli.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML such as configs/training/svd_tiny_video.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Values to change, as key.subkey=value.")] = None,
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG|KEY=VALUE",
+            help="YAMLs such as configs/training/svd_finetune.yaml, trained one after the other, and values to change.",
+            show_default=False,
+        ),
+    ],
 ) -> None:
     """Train a model; goes on from the last checkpoint when there is one."""
+    overrides = [text for text in arguments if "=" in text]
+    configs = [Path(text) for text in arguments if "=" not in text]
     with _told(code=2):
-        if not config.is_file():
-            raise UserError(f"{config} is not a file: give a training config, such as those in configs/training/.")
-        for override in overrides or []:
-            if not override.partition("=")[1] or override.startswith("="):
+        if not configs:
+            raise UserError("There is no config: give a YAML, such as those in configs/training/.")
+        for config in configs:
+            if not config.is_file():
+                raise UserError(
+                    f"{config} is neither a file nor of the form key.subkey=value: give training configs, such as those"
+                    " in configs/training/, and values to change in them."
+                )
+        for override in overrides:
+            if override.startswith("="):
                 raise UserError(f"{override!r} is no override: write it as key.subkey=value.")
+    if len(configs) > 1:  # each in a process of its own: what trains on several cards starts its own command again
+        for config in configs:
+            command = [sys.executable, "-m", "sgm.cli", "train", str(config), *overrides]
+            if code := subprocess.run(command).returncode:
+                raise typer.Exit(code)
+        return
+    (config,) = configs
     with _told():
         try:
             from sgm.training import run
 
-            run(config, overrides or [])
+            run(config, overrides)
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
             if package not in ("lightning", "cv2"):

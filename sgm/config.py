@@ -22,6 +22,8 @@ class ConfigError(UserError):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a YAML, lay `a.b=value` overrides over it, resolve interpolations, and check every `target`.
 
+    A YAML may say `base: OTHER.yaml`, a file beside it, over which it is laid.
+
     Raises ConfigError with the file's name when it is missing, not YAML, without the key `model`, or names an unknown
     target; and for an override that cannot be read.
     """
@@ -31,11 +33,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         raise ConfigError(f"{' '.join(overrides)} cannot be read as key.subkey=value: {_line(error)}") from error
     try:
         config = OmegaConf.load(path)
+        if isinstance(config, DictConfig) and "base" in config:
+            base = OmegaConf.load(Path(path).with_name(str(config.pop("base"))))
+            config = OmegaConf.merge(base, config)
         if not isinstance(config, DictConfig) or "model" not in config:
             raise ConfigError(f"{path} is not a config: a config is a mapping with the key 'model'.")
         plain = OmegaConf.to_container(OmegaConf.merge(config, over), resolve=True)
-    except FileNotFoundError:
-        raise ConfigError(f"There is no config at {path}.") from None
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no config at {error.filename or path}.") from None
     except ConfigError:
         raise
     except (OmegaConfBaseException, ValueError, OSError) as error:

@@ -44,6 +44,17 @@ def test_overrides_lie_over_the_file_before_interpolation(config: Path) -> None:
     assert load_config(config)["model"]["params"]["sigma_max"] == 80.0
 
 
+def test_a_config_may_lie_over_another(config: Path) -> None:
+    over = config.with_name("over.yaml")
+    over.write_text("base: config.yaml\nrho: 6.0\nmodel: {params: {sigma_max: 90.0}}\n", encoding="utf-8")
+    assert load_config(over)["model"] == {"target": EDM, "params": {"sigma_max": 90.0, "rho": 6.0}}
+    assert load_config(over, ["rho=2"])["model"]["params"]["rho"] == 2
+    assert "base" not in load_config(over)
+    over.write_text("base: nowhere.yaml\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"no config at .*nowhere\.yaml"):
+        load_config(over)
+
+
 def test_builds_what_it_names(config: Path) -> None:
     built = instantiate_from_config(load_config(config)["model"])
     assert isinstance(built, EDMDiscretization)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +102,26 @@ def test_what_training_leaves_can_be_sampled_from(video: Path) -> None:
     clip = generate(engine, request, open_picture(SAMPLES / "kitten.jpg"))
     assert clip.frames.shape == (3, 64, 64, 3)
     assert clip.frames.std() > 0
+
+
+def test_the_decoder_alone_is_trained_against_flicker(data: list[str], video: Path, tmp_path: Path) -> None:
+    path = train("decoder", *data, f"out={tmp_path}", f"init={video}", "train.steps=1")
+    weights, start = load_file(path), load_file(video)
+    changed = {name for name, value in weights.items() if not torch.equal(value, start[name])}
+    assert changed
+    assert all(name.startswith("first_stage_model.decoder.") for name in changed)
+
+
+def test_one_command_trains_one_after_the_other(data: list[str], tmp_path: Path) -> None:
+    configs = [str(TRAINING / f"svd_tiny_{stage}.yaml") for stage in ("autoencoder", "video")]
+    small = [*TINY, *data, "train.steps=1", "train.batch=2", "train.fresh=2", "train.pool=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sgm.cli", "train", *configs, *small], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    first, last = (load_file(tmp_path / "runs" / Path(c).stem / "svd_tiny.safetensors") for c in configs)
+    decoder = [name for name in first if name.startswith("first_stage_model.decoder.")]
+    assert all(torch.equal(first[name], last[name]) for name in decoder)  # the second started from the first's
 
 
 @pytest.fixture(scope="module")
