@@ -37,9 +37,13 @@ class VersionStatus:
 
     @property
     def place(self) -> str:
-        """Path and size in words; "" where it is missing."""
+        """Path, from the folder one works in if it is there, and size in words; "" where it is missing."""
+        if self.path is None:
+            return ""
+        here = Path.cwd()
+        path = self.path.relative_to(here) if self.path.is_relative_to(here) else self.path
         size = f"{self.size / 1e9:.2f} GB" if self.size >= 1e8 else f"{self.size / 1e6:.1f} MB"
-        return f"{self.path}, {size}" if self.path else ""
+        return f"{path}, {size}"
 
 
 def version_status(version: str) -> VersionStatus:

@@ -241,6 +241,9 @@ def test_a_version_s_status_says_ready_on_disk_or_missing(tmp_path: Path, monkey
     ready = version_status("svd_xt")
     assert (ready.state, ready.path, ready.command) == ("ready", path, "")
     assert ready.size == path.stat().st_size > 4.7e9
+    assert ready.place == "svd_xt.safetensors, 4.78 GB"
+    monkeypatch.chdir(tmp_path.parent)
+    assert ready.place == f"{Path(tmp_path.name, 'svd_xt.safetensors')}, 4.78 GB"
     assert status("svd_xt_lcm") == ("ready", "")
 
     with path.open("r+b") as file:
