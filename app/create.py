@@ -350,6 +350,12 @@ def _clip(job: Job) -> None:
         return
     if job.message:
         st.warning(controls.plain(job.message), icon=":material/save:")
+    if job.kept and st.button("Save again", icon=":material/save:"):
+        with st.spinner("Saving …"):
+            saved = table().save_again(job.id)
+        if saved is None or not saved.message:
+            st.rerun()
+        st.toast("There is still no room.", icon=":material/save:")
     with st.container(key="clip"):
         st.video(content, loop=True, autoplay=True, muted=True, alt=f"The clip made of {job.name}")
     name = f"{Path(job.name).stem}-{job.id}"

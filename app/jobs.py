@@ -76,7 +76,8 @@ class Job:
     phase: str = ""  # that is running: load, encode, sample, decode or save
     progress: Progress | None = None
     preview: bytes = b""  # a small JPEG of what is being made
-    unsaved: bytes = b""  # the clip, where the disk had no room for it
+    unsaved: bytes = b""  # the clip's file, where the disk had no room for it
+    kept: Clip | None = None  # the clip itself, where something of it could not be written
     stopping: bool = False
     seconds_left: float | None = None  # None while there is no telling
 
@@ -222,6 +223,19 @@ class Table:
         if len(frames) <= -JOIN:
             raise UserError(f"A clip needs more than {-JOIN} frames to be gone on from; this one has {len(frames)}.")
         return self.submit(job.request, Image.fromarray(frames[JOIN]), job.name, owner, parent=job.id)
+
+    def save_again(self, job_id: str) -> Job | None:
+        """Write a finished clip for which there was no room before; the job's message is empty if all is saved now."""
+        job = self.get(job_id)
+        if job is None or job.kept is None:
+            return job
+        saved = replace(job, **{"message": "", "unsaved": b"", "kept": None} | self._saved(job, job.kept))
+        with self._changed:
+            if job_id not in self._jobs:  # deleted meanwhile
+                return None
+            self._jobs[job_id] = saved
+        _save_or_log(saved)
+        return saved
 
     def chain(self, job_id: str) -> list[Job]:
         """The clips that make up a job's film, the first one first; [] where one of them is gone."""
@@ -481,13 +495,16 @@ class Table:
             return {"state": "failed", "message": message}
 
     def _saved(self, job: Job, clip: Clip) -> dict[str, Any]:
-        """Write a clip's files; where they find no room, the clip is kept in memory, to be downloaded."""
+        """Write a clip's files; what finds no room is kept in memory, to be downloaded or saved later."""
         try:
             write_video(job.clip, clip.frames, clip.fps, clip.settings)
         except UserError as error:
             log.warning("%s", error)
-            message = "Finished, but there was no room to save it: download it now. It is gone when the app ends."
-            return {"message": message, "unsaved": encode_video(clip.frames, clip.fps, clip.settings)}
+            message = (
+                "Finished, but there was no room to save it: download it now, or make room and save it again. "
+                "It is gone when the app ends."
+            )
+            return {"message": message, "unsaved": encode_video(clip.frames, clip.fps, clip.settings), "kept": clip}
         try:
             _write(job.poster, _jpeg(Image.fromarray(clip.frames[0])))
             write_frames(job.frames, clip.frames, clip.fps)
@@ -498,7 +515,7 @@ class Table:
                 write_video(job.folder / "film.mp4", frames, clip.fps, clip.settings | {"links": links})
         except (OSError, UserError, ValueError) as error:
             log.warning("job %s: %s", job.id, error)
-            return {"message": f"The clip is saved, but not all that goes with it: {error}"}
+            return {"message": f"The clip is saved, but not all that goes with it: {error}", "kept": clip}
         return {}
 
 

@@ -46,7 +46,8 @@ _STYLE = """
 .stMainBlockContainer { padding: 4.5rem 1.5rem 2rem; max-width: 76rem; margin: 0 auto; }
 .stBottom { border-top: 1px solid rgb(128 128 128 / 25%); }
 [data-testid="stBottomBlockContainer"] { padding: 0.75rem 1.5rem 1rem; max-width: 76rem; margin: auto; }
-[data-testid="stCaptionContainer"] { color: inherit; opacity: 0.75; } /* Streamlit's grey is too faint to read */
+[data-testid="stCaptionContainer"] { opacity: 1; /* Streamlit's grey is too faint to read, and its links as well */
+  color: color-mix(in srgb, currentcolor 75%, transparent); }
 .st-key-head h1 { padding: 0; }
 .st-key-bar button[kind="primary"]:enabled, .stDownloadButton button[kind="primary"] {
   background: #0b6e6b; color: #fff; }

@@ -328,6 +328,9 @@ def test_a_full_disk_is_told_and_the_clip_can_be_downloaded(page: Any, site: Ser
         expect(page.get_by_text(re.compile("cannot be stored in .*Free some space there"))).to_be_visible()
     finally:
         filler.unlink(missing_ok=True)
+    button(page, "Save again").click()
+    expect(page.get_by_text("there was no room to save it")).to_have_count(0)
+    assert len(read_frames(site.outputs / job / "clip.mp4")[0]) == 5
     button(page, "Generate").click()
     next_job(page, job)
     button(page, "Cancel").click()
@@ -445,11 +448,16 @@ _CLIPPED = """() => [...document.querySelectorAll('.stApp *')].filter(e => {
 
 def test_all_can_read_it(page: Any, site: Server, past: tuple[Path, str]) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    for path, there in ((f"?job={past[1]}", "What ran"), ("history", "lake.jpg")):
+    for path, there in (
+        (f"?job={past[1]}", "What ran"),
+        ("history", "lake.jpg"),
+        ("?version=svd_xt", "All models"),  # whose weights are missing, as a rule
+        ("?version=sv3d_p&orbit=list", "Start from an even orbit"),
+    ):
         page.emulate_media(color_scheme="light")
         page.goto(site.address + path)
         page.get_by_text(there).first.wait_for()
-        if path.startswith("?"):
+        if path.startswith("?job"):
             page.get_by_text("Research settings").click()
             page.get_by_text("Guidance scale of each frame").wait_for()
         for scheme, background in (("light", "rgb(255, 255, 255)"), ("dark", "rgb(22, 23, 22)")):

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -279,6 +280,35 @@ def test_what_a_kill_leaves_half_written_is_removed(tmp_path: Path, picture: Ima
     Table(tmp_path, draw).close()
     assert [path.name for path in tmp_path.iterdir()] == [job.id]
     assert sorted(path.name for path in job.folder.iterdir()) == FILES
+
+
+@pytest.mark.parametrize(("name", "told"), [("clip.mp4", "no room to save it"), ("frames.mkv", "not all")])
+def test_what_could_not_be_written_is_saved_once_it_can(
+    tmp_path: Path, picture: Image.Image, name: str, told: str
+) -> None:
+    def obstructed(job: Job, *told: Any) -> Clip:
+        (job.folder / name).mkdir()  # where a file is to stand
+        return draw(job, *told)
+
+    table = Table(tmp_path, obstructed)
+    job = finished(table, table.submit(REQUEST, picture))
+    assert (job.state, told in job.message, bool(job.unsaved)) == ("done", True, name == "clip.mp4")
+    still = table.save_again(job.id)
+    assert still is not None
+    assert (still.message, still.unsaved) == (job.message, job.unsaved)
+    (job.folder / name).rmdir()
+    saved = table.save_again(job.id)
+    assert saved is not None
+    assert (saved.state, saved.message, saved.unsaved) == ("done", "", b"")
+    assert sorted(path.name for path in job.folder.iterdir()) == FILES
+    pixels = np.asarray(picture)
+    assert np.array_equal(table.frames(saved)[0], [np.roll(pixels, 4 * frame, axis=1) for frame in range(4)])
+    assert table.save_again(job.id) == saved  # nothing more to do
+    assert table.save_again("no job") is None
+    table.close()
+    later = Table(tmp_path, draw).get(job.id)
+    assert later is not None
+    assert (later.state, later.message, later.settings) == ("done", "", REQUEST.settings())
 
 
 def test_an_outputs_folder_that_cannot_be_written(tmp_path: Path, picture: Image.Image) -> None:

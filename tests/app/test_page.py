@@ -495,13 +495,20 @@ def test_a_full_disk_is_told_and_the_clip_can_be_downloaded(stage: Stage, monkey
         stage.go_on.set()
         job = ended(job_id)
         ok(page.run())
+        ok(pressed(page, "Save again"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not job.clip.exists()
+    assert [toast.value for toast in page.toast] == ["There is still no room."]
     assert "there was no room to save it: download it now" in page.warning[0].value.replace("\\", "")
     assert clips(page) == 1
     assert read_settings(job.unsaved) == job.settings
     assert len(read_frames(job.unsaved)[0]) == 14
+    ok(pressed(page, "Save again"))
+    assert not page.warning
+    assert "Save again" not in labels(page)
+    assert clips(page) == 1
+    assert read_settings(job.clip) == job.settings
 
 
 def test_a_thousand_clips_open_in_under_a_second(stage: Stage) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sgm.errors import UserError
-from sgm.media.video import read_settings, write_video
+from sgm.media.video import read_frames, read_settings, write_frames, write_video
 
 
 def moving(count=5, height=48, width=64):
@@ -158,21 +158,22 @@ def test_places_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits on a file's size are POSIX")
-def test_a_full_disk_leaves_the_older_file_and_nothing_half_written(tmp_path):
+@pytest.mark.parametrize(("write", "name"), [(write_video, "clip.mp4"), (write_frames, "frames.mkv")])
+def test_a_full_disk_leaves_the_older_file_and_nothing_half_written(tmp_path, write, name):
     import resource
 
-    path = write_video(tmp_path / "clip.mp4", noise(), 5, {"take": 1})
-    older, size = path.read_bytes(), path.stat().st_size
+    path = write(tmp_path / name, noise(), 5)
+    older, place, size = path.read_bytes(), path.stat().st_ino, path.stat().st_size
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for room in (0, 1000, size // 2, size - 1500, size - 100, size - 20, size - 1):
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
         try:
             with pytest.raises(UserError, match="cannot be written"):
-                write_video(path, noise(), 5, {"take": 2})
+                write(path, noise(), 5)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert [found.name for found in tmp_path.iterdir()] == ["clip.mp4"]
-        assert path.read_bytes() == older
+        assert [found.name for found in tmp_path.iterdir()] == [name]
+        assert (path.read_bytes(), path.stat().st_ino) == (older, place)
 
 
 def test_an_encoder_that_fails_leaves_nothing(tmp_path):
@@ -191,3 +192,29 @@ def test_a_second_video_replaces_the_first(tmp_path):
 def test_equal_frames_make_equal_files(tmp_path):
     contents = {write_video(tmp_path / "clip.mp4", moving(14, 192, 320), 6).read_bytes() for _ in range(6)}
     assert len(contents) == 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (47, 63), (1, 1)])
+@pytest.mark.parametrize("fps", [7, 12.5])
+def test_frames_without_loss_come_back_to_the_last_bit(tmp_path, height, width, fps):
+    frames = np.random.default_rng(1).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
+    frames[1] = [255, 0, 255]  # what a change of colour space would shift
+    back, rate = read_frames(write_frames(tmp_path / "new" / "frames.mkv", frames, fps))
+    assert rate == fps
+    assert back.dtype == np.uint8
+    assert np.array_equal(back, frames)
+
+
+def test_frames_without_loss_are_written_whole_or_not_at_all(tmp_path):
+    path = write_frames(tmp_path / "frames.mkv", moving(), 6)
+    older = path.read_bytes()
+    with pytest.raises(UserError, match=r"must end in \.mkv"):
+        write_frames(tmp_path / "frames.mp4", moving(), 6)
+    with pytest.raises(ValueError, match="must be uint8"):
+        write_frames(path, moving().astype(np.float32), 6)
+    with pytest.raises(UserError, match="cannot be written"):
+        write_frames(path / "frames.mkv", moving(), 6)
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == older
+    write_frames(path, noise(2), 8)
+    assert np.array_equal(read_frames(path)[0], noise(2))
