@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import streamlit as st
+from PIL import Image, ImageDraw
 
 from sgm import fit_picture, open_picture
 
@@ -29,6 +30,16 @@ def when(created: float) -> str:
 def inline(jpeg: bytes) -> str:
     """A JPEG as an address of its own, so that a polled picture leaves nothing behind on the server."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+
+
+@st.cache_data
+def icon() -> Image.Image:
+    """The browser tab's: drawn here, for Streamlit's named ones come from another computer."""
+    picture = Image.new("RGBA", (128, 128))
+    drawing = ImageDraw.Draw(picture)
+    drawing.rounded_rectangle((0, 0, 127, 127), 28, "#0b6e6b")
+    drawing.polygon([(46, 32), (46, 96), (100, 64)], "white")
+    return picture.resize((64, 64), Image.Resampling.LANCZOS)
 
 
 @st.cache_data

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas  # noqa: F401 - else the first charts import it, and another session meets half of it
 import streamlit as st
 
-from app import controls, create, history
+from app import controls, create, history, look
 
-st.set_page_config(page_title="Image to video", page_icon=":material/movie:", layout="wide")
+st.set_page_config(page_title="Image to video", page_icon=look.icon(), layout="wide")
 with controls.kept():
     st.navigation([create.page(), history.page()], position="top").run()

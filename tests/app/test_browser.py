@@ -429,15 +429,20 @@ def test_strangers_are_kept_out(page: Any, site: Server, past: tuple[Path, str])
     # The loopback network has more addresses than one: a server on all interfaces would answer here.
     with pytest.raises(OSError, match=r"(?i)refused|timed out|unreachable|assign"):
         socket.create_connection(("127.0.0.2", site.port), timeout=2).close()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     for wrong in (f"../outputs/{past[1]}", "%2e%2e%2f%2e%2e%2fetc"):
         page.goto(f"{site.address}?job={wrong}")
         sync_api.expect(page.get_by_text("This clip is no longer on the server.")).to_be_visible()
         assert page.locator("video").count() == 0
+    assert asked
+    assert not [url for url in asked if not url.startswith((site.address, "data:", "blob:"))]
 
 
 SERIOUS = ("serious", "critical")
 _SETTLED = """background => document.querySelector('.stApp').dataset.testScriptState === 'notRunning'
     && getComputedStyle(document.querySelector('.stApp')).backgroundColor === background
+    && !document.querySelector('[data-testid=stSkeleton]')
     && !document.getAnimations().some(animation => animation.playState === 'running')"""
 _CLIPPED = """() => [...document.querySelectorAll('.stApp *')].filter(e => {
     const s = getComputedStyle(e), own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
@@ -452,7 +457,7 @@ def test_all_can_read_it(page: Any, site: Server, past: tuple[Path, str]) -> Non
         (f"?job={past[1]}", "What ran"),
         ("history", "lake.jpg"),
         ("?version=svd_xt", "All models"),  # whose weights are missing, as a rule
-        ("?version=sv3d_p&orbit=list", "Start from an even orbit"),
+        ("?version=sv3d_p&frames=4&orbit=list&azimuths=90,180,270,360", "Start from an even orbit"),
     ):
         page.emulate_media(color_scheme="light")
         page.goto(site.address + path)
