@@ -87,10 +87,10 @@ def current_size() -> tuple[int, int]:
 
 def choose_version() -> Version:
     """The model's field."""
-    current_version()  # its start value
     st.selectbox(
         "Model",
         list(VERSIONS),
+        list(VERSIONS).index(current_version().name),
         format_func=_version_title,  # the same at all times: Streamlit finds the choice again by its title
         key="version",
     )
@@ -106,6 +106,7 @@ def movement(version: Version) -> VideoRequest:
         asked["camera"] = st.selectbox(
             "Camera",
             CAMERA_MOVES,
+            CAMERA_MOVES.index(st.session_state[_key("camera", version)]),
             format_func=lambda move: _CAMERA_TITLES.get(move, _title(move)),
             key=_key("camera", version),
             help="Where the camera goes. Left open, the seed decides.",
@@ -122,11 +123,11 @@ def movement(version: Version) -> VideoRequest:
     if version.sv3d:
         asked["image_frame_ratio"] = st.session_state[_key("image_frame_ratio", version)]
     if version.name == "sv3d_p":
-        low, high = _range("elevation", version, -90.0, 90.0)
+        elevation = _range("elevation", version, -90.0, 90.0)
         if choose_orbit(st.session_state[_key("frames", version)]):
             asked["elevation"] = st.slider(
                 "Elevation",
-                *(low, high),
+                *elevation,
                 step=1.0,
                 format="%d°",
                 key="elevation",
@@ -154,7 +155,7 @@ def movement(version: Version) -> VideoRequest:
         disabled=bool(st.session_state.get("new_seed")),
         help="The same seed and settings give the same clip.",
     )
-    right.toggle("New seed each time", key="new_seed")
+    right.toggle("New seed each time", bool(st.session_state.get("new_seed")), key="new_seed")
     with st.expander("Research settings"):
         asked.update(_research(version))
         if version.name == "sv3d_p":
@@ -323,17 +324,19 @@ def _research(version: Version) -> dict[str, Any]:
     asked["sampler"] = st.selectbox(
         "Sampler",
         list(SAMPLERS),
+        list(SAMPLERS).index(st.session_state[_key("sampler", version)]),
         format_func=lambda name: _SAMPLER_TITLES.get(name, _title(name)),
         key=_key("sampler", version),
     )
     for field in SAMPLERS[str(asked["sampler"])].options:
         label, low, high, about = _OPTIONS[field]
         step = 1 if field == "order" else 0.1
-        low, high = _range(field, version, low, high)
-        asked[field] = st.number_input(label, low, high, step=step, key=_key(field, version), help=about)
+        limits = _range(field, version, low, high)
+        asked[field] = st.number_input(label, *limits, step=step, key=_key(field, version), help=about)
     asked["guider"] = st.selectbox(
         "Guidance",
         list(GUIDERS),
+        list(GUIDERS).index(st.session_state[_key("guider", version)]),
         format_func=lambda name: _GUIDER_TITLES.get(name, _title(name)),
         key=_key("guider", version),
         help="How strongly the frames are held to the picture, from the first frame to the last.",
@@ -341,8 +344,8 @@ def _research(version: Version) -> dict[str, Any]:
     if asked["guider"] != "identity":
         left, right = st.columns(2)
         for column, field, label in ((left, "min_guidance", "Lowest scale"), (right, "max_guidance", "Highest scale")):
-            low_high = _range(field, version, 0.0, 20.0)
-            asked[field] = column.number_input(label, *low_high, step=0.1, key=_key(field, version))
+            limits = _range(field, version, 0.0, 20.0)
+            asked[field] = column.number_input(label, *limits, step=0.1, key=_key(field, version))
     columns = st.columns(3)
     schedule = (
         ("sigma_min", "Sigma min", 1e-4, 10.0),
@@ -350,8 +353,8 @@ def _research(version: Version) -> dict[str, Any]:
         ("rho", "Rho", 1.0, 20.0),
     )
     for column, (field, label, low, high) in zip(columns, schedule, strict=True):
-        low, high = _range(field, version, low, high)
-        asked[field] = column.number_input(label, low, high, format="%.5g", key=_key(field, version))
+        limits = _range(field, version, low, high)
+        asked[field] = column.number_input(label, *limits, format="%.5g", key=_key(field, version))
     asked["cond_aug"] = st.number_input(
         "Conditioning noise",
         *_range("cond_aug", version, 0.0, 1.0),
@@ -362,11 +365,9 @@ def _research(version: Version) -> dict[str, Any]:
     )
     left, right = st.columns(2)
     for column, side in ((left, "width"), (right, "height")):
-        low, high = _range(side, version, version.multiple, 2048)
         asked[side] = column.number_input(
             side.capitalize(),
-            low,
-            high,
+            *_range(side, version, version.multiple, 2048),
             step=version.multiple,
             key=_key(side, version),
             help=f"A multiple of {version.multiple}. The trained size, {version.width} × {version.height}, works best.",
@@ -381,13 +382,14 @@ def _research(version: Version) -> dict[str, Any]:
         "Decoded at once",
         1,
         60,
-        value=None,
+        value=st.session_state.get(_name("decode_chunk", version)),
         placeholder="What fits",
         key=_name("decode_chunk", version),
         help="Frames that are decoded together. Lower uses less memory. It falls by itself where memory runs out.",
     )
     if not version.sv3d:
-        st.toggle("Motion from 0 to 511", key="wide_motion", help="The models were trained up to 255.")
+        wide = bool(st.session_state.get("wide_motion"))
+        st.toggle("Motion from 0 to 511", wide, key="wide_motion", help="The models were trained up to 255.")
     return asked
 
 
@@ -429,13 +431,16 @@ def _usual(version: str) -> VideoRequest:
     return VideoRequest(version)
 
 
-def _range(field: str, version: Version, low: Any, high: Any) -> tuple[Any, Any]:
-    """The field's range, after a restored value from outside has been brought into it: Streamlit would refuse it."""
+def _range(field: str, version: Version, low: Any, high: Any) -> tuple[Any, Any, Any]:
+    """The field's range, and its value, into which one restored from outside is brought: Streamlit would refuse it.
+
+    The value is in the session already; a browser that draws the field only after a later run would not know it.
+    """
     name = _key(field, version)
     value = st.session_state[name]
     if not (isinstance(value, type(low)) and low <= value <= high):
         st.session_state[name] = type(low)(min(max(value, low), high))
-    return low, high
+    return low, high, st.session_state[name]
 
 
 def _version_title(name: str) -> str:

@@ -64,7 +64,7 @@ def show_object(key: str, image: Image.Image, name: str, width: int, height: int
     st.session_state.setdefault("image_frame_ratio", 0.9)
     share = st.slider(
         "Object's share of the frame",
-        *(0.1, 1.0, None, 0.05),
+        *(0.1, 1.0, st.session_state["image_frame_ratio"], 0.05),
         format="percent",
         key="image_frame_ratio",
         help="Its longer side against the frame's. The model was trained on about nine tenths.",

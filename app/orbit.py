@@ -10,7 +10,7 @@ from PIL import Image
 
 from sgm import ORBITS, UserError, VideoRequest, draw_orbit, orbit_of
 
-_TITLES = {"same": "One elevation", "dynamic": "Drawn from the seed", "list": "Own list"}
+_TITLES = {"same": "One elevation", "dynamic": "From the seed", "list": "Own list"}
 _LISTS = {
     "elevations": ("Elevations", "One for each frame, -90 to 90. Empty: one elevation all around."),
     "azimuths": ("Azimuths", "One for each frame, 0 to 360, rising; the last is the picture's own view. Empty: even."),
@@ -23,17 +23,19 @@ def choose_orbit(frames: int) -> bool:
     kind = st.segmented_control(
         "Orbit",
         ORBITS,
+        default=st.session_state["orbit"],
         required=True,
         format_func=lambda name: _TITLES[name],
         key="orbit",
         on_change=_start_list,
-        help="**One elevation**: evenly around. **Drawn from the seed**: uneven, up and down around the elevation, and "
+        help="**One elevation**: evenly around. **From the seed**: uneven, up and down around the elevation, and "
         "back to where it began. **Own list**: a degree for each frame.",
     )
     if kind == "list":
         for field, (label, about) in _LISTS.items():
             st.session_state.setdefault(field, "")
-            st.text_area(f"{label} of the {frames} frames, in degrees", key=field, help=about, height=100)
+            title = f"{label} of the {frames} frames, in degrees"
+            st.text_area(title, st.session_state[field], key=field, help=about, height=100)
         st.button("Start from an even orbit", icon=":material/restart_alt:", on_click=_even, args=(frames,))
     return kind != "list" or not st.session_state["elevations"].strip()
 

@@ -161,7 +161,7 @@ VERSIONS: dict[str, Version] = {
         _svd("svd_xt_1_1", "SVD-XT 1.1", 25, 30, (1.5, 3.0), "stable-video-diffusion-img2vid-xt-1-1"),
         _lcm(),
         _sv3d("sv3d_u", "SV3D, orbit at eye level"),
-        _sv3d("sv3d_p", "SV3D, orbit at a chosen elevation"),
+        _sv3d("sv3d_p", "SV3D, chosen elevation"),
     )
 }
 DEFAULT_VERSION = "svd_tiny"

@@ -142,7 +142,9 @@ def _chart(drawing: _Drawing, elevations: Sequence[float], azimuths: Sequence[fl
     drawing.line(points, palette.line, 2.5)
     drawing.dots(points)
     x, y = points[-1]
-    above = elevations[-1] >= elevations[-2:][0]  # beside the line that leads there
+    near = [e for a, e in zip(azimuths, elevations, strict=True) if a > azimuths[-1] - 100]  # as wide as the word
+    above = max(near) - near[-1] <= near[-1] - min(near)  # where less of the line is
+    above = above or y > bottom - 40 * scale  # off the scale's own words
     drawing.text(x, y + (-14 if above else 14) * scale, "input view", "rs" if above else "ra", palette.last)
 
 

@@ -446,9 +446,9 @@ _SETTLED = """background => document.querySelector('.stApp').dataset.testScriptS
     && !document.getAnimations().some(animation => animation.playState === 'running')"""
 _CLIPPED = """() => [...document.querySelectorAll('.stApp *')].filter(e => {
     const s = getComputedStyle(e), own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
-    return own && e.offsetParent && s.overflowX === 'hidden' && e.scrollWidth > e.clientWidth + 1
-        && e.clientWidth > 1;
-}).map(e => e.textContent.trim().slice(0, 80))"""
+    return (own && s.overflowX === 'hidden' || e.value && e.tagName === 'INPUT' || e.role === 'radiogroup')
+        && e.offsetParent && e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 1;
+}).map(e => (e.value || e.textContent).trim().slice(0, 80))"""
 
 
 def test_all_can_read_it(page: Any, site: Server, past: tuple[Path, str]) -> None:

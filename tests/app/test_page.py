@@ -420,6 +420,21 @@ def test_settings_from_elsewhere_are_brought_into_range(stage: Stage) -> None:
     assert page.number_input(key="decode_chunk:svd_tiny").value == 3
 
 
+def test_a_field_that_is_drawn_late_shows_its_value(stage: Stage) -> None:
+    """A browser takes a field's own start value where a click came before it could draw what an earlier run told."""
+    page = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)
+    page.query_params.update({"version": "sv3d_p", "orbit": "dynamic", "steps": "9", "seed": "5", "guider": "cfg"})
+    ok(page.run())
+    for version in ("sv3d_p", "svd_tiny"):
+        ok(page.selectbox(key="version").set_value(version).run())
+        for slider in page.slider:
+            assert list(slider.proto.default) == [slider.value], slider.key
+        for number in page.number_input:
+            assert (number.proto.default if number.proto.HasField("default") else None) == number.value, number.key
+        for choice in page.selectbox:
+            assert choice.options[choice.proto.default] == choice.format_func(choice.value), choice.key
+
+
 def test_presets_say_what_the_fields_say(stage: Stage) -> None:
     page = opened()
     assert page.button(key="preset_Balanced").proto.type == "primary"
