@@ -79,15 +79,17 @@ _STYLE = """
 .st-key-samples button p { font-size: 0.8rem; }
 .st-key-samples button:hover, .st-key-samples button:focus { color: #fff; filter: brightness(1.12); }
 .st-key-samples button[kind="primary"] { outline: 3px solid #1a9a94; outline-offset: 2px; }
-@media (max-width: 900px) {
+@media (max-width: 640px) {
   .st-key-samples { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .st-key-samples button { aspect-ratio: 8 / 5; }
 }
-@media (max-width: 640px) {
+@media (max-width: 1000px) {
+  .stHorizontalBlock:has(> .stColumn .st-key-result) { flex-wrap: wrap; }
+  .stHorizontalBlock > .stColumn:has(.st-key-result, .st-key-samples) { min-width: 100%; }
   .stColumn:has(.st-key-clip) { order: -1; } /* a clip first: nobody scrolls past all settings for it */
 }
 [data-testid="stFileUploaderDropzoneInstructions"] span { white-space: normal; }
-@media (min-width: 641px) { .stColumn:has(.st-key-result) { position: sticky; top: 4.5rem; align-self: flex-start; } }
+@media (min-width: 1001px) { .stColumn:has(.st-key-result) { position: sticky; top: 4.5rem; align-self: flex-start; } }
 .st-key-recent { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 0.75rem; }
 .st-key-recent img { aspect-ratio: 5 / 3; object-fit: cover; width: 100%; }
 .stage img { width: 100%; height: 100%; object-fit: contain; border-radius: 0.5rem; }

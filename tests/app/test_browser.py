@@ -447,7 +447,7 @@ _SETTLED = """background => document.querySelector('.stApp').dataset.testScriptS
 _CLIPPED = """() => [...document.querySelectorAll('.stApp *')].filter(e => {
     const s = getComputedStyle(e), own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
     return (own && s.overflowX === 'hidden' || e.value && e.tagName === 'INPUT' || e.role === 'radiogroup')
-        && e.offsetParent && e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 1;
+        && e.checkVisibility() && e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 1;
 }).map(e => (e.value || e.textContent).trim().slice(0, 80))"""
 
 
