@@ -7,6 +7,7 @@ replace it in place, and where it grows, it grows into the memory before it and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -15,16 +16,19 @@ from torch import Tensor, nn
 
 from sgm.autoencoder.blocks import AttnBlock, ResnetBlock, VideoConv, VideoResnetBlock
 from sgm.autoencoder.coders import Decoder
-from sgm.fast.kernels import Moments, blend, group_norm, moments, over_frames, upsampled
+from sgm.fast.kernels import Moments, attend, blend, group_norm, moments, over_frames, upsampled
 from sgm.layers.residual import TemporalConv, Upsample, frames_first, frames_in_batch
 
 ROOM = 2**28  # values that the activations in work may hold, beside the one that is held whole
 
 
-def decode(decoder: Decoder, z: Tensor, room: int = ROOM) -> Tensor:
+def decode(
+    decoder: Decoder, z: Tensor, room: int = ROOM, on_block: Callable[[int, int], None] = lambda done, of: None
+) -> Tensor:
     """Latents of one clip (t, z_channels, h, w) -> its frames (t, out_ch, f h, f w), in z's dtype.
 
     room: values that the activations in work may hold, if need be those of a single frame; less is slower.
+    on_block(done, of) is told of the decoder's blocks.
     """
     t, _, h, w = z.shape
     size, scale = decoder.conv_in.out_channels, 1
@@ -40,7 +44,9 @@ def decode(decoder: Decoder, z: Tensor, room: int = ROOM) -> Tensor:
     x.copy_(decoder.conv_in(z).permute(0, 2, 3, 1))
     upsample: Upsample | None = None
     blocks = [block for level in reversed(decoder.up) for block in (*level.block, level.upsample)]
-    for block in (decoder.mid.block_1, decoder.mid.attn_1, decoder.mid.block_2, *blocks):
+    blocks = [decoder.mid.block_1, decoder.mid.attn_1, decoder.mid.block_2, *blocks]
+    for done, block in enumerate(blocks):
+        on_block(done, len(blocks))
         if isinstance(block, AttnBlock):
             for i in range(t):
                 x[i] = _attention(block, x[i])
@@ -61,10 +67,21 @@ def decode(decoder: Decoder, z: Tensor, room: int = ROOM) -> Tensor:
             upsample = block
     step = max(room // (3 * x[0].numel()), 1)
     video = torch.cat([_last(decoder, part) for part in x.split(step)])
+    on_block(len(blocks), len(blocks))
     last = decoder.conv_out
     if not isinstance(last, VideoConv):
         return video
     return frames_in_batch(last.time_mix_conv(frames_first(video, t)), *video.shape[-2:])
+
+
+def frame_values(decoder: Decoder, h: int, w: int) -> int:
+    """The `room` in which every layer over pixels has one whole frame, whose latent is (h, w)."""
+    most, scale = 0, 1
+    for level in reversed(decoder.up):
+        convs = [cast(ResnetBlock, block).conv1 for block in level.block]
+        most = max(most, *(3 * scale**2 * h * w * max(conv.in_channels, conv.out_channels) for conv in convs))
+        scale *= 1 if level.upsample is None else 2
+    return most
 
 
 def _over_pixels(block: ResnetBlock, x: Tensor, upsample: Upsample | None) -> Tensor:
@@ -90,7 +107,11 @@ def _over_pixels(block: ResnetBlock, x: Tensor, upsample: Upsample | None) -> Te
 
 def _ahead(block: VideoResnetBlock) -> Tensor:
     """What the last convolution over frames adds whatever it reads, (c,): there before it, for its product adds none."""
-    return torch.sigmoid(block.mix_factor) * cast(TemporalConv, block.time_stack.out_layers[3]).bias
+    return _share(block) * cast(Tensor, cast(TemporalConv, block.time_stack.out_layers[3]).bias)
+
+
+def _share(block: VideoResnetBlock) -> float:
+    return float(torch.sigmoid(block.mix_factor))
 
 
 def _over_frames(block: VideoResnetBlock, x: Tensor, room: int) -> None:
@@ -99,7 +120,7 @@ def _over_frames(block: VideoResnetBlock, x: Tensor, room: int) -> None:
     stack = block.time_stack
     norm_1, norm_2 = (cast(nn.GroupNorm, layers[0]) for layers in (stack.in_layers, stack.out_layers))
     conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
-    share = float(torch.sigmoid(block.mix_factor))
+    share = _share(block)
     step = max(room // (4 * t * c) // Moments.run, 1) * Moments.run
     parts = [slice(i, min(i + step, s)) for i in range(0, s, step)]
     before = moments(x).norm(norm_1, t, -_ahead(block))
@@ -124,7 +145,7 @@ def _attention(block: AttnBlock, x: Tensor) -> Tensor:
     """A frame (h, w, c)."""
     y = group_norm([x.view(1, -1, x.shape[-1])], block.norm, silu=False)[0]
     q, k, v = (F.linear(y, f.weight.flatten(1), f.bias) for f in (block.q, block.k, block.v))
-    y = F.scaled_dot_product_attention(q[None, None], k[None, None], v[None, None])[0, 0]
+    y = attend(q[None, None], k[None, None], v[None, None])[0, 0]
     return x + F.linear(y, block.proj_out.weight.flatten(1), block.proj_out.bias).view_as(x)
 
 

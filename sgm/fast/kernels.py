@@ -27,9 +27,11 @@ _RUN = 1024  # pixels over which moments are taken at a time
 
 
 def has_kernels(x: Tensor) -> bool:
-    """Whether the Triton kernels run for this tensor."""
+    """Whether the Triton kernels run for this tensor; on the `meta` device they do, and compute nothing."""
     if triton is None or x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return False
+    if x.is_meta:
+        return True
     if triton.knobs.runtime.interpret:
         return x.device.type == "cpu"
     return x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (8, 0)
@@ -55,7 +57,7 @@ class Moments:
         if has_kernels(x):
             width = _divisor(c)
             strides = (x.stride(0), *mean.stride()[:2])
-            _measure[(runs, c // width, n)](x, mean, deviation, *strides, s, c, _RUN, 64, width, num_warps=8)
+            _run(_measure, (runs, c // width, n), x, mean, deviation, *strides, s, c, _RUN, 64, width, num_warps=8)
         else:
             for i, part in enumerate(x.split(_RUN, dim=1)):
                 variance, mean[:, i] = torch.var_mean(part.float(), dim=1, correction=0)
@@ -74,7 +76,7 @@ class Moments:
             scale, shift = torch.empty_like(self.mean[:, 0]), torch.empty_like(self.mean[:, 0])
             arguments = (self.mean, self.deviation, add, module.weight, module.bias, scale, shift)
             sizes = (self.pixels, runs, frames, c, size, module.eps, _RUN, 2048)
-            _finish[(n // frames, groups)](*arguments, add.stride(0), *sizes, num_warps=8)
+            _run(_finish, (n // frames, groups), *arguments, add.stride(0), *sizes, num_warps=8)
             return scale, shift
         counts = torch.full((runs, 1, 1), float(_RUN), device=add.device)
         counts[-1] = self.pixels - (runs - 1) * _RUN
@@ -102,7 +104,7 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor, silu: bool = True, out:
         width = _divisor(c)
         grid = (math.ceil(s / 128), c // width, n)
         strides = (x.stride(0), *out.stride()[:2], scale.stride(0))
-        _scale_shift[grid](x, scale, shift, out, *strides, s, c, silu, 128, width, num_warps=8)
+        _run(_scale_shift, grid, x, scale, shift, out, *strides, s, c, silu, 128, width, num_warps=8)
         return out
     y = torch.addcmul(shift[:, None], x.float(), scale[:, None])
     return out.copy_(F.silu(y, inplace=True) if silu else y)
@@ -141,7 +143,22 @@ def layer_norm(x: Tensor, module: nn.LayerNorm, add: Tensor | None = None) -> Te
     height = max(8192 // width, 1)
     strides = (x.stride(0), add.stride(0))
     grid = (math.ceil(s / height), n)
-    _layer_norm[grid](x, add, module.weight, module.bias, out, *strides, s, c, module.eps, height, width, num_warps=8)
+    _run(
+        _layer_norm,
+        grid,
+        x,
+        add,
+        module.weight,
+        module.bias,
+        out,
+        *strides,
+        s,
+        c,
+        module.eps,
+        height,
+        width,
+        num_warps=8,
+    )
     return out
 
 
@@ -153,7 +170,7 @@ def geglu(x: Tensor) -> Tensor:
         return value * F.gelu(gate)
     out = x.new_empty(rows, c)
     width = _divisor(c)
-    _geglu[(c // width, math.ceil(rows / 64))](x, out, rows, c, 64, width, num_warps=8)
+    _run(_geglu, (c // width, math.ceil(rows / 64)), x, out, rows, c, 64, width, num_warps=8)
     return out
 
 
@@ -167,7 +184,7 @@ def blend(a: Tensor, b: Tensor, of_a: float, of_b: float, add: Tensor | None, ou
         width = _divisor(c)
         grid = (math.ceil(s / 128), c // width, n)
         strides = (a.stride(0), b.stride(0), out.stride(0), add.stride(0))
-        _blend[grid](a, b, add, out, float(of_a), float(of_b), *strides, s, c, 128, width, num_warps=8)
+        _run(_blend, grid, a, b, add, out, float(of_a), float(of_b), *strides, s, c, 128, width, num_warps=8)
         return out
     return out.copy_(of_a * a.float() + of_b * b.float() + add[:, None])
 
@@ -189,7 +206,7 @@ def over_frames(
     wide = torch.empty((n, s, taps * c), dtype=x.dtype, device=x.device)
     width = _divisor(c)
     grid = (math.ceil(s / 128), c // width, n)
-    _unfold[grid](x, *norm, wide, x.stride(0), frames, s, c, taps, 128, width, num_warps=8)
+    _run(_unfold, grid, x, *norm, wide, x.stride(0), frames, s, c, taps, 128, width, num_warps=8)
     weight = conv.weight.permute(0, 2, 3, 4, 1).reshape(out_channels, -1)
     if onto is None:
         return F.linear(wide, weight)
@@ -215,7 +232,7 @@ def upsampled(x: Tensor, conv: nn.Conv2d) -> Tensor:
     if has_kernels(x):
         y = y.contiguous()
         width = _divisor(c)
-        _interleave[(c // width, math.ceil(w / 64), n * h)](y, out, h, w, c, 64, width, num_warps=8)
+        _run(_interleave, (c // width, math.ceil(w / 64), n * h), y, out, h, w, c, 64, width, num_warps=8)
         return out
     for i in range(4):
         right, below = i // 2, i % 2
@@ -234,7 +251,14 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
     """Among the pixels of each frame. qkv: (n, s, 3 c), queries, keys and values beside one another -> (n, s, c)."""
     n, s, _ = qkv.shape
     q, k, v = qkv.view(n, s, 3, heads, -1).permute(2, 0, 3, 1, 4)  # each (n, heads, s, d)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, s, -1)
+    return attend(q, k, v).transpose(1, 2).reshape(n, s, -1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each (n, heads, s, d). On the `meta` device it takes the memory that it takes where there are kernels for it."""
+    if q.is_meta:
+        return torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def temporal_attention(qkv: Tensor, heads: int, frames: int) -> Tensor:
@@ -244,11 +268,18 @@ def temporal_attention(qkv: Tensor, heads: int, frames: int) -> Tensor:
     if has_kernels(qkv) and d in (16, 32, 64, 128) and frames <= 64:
         out = qkv.new_empty(n, s, c)
         rows = max(triton.next_power_of_2(frames), 16)
-        _attend[(s, heads, n // frames)](qkv, out, frames, s, c, d**-0.5 * math.log2(math.e), rows, d, num_warps=2)
+        _run(
+            _attend, (s, heads, n // frames), qkv, out, frames, s, c, d**-0.5 * math.log2(math.e), rows, d, num_warps=2
+        )
         return out
     q, k, v = qkv.view(-1, frames, s, 3, heads, d).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # (b s, heads, t, d)
     out = F.scaled_dot_product_attention(q, k, v)
     return out.view(-1, s, heads, frames, d).permute(0, 3, 1, 2, 4).reshape(n, s, c)
+
+
+def _run(kernel: Any, grid: tuple[int, ...], first: Tensor, *arguments: Any, **options: Any) -> None:
+    if not first.is_meta:
+        kernel[grid](first, *arguments, **options)
 
 
 def _divisor(c: int) -> int:
