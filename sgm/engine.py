@@ -49,7 +49,7 @@ class DiffusionEngine(nn.Module):
         self.network = FastNetwork(self.model)
         self.place: torch.device | None = None  # where parts compute that are kept in the processor's memory meanwhile
         self._brought: tuple[str, ...] = ()
-        self._kept: dict[int, Tensor] = {}  # what is on the device and need not be copied back, for it never changes
+        self._kept: dict[tuple[int, str], Tensor] = {}  # what is on the device and need not be copied back, for it never changes
         self.predicted: dict[Any, Any] = {}  # of `sgm.plan`
 
     @property
@@ -68,19 +68,28 @@ class DiffusionEngine(nn.Module):
         """Have these of `parts` on the device, and the others in the processor's memory. No name: all on the device."""
         if names == self._brought:
             return
-        device, cpu = self.device, torch.device("cpu")
+        device = self.device
         with torch.inference_mode(False):
             # What goes first makes room for what comes.
             for name, part in sorted(self.parts.items(), key=lambda entry: not names or entry[0] in names):
-                for value in (*part.parameters(), *part.buffers()):
-                    if names and name not in names:
-                        value.data = self._kept.get(id(value), value.data).to(cpu)
-                    elif value.device != device:
-                        self._kept[id(value)] = value.data
-                        value.data = value.data.to(device)
+                self._move(part, device if not names or name in names else None)
         self.place, self._brought = (device if names else None), names
         if not names:
             self._kept.clear()
+
+    def _move(self, part: nn.Module, device: torch.device | None) -> None:
+        """To the device, or to the processor's memory if None."""
+        for owner in part.modules():
+            for values in (owner._parameters, owner._buffers):
+                for key, value in values.items():
+                    if value is None:
+                        continue
+                    if device is None:
+                        kept = self._kept.pop((id(owner), key), None)
+                        values[key] = _moved(value, torch.device("cpu")) if kept is None else kept
+                    elif value.device != device:
+                        self._kept[id(owner), key] = value
+                        values[key] = _moved(value, device)
 
     @property
     def latent_channels(self) -> int:
@@ -182,6 +191,11 @@ def build_engine(config: str | Path, overrides: tuple[str, ...] = ()) -> Diffusi
     with torch.device("meta"):
         engine = instantiate_from_config(load_config(config, overrides)["model"])
     return engine.eval().requires_grad_(False)
+
+
+def _moved(value: Tensor, device: torch.device) -> Tensor:
+    moved = value.detach().to(device)
+    return nn.Parameter(moved, requires_grad=False) if isinstance(value, nn.Parameter) else moved
 
 
 def _device(name: str | None) -> torch.device:

@@ -234,8 +234,11 @@ def generate(
     if engine.version not in ("", request.version):
         raise UserError(f"The request is for {request.version}, the engine is {engine.version}; load that version.")
     # Entered always: under it some of torch's own layers take another path, and one seed is to be one video.
-    with _Checked(check or (lambda: None)):
-        return _generate(engine, request, image, on_step or (lambda progress: None), low_memory)
+    try:
+        with _Checked(check or (lambda: None)):
+            return _generate(engine, request, image, on_step or (lambda progress: None), low_memory)
+    finally:
+        engine.network.forget()
 
 
 def _generate(

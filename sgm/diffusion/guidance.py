@@ -18,6 +18,7 @@ class Guider:
 
     # The conditions that came last, and both as one batch: it being the same object says that nothing has changed.
     joined: tuple[Condition, Condition, Condition] | None = None
+    there: Tensor | None = None  # the scales, where they are needed
 
     def scales(self) -> Tensor:
         """(t,), or (1,) for all frames alike."""
@@ -40,8 +41,9 @@ class Guider:
         if not self.needs_uc:
             return denoised
         x_u, x_c = denoised.chunk(2)
-        scales = self.scales().to(x_u)
-        scales = scales.repeat(x_u.shape[0] // len(scales)).view(-1, *[1] * (x_u.ndim - 1))
+        if self.there is None or self.there.device != x_u.device or self.there.dtype != x_u.dtype:
+            self.there = self.scales().to(x_u)  # once, for a copy to a GPU waits until it has nothing else to do
+        scales = self.there.repeat(x_u.shape[0] // len(self.there)).view(-1, *[1] * (x_u.ndim - 1))
         return x_u + scales * (x_c - x_u)
 
 

@@ -1,0 +1,199 @@
+"""The fast paths compute what the readable modules do; the kernels what plain torch does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sgm.engine import DiffusionEngine
+from sgm.fast import kernels
+from sgm.fast.decoder import decode
+from sgm.layers.residual import TemporalConv
+from tests import small_model
+
+F64 = torch.float64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, and lose much where cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["here", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where the kernels are tried: as they are on a processor, and on a GPU where there is one."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device here; Triton's interpreter tries the kernels")
+    wanted = request.param == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    device = torch.device("cuda" if request.param == "cuda" else "cpu")
+    assert kernels.has_kernels(torch.ones(1, device=device)) == wanted
+    return device
+
+
+def test_the_kernels_in_triton_s_interpreter() -> None:
+    pytest.importorskip("triton", reason="Triton is not made for this system: plain torch takes its place here")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "here"]
+    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+    assert "5 passed" in run.stdout
+
+
+def draw(*shape: int, device: torch.device, shift: float = 0.0) -> Tensor:
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))) + shift).to(device)
+
+
+def close(found: Tensor, wanted: Tensor) -> bool:
+    wanted = wanted.to(found.device, F64)
+    return bool((found.double() - wanted).norm() < 3e-6 * wanted.norm())
+
+
+def affine(module: nn.Module) -> Any:
+    for i, parameter in enumerate(module.parameters()):
+        nn.init.normal_(parameter, generator=torch.Generator(parameter.device).manual_seed(i))
+    return module.requires_grad_(False)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_group_norm_of_parts(device: torch.device, frames: int) -> None:
+    x, add = draw(4, 1030, 96, device=device, shift=5.0), draw(4, 96, device=device)
+    norm = affine(nn.GroupNorm(32, 96).to(device))
+    values = (x.double() + add[:, None].double()).unflatten(0, (-1, frames)).permute(0, 3, 1, 2)
+    wanted = F.group_norm(values, 32, norm.weight.double(), norm.bias.double(), norm.eps)
+    wanted = wanted.permute(0, 2, 3, 1).flatten(0, 1)
+    parts = [x[:, :, :64].contiguous(), x[:, :, 64:].contiguous()]
+    assert close(kernels.group_norm(parts, norm, frames, add, silu=False), wanted)
+    found = kernels.Moments(*x.shape, device=device)
+    for start in (0, 1024):
+        found.measure(x[:, start : start + 1024], start)
+    assert close(kernels.scale_shift(x, *found.norm(norm, frames, add)), F.silu(wanted))
+
+
+def test_layer_norm_geglu_and_blend(device: torch.device) -> None:
+    x, y, add = draw(3, 7, 320, device=device), draw(3, 7, 320, device=device, shift=1.0), draw(3, 320, device=device)
+    norm = affine(nn.LayerNorm(320).to(device))
+    values = x.double() + add[:, None].double()
+    wanted = F.layer_norm(values, (320,), norm.weight.double(), norm.bias.double(), norm.eps)
+    assert close(kernels.layer_norm(x, norm, add), wanted)
+    assert close(kernels.blend(x, y, 0.3, 0.7, add[0]), 0.3 * x.double() + 0.7 * y.double() + add[0].double())
+    wide = 3 * draw(50, 2 * 96, device=device)
+    value, gate = wide.double().chunk(2, dim=1)
+    assert close(kernels.geglu(wide), value * F.gelu(gate))
+
+
+def test_attention_within_and_across_frames(device: torch.device) -> None:
+    qkv = draw(6, 5, 3 * 64, device=device)
+
+    def wanted(order: tuple[int, ...], back: tuple[int, ...]) -> Tensor:
+        q, k, v = qkv.double().view(2, 3, 5, 3, 2, 32).permute(order)
+        return F.scaled_dot_product_attention(q, k, v).permute(back).reshape(6, 5, 64)
+
+    assert close(kernels.attention(qkv, 2), wanted((3, 0, 1, 4, 2, 5), (0, 1, 3, 2, 4)))
+    assert close(kernels.temporal_attention(qkv, 2, 3), wanted((3, 0, 2, 4, 1, 5), (0, 3, 1, 2, 4)))
+
+
+def test_convolutions_over_frames_and_of_doubled_pictures(device: torch.device) -> None:
+    x, norm = draw(6, 40, 64, device=device), (draw(6, 64, device=device), draw(6, 64, device=device, shift=1.0))
+    over = affine(TemporalConv(64, 32, (3, 1, 1)).to(device))
+    values = F.silu(x.double() * norm[0][:, None].double() + norm[1][:, None].double())
+    wanted = F.conv2d(values.view(2, 3, 40, 64).permute(0, 3, 1, 2), over.weight.double().squeeze(-1), padding=(1, 0))
+    wanted = wanted.permute(0, 2, 3, 1).reshape(6, 40, 32)
+    assert close(kernels.over_frames(x, norm, over, 3), wanted)
+    base = draw(6, 43, 32, device=device)
+    for at in (slice(0, 40), slice(2, 42)):
+        onto = base.clone()
+        kernels.over_frames(x, norm, over, 3, onto=onto[:, at], of=0.3)
+        assert close(onto[:, at], base[:, at].double() + 0.3 * wanted)
+        assert torch.equal(onto[:, : at.start], base[:, : at.start])
+    picture, conv = draw(2, 3, 5, 64, device=device), affine(nn.Conv2d(64, 32, 3, padding=1).to(device))
+    doubled = F.interpolate(picture.double().permute(0, 3, 1, 2), scale_factor=2.0)
+    assert close(
+        kernels.upsampled(picture, conv), F.conv2d(doubled, conv.weight.double(), padding=1).permute(0, 2, 3, 1)
+    )
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], DiffusionEngine]:
+    made: dict[str, DiffusionEngine] = {}
+
+    def make(case: str) -> DiffusionEngine:
+        if case not in made:
+            path: Path = tmp_path_factory.mktemp("configs") / f"{case}.yaml"
+            made[case] = small_model.made_up(small_model.write_config(path, case))
+        return made[case]
+
+    return make
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found.float() - wanted.float()).norm() / wanted.float().norm())
+
+
+def test_the_network(made_up: Callable[[str], DiffusionEngine]) -> None:
+    engine, frames, cpu = made_up("svd_small"), 3, torch.device("cpu")
+    unet = engine.model.diffusion_model
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    x, noise = draw(6, 4, 8, 12, device=cpu), torch.linspace(-1, 1, 2).repeat_interleave(frames)
+    c = {
+        "concat": draw(6, unet.in_channels - 4, 8, 12, device=cpu),
+        "crossattn": draw(2, 1, unet.context_dim, device=cpu).repeat_interleave(frames, 0),
+        "vector": draw(6, unet.label_emb[0][0].in_features, device=cpu),
+    }
+    with torch.inference_mode():
+        wanted = engine.model(x, noise, c, num_video_frames=frames)
+        whole = [engine.network(x, noise, c, num_video_frames=frames) for _ in range(2)]
+        # In halves and in narrow parts; another condition is noticed; what the fast path does not do, the module does.
+        engine.network.in_turn, engine.network.wide = True, 10**4
+        halves = engine.network(x, noise, c, num_video_frames=frames)
+        engine.network.in_turn = False
+        other = {**c, "crossattn": 2 * c["crossattn"]}
+        changed = engine.network(x, noise, other, num_video_frames=frames)
+        tokens = {**c, "crossattn": c["crossattn"].repeat(1, 2, 1)}
+        several = engine.network(x, noise, tokens, num_video_frames=frames)
+        wanted_changed = engine.model(x, noise, other, num_video_frames=frames)
+        wanted_several = engine.model(x, noise, tokens, num_video_frames=frames)
+    assert torch.equal(*whole)
+    assert relative(whole[0], wanted) < 1e-5
+    assert relative(halves, wanted) < 1e-5
+    assert relative(changed, wanted_changed) < 1e-5
+    assert relative(changed, whole[0]) > 1e-3
+    assert torch.equal(several, wanted_several)
+    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
+
+
+@pytest.mark.parametrize("case", ["svd_small", "svd_image_decoder_small"])
+def test_the_decoder_in_parts(made_up: Callable[[str], DiffusionEngine], case: str) -> None:
+    engine = made_up(case)
+    decoder, z = engine.first_stage_model.decoder, draw(4, 4, 8, 12, device=torch.device("cpu"))
+    told: list[tuple[int, int]] = []
+    with torch.inference_mode():
+        wanted = decoder(z, 4)
+        for room in (2**28, 2**17, 1):
+            assert relative(decode(decoder, z, room, lambda *at: told.append(at)), wanted) < 1e-5
+        for at_once in (None, 1, 2, 50):
+            assert relative(engine.decode_clip(z, at_once), engine.decode(z, 4)) < 1e-5
+    steps = told[: len(told) // 3]
+    assert steps == [(i, len(steps) - 1) for i in range(len(steps))]
+
+
+def test_half_precision_loses_no_more_than_the_modules(made_up: Callable[[str], DiffusionEngine]) -> None:
+    decoder = made_up("svd_small").first_stage_model.decoder
+    z = draw(3, 4, 8, 12, device=torch.device("cpu"))
+    with torch.inference_mode():
+        wanted = decoder(z, 3)
+        decoder.bfloat16()
+        ours, theirs = decode(decoder, z.bfloat16()), decoder(z.bfloat16(), 3)
+        decoder.float()
+    assert relative(ours, wanted) < 1.1 * relative(theirs, wanted)
