@@ -105,6 +105,9 @@ def sample(
     min_guidance: Annotated[float | None, typer.Option(help="Guidance of the first frame.")] = None,
     max_guidance: Annotated[float | None, typer.Option(help="Largest guidance.")] = None,
     decode_chunk: Annotated[int | None, typer.Option(help="Frames decoded at once: fewer need less memory.")] = None,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Take as little of the GPU's memory as can be; a bit slower.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Unless given, the fastest.")] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="Unless given, what suits the device.")
@@ -153,7 +156,7 @@ def sample(
         load = partial(load_engine, request.version, checkpoint=checkpoint, base=base, device=device, dtype=dtype)
         if orbit_plot is not None:
             _plot(request, orbit_plot)
-        extras = background_model, turntable
+        extras = background_model, turntable, low_memory
         failed = sum(not done for done in _sample(request, pictures, out, to_file, load, *extras))
     if failed and len(pictures) > 1:
         tell(f"{failed} of {len(pictures)} pictures failed.")
@@ -359,6 +362,7 @@ def _sample(
     load: Any,
     background_model: str,
     turntable: bool,
+    low_memory: bool,
 ) -> Iterator[bool]:
     """One video a picture; False for a picture that cannot be read. The model is loaded once, when it is needed."""
     from sgm import (
@@ -373,7 +377,7 @@ def _sample(
         write_video,
     )
 
-    engine = None
+    engine, notes = None, []
     cut = request.fit == "object"
     for path in pictures:
         target = out if to_file else out / f"{path.stem}-{request.version}-{request.seed}.mp4"
@@ -401,7 +405,8 @@ def _sample(
                 engine,
                 request,
                 image,
-                on_step=lambda at, show=show: show(f"{at.phase} {at.step}/{at.total}", at.fraction),
+                on_step=partial(_follow, show, notes),
+                low_memory=low_memory,
             )
         written = write_video(_free(target), clip.frames, clip.fps, clip.settings)
         typer.echo(written)
@@ -409,6 +414,14 @@ def _sample(
             loop = written.with_name(f"{written.stem}-turntable.webp")
             tell(f"Turntable: {write_turntable(_free(loop), clip.frames, clip.fps, *orbit_of(request))}")
         yield True
+
+
+def _follow(show: Any, notes: list[str], at: Any) -> None:
+    """Show a generation's progress, and once each what it says about memory."""
+    if at.note and at.note not in notes:
+        notes.append(at.note)
+        tell(at.note)
+    show(f"{at.phase} {at.step}/{at.total}", at.fraction)
 
 
 @contextmanager

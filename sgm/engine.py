@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from sgm.config import instantiate_from_config, load_config
 from sgm.diffusion.denoiser import Denoiser
 from sgm.errors import UserError
+from sgm.fast.decoder import ROOM, decode, frame_values
+from sgm.fast.network import FastNetwork
 from sgm.unet.wrapper import OpenAIWrapper
 from sgm.versions import VERSIONS
 from sgm.weights import WeightsError, load_weights
@@ -44,6 +46,11 @@ class DiffusionEngine(nn.Module):
         self.sampler_config = sampler_config
         self.scale_factor = scale_factor
         self.version = ""
+        self.network = FastNetwork(self.model)
+        self.place: torch.device | None = None  # where parts compute that are kept in the processor's memory meanwhile
+        self._brought: tuple[str, ...] = ()
+        self._kept: dict[int, Tensor] = {}  # what is on the device and need not be copied back, for it never changes
+        self.predicted: dict[Any, Any] = {}  # of `sgm.plan`
 
     @property
     def dtype(self) -> torch.dtype:
@@ -51,7 +58,29 @@ class DiffusionEngine(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self.place or next(self.model.parameters()).device
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        return {"conditioner": self.conditioner, "network": self.model, "autoencoder": self.first_stage_model}
+
+    def bring(self, *names: str) -> None:
+        """Have these of `parts` on the device, and the others in the processor's memory. No name: all on the device."""
+        if names == self._brought:
+            return
+        device, cpu = self.device, torch.device("cpu")
+        with torch.inference_mode(False):
+            # What goes first makes room for what comes.
+            for name, part in sorted(self.parts.items(), key=lambda entry: not names or entry[0] in names):
+                for value in (*part.parameters(), *part.buffers()):
+                    if names and name not in names:
+                        value.data = self._kept.get(id(value), value.data).to(cpu)
+                    elif value.device != device:
+                        self._kept[id(value)] = value.data
+                        value.data = value.data.to(device)
+        self.place, self._brought = (device if names else None), names
+        if not names:
+            self._kept.clear()
 
     @property
     def latent_channels(self) -> int:
@@ -64,7 +93,7 @@ class DiffusionEngine(nn.Module):
 
     def denoise(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], **inputs: Any) -> Tensor:
         """Estimate the clean latents of x: (b t, c, h, w), sigma: (b t,)."""
-        return self.denoiser(self.model, x, sigma, cond, **inputs)
+        return self.denoiser(self.network, x, sigma, cond, **inputs)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """(n, 3, h, w) in [-1, 1] -> scaled latents (n, c, h / f, w / f), from whichever encoder the model has."""
@@ -74,10 +103,26 @@ class DiffusionEngine(nn.Module):
         return encoder.encode(pictures) * self.scale_factor
 
     def decode(self, z: Tensor, timesteps: int) -> Tensor:
-        """Scaled latents (t, c, h, w) of a clip, or of `timesteps` of its frames -> (t, 3, f h, f w), about [-1, 1]."""
+        """Scaled latents (t, c, h, w) of a clip, or of `timesteps` of its frames -> (t, 3, f h, f w), about [-1, 1].
+
+        As the original does it: the `timesteps` frames of one call are the temporal decoder's window.
+        """
+        return self.first_stage_model.decode(self._unscaled(z), timesteps).float()
+
+    def decode_clip(
+        self, z: Tensor, at_once: int | None = None, on_block: Callable[[int, int], None] = lambda done, of: None
+    ) -> Tensor:
+        """The same of the whole clip, in parts that do not show: see `sgm.fast.decoder`.
+
+        at_once: how many frames are worked on at once (default: what keeps the device busy).
+        """
+        decoder, z = self.first_stage_model.decoder, self.first_stage_model.to_decoder(self._unscaled(z))
+        room = ROOM if at_once is None else min(ROOM, at_once * frame_values(decoder, *z.shape[-2:]))
+        return decode(decoder, z, room, on_block).float()
+
+    def _unscaled(self, z: Tensor) -> Tensor:
         dtype = next(self.first_stage_model.parameters()).dtype
-        z = (z / self.scale_factor).to(dtype).to(memory_format=torch.channels_last)
-        return self.first_stage_model.decode(z, timesteps).float()
+        return (z / self.scale_factor).to(dtype).to(memory_format=torch.channels_last)
 
 
 def load_engine(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
@@ -24,11 +25,13 @@ from sgm.errors import UserError
 from sgm.media.image import fit_picture
 from sgm.media.object import cut_out, place_object
 from sgm.memory import kept_memory
+from sgm.plan import GIB, Plan, choose, free_memory
 from sgm.versions import VERSIONS, Version
 
 if TYPE_CHECKING:
     from PIL import Image
 
+logger = logging.getLogger(__name__)
 _SCHEDULE = ("sigma_min", "sigma_max", "rho")
 OnStep = Callable[["Progress"], None]
 Batch = dict[str, Tensor]
@@ -42,7 +45,7 @@ class VideoRequest:
     frames, height, width (pixels), steps: whole numbers. fps: frames a second, played and told to the model (as
     fps - 1). motion_bucket: 0 to 511; higher moves more. cond_aug: standard deviation of the noise on the conditioning
     picture, 0 to 1. sampler, guider: keys of SAMPLERS and GUIDERS; guidance goes from min_guidance to max_guidance over
-    the frames as the guider says. decode_chunk: frames decoded at once, the temporal decoder's window. camera: one of
+    the frames as the guider says. decode_chunk: frames decoded at once; it changes memory and not the picture. camera: one of
     CAMERA_MOVES, for versions that take one. fit: one of FITS; "object" cuts the object out and centres it on white,
     its longer side `image_frame_ratio` of the frame. sv3d_p: `elevation` in degrees, and `orbit`, one of ORBITS; for
     "list" `elevations` and `azimuths` in degrees, one a frame, the last of them the input view.
@@ -182,12 +185,14 @@ def prepare_picture(image: Image.Image, request: VideoRequest, scale: int = 1) -
 class Progress:
     """Step `step` of `total` of a phase ("encode", "sample", "decode"; "load", before them) is done.
 
-    preview: in "sample", draws the middle frame as it stands, uint8 (h, w, 3) at the latents' size.
+    preview: in "sample", draws the middle frame as it stands, uint8 (h, w, 3) at the latents' size. note: how memory is
+    spent, where there is a choice.
     """
 
     phase: str
     step: int
     total: int
+    note: str = field(default="", compare=False)
     preview: Callable[[], np.ndarray] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -216,31 +221,38 @@ def generate(
     image: Image.Image,
     on_step: OnStep | None = None,
     check: Callable[[], None] | None = None,
+    low_memory: bool = False,
 ) -> Clip:
     """Turn a picture into a clip. `on_step` is told of progress; `check` is called before every operation on tensors.
 
     What either raises ends the job, in whichever phase, and reaches the caller. All noise comes from one generator on
-    the CPU, seeded by the request, so one seed is one video. Where memory does not suffice for `decode_chunk` frames,
-    fewer are decoded at once, and the clip's settings say how many.
+    the CPU, seeded by the request, so one seed is one video. On a GPU the fastest plan is taken that fits into its free
+    memory (`low_memory`: the smallest); one that does not fit after all gives way to the next, and nothing that has been
+    computed is lost.
     Raises UserError for a request that is for another version than the engine's.
     """
     if engine.version not in ("", request.version):
         raise UserError(f"The request is for {request.version}, the engine is {engine.version}; load that version.")
     # Entered always: under it some of torch's own layers take another path, and one seed is to be one video.
     with _Checked(check or (lambda: None)):
-        return _generate(engine, request, image, on_step or (lambda progress: None))
+        return _generate(engine, request, image, on_step or (lambda progress: None), low_memory)
 
 
-def _generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image, report: OnStep) -> Clip:
+def _generate(
+    engine: DiffusionEngine, request: VideoRequest, image: Image.Image, report: OnStep, low_memory: bool
+) -> Clip:
     frames, device = _int(request.frames), engine.device
     generator = torch.Generator().manual_seed(request.seed)
-    report(Progress("encode", 0, 1))
+    sampler = build_sampler(engine, request)
+    budget = _Budget(engine, request, sampler.guider.needs_uc, low_memory)
+    report(Progress("encode", 0, 1, budget.note))
     settings, picture = request.settings(), None
     if request.row.sv3d:  # once: its background may have to be removed
         image = picture = prepare_picture(image, request)
         request = replace(request, fit="crop")
     batch = get_batch(engine, request, image, generator)
-    c, uc = engine.conditioner.get_unconditional_conditioning({k: v.to(device) for k, v in batch.items()})
+    inputs = {key: value.to(device) for key, value in batch.items()}
+    c, uc = budget.run("conditioner", lambda: engine.conditioner.get_unconditional_conditioning(inputs))
     c, uc = (_per_frame(cond, frames) for cond in (c, uc))
     report(Progress("encode", 1, 1))
 
@@ -250,27 +262,32 @@ def _generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image
 
     def denoise(x: Tensor, sigma: Tensor, cond: Batch) -> Tensor:
         nonlocal middle
-        denoised = engine.denoise(x, sigma, cond, num_video_frames=frames)
+        denoised = budget.run("network", lambda: engine.denoise(x, sigma, cond, num_video_frames=frames))
         middle = denoised[frames // 2 - frames]  # the conditional estimates stand last
         return denoised
 
     def preview() -> np.ndarray:
         return _preview(middle / engine.scale_factor, c["concat"], batch["cond_frames"])
 
-    z = build_sampler(engine, request)(
+    z = sampler(
         denoise,
         x,
         c,
         uc,
         num_steps=request.steps,
         noise=lambda like: torch.randn(like.shape, generator=generator).to(like),
-        on_step=lambda i, n: report(Progress("sample", i, n, preview)),
+        on_step=lambda i, n: report(Progress("sample", i, n, budget.note, preview)),
     )
-    decoded, chunk = _decode(engine, z, _int(request.decode_chunk), report)
-    video = decoded.numpy()
+    engine.network.forget()
+    chunk = _int(request.decode_chunk)
+
+    def tell(done: int, of: int) -> None:
+        report(Progress("decode", done, of, budget.note))
+
+    video = budget.run("autoencoder", lambda: _to_bytes(engine.decode_clip(z, chunk, tell)).cpu()).numpy()
     if picture is not None:
         video[-1] = np.asarray(picture)  # the last frame is the input view, which is known
-    return Clip(video, _int(request.fps), {**settings, "decode_chunk": chunk})
+    return Clip(video, _int(request.fps), settings)
 
 
 class _Checked(TorchFunctionMode):
@@ -285,23 +302,40 @@ class _Checked(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _decode(engine: DiffusionEngine, z: Tensor, chunk: int, report: OnStep) -> tuple[Tensor, int]:
-    """Latents -> frames, uint8 (t, h, w, 3), and how many could be decoded at once; the latents outlive a failure."""
-    while True:
-        chunks, decoded = z.split(chunk), []
-        report(Progress("decode", 0, len(chunks)))
-        try:
-            for i, part in enumerate(chunks):
-                video = engine.decode(part, len(part)).clamp(-1, 1)
-                decoded.append(((video + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
-                report(Progress("decode", i + 1, len(chunks)))
-            return torch.cat(decoded), chunk
-        except (torch.cuda.OutOfMemoryError, MemoryError):
-            if chunk == 1:
-                raise
-        chunk = (min(chunk, len(z)) + 1) // 2
-        if z.is_cuda:
+class _Budget:
+    """Runs each part of the engine as its plan for memory says, and a smaller plan where memory runs out."""
+
+    def __init__(self, engine: DiffusionEngine, request: VideoRequest, guided: bool, low: bool) -> None:
+        self.engine = engine
+        self.clip = _int(request.frames), _int(request.height), _int(request.width), guided
+        self.note = ""
+        self.plan: Plan | None = None
+        room = free_memory(engine.device)
+        if room is not None:
+            self.plan = choose(engine, *self.clip, room, low)
+            self.note = f"GPU memory: {self.plan} of {room / GIB:.1f} GiB."
+            logger.info(self.note)
+
+    def run(self, part: str, work: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                if self.plan is not None:
+                    self.plan.apply(self.engine, part)
+                return work()
+            except torch.cuda.OutOfMemoryError:
+                if self.plan is None or self.plan.by_turns:
+                    raise
+            # Only here nothing that failed is held any more.
+            self.plan = choose(self.engine, *self.clip, None, low=True)
+            self.note = f"GPU memory ran out; from here on {self.plan}."
+            logger.warning(self.note)
+            self.engine.network.forget()
             torch.cuda.empty_cache()
+
+
+def _to_bytes(video: Tensor) -> Tensor:
+    """(t, 3, h, w) in [-1, 1] -> uint8 (t, h, w, 3)."""
+    return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _preview(z: Tensor, latents: Tensor, pictures: Tensor) -> np.ndarray:

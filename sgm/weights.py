@@ -239,13 +239,14 @@ def _after(value: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
 
 
 def to_channels_last(module: nn.Module) -> None:
-    """Lay the kernels of all two-dimensional convolutions out as the networks' activations are."""
+    """Lay the kernels of all convolutions out as the networks' activations are."""
     for parameter in module.parameters():
         parameter.data = _channels_last(parameter.data)
 
 
 def _channels_last(value: Tensor) -> Tensor:
-    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return value.contiguous(memory_format=formats[value.ndim]) if value.ndim in formats else value
 
 
 def _finite(value: Tensor) -> bool:

@@ -57,8 +57,12 @@ class AutoencodingEngine(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         return self.regularization(self.moments(x))
 
+    def to_decoder(self, z: Tensor) -> Tensor:
+        """Latents as the decoder takes them."""
+        return z
+
     def decode(self, z: Tensor, timesteps: int = 1) -> Tensor:
-        return self.decoder(z, timesteps)
+        return self.decoder(self.to_decoder(z), timesteps)
 
 
 class AutoencoderKL(AutoencodingEngine):
@@ -76,8 +80,8 @@ class AutoencoderKL(AutoencodingEngine):
     def moments(self, x: Tensor) -> Tensor:
         return self.quant_conv(self.encoder(x))
 
-    def decode(self, z: Tensor, timesteps: int = 1) -> Tensor:
-        return self.decoder(self.post_quant_conv(z), timesteps)
+    def to_decoder(self, z: Tensor) -> Tensor:
+        return self.post_quant_conv(z)
 
 
 class AutoencoderKLModeOnly(AutoencoderKL):

@@ -16,6 +16,9 @@ Condition = dict[str, Tensor]
 class Guider:
     """Base: x_u + scale * (x_c - x_u), with a scale for each frame. Subclasses give `scales()`."""
 
+    # The conditions that came last, and both as one batch: it being the same object says that nothing has changed.
+    joined: tuple[Condition, Condition, Condition] | None = None
+
     def scales(self) -> Tensor:
         """(t,), or (1,) for all frames alike."""
         raise NotImplementedError
@@ -29,7 +32,9 @@ class Guider:
         """Double the batch, unconditional first."""
         if not self.needs_uc:
             return x, sigma, c
-        return torch.cat([x, x]), torch.cat([sigma, sigma]), {key: torch.cat([uc[key], c[key]]) for key in c}
+        if self.joined is None or self.joined[0] is not uc or self.joined[1] is not c:
+            self.joined = uc, c, {key: torch.cat([uc[key], c[key]]) for key in c}
+        return torch.cat([x, x]), torch.cat([sigma, sigma]), self.joined[2]
 
     def __call__(self, denoised: Tensor, sigma: Tensor) -> Tensor:
         if not self.needs_uc:

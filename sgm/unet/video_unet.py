@@ -72,7 +72,7 @@ class VideoUNet(nn.Module):
         if not spatial_transformer_attn_type.startswith("softmax"):
             raise ValueError(f"spatial_transformer_attn_type must be 'softmax'; got {spatial_transformer_attn_type!r}.")
         self.in_channels = in_channels
-        self.model_channels = model_channels
+        self.model_channels, self.context_dim = model_channels, context_dim
         emb_channels = model_channels * 4
         self.time_embed = _mlp(model_channels, emb_channels)
         if num_classes == "sequential":

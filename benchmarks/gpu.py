@@ -1,0 +1,310 @@
+"""One video of SVD-XT's size on a CUDA device, by diffusers and by us, from the same made-up weights on the disk.
+
+`python benchmarks/gpu.py [--steps 25] [--repeat 3] [--only 'ours;diffusers']`
+prints a Markdown table: a video's median seconds, an evaluation of the network with guidance, decoding, peak memory, the
+first video from process start. Each contender is a process of its own. See README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+GIB = 2**30
+SIZE = {"height": 576, "width": 1024}
+FRAMES = 25
+
+
+def weights(folder: Path) -> None:
+    """A diffusers folder in half precision: SVD-XT's architecture, weights drawn so that activations keep their size."""
+    from diffusers import (
+        AutoencoderKLTemporalDecoder,
+        EulerDiscreteScheduler,
+        StableVideoDiffusionPipeline,
+        UNetSpatioTemporalConditionModel,
+    )
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        unet = UNetSpatioTemporalConditionModel(num_attention_heads=(5, 10, 20, 20), num_frames=FRAMES)
+        vae = AutoencoderKLTemporalDecoder(
+            down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=(128, 256, 512, 512), layers_per_block=2
+        )
+        vision = CLIPVisionConfig(
+            hidden_size=1280,
+            intermediate_size=5120,
+            projection_dim=1024,
+            num_hidden_layers=32,
+            num_attention_heads=16,
+            image_size=224,
+            patch_size=14,
+            hidden_act="gelu",
+        )
+        tower = CLIPVisionModelWithProjection(vision)
+    for module in (unet, vae, tower):
+        for name, value in module.named_parameters():
+            if value.ndim > 1:
+                torch.nn.init.normal_(value, std=value[0].numel() ** -0.5)
+            elif "mix_factor" in name:
+                torch.nn.init.normal_(value)
+            elif "norm" in name and name.endswith("weight"):
+                torch.nn.init.ones_(value)
+            else:
+                torch.nn.init.normal_(value, std=0.1)
+        module.half()
+    # The last layer small, so that the denoiser of made-up weights does not drive the latents out of bounds.
+    unet.conv_out.weight.data *= 0.1
+    scheduler = EulerDiscreteScheduler(
+        sigma_min=0.002,
+        sigma_max=700.0,
+        use_karras_sigmas=True,
+        prediction_type="v_prediction",
+        timestep_type="continuous",
+        timestep_spacing="leading",
+    )
+    pipeline = StableVideoDiffusionPipeline(vae, tower, unet, scheduler, CLIPImageProcessor())
+    pipeline.save_pretrained(folder, variant="fp16")
+
+
+def picture() -> Any:
+    from PIL import Image
+
+    file = next(iter(sorted((ROOT / "app" / "samples").glob("*.*"))))
+    return Image.open(file).convert("RGB").resize((SIZE["width"], SIZE["height"]))
+
+
+class Clock:
+    """Seconds of calls of one function, the device waited for."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.seconds = function, []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        result = self.function(*args, **kwargs)
+        torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - start)
+        return result
+
+
+def ours(folder: str, steps: int, repeat: int, low: bool = False, limit: float | None = None) -> dict[str, Any]:
+    start = time.time()
+    from sgm import VideoRequest, generate, load_engine
+
+    if limit is not None:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(limit * GIB / total)
+    loaded = time.perf_counter()
+    engine = load_engine("svd_xt", checkpoint=folder)
+    loaded = time.perf_counter() - loaded
+    notes: list[str] = []
+
+    def on_step(at: Any) -> None:
+        if at.note and at.note not in notes:
+            notes.append(at.note)
+
+    request, image = VideoRequest("svd_xt", steps=steps), picture()
+
+    def run() -> None:
+        generate(engine, request, image, on_step, low_memory=low)
+
+    engine.denoise, engine.decode_clip = Clock(engine.denoise), Clock(engine.decode_clip)
+    result = measured(run, repeat, start)
+    return {
+        **result,
+        "load": loaded,
+        "step": statistics.median(engine.denoise.seconds[2:]),
+        "decode": statistics.median(engine.decode_clip.seconds[1:] or engine.decode_clip.seconds),
+        "notes": notes,
+    }
+
+
+def theirs(folder: str, steps: int, repeat: int, offload: bool = False, compiled: bool = False) -> dict[str, Any]:
+    start = time.time()
+    from diffusers import StableVideoDiffusionPipeline
+
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float16, variant="fp16")
+    if offload:
+        pipeline.enable_model_cpu_offload()
+    else:
+        pipeline.to("cuda")
+    pipeline.set_progress_bar_config(disable=True)
+    image, extra = picture(), {}
+    if compiled:
+        before = time.perf_counter()
+        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline.unet = torch.compile(pipeline.unet, mode="max-autotune-no-cudagraphs")
+        pipeline(image, **SIZE, num_frames=FRAMES, num_inference_steps=1, decode_chunk_size=8)
+        extra["compiling"] = time.perf_counter() - before
+
+    def run() -> None:
+        generator = torch.Generator().manual_seed(23)
+        pipeline(
+            image, **SIZE, num_frames=FRAMES, num_inference_steps=steps, decode_chunk_size=8, generator=generator,
+            output_type="np",
+        )  # fmt: skip
+
+    pipeline.unet.forward, decode = Clock(pipeline.unet.forward), Clock(pipeline.decode_latents)
+    pipeline.decode_latents = decode
+    result = measured(run, repeat, start)
+    if not offload:
+        with torch.inference_mode():
+            latents = torch.randn(1, FRAMES, 4, SIZE["height"] // 8, SIZE["width"] // 8, device="cuda").half()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            whole = Clock(pipeline.vae.decode)
+            for _ in range(2):
+                whole(latents[0], num_frames=FRAMES)
+        extra["decode at once"] = whole.seconds[-1]
+        extra["its peak"] = torch.cuda.max_memory_allocated() / GIB
+    seconds = pipeline.unet.forward.seconds[2:]
+    return {**result, "step": statistics.median(seconds), "decode": statistics.median(decode.seconds[1:]), **extra}
+
+
+def measured(run: Any, repeat: int, start: float) -> dict[str, Any]:
+    run()
+    first = time.time() - start
+    torch.cuda.reset_peak_memory_stats()
+    clock = Clock(run)
+    for _ in range(repeat):
+        clock()
+    return {
+        "video": statistics.median(clock.seconds),
+        "first": first,
+        "peak": torch.cuda.max_memory_allocated() / GIB,
+        "reserved": torch.cuda.max_memory_reserved() / GIB,
+    }
+
+
+@torch.inference_mode()
+def errors(folder: str) -> dict[str, Any]:
+    """Relative error in half precision against float32, of a step's network and of decoding, 9 frames of 320x512."""
+    from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+
+    from sgm import load_engine
+
+    frames, h, w = 9, 40, 64
+    generator = torch.Generator("cuda").manual_seed(1)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device="cuda").half().float()
+
+    x, context, z = noise(2 * frames, 8, h, w), noise(2, 1, 1024), noise(frames, 4, h, w)
+    ids = torch.tensor([[6.0, 127.0, 0.02]] * 2, device="cuda")
+    sigma, found = torch.full((2 * frames,), 0.7, device="cuda"), {}
+
+    def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
+        return float((value.float() - reference).norm() / reference.norm())
+
+    unet = UNetSpatioTemporalConditionModel.from_pretrained(folder, subfolder="unet", variant="fp16").cuda()
+    vae = AutoencoderKLTemporalDecoder.from_pretrained(folder, subfolder="vae", variant="fp16").cuda()
+    torch.backends.cudnn.allow_tf32 = False
+
+    def network(dtype: torch.dtype) -> torch.Tensor:
+        inputs = x.unflatten(0, (2, frames)).to(dtype)
+        return unet.to(dtype)(
+            inputs, sigma[0], encoder_hidden_states=context.to(dtype), added_time_ids=ids.to(dtype), return_dict=False
+        )[0].flatten(0, 1)
+
+    def decoded(dtype: torch.dtype) -> torch.Tensor:
+        return vae.to(dtype).decode(z.to(dtype), num_frames=frames).sample
+
+    network_reference, decoded_reference = network(torch.float32), decoded(torch.float32)
+    found["diffusers, network"] = relative(network(torch.float16), network_reference)
+    found["diffusers, decoder"] = relative(decoded(torch.float16), decoded_reference)
+    del unet, vae
+    torch.cuda.empty_cache()
+    engine = load_engine("svd_xt", checkpoint=folder)
+    embed = engine.conditioner.embedders[1]
+    vector = torch.cat([embed(ids[:, i]) for i in range(3)], dim=1)
+    c = {
+        "concat": x[:, 4:],
+        "crossattn": context.repeat_interleave(frames, 0),
+        "vector": vector.repeat_interleave(frames, 0),
+    }
+    out = engine.network(x[:, :4], sigma, c, num_video_frames=frames)
+    found["ours, network"] = relative(out, network_reference)
+    found["ours, decoder"] = relative(engine.decode_clip(z * engine.scale_factor), decoded_reference)
+    found["readable module, network"] = relative(
+        engine.model(x[:, :4], sigma, c, num_video_frames=frames), network_reference
+    )
+    parts = engine.decode_clip(z * engine.scale_factor, 1)
+    found["decoded by single frames"] = relative(parts, decoded_reference)
+    return found
+
+
+CONTENDERS: dict[str, Any] = {
+    "diffusers": theirs,
+    "ours": ours,
+    "ours, --low-memory": lambda *args: ours(*args, low=True),
+    "ours, limited to 8 GiB": lambda *args: ours(*args, limit=8.0),
+    "diffusers, offloaded": lambda *args: theirs(*args, offload=True),
+    "diffusers, compiled": lambda *args: theirs(*args, compiled=True),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--weights", type=Path, help="where the made-up weights are kept between runs")
+    parser.add_argument("--only", default=";".join(list(CONTENDERS)[:-1]), help=f"of: {'; '.join(CONTENDERS)}")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks/gpu.py needs a CUDA device; there is none.")
+    folder = arguments.weights or Path(tempfile.gettempdir()) / "svd_xt_made_up"
+    if arguments.run == "errors":
+        print("RESULT", json.dumps(errors(str(folder))))
+        return
+    if arguments.run:
+        print("RESULT", json.dumps(CONTENDERS[arguments.run](str(folder), arguments.steps, arguments.repeat)))
+        return
+    if not (folder / "model_index.json").exists():
+        subprocess.run(
+            [sys.executable, "-c", _IN_OTHER.format(root=str(Path(__file__).parent), folder=str(folder))], check=True
+        )
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.steps} steps, {FRAMES} frames of {SIZE}"
+    )
+    rows: dict[str, dict[str, Any]] = {}
+    for name in ["errors", *(name.strip() for name in arguments.only.split(";"))]:
+        command = [sys.executable, __file__, "--run", name, "--steps", str(arguments.steps), "--weights", str(folder)]
+        run = subprocess.run(
+            [*command, "--repeat", str(arguments.repeat)], env={**os.environ}, capture_output=True, text=True
+        )
+        lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
+        if not lines:
+            print(f"{name} failed:\n{run.stdout[-1000:]}{run.stderr[-3000:]}", flush=True)
+            continue
+        rows[name] = json.loads(lines[0].removeprefix("RESULT "))
+        print(name, json.dumps(rows[name]), flush=True)
+    base = rows.get("diffusers", {}).get("video")
+    print("\n| | video | ratio | step | decode | peak GiB | first video |\n| --- | --- | --- | --- | --- | --- | --- |")
+    for name, row in rows.items():
+        if "video" in row:
+            ratio = f"{row['video'] / base:.2f}" if base else ""
+            print(
+                f"| {name} | {row['video']:.2f} s | {ratio} | {row['step']:.3f} s | {row['decode']:.2f} s "
+                f"| {row['peak']:.1f} | {row['first']:.1f} s |"
+            )
+
+
+_IN_OTHER = "import sys; sys.path.insert(0, {root!r}); import gpu, pathlib; gpu.weights(pathlib.Path({folder!r}))"
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,475 @@
+"""What stands between matrix products and convolutions, each in as few passes over memory as there can be.
+
+Everywhere x is (n, s, c): n frames of s pixels with c channels. Pixels are contiguous, so that a channels-last picture is
+x without a copy; frames may lie apart. Where Triton compiles for the device these are its kernels, anywhere else the same
+in plain torch. Both compute in float32 and round once, to x's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sgm.layers.residual import TemporalConv
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # macOS, Windows
+    triton = None
+
+_RUN = 1024  # pixels over which moments are taken at a time
+
+
+def has_kernels(x: Tensor) -> bool:
+    """Whether the Triton kernels run for this tensor; on the `meta` device they do, and compute nothing."""
+    if triton is None or x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return False
+    if x.is_meta:
+        return True
+    if triton.knobs.runtime.interpret:
+        return x.device.type == "cpu"
+    return x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (8, 0)
+
+
+class Moments:
+    """Mean and squared deviation of each channel over runs of pixels: what any group norm can be computed from.
+
+    For n frames of s pixels; parts of the pixels may be measured one after another, each from a multiple of 1024 on.
+    """
+
+    run = _RUN
+
+    def __init__(self, n: int, s: int, c: int, device: torch.device) -> None:
+        self.pixels = s
+        self.mean, self.deviation = torch.empty((2, n, math.ceil(s / _RUN), c), device=device)
+
+    def measure(self, x: Tensor, start: int = 0, channel: int = 0) -> Moments:
+        """x: (n, part, c), the pixels from `start` on, of the channels from `channel` on."""
+        n, s, c = x.shape
+        first, runs = start // _RUN, math.ceil(s / _RUN)
+        mean, deviation = (y[:, first : first + runs, channel : channel + c] for y in (self.mean, self.deviation))
+        if has_kernels(x):
+            width = _divisor(c)
+            strides = (x.stride(0), *mean.stride()[:2])
+            _run(_measure, (runs, c // width, n), x, mean, deviation, *strides, s, c, _RUN, 64, width, num_warps=8)
+        else:
+            for i, part in enumerate(x.split(_RUN, dim=1)):
+                variance, mean[:, i] = torch.var_mean(part.float(), dim=1, correction=0)
+                deviation[:, i] = variance * part.shape[1]
+        return self
+
+    def norm(self, module: nn.GroupNorm, frames: int = 1, add: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The group norm of (value + add), statistics over `frames` consecutive frames, as value * scale + shift.
+
+        add: (n, c) or (c,). Returns scale and shift, (n, c) float32.
+        """
+        n, runs, c = self.mean.shape
+        groups, size = module.num_groups, c // module.num_groups
+        add = _rows(add, self.mean)
+        if has_kernels(self.mean):
+            scale, shift = torch.empty_like(self.mean[:, 0]), torch.empty_like(self.mean[:, 0])
+            arguments = (self.mean, self.deviation, add, module.weight, module.bias, scale, shift)
+            sizes = (self.pixels, runs, frames, c, size, module.eps, _RUN, 2048)
+            _run(_finish, (n // frames, groups), *arguments, add.stride(0), *sizes, num_warps=8)
+            return scale, shift
+        counts = torch.full((runs, 1, 1), float(_RUN), device=add.device)
+        counts[-1] = self.pixels - (runs - 1) * _RUN
+        add = add.float()
+        means = (self.mean + add[:, None]).view(-1, frames, runs, groups, size)
+        total = frames * self.pixels * size
+        mean = (means * counts).sum((1, 2, 4), keepdim=True) / total
+        spread = self.deviation.view_as(means).sum((1, 2, 4), keepdim=True)
+        spread = spread + ((means - mean).square() * counts).sum((1, 2, 4), keepdim=True)
+        scale = (spread / total + module.eps).rsqrt().expand(-1, frames, -1, -1, size).reshape(n, c) * module.weight
+        mean = mean.expand(-1, frames, -1, -1, size).reshape(n, c)
+        return scale, (add - mean) * scale + module.bias
+
+
+def moments(x: Tensor) -> Moments:
+    return Moments(*x.shape, device=x.device).measure(x)
+
+
+def scale_shift(x: Tensor, scale: Tensor, shift: Tensor, silu: bool = True, out: Tensor | None = None) -> Tensor:
+    """x * scale + shift, then SiLU where asked. scale, shift: (n, c) float32; out: some of another's pixels, channels."""
+    n, s, c = x.shape
+    if out is None:
+        out = torch.empty((n, s, c), dtype=x.dtype, device=x.device)
+    if has_kernels(x):
+        width = _divisor(c)
+        grid = (math.ceil(s / 128), c // width, n)
+        strides = (x.stride(0), *out.stride()[:2], scale.stride(0))
+        _run(_scale_shift, grid, x, scale, shift, out, *strides, s, c, silu, 128, width, num_warps=8)
+        return out
+    y = torch.addcmul(shift[:, None], x.float(), scale[:, None])
+    return out.copy_(F.silu(y, inplace=True) if silu else y)
+
+
+def group_norm(
+    parts: Sequence[Tensor], module: nn.GroupNorm, frames: int = 1, add: Tensor | None = None, silu: bool = True
+) -> Tensor:
+    """The group norm of (x + add), statistics over `frames` consecutive frames, then SiLU where asked.
+
+    x is given in parts of its channels, so that what is to be concatenated need not be. add: (n, c) or (c,).
+    """
+    x, c = parts[0], sum(part.shape[2] for part in parts)
+    n, s, _ = x.shape
+    found, first = Moments(n, s, c, x.device), 0
+    for part in parts:
+        found.measure(part, channel=first)
+        first += part.shape[2]
+    scale, shift = found.norm(module, frames, add)
+    out, first = torch.empty((n, s, c), dtype=x.dtype, device=x.device), 0
+    for part in parts:
+        own = slice(first, first + part.shape[2])
+        scale_shift(part, scale[:, own], shift[:, own], silu, out[:, :, own])
+        first = own.stop
+    return out
+
+
+def layer_norm(x: Tensor, module: nn.LayerNorm, add: Tensor | None = None) -> Tensor:
+    """The layer norm of (x + add). add: (n, c) or (c,)."""
+    n, s, c = x.shape
+    if not has_kernels(x):
+        y = x if add is None else x + add.expand(n, c)[:, None]
+        return F.layer_norm(y, (c,), module.weight, module.bias, module.eps).to(x.dtype)
+    add, out = _rows(add, x), torch.empty_like(x)
+    width = triton.next_power_of_2(c)
+    height = max(8192 // width, 1)
+    strides = (x.stride(0), add.stride(0))
+    grid = (math.ceil(s / height), n)
+    _run(
+        _layer_norm,
+        grid,
+        x,
+        add,
+        module.weight,
+        module.bias,
+        out,
+        *strides,
+        s,
+        c,
+        module.eps,
+        height,
+        width,
+        num_warps=8,
+    )
+    return out
+
+
+def geglu(x: Tensor) -> Tensor:
+    """x: (rows, 2 c) -> (rows, c): the first half times the GELU of the second."""
+    rows, c = x.shape[0], x.shape[1] // 2
+    if not has_kernels(x):
+        value, gate = x.chunk(2, dim=-1)
+        return value * F.gelu(gate)
+    out = x.new_empty(rows, c)
+    width = _divisor(c)
+    _run(_geglu, (c // width, math.ceil(rows / 64)), x, out, rows, c, 64, width, num_warps=8)
+    return out
+
+
+def blend(a: Tensor, b: Tensor, of_a: float, of_b: float, add: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """of_a * a + of_b * b + add. add: (n, c) or (c,); out may be a or b."""
+    n, s, c = a.shape
+    if out is None:
+        out = torch.empty((n, s, c), dtype=a.dtype, device=a.device)
+    add = _rows(add, a)
+    if has_kernels(a):
+        width = _divisor(c)
+        grid = (math.ceil(s / 128), c // width, n)
+        strides = (a.stride(0), b.stride(0), out.stride(0), add.stride(0))
+        _run(_blend, grid, a, b, add, out, float(of_a), float(of_b), *strides, s, c, 128, width, num_warps=8)
+        return out
+    return out.copy_(of_a * a.float() + of_b * b.float() + add[:, None])
+
+
+def over_frames(
+    x: Tensor, norm: tuple[Tensor, Tensor], conv: TemporalConv, frames: int, onto: Tensor | None = None, of: float = 1.0
+) -> Tensor:
+    """A convolution over frames of SiLU(x * scale + shift), without its bias. x: (b t, s, c) -> (b t, s, c').
+
+    onto: what `of` times the result is added to, in place. As one matrix product, for which each frame stands beside its
+    neighbours: twice as fast as the library's convolution.
+    """
+    n, s, c = x.shape
+    taps, out_channels = conv.kernel_size[0], conv.out_channels
+    if not has_kernels(x):
+        y = scale_shift(x, *norm).unflatten(0, (-1, frames)).permute(0, 3, 1, 2)
+        y = F.conv2d(y, conv.weight.squeeze(-1), padding=(taps // 2, 0)).permute(0, 2, 3, 1).flatten(0, 1)
+        return y if onto is None else onto.add_(y, alpha=of)
+    wide = torch.empty((n, s, taps * c), dtype=x.dtype, device=x.device)
+    width = _divisor(c)
+    grid = (math.ceil(s / 128), c // width, n)
+    _run(_unfold, grid, x, *norm, wide, x.stride(0), frames, s, c, taps, 128, width, num_warps=8)
+    weight = conv.weight.permute(0, 2, 3, 4, 1).reshape(out_channels, -1)
+    if onto is None:
+        return F.linear(wide, weight)
+    if onto.is_contiguous():
+        onto.view(n * s, out_channels).addmm_(wide.view(n * s, -1), weight.t(), alpha=of)
+    else:
+        onto.baddbmm_(wide, weight.t().expand(n, -1, -1), alpha=of)
+    return onto
+
+
+def upsampled(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 3x3 convolution, without its bias, of x doubled along both sides by nearest neighbours.
+
+    (n, h, w, c) -> (n, 2 h, 2 w, c'). Where all neighbours of a pixel are copies of four, the kernel is 2x2: for each of
+    the four ways that a pixel can lie, the sums of the weights that meet the same copy.
+    """
+    n, h, w, _ = x.shape
+    weight = conv.weight.float().permute(0, 2, 3, 1)  # (o, 3, 3, i)
+    weight = _halves(_halves(weight, 1), 3).flatten(0, 2)  # (2 2 o, 2, 2, i): right or left, below or above
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight.to(x.dtype).permute(0, 3, 1, 2), padding=1).permute(0, 2, 3, 1)
+    c = conv.out_channels
+    out = torch.empty((n, 2 * h, 2 * w, c), dtype=x.dtype, device=x.device)
+    if has_kernels(x):
+        y = y.contiguous()
+        width = _divisor(c)
+        _run(_interleave, (c // width, math.ceil(w / 64), n * h), y, out, h, w, c, 64, width, num_warps=8)
+        return out
+    for i in range(4):
+        right, below = i // 2, i % 2
+        part = y[:, below : below + h, right : right + w, i * c : (i + 1) * c]
+        out.view(n, h, 2, w, 2, c)[:, :, below, :, right] = part
+    return out
+
+
+def _halves(weight: Tensor, dim: int) -> Tensor:
+    """Three weights along `dim` -> the two that pixels on the first copy need, and those on the second: (2, ..., 2, ...)."""
+    a, b, c = weight.unbind(dim)
+    return torch.stack([torch.stack([a, b + c], dim), torch.stack([a + b, c], dim)])
+
+
+def attention(qkv: Tensor, heads: int) -> Tensor:
+    """Among the pixels of each frame. qkv: (n, s, 3 c), queries, keys and values beside one another -> (n, s, c)."""
+    n, s, _ = qkv.shape
+    q, k, v = qkv.view(n, s, 3, heads, -1).permute(2, 0, 3, 1, 4)  # each (n, heads, s, d)
+    return attend(q, k, v).transpose(1, 2).reshape(n, s, -1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each (n, heads, s, d). On the `meta` device it takes the memory that it takes where there are kernels for it."""
+    if q.is_meta:
+        return torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def temporal_attention(qkv: Tensor, heads: int, frames: int) -> Tensor:
+    """Among the frames of each pixel. qkv: (b t, s, 3 c) -> (b t, s, c)."""
+    n, s, c = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    d = c // heads
+    if has_kernels(qkv) and d in (16, 32, 64, 128) and frames <= 64:
+        out = qkv.new_empty(n, s, c)
+        rows = max(triton.next_power_of_2(frames), 16)
+        _run(
+            _attend, (s, heads, n // frames), qkv, out, frames, s, c, d**-0.5 * math.log2(math.e), rows, d, num_warps=2
+        )
+        return out
+    q, k, v = qkv.view(-1, frames, s, 3, heads, d).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # (b s, heads, t, d)
+    out = F.scaled_dot_product_attention(q, k, v)
+    return out.view(-1, s, heads, frames, d).permute(0, 3, 1, 2, 4).reshape(n, s, c)
+
+
+def _run(kernel: Any, grid: tuple[int, ...], first: Tensor, *arguments: Any, **options: Any) -> None:
+    if not first.is_meta:
+        kernel[grid](first, *arguments, **options)
+
+
+def _divisor(c: int) -> int:
+    """The widest block of channels, up to 64, that divides c."""
+    return min(c & -c, 64)
+
+
+def _rows(add: Tensor | None, like: Tensor) -> Tensor:
+    """What is added to each frame of `like` (n, ..., c), as (n, c); nothing: zeros."""
+    shape = (like.shape[0], like.shape[-1])
+    return like.new_zeros(shape[1]).expand(shape) if add is None else add.expand(shape)
+
+
+if triton is not None:
+    # pyright knows neither Triton's pointers nor its constants.
+    Pointer: Any = Any
+
+    @triton.jit(do_not_specialize=["s"])
+    def _measure(
+        x, mean, deviation, frame, out_frame, out_run, s, c,
+        run: tl.constexpr, height: tl.constexpr, width: tl.constexpr,
+    ):  # fmt: skip
+        i, n = tl.program_id(0), tl.program_id(2).to(tl.int64)
+        columns = tl.program_id(1) * width + tl.arange(0, width)
+        x += n * frame
+        # Sums of differences to one of the values: no digits are lost where the mean is far from zero.
+        origin = tl.load(x + i.to(tl.int64) * run * c + columns).to(tl.float32)
+        sums = tl.zeros([height, width], tl.float32)
+        squares = tl.zeros([height, width], tl.float32)
+        last = tl.minimum(s, (i + 1) * run)
+        for start in range(i * run, last, height):
+            rows = start + tl.arange(0, height)
+            inside = (rows < last)[:, None]
+            value = tl.load(x + rows.to(tl.int64)[:, None] * c + columns[None], mask=inside, other=0.0)
+            apart = tl.where(inside, value.to(tl.float32) - origin[None], 0.0)
+            sums += apart
+            squares += apart * apart
+        count = (last - i * run).to(tl.float32)
+        middle = tl.sum(sums, 0) / count
+        at = n * out_frame + i * out_run + columns
+        tl.store(mean + at, origin + middle)
+        tl.store(deviation + at, tl.maximum(tl.sum(squares, 0) - middle * middle * count, 0.0))
+
+    @triton.jit(do_not_specialize=["pixels", "runs", "frames", "size"])
+    def _finish(
+        mean, deviation, add, weight, bias, scale, shift, add_row, pixels, runs, frames, c, size, eps,
+        run: tl.constexpr, block: tl.constexpr,
+    ):  # fmt: skip
+        clip, group = tl.program_id(0), tl.program_id(1)
+        total = frames.to(tl.float32) * pixels * size
+        count = frames * runs * size
+        sums = tl.zeros([block], tl.float32)
+        for start in range(0, count, block):
+            i = start + tl.arange(0, block)
+            part, channel = i // size % runs, group * size + i % size
+            row = clip * frames + i // size // runs
+            value = tl.load(mean + (row * runs + part) * c + channel, mask=i < count, other=0.0)
+            value += tl.load(add + row * add_row + channel, mask=i < count, other=0.0).to(tl.float32)
+            sums += tl.where(i < count, value * tl.minimum(pixels - part * run, run).to(tl.float32), 0.0)
+        middle = tl.sum(sums) / total
+        sums = tl.zeros([block], tl.float32)
+        for start in range(0, count, block):
+            i = start + tl.arange(0, block)
+            part, channel = i // size % runs, group * size + i % size
+            row = clip * frames + i // size // runs
+            at = (row * runs + part) * c + channel
+            apart = tl.load(mean + at, mask=i < count, other=0.0) - middle
+            apart += tl.load(add + row * add_row + channel, mask=i < count, other=0.0).to(tl.float32)
+            own = tl.load(deviation + at, mask=i < count, other=0.0)
+            value = own + apart * apart * tl.minimum(pixels - part * run, run).to(tl.float32)
+            sums += tl.where(i < count, value, 0.0)
+        factor = tl.rsqrt(tl.sum(sums) / total + eps)
+        for start in range(0, frames * size, block):
+            i = start + tl.arange(0, block)
+            inside = i < frames * size
+            row, channel = clip * frames + i // size, group * size + i % size
+            gain = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32) * factor
+            more = tl.load(add + row * add_row + channel, mask=inside, other=0.0).to(tl.float32)
+            offset = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+            tl.store(scale + row * c + channel, gain, mask=inside)
+            tl.store(shift + row * c + channel, (more - middle) * gain + offset, mask=inside)
+
+    @triton.jit(do_not_specialize=["s"])
+    def _scale_shift(
+        x, scale, shift, out, frame, out_frame, out_pixel, scale_row, s, c,
+        silu: tl.constexpr, height: tl.constexpr, width: tl.constexpr,
+    ):  # fmt: skip
+        rows = tl.program_id(0) * height + tl.arange(0, height)
+        columns = tl.program_id(1) * width + tl.arange(0, width)
+        n = tl.program_id(2).to(tl.int64)
+        inside = (rows < s)[:, None]
+        rows = rows.to(tl.int64)[:, None]
+        y = tl.load(x + n * frame + rows * c + columns[None], mask=inside, other=0.0).to(tl.float32)
+        y = y * tl.load(scale + n * scale_row + columns)[None] + tl.load(shift + n * scale_row + columns)[None]
+        if silu:
+            y = y * tl.sigmoid(y)
+        at = n * out_frame + rows * out_pixel + columns[None]
+        tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+
+    @triton.jit(do_not_specialize=["s"])
+    def _layer_norm(x, add, weight, bias, out, frame, add_row, s, c, eps, height: tl.constexpr, width: tl.constexpr):
+        n = tl.program_id(1).to(tl.int64)
+        rows = tl.program_id(0) * height + tl.arange(0, height)
+        columns = tl.arange(0, width)
+        real = columns < c
+        inside = (rows < s)[:, None] & real[None]
+        at = rows[:, None] * c + columns[None]
+        value = tl.load(x + n * frame + at, mask=inside, other=0.0).to(tl.float32)
+        more = tl.load(add + n * add_row + columns, mask=real, other=0.0).to(tl.float32)
+        value += more[None]
+        middle = tl.sum(value, 1) / c
+        apart = tl.where(inside, value - middle[:, None], 0.0)
+        factor = tl.rsqrt(tl.sum(apart * apart, 1) / c + eps)
+        gain = tl.load(weight + columns, mask=real, other=0.0).to(tl.float32)
+        offset = tl.load(bias + columns, mask=real, other=0.0).to(tl.float32)
+        y = apart * factor[:, None] * gain[None] + offset[None]
+        tl.store(out + n * s * c + at, y.to(out.dtype.element_ty), mask=inside)
+
+    @triton.jit(do_not_specialize=["rows"])
+    def _geglu(x, out, rows, c, height: tl.constexpr, width: tl.constexpr):
+        row = tl.program_id(1) * height + tl.arange(0, height)
+        columns = tl.program_id(0) * width + tl.arange(0, width)
+        inside = (row < rows)[:, None]
+        at = row.to(tl.int64)[:, None] * (2 * c) + columns[None]
+        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        gate = tl.load(x + at + c, mask=inside, other=0.0).to(tl.float32)
+        y = value * gate * 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
+        tl.store(out + row.to(tl.int64)[:, None] * c + columns[None], y.to(out.dtype.element_ty), mask=inside)
+
+    @triton.jit(do_not_specialize=["s"])
+    def _blend(
+        a, b, add, out, of_a, of_b, a_frame, b_frame, out_frame, add_row, s, c,
+        height: tl.constexpr, width: tl.constexpr,
+    ):  # fmt: skip
+        rows = tl.program_id(0) * height + tl.arange(0, height)
+        columns = tl.program_id(1) * width + tl.arange(0, width)
+        n = tl.program_id(2).to(tl.int64)
+        inside = (rows < s)[:, None]
+        at = rows.to(tl.int64)[:, None] * c + columns[None]
+        y = tl.load(a + n * a_frame + at, mask=inside, other=0.0).to(tl.float32) * of_a
+        y += tl.load(b + n * b_frame + at, mask=inside, other=0.0).to(tl.float32) * of_b
+        y += tl.load(add + n * add_row + columns).to(tl.float32)[None]
+        tl.store(out + n * out_frame + at, y.to(out.dtype.element_ty), mask=inside)
+
+    @triton.jit(do_not_specialize=["frames", "s"])
+    def _unfold(
+        x, scale, shift, out, frame, frames, s, c, taps: tl.constexpr, height: tl.constexpr, width: tl.constexpr
+    ):
+        rows = (tl.program_id(0) * height + tl.arange(0, height)).to(tl.int64)
+        columns = tl.program_id(1) * width + tl.arange(0, width)
+        n = tl.program_id(2).to(tl.int64)
+        inside = (rows < s)[:, None]
+        y = tl.load(x + n * frame + rows[:, None] * c + columns[None], mask=inside, other=0.0).to(tl.float32)
+        y = y * tl.load(scale + n * c + columns)[None] + tl.load(shift + n * c + columns)[None]
+        y = (y * tl.sigmoid(y)).to(out.dtype.element_ty)
+        t = n % frames
+        for tap in tl.static_range(taps):
+            after = taps // 2 - tap  # as its tap-th neighbour this frame stands beside the one so much later
+            at = tap * c + columns[None]
+            if (t + after >= 0) & (t + after < frames):
+                tl.store(out + ((n + after) * s + rows)[:, None] * (taps * c) + at, y, mask=inside)
+            if (t - after < 0) | (t - after >= frames):  # nor has it such a neighbour
+                tl.store(out + (n * s + rows)[:, None] * (taps * c) + at, tl.zeros_like(y), mask=inside)
+
+    @triton.jit(do_not_specialize=["h", "w"])
+    def _interleave(x, out, h, w, c, height: tl.constexpr, width: tl.constexpr):
+        columns = tl.program_id(0) * width + tl.arange(0, width)
+        pixels = tl.program_id(1) * height + tl.arange(0, height)
+        n, row = (tl.program_id(2) // h).to(tl.int64), tl.program_id(2) % h
+        inside = (pixels < w)[:, None]
+        for i in tl.static_range(4):
+            right, below = i // 2, i % 2
+            at = ((n * (h + 1) + row + below) * (w + 1) + pixels + right)[:, None] * (4 * c) + i * c + columns[None]
+            y = tl.load(x + at, mask=inside, other=0.0)
+            at = ((n * 2 * h + 2 * row + below) * 2 * w + 2 * pixels + right)[:, None] * c + columns[None]
+            tl.store(out + at, y, mask=inside)
+
+    @triton.jit(do_not_specialize=["frames", "s"])
+    def _attend(qkv, out, frames, s, c, scale, rows: tl.constexpr, d: tl.constexpr):
+        pixel, head, clip = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+        t = tl.arange(0, rows)
+        frame = (clip * frames + t).to(tl.int64) * s + pixel
+        inside = (t < frames)[:, None]
+        columns = head * d + tl.arange(0, d)
+        at = frame[:, None] * (3 * c) + columns[None]
+        q = tl.load(qkv + at, mask=inside, other=0.0)
+        k = tl.load(qkv + at + c, mask=inside, other=0.0)
+        v = tl.load(qkv + at + 2 * c, mask=inside, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = tl.where((t < frames)[None], scores, float("-inf"))
+        weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+        y = tl.dot(weights.to(v.dtype), v, input_precision="ieee") / tl.sum(weights, 1)[:, None]
+        tl.store(out + frame[:, None] * c + columns[None], y.to(out.dtype.element_ty), mask=inside)

@@ -1,0 +1,52 @@
+"""The network as the denoiser calls it, on the fast path where it computes the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgm.fast.unet import WIDE, Constants, constants, forward, supports
+from sgm.unet.wrapper import OpenAIWrapper
+
+
+class FastNetwork:
+    """Takes and gives what `OpenAIWrapper` does. For inference.
+
+    What does not change from step to step is kept for the condition that came last. wide: how many values the widest
+    activations may have at once. in_turn: clips of a batch, such as guidance's two, one after another; takes half the
+    memory and, of clips that keep the device busy by themselves, hardly more time.
+    """
+
+    def __init__(self, model: OpenAIWrapper) -> None:
+        self.model = model
+        self.wide, self.in_turn = WIDE, False
+        self.forget()
+
+    def forget(self) -> None:
+        """Free what is kept."""
+        self.condition: dict[str, Tensor] | None = None
+        self.known: list[Constants] = []
+
+    def __call__(
+        self, x: Tensor, c_noise: Tensor, c: dict[str, Tensor], num_video_frames: int = 1, **inputs: Any
+    ) -> Tensor:
+        unet = self.model.diffusion_model
+        if inputs or torch.is_grad_enabled() or not supports(unet, c.get("crossattn")):
+            return self.model(x, c_noise, c, num_video_frames=num_video_frames, **inputs)
+        size = num_video_frames if self.in_turn else len(x)
+        dtype = next(unet.parameters()).dtype
+        if self.condition is not c or self.known[0].frames != num_video_frames or self.known[0].wide != self.wide:
+            context, y = (None if c.get(key) is None else c[key].to(dtype) for key in ("crossattn", "vector"))
+            ys = [None] * len(x) if y is None else y.split(size)
+            self.known = [
+                constants(unet, part, y, num_video_frames, self.wide)
+                for part, y in zip(context.split(size), ys, strict=False)
+            ]
+            self.condition = c
+        h = torch.cat([x, c["concat"]], dim=1) if "concat" in c else x
+        h = h.to(dtype=dtype, memory_format=torch.channels_last)
+        parts = zip(h.split(size), c_noise.split(size), self.known, strict=True)
+        out = [forward(unet, part, noise, known) for part, noise, known in parts]
+        return (out[0] if len(out) == 1 else torch.cat(out)).to(x.dtype)
