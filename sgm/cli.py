@@ -6,10 +6,10 @@ asked wrongly; 130, stopped by Ctrl-C. Results go to stdout, everything else to 
 
 from __future__ import annotations
 
+import atexit
 import gc
 import io
 import itertools
-import logging
 import os
 import socket
 import subprocess
@@ -64,7 +64,10 @@ def _told(code: int = 1) -> Iterator[None]:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """For large imports: what they make stays, so looking through it for garbage, now or later, is time lost."""
+    """For torch's import: what it makes stays, so looking through it for garbage, now or later, is time lost."""
+    if "torch" in sys.modules:
+        yield
+        return
     gc.disable()
     try:
         yield
@@ -467,7 +470,7 @@ def main() -> None:
     except SystemExit as end:
         if end.code or "torch" not in sys.modules or threading.active_count() > 1:
             raise
-        logging.shutdown()
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

@@ -169,14 +169,22 @@ def layer_norm(x: Tensor, module: nn.LayerNorm, add: Tensor | None = None) -> Te
     return out
 
 
-def geglu(x: Tensor, wide: nn.Linear) -> Tensor:
-    """x: (rows, i) through `wide`, (rows, 2 c) -> (rows, c): the first half times the GELU of the second."""
-    if not has_kernels(x):  # two products, since torch takes longer over halves that are not contiguous
-        halves = zip(wide.weight.chunk(2), wide.bias.chunk(2), strict=True)
-        value, gate = (F.linear(x, weight, bias) for weight, bias in halves)
-        return F.gelu(gate).mul_(value)
-    x = F.linear(x, wide.weight, wide.bias)
+def gated(x: Tensor, wide: nn.Linear) -> Tensor:
+    """`geglu` of x (rows, i) through `wide`."""
+    if has_kernels(x):
+        return geglu(F.linear(x, wide.weight, wide.bias))
+    # Two products, since torch takes longer over halves that are not contiguous.
+    halves = zip(wide.weight.chunk(2), wide.bias.chunk(2), strict=True)
+    value, gate = (F.linear(x, weight, bias) for weight, bias in halves)
+    return F.gelu(gate).mul_(value)
+
+
+def geglu(x: Tensor) -> Tensor:
+    """x: (rows, 2 c) -> (rows, c): the first half times the GELU of the second."""
     rows, c = x.shape[0], x.shape[1] // 2
+    if not has_kernels(x):
+        value, gate = x.chunk(2, dim=-1)
+        return value * F.gelu(gate)
     out = x.new_empty(rows, c)
     width = _divisor(c)
     _run(_geglu, (c // width, math.ceil(rows / 64)), x, out, rows, c, 64, width, num_warps=8)
