@@ -46,7 +46,7 @@ class Plan:
 # From the fastest to the smallest.
 LADDER = (
     Plan("everything on the device"),
-    Plan("each part on the device only while it is used", by_turns=True, in_turn=True, wide=WIDE // 2),
+    Plan("each part on the device only while it is used", by_turns=True, in_turn=True, wide=WIDE // 4),
 )
 
 
@@ -123,7 +123,7 @@ def _decoding(engine: DiffusionEngine, latent: tuple[int, ...]) -> int:
     hollow = copy.copy(engine)
     hollow._modules = {**engine._modules, "first_stage_model": _hollow(engine.first_stage_model)}
     with torch.inference_mode(), _Live() as live:
-        hollow.decode_clip(torch.empty(latent, device="meta"))
+        DiffusionEngine.decode_clip(hollow, torch.empty(latent, device="meta"))
     return live.peak
 
 
