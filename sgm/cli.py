@@ -464,16 +464,17 @@ def _is_taken(port: int) -> bool:
 
 
 def main() -> None:
-    """The console script `sgm`. A job that is done ends at once: taking torch apart first takes up to a second."""
+    """The console script `sgm`. What is done ends at once: taking torch apart first takes up to a second."""
     try:
         cli()
     except SystemExit as end:
-        if end.code or "torch" not in sys.modules or threading.active_count() > 1:
+        code = end.code or 0
+        if not isinstance(code, int) or "torch" not in sys.modules or threading.active_count() > 1:
             raise
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(code)
 
 
 if __name__ == "__main__":
