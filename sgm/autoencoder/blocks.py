@@ -19,12 +19,13 @@ def norm(channels: int) -> GroupNorm:
 _SLICE = {"cpu": 2**22, "cuda": 2**27, "mps": 2**25}
 
 
-def by_slices(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def by_slices(layer: Callable[[Tensor], Tensor], x: Tensor, wider: float = 1.0) -> Tensor:
     """`layer` of pictures (n, c, h, w) that do not depend on one another: outside training, some at a time.
 
-    What lies between a layer's input and its output then takes little memory.
+    What lies between a layer's input and its output then takes little memory. wider: how many times as large as its
+    input that gets.
     """
-    size = max(_SLICE.get(x.device.type, 2**22) // x[0].numel(), 1)
+    size = max(int(_SLICE.get(x.device.type, 2**22) / (wider * x[0].numel())), 1)
     if len(x) <= size or torch.is_grad_enabled():
         return layer(x)
     first = layer(x[:size])

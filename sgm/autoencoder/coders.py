@@ -87,6 +87,9 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels, z_channels * (2 if double_z else 1), 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        return by_slices(self.pictures, x, self.conv_in.out_channels / x.shape[1])
+
+    def pictures(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)

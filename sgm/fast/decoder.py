@@ -20,6 +20,7 @@ from sgm.fast.kernels import Moments, attend, blend, group_norm, moments, over_f
 from sgm.layers.residual import TemporalConv, Upsample, frames_first, frames_in_batch
 
 ROOM = 2**28  # values that the activations in work may hold, beside the one that is held whole
+_NEAR = 2**22  # what a processor's caches hold
 
 
 def decode(
@@ -30,6 +31,7 @@ def decode(
     room: values that the activations in work may hold, if need be those of a single frame; less is slower.
     on_block(done, of) is told of the decoder's blocks.
     """
+    room = min(room, _NEAR) if z.device.type == "cpu" else room
     t, _, h, w = z.shape
     size, scale = decoder.conv_in.out_channels, 1
     for level in reversed(decoder.up):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sgm.fast.kernels import (
     attention,
     blend,
-    geglu,
+    gated,
     group_norm,
     layer_norm,
     moments,
@@ -204,7 +204,7 @@ def _feed(y: Tensor, norm: nn.LayerNorm, layer: FeedForward, owed: Tensor, most:
     parts = math.ceil(len(y) * y.shape[1] * wide.out_features / most)
     step = math.ceil(len(y) / parts)
     for part, add in zip(y.split(step), owed.split(step), strict=True):
-        h = geglu(F.linear(layer_norm(part, norm, add).flatten(0, 1), wide.weight, wide.bias))
+        h = gated(layer_norm(part, norm, add).flatten(0, 1), wide)
         part.flatten(0, 1).addmm_(h, narrow.weight.t())
 
 
