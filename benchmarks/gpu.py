@@ -1,8 +1,8 @@
 """One video of SVD-XT's size on a CUDA device, by diffusers and by us, from the same made-up weights on the disk.
 
 `python benchmarks/gpu.py [--steps 25] [--repeat 3] [--only 'ours;diffusers']`
-prints a Markdown table: a video's median seconds, an evaluation of the network with guidance, decoding, peak memory, the
-first video from process start. Each contender is a process of its own. See README.md.
+prints a Markdown table: a video's median seconds, an evaluation of the network with guidance, decoding, peak memory,
+the first video from process start. Each contender is a process of its own. See README.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FRAMES = 25
 
 
 def weights(folder: Path) -> None:
-    """A diffusers folder in half precision: SVD-XT's architecture, weights drawn so that activations keep their size."""
+    """A diffusers folder in half precision: SVD-XT's architecture, weights such that activations keep their size."""
     from diffusers import (
         AutoencoderKLTemporalDecoder,
         EulerDiscreteScheduler,
@@ -151,7 +151,6 @@ def theirs(folder: str, steps: int, repeat: int, offload: bool = False, compiled
     image, extra = picture(), {}
     if compiled:
         before = time.perf_counter()
-        pipeline.unet.to(memory_format=torch.channels_last)
         pipeline.unet = torch.compile(pipeline.unet, mode="max-autotune-no-cudagraphs")
         pipeline(image, **SIZE, num_frames=FRAMES, num_inference_steps=1, decode_chunk_size=8)
         extra["compiling"] = time.perf_counter() - before
@@ -163,8 +162,8 @@ def theirs(folder: str, steps: int, repeat: int, offload: bool = False, compiled
             output_type="np",
         )  # fmt: skip
 
-    pipeline.unet.forward, decode = Clock(pipeline.unet.forward), Clock(pipeline.decode_latents)
-    pipeline.decode_latents = decode
+    forward, decode = Clock(pipeline.unet.forward), Clock(pipeline.decode_latents)
+    pipeline.unet.forward, pipeline.decode_latents = forward, decode
     result = measured(run, repeat, start)
     if not offload:
         with torch.inference_mode():
@@ -176,8 +175,12 @@ def theirs(folder: str, steps: int, repeat: int, offload: bool = False, compiled
                 whole(latents[0], num_frames=FRAMES)
         extra["decode at once"] = whole.seconds[-1]
         extra["its peak"] = torch.cuda.max_memory_allocated() / GIB
-    seconds = pipeline.unet.forward.seconds[2:]
-    return {**result, "step": statistics.median(seconds), "decode": statistics.median(decode.seconds[1:]), **extra}
+    return {
+        **result,
+        "step": statistics.median(forward.seconds[2:]),
+        "decode": statistics.median(decode.seconds[1:]),
+        **extra,
+    }
 
 
 def measured(run: Any, repeat: int, start: float) -> dict[str, Any]:
@@ -223,18 +226,18 @@ def errors(folder: str) -> dict[str, Any]:
     vae = AutoencoderKLTemporalDecoder.from_pretrained(folder, subfolder="vae", variant="fp16").cuda()
     torch.backends.cudnn.allow_tf32 = False
 
-    def network(dtype: torch.dtype) -> torch.Tensor:
+    def network(unet: Any, dtype: torch.dtype) -> torch.Tensor:
         inputs = x.unflatten(0, (2, frames)).to(dtype)
         return unet.to(dtype)(
             inputs, sigma[0], encoder_hidden_states=context.to(dtype), added_time_ids=ids.to(dtype), return_dict=False
         )[0].flatten(0, 1)
 
-    def decoded(dtype: torch.dtype) -> torch.Tensor:
+    def decoded(vae: Any, dtype: torch.dtype) -> torch.Tensor:
         return vae.to(dtype).decode(z.to(dtype), num_frames=frames).sample
 
-    network_reference, decoded_reference = network(torch.float32), decoded(torch.float32)
-    found["diffusers, network"] = relative(network(torch.float16), network_reference)
-    found["diffusers, decoder"] = relative(decoded(torch.float16), decoded_reference)
+    network_reference, decoded_reference = network(unet, torch.float32), decoded(vae, torch.float32)
+    found["diffusers, network"] = relative(network(unet, torch.float16), network_reference)
+    found["diffusers, decoder"] = relative(decoded(vae, torch.float16), decoded_reference)
     del unet, vae
     torch.cuda.empty_cache()
     engine = load_engine("svd_xt", checkpoint=folder)

@@ -47,9 +47,11 @@ class DiffusionEngine(nn.Module):
         self.scale_factor = scale_factor
         self.version = ""
         self.network = FastNetwork(self.model)
-        self.place: torch.device | None = None  # where parts compute that are kept in the processor's memory meanwhile
+        self.place: torch.device | None = None  # the device, while parts of the engine are not there
         self._brought: tuple[str, ...] = ()
-        self._kept: dict[tuple[int, str], Tensor] = {}  # what is on the device and need not be copied back, for it never changes
+        self._kept: dict[
+            tuple[int, str], Tensor
+        ] = {}  # what is on the device and need not be copied back, for it never changes
         self.predicted: dict[Any, Any] = {}  # of `sgm.plan`
 
     @property
@@ -80,7 +82,8 @@ class DiffusionEngine(nn.Module):
     def _move(self, part: nn.Module, device: torch.device | None) -> None:
         """To the device, or to the processor's memory if None."""
         for owner in part.modules():
-            for values in (owner._parameters, owner._buffers):
+            groups: tuple[Any, Any] = (owner._parameters, owner._buffers)
+            for values in groups:
                 for key, value in values.items():
                     if value is None:
                         continue

@@ -45,10 +45,10 @@ class VideoRequest:
     frames, height, width (pixels), steps: whole numbers. fps: frames a second, played and told to the model (as
     fps - 1). motion_bucket: 0 to 511; higher moves more. cond_aug: standard deviation of the noise on the conditioning
     picture, 0 to 1. sampler, guider: keys of SAMPLERS and GUIDERS; guidance goes from min_guidance to max_guidance over
-    the frames as the guider says. decode_chunk: frames decoded at once; it changes memory and not the picture. camera: one of
-    CAMERA_MOVES, for versions that take one. fit: one of FITS; "object" cuts the object out and centres it on white,
-    its longer side `image_frame_ratio` of the frame. sv3d_p: `elevation` in degrees, and `orbit`, one of ORBITS; for
-    "list" `elevations` and `azimuths` in degrees, one a frame, the last of them the input view.
+    the frames as the guider says. decode_chunk: frames decoded at once; fewer take less memory, for the same picture.
+    camera: one of CAMERA_MOVES, for versions that take one. fit: one of FITS; "object" cuts the object out and centres
+    it on white, its longer side `image_frame_ratio` of the frame. sv3d_p: `elevation` in degrees, and `orbit`, one of
+    ORBITS; for "list" `elevations` and `azimuths` in degrees, one a frame, the last of them the input view.
     sigma_min, sigma_max, rho: the noise schedule. s_churn, eta, order: of the samplers that have them among their
     `options`.
     Raises UserError, saying what was given and what was expected.
@@ -227,8 +227,8 @@ def generate(
 
     What either raises ends the job, in whichever phase, and reaches the caller. All noise comes from one generator on
     the CPU, seeded by the request, so one seed is one video. On a GPU the fastest plan is taken that fits into its free
-    memory (`low_memory`: the smallest); one that does not fit after all gives way to the next, and nothing that has been
-    computed is lost.
+    memory (`low_memory`: the smallest). One that does not fit after all gives way to the next, and nothing that has
+    been computed is lost.
     Raises UserError for a request that is for another version than the engine's.
     """
     if engine.version not in ("", request.version):

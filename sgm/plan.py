@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sgm.engine import DiffusionEngine
 from sgm.fast.network import FastNetwork
 from sgm.fast.unet import WIDE
+from sgm.unet.video_unet import VideoUNet
 
 GIB = 2**30
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.conv2d.default)
@@ -105,16 +106,19 @@ def _sampling(engine: DiffusionEngine, latent: tuple[int, ...], plan: Plan, clip
     """Bytes at most at once in a step, beside the weights."""
     network = FastNetwork(_hollow(engine.model))
     network.in_turn, network.wide = plan.in_turn, plan.wide
-    unet, n = network.model.diffusion_model, clips * latent[0]
+    unet, n = cast(VideoUNet, network.model.diffusion_model), clips * latent[0]
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     with torch.inference_mode(), _Live() as live:
         x = empty(n, *latent[1:])
-        c = {"concat": empty(n, unet.in_channels - latent[1], *latent[2:]), "crossattn": empty(n, 1, unet.context_dim)}
-        if hasattr(unet, "label_emb"):
-            c["vector"] = empty(n, unet.label_emb[0][0].in_features)
+        c = {
+            "concat": empty(n, unet.in_channels - latent[1], *latent[2:]),
+            "crossattn": empty(n, 1, unet.context_dim or 0),
+        }
+        if unet.vector_channels:
+            c["vector"] = empty(n, unet.vector_channels)
         network(x, empty(n), c, num_video_frames=latent[0])
     return live.peak
 

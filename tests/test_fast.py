@@ -119,9 +119,8 @@ def test_convolutions_over_frames_and_of_doubled_pictures(device: torch.device) 
         assert torch.equal(onto[:, : at.start], base[:, : at.start])
     picture, conv = draw(2, 3, 5, 64, device=device), affine(nn.Conv2d(64, 32, 3, padding=1).to(device))
     doubled = F.interpolate(picture.double().permute(0, 3, 1, 2), scale_factor=2.0)
-    assert close(
-        kernels.upsampled(picture, conv), F.conv2d(doubled, conv.weight.double(), padding=1).permute(0, 2, 3, 1)
-    )
+    wanted = F.conv2d(doubled, conv.weight.double(), padding=1).permute(0, 2, 3, 1)
+    assert close(kernels.upsampled(picture, kernels.for_doubled(conv.weight)), wanted)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +148,7 @@ def test_the_network(made_up: Callable[[str], DiffusionEngine]) -> None:
     c = {
         "concat": draw(6, unet.in_channels - 4, 8, 12, device=cpu),
         "crossattn": draw(2, 1, unet.context_dim, device=cpu).repeat_interleave(frames, 0),
-        "vector": draw(6, unet.label_emb[0][0].in_features, device=cpu),
+        "vector": draw(6, unet.vector_channels, device=cpu),
     }
     with torch.inference_mode():
         wanted = engine.model(x, noise, c, num_video_frames=frames)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgm.autoencoder.blocks import AttnBlock, ResnetBlock, VideoConv, VideoResnetBlock
-from sgm.autoencoder.coders import Decoder
-from sgm.fast.kernels import Moments, attend, blend, group_norm, moments, over_frames, upsampled
+from sgm.autoencoder.coders import Decoder, Level
+from sgm.fast.kernels import Moments, attend, blend, for_doubled, group_norm, moments, over_frames, upsampled
 from sgm.layers.residual import TemporalConv, Upsample, frames_first, frames_in_batch
 
 ROOM = 2**28  # values that the activations in work may hold, beside the one that is held whole
@@ -33,8 +33,9 @@ def decode(
     """
     room = min(room, _NEAR) if z.device.type == "cpu" else room
     t, _, h, w = z.shape
+    levels = [cast(Level, level) for level in reversed(decoder.up)]
     size, scale = decoder.conv_in.out_channels, 1
-    for level in reversed(decoder.up):
+    for level in levels:
         size = max(size, scale**2 * cast(ResnetBlock, level.block[-1]).conv2.out_channels)
         scale *= 1 if level.upsample is None else 2
     whole = z.new_empty(t * h * w * size)
@@ -45,7 +46,8 @@ def decode(
     x = at_end(h, w, decoder.conv_in.out_channels)
     x.copy_(decoder.conv_in(z).permute(0, 2, 3, 1))
     upsample: Upsample | None = None
-    blocks = [block for level in reversed(decoder.up) for block in (*level.block, level.upsample)]
+    doubled: Tensor | None = None
+    blocks = [block for level in levels for block in (*level.block, level.upsample)]
     blocks = [decoder.mid.block_1, decoder.mid.attn_1, decoder.mid.block_2, *blocks]
     for done, block in enumerate(blocks):
         on_block(done, len(blocks))
@@ -61,12 +63,12 @@ def decode(
             step = max(room // (3 * values), 1)
             for i in range(0, t, step):
                 # Frame i of `out` ends before frame i + 1 of x begins, for both end together and x is no larger.
-                out[i : i + step] = _over_pixels(block, x[i : i + step], upsample)
+                out[i : i + step] = _over_pixels(block, x[i : i + step], upsample, doubled)
             x, upsample = out, None
             if isinstance(block, VideoResnetBlock):
                 _over_frames(block, x.flatten(1, 2), room)
         else:
-            upsample = block
+            upsample, doubled = block, None if block is None else for_doubled(block.conv.weight)
     step = max(room // (3 * x[0].numel()), 1)
     video = torch.cat([_last(decoder, part) for part in x.split(step)])
     on_block(len(blocks), len(blocks))
@@ -79,18 +81,18 @@ def decode(
 def frame_values(decoder: Decoder, h: int, w: int) -> int:
     """The `room` in which every layer over pixels has one whole frame, whose latent is (h, w)."""
     most, scale = 0, 1
-    for level in reversed(decoder.up):
+    for level in (cast(Level, level) for level in reversed(decoder.up)):
         convs = [cast(ResnetBlock, block).conv1 for block in level.block]
         most = max(most, *(3 * scale**2 * h * w * max(conv.in_channels, conv.out_channels) for conv in convs))
         scale *= 1 if level.upsample is None else 2
     return most
 
 
-def _over_pixels(block: ResnetBlock, x: Tensor, upsample: Upsample | None) -> Tensor:
+def _over_pixels(block: ResnetBlock, x: Tensor, upsample: Upsample | None, doubled: Tensor | None) -> Tensor:
     """A residual block, after an upsampling. (n, h, w, c) -> (n, f h, f w, c'), `_ahead` of its bias over frames."""
     owed = None  # biases are added where the layer before is read
-    if upsample is not None:
-        x, owed = upsampled(x, upsample.conv), upsample.conv.bias
+    if upsample is not None and doubled is not None:
+        x, owed = upsampled(x, doubled), upsample.conv.bias
     n, h, w, _ = x.shape
     skip, bias = x.flatten(1, 2), cast(Tensor, block.conv2.bias)
     y = group_norm([skip], block.norm1, add=owed)
@@ -108,7 +110,7 @@ def _over_pixels(block: ResnetBlock, x: Tensor, upsample: Upsample | None) -> Te
 
 
 def _ahead(block: VideoResnetBlock) -> Tensor:
-    """What the last convolution over frames adds whatever it reads, (c,): there before it, for its product adds none."""
+    """What the last convolution over frames adds to anything, (c,): there before, for its product adds no bias."""
     return _share(block) * cast(Tensor, cast(TemporalConv, block.time_stack.out_layers[3]).bias)
 
 

@@ -1,8 +1,8 @@
 """What stands between matrix products and convolutions, each in as few passes over memory as there can be.
 
-Everywhere x is (n, s, c): n frames of s pixels with c channels. Pixels are contiguous, so that a channels-last picture is
-x without a copy; frames may lie apart. Where Triton compiles for the device these are its kernels, anywhere else the same
-in plain torch. Both compute in float32 and round once, to x's dtype.
+Everywhere x is (n, s, c): n frames of s pixels with c channels. Pixels are contiguous, so that a channels-last picture
+is x without a copy; frames may lie apart. Where Triton compiles for the device these are its kernels, which compute in
+float32 and round once, to x's dtype; anywhere else the same in plain torch.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torch import Tensor, nn
 from sgm.layers.residual import TemporalConv
 
 try:
-    import triton
-    import triton.language as tl
+    from sgm.fast import triton_kernels
 except ImportError:  # macOS, Windows
-    triton = None
+    triton_kernels = None
+compiled: Any = triton_kernels
 
 _RUN = 1024  # pixels over which moments are taken at a time
 
 
 def has_kernels(x: Tensor) -> bool:
     """Whether the Triton kernels run for this tensor; on the `meta` device they do, and compute nothing."""
-    if triton is None or x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+    if compiled is None or x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return False
     if x.is_meta:
         return True
-    if triton.knobs.runtime.interpret:
+    if compiled.triton.knobs.runtime.interpret:
         return x.device.type == "cpu"
     return x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
@@ -57,7 +57,20 @@ class Moments:
         if has_kernels(x):
             width = _divisor(c)
             strides = (x.stride(0), *mean.stride()[:2])
-            _run(_measure, (runs, c // width, n), x, mean, deviation, *strides, s, c, _RUN, 64, width, num_warps=8)
+            _run(
+                compiled.measure,
+                (runs, c // width, n),
+                x,
+                mean,
+                deviation,
+                *strides,
+                s,
+                c,
+                _RUN,
+                64,
+                width,
+                num_warps=8,
+            )
         else:
             for i, part in enumerate(x.split(_RUN, dim=1)):  # `var_mean` takes ten times as long on processors
                 part = part.float()
@@ -77,7 +90,7 @@ class Moments:
             scale, shift = torch.empty_like(self.mean[:, 0]), torch.empty_like(self.mean[:, 0])
             arguments = (self.mean, self.deviation, add, module.weight, module.bias, scale, shift)
             sizes = (self.pixels, runs, frames, c, size, module.eps, _RUN, 2048)
-            _run(_finish, (n // frames, groups), *arguments, add.stride(0), *sizes, num_warps=8)
+            _run(compiled.finish, (n // frames, groups), *arguments, add.stride(0), *sizes, num_warps=8)
             return scale, shift
         counts = torch.full((runs, 1, 1), float(_RUN), device=add.device)
         counts[-1] = self.pixels - (runs - 1) * _RUN
@@ -97,7 +110,7 @@ def moments(x: Tensor) -> Moments:
 
 
 def scale_shift(x: Tensor, scale: Tensor, shift: Tensor, silu: bool = True, out: Tensor | None = None) -> Tensor:
-    """x * scale + shift, then SiLU where asked. scale, shift: (n, c) float32; out: some of another's pixels, channels."""
+    """x * scale + shift, then SiLU where asked. scale, shift: (n, c) float32; out may be a part of a larger tensor."""
     n, s, c = x.shape
     if out is None:
         out = torch.empty((n, s, c), dtype=x.dtype, device=x.device)
@@ -105,7 +118,7 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor, silu: bool = True, out:
         width = _divisor(c)
         grid = (math.ceil(s / 128), c // width, n)
         strides = (x.stride(0), *out.stride()[:2], scale.stride(0))
-        _run(_scale_shift, grid, x, scale, shift, out, *strides, s, c, silu, 128, width, num_warps=8)
+        _run(compiled.scale_shift, grid, x, scale, shift, out, *strides, s, c, silu, 128, width, num_warps=8)
         return out
     y = torch.addcmul(shift[:, None], x.float(), scale[:, None])
     return out.copy_(F.silu(y, inplace=True) if silu else y)
@@ -147,26 +160,11 @@ def layer_norm(x: Tensor, module: nn.LayerNorm, add: Tensor | None = None) -> Te
         y = x if add is None else x + add.expand(n, c)[:, None]
         return F.layer_norm(y, (c,), module.weight, module.bias, module.eps).to(x.dtype)
     add, out = _rows(add, x), torch.empty_like(x)
-    width = triton.next_power_of_2(c)
+    width = compiled.triton.next_power_of_2(c)
     height = max(8192 // width, 1)
-    strides = (x.stride(0), add.stride(0))
     grid = (math.ceil(s / height), n)
-    _run(
-        _layer_norm,
-        grid,
-        x,
-        add,
-        module.weight,
-        module.bias,
-        out,
-        *strides,
-        s,
-        c,
-        module.eps,
-        height,
-        width,
-        num_warps=8,
-    )
+    arguments = (x, add, module.weight, module.bias, out, x.stride(0), add.stride(0), s, c, module.eps)
+    _run(compiled.layer_norm, grid, *arguments, height, width, num_warps=8)
     return out
 
 
@@ -188,7 +186,7 @@ def geglu(x: Tensor) -> Tensor:
         return value * F.gelu(gate)
     out = x.new_empty(rows, c)
     width = _divisor(c)
-    _run(_geglu, (c // width, math.ceil(rows / 64)), x, out, rows, c, 64, width, num_warps=8)
+    _run(compiled.geglu, (c // width, math.ceil(rows / 64)), x, out, rows, c, 64, width, num_warps=8)
     return out
 
 
@@ -202,7 +200,7 @@ def blend(a: Tensor, b: Tensor, of_a: float, of_b: float, add: Tensor | None, ou
         width = _divisor(c)
         grid = (math.ceil(s / 128), c // width, n)
         strides = (a.stride(0), b.stride(0), out.stride(0), add.stride(0))
-        _run(_blend, grid, a, b, add, out, float(of_a), float(of_b), *strides, s, c, 128, width, num_warps=8)
+        _run(compiled.blend, grid, a, b, add, out, float(of_a), float(of_b), *strides, s, c, 128, width, num_warps=8)
         return out
     for i in range(n):  # so that what lies in between stays near the processor
         out[i] = (of_a * a[i].float()).add_(b[i].float(), alpha=of_b).add_(add[i])
@@ -214,8 +212,8 @@ def over_frames(
 ) -> Tensor:
     """A convolution over frames of SiLU(x * scale + shift), without its bias. x: (b t, s, c) -> (b t, s, c').
 
-    onto: what `of` times the result is added to, in place. As one matrix product, for which each frame stands beside its
-    neighbours: twice as fast as the library's convolution.
+    onto: what `of` times the result is added to, in place. It is one matrix product, for which each frame stands beside
+    its neighbours: faster than the library's convolution.
     """
     n, s, c = x.shape
     taps, out_channels = conv.kernel_size[0], conv.out_channels
@@ -223,7 +221,7 @@ def over_frames(
         wide = torch.empty((n, s, taps * c), dtype=x.dtype, device=x.device)
         width = _divisor(c)
         grid = (math.ceil(s / 128), c // width, n)
-        _run(_unfold, grid, x, *norm, wide, x.stride(0), frames, s, c, taps, 128, width, num_warps=8)
+        _run(compiled.unfold, grid, x, *norm, wide, x.stride(0), frames, s, c, taps, 128, width, num_warps=8)
     else:
         y = F.pad(scale_shift(x, *norm).unflatten(0, (-1, frames)), (0, 0, 0, 0, taps // 2, taps // 2))
         wide = torch.cat([y[:, i : i + frames] for i in range(taps)], dim=3).flatten(0, 1)
@@ -239,34 +237,40 @@ def over_frames(
     return onto
 
 
-def upsampled(x: Tensor, conv: nn.Conv2d) -> Tensor:
+def for_doubled(weight: Tensor) -> Tensor:
+    """A 3x3 convolution's weight (o, i, 3, 3) -> (4 o, i, 2, 2), for pictures doubled by nearest neighbours.
+
+    There all neighbours of a pixel are copies of four. So the kernel is 2x2: for each of the four ways that a pixel can
+    lie, the sums of the weights that meet the same copy. Ordered by right or left, then below or above.
+    """
+
+    def halves(weight: Tensor, dim: int) -> Tensor:
+        a, b, c = weight.unbind(dim)
+        return torch.stack([torch.stack([a, b + c], dim), torch.stack([a + b, c], dim)])
+
+    rows = halves(weight.float().permute(0, 2, 3, 1), 1)  # (2, o, 2, 3, i)
+    return halves(rows, 3).flatten(0, 2).to(weight.dtype).permute(0, 3, 1, 2)
+
+
+def upsampled(x: Tensor, weight: Tensor) -> Tensor:
     """A 3x3 convolution, without its bias, of x doubled along both sides by nearest neighbours.
 
-    (n, h, w, c) -> (n, 2 h, 2 w, c'). Where all neighbours of a pixel are copies of four, the kernel is 2x2: for each of
-    the four ways that a pixel can lie, the sums of the weights that meet the same copy.
+    (n, h, w, c) -> (n, 2 h, 2 w, c'). weight: the convolution's `for_doubled`.
     """
     n, h, w, _ = x.shape
-    weight = conv.weight.float().permute(0, 2, 3, 1)  # (o, 3, 3, i)
-    weight = _halves(_halves(weight, 1), 3).flatten(0, 2)  # (2 2 o, 2, 2, i): right or left, below or above
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight.to(x.dtype).permute(0, 3, 1, 2), padding=1).permute(0, 2, 3, 1)
-    c = conv.out_channels
+    c = len(weight) // 4
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1)
     out = torch.empty((n, 2 * h, 2 * w, c), dtype=x.dtype, device=x.device)
     if has_kernels(x):
         y = y.contiguous()
         width = _divisor(c)
-        _run(_interleave, (c // width, math.ceil(w / 64), n * h), y, out, h, w, c, 64, width, num_warps=8)
+        _run(compiled.interleave, (c // width, math.ceil(w / 64), n * h), y, out, h, w, c, 64, width, num_warps=8)
         return out
     for i in range(4):
         right, below = i // 2, i % 2
         part = y[:, below : below + h, right : right + w, i * c : (i + 1) * c]
         out.view(n, h, 2, w, 2, c)[:, :, below, :, right] = part
     return out
-
-
-def _halves(weight: Tensor, dim: int) -> Tensor:
-    """Three weights along `dim` -> the two that pixels on the first copy need, and those on the second: (2, ..., 2, ...)."""
-    a, b, c = weight.unbind(dim)
-    return torch.stack([torch.stack([a, b + c], dim), torch.stack([a + b, c], dim)])
 
 
 def attention(qkv: Tensor, heads: int) -> Tensor:
@@ -289,10 +293,9 @@ def temporal_attention(qkv: Tensor, heads: int, frames: int) -> Tensor:
     d = c // heads
     if has_kernels(qkv) and d in (16, 32, 64, 128) and frames <= 64:
         out = qkv.new_empty(n, s, c)
-        rows = max(triton.next_power_of_2(frames), 16)
-        _run(
-            _attend, (s, heads, n // frames), qkv, out, frames, s, c, d**-0.5 * math.log2(math.e), rows, d, num_warps=2
-        )
+        rows = max(compiled.triton.next_power_of_2(frames), 16)
+        arguments = (qkv, out, frames, s, c, d**-0.5 * math.log2(math.e), rows, d)
+        _run(compiled.attend, (s, heads, n // frames), *arguments, num_warps=2)
         return out
     q, k, v = qkv.view(-1, frames, s, 3, heads, d).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # (b s, heads, t, d)
     out = F.scaled_dot_product_attention(q, k, v)
@@ -313,194 +316,3 @@ def _rows(add: Tensor | None, like: Tensor) -> Tensor:
     """What is added to each frame of `like` (n, ..., c), as (n, c); nothing: zeros."""
     shape = (like.shape[0], like.shape[-1])
     return like.new_zeros(shape[1]).expand(shape) if add is None else add.expand(shape)
-
-
-if triton is not None:
-    # pyright knows neither Triton's pointers nor its constants.
-    Pointer: Any = Any
-
-    @triton.jit(do_not_specialize=["s"])
-    def _measure(
-        x, mean, deviation, frame, out_frame, out_run, s, c,
-        run: tl.constexpr, height: tl.constexpr, width: tl.constexpr,
-    ):  # fmt: skip
-        i, n = tl.program_id(0), tl.program_id(2).to(tl.int64)
-        columns = tl.program_id(1) * width + tl.arange(0, width)
-        x += n * frame
-        # Sums of differences to one of the values: no digits are lost where the mean is far from zero.
-        origin = tl.load(x + i.to(tl.int64) * run * c + columns).to(tl.float32)
-        sums = tl.zeros([height, width], tl.float32)
-        squares = tl.zeros([height, width], tl.float32)
-        last = tl.minimum(s, (i + 1) * run)
-        for start in range(i * run, last, height):
-            rows = start + tl.arange(0, height)
-            inside = (rows < last)[:, None]
-            value = tl.load(x + rows.to(tl.int64)[:, None] * c + columns[None], mask=inside, other=0.0)
-            apart = tl.where(inside, value.to(tl.float32) - origin[None], 0.0)
-            sums += apart
-            squares += apart * apart
-        count = (last - i * run).to(tl.float32)
-        middle = tl.sum(sums, 0) / count
-        at = n * out_frame + i * out_run + columns
-        tl.store(mean + at, origin + middle)
-        tl.store(deviation + at, tl.maximum(tl.sum(squares, 0) - middle * middle * count, 0.0))
-
-    @triton.jit(do_not_specialize=["pixels", "runs", "frames", "size"])
-    def _finish(
-        mean, deviation, add, weight, bias, scale, shift, add_row, pixels, runs, frames, c, size, eps,
-        run: tl.constexpr, block: tl.constexpr,
-    ):  # fmt: skip
-        clip, group = tl.program_id(0), tl.program_id(1)
-        total = frames.to(tl.float32) * pixels * size
-        count = frames * runs * size
-        sums = tl.zeros([block], tl.float32)
-        for start in range(0, count, block):
-            i = start + tl.arange(0, block)
-            part, channel = i // size % runs, group * size + i % size
-            row = clip * frames + i // size // runs
-            value = tl.load(mean + (row * runs + part) * c + channel, mask=i < count, other=0.0)
-            value += tl.load(add + row * add_row + channel, mask=i < count, other=0.0).to(tl.float32)
-            sums += tl.where(i < count, value * tl.minimum(pixels - part * run, run).to(tl.float32), 0.0)
-        middle = tl.sum(sums) / total
-        sums = tl.zeros([block], tl.float32)
-        for start in range(0, count, block):
-            i = start + tl.arange(0, block)
-            part, channel = i // size % runs, group * size + i % size
-            row = clip * frames + i // size // runs
-            at = (row * runs + part) * c + channel
-            apart = tl.load(mean + at, mask=i < count, other=0.0) - middle
-            apart += tl.load(add + row * add_row + channel, mask=i < count, other=0.0).to(tl.float32)
-            own = tl.load(deviation + at, mask=i < count, other=0.0)
-            value = own + apart * apart * tl.minimum(pixels - part * run, run).to(tl.float32)
-            sums += tl.where(i < count, value, 0.0)
-        factor = tl.rsqrt(tl.sum(sums) / total + eps)
-        for start in range(0, frames * size, block):
-            i = start + tl.arange(0, block)
-            inside = i < frames * size
-            row, channel = clip * frames + i // size, group * size + i % size
-            gain = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32) * factor
-            more = tl.load(add + row * add_row + channel, mask=inside, other=0.0).to(tl.float32)
-            offset = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
-            tl.store(scale + row * c + channel, gain, mask=inside)
-            tl.store(shift + row * c + channel, (more - middle) * gain + offset, mask=inside)
-
-    @triton.jit(do_not_specialize=["s"])
-    def _scale_shift(
-        x, scale, shift, out, frame, out_frame, out_pixel, scale_row, s, c,
-        silu: tl.constexpr, height: tl.constexpr, width: tl.constexpr,
-    ):  # fmt: skip
-        rows = tl.program_id(0) * height + tl.arange(0, height)
-        columns = tl.program_id(1) * width + tl.arange(0, width)
-        n = tl.program_id(2).to(tl.int64)
-        inside = (rows < s)[:, None]
-        rows = rows.to(tl.int64)[:, None]
-        y = tl.load(x + n * frame + rows * c + columns[None], mask=inside, other=0.0).to(tl.float32)
-        y = y * tl.load(scale + n * scale_row + columns)[None] + tl.load(shift + n * scale_row + columns)[None]
-        if silu:
-            y = y * tl.sigmoid(y)
-        at = n * out_frame + rows * out_pixel + columns[None]
-        tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
-
-    @triton.jit(do_not_specialize=["s"])
-    def _layer_norm(x, add, weight, bias, out, frame, add_row, s, c, eps, height: tl.constexpr, width: tl.constexpr):
-        n = tl.program_id(1).to(tl.int64)
-        rows = tl.program_id(0) * height + tl.arange(0, height)
-        columns = tl.arange(0, width)
-        real = columns < c
-        inside = (rows < s)[:, None] & real[None]
-        at = rows[:, None] * c + columns[None]
-        value = tl.load(x + n * frame + at, mask=inside, other=0.0).to(tl.float32)
-        more = tl.load(add + n * add_row + columns, mask=real, other=0.0).to(tl.float32)
-        value += more[None]
-        middle = tl.sum(value, 1) / c
-        apart = tl.where(inside, value - middle[:, None], 0.0)
-        factor = tl.rsqrt(tl.sum(apart * apart, 1) / c + eps)
-        gain = tl.load(weight + columns, mask=real, other=0.0).to(tl.float32)
-        offset = tl.load(bias + columns, mask=real, other=0.0).to(tl.float32)
-        y = apart * factor[:, None] * gain[None] + offset[None]
-        tl.store(out + n * s * c + at, y.to(out.dtype.element_ty), mask=inside)
-
-    @triton.jit(do_not_specialize=["rows"])
-    def _geglu(x, out, rows, c, height: tl.constexpr, width: tl.constexpr):
-        row = tl.program_id(1) * height + tl.arange(0, height)
-        columns = tl.program_id(0) * width + tl.arange(0, width)
-        inside = (row < rows)[:, None]
-        at = row.to(tl.int64)[:, None] * (2 * c) + columns[None]
-        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        gate = tl.load(x + at + c, mask=inside, other=0.0).to(tl.float32)
-        # GELU by the complementary error function, to a relative 1.2e-7 (Press et al., Numerical Recipes, 6.2.2): where
-        # `tl.erf` would keep the processors busy for longer than the memory.
-        z = tl.abs(gate) * 0.7071067811865476
-        t = 1.0 / (1.0 + 0.5 * z)
-        series = -0.82215223 + t * 0.17087277
-        series = -1.13520398 + t * (1.48851587 + t * series)
-        series = -0.18628806 + t * (0.27886807 + t * series)
-        series = 0.37409196 + t * (0.09678418 + t * series)
-        tail = 0.5 * t * tl.exp(-z * z - 1.26551223 + t * (1.00002368 + t * series))
-        y = value * gate * tl.where(gate > 0, 1.0 - tail, tail)
-        tl.store(out + row.to(tl.int64)[:, None] * c + columns[None], y.to(out.dtype.element_ty), mask=inside)
-
-    @triton.jit(do_not_specialize=["s"])
-    def _blend(
-        a, b, add, out, of_a, of_b, a_frame, b_frame, out_frame, add_row, s, c,
-        height: tl.constexpr, width: tl.constexpr,
-    ):  # fmt: skip
-        rows = tl.program_id(0) * height + tl.arange(0, height)
-        columns = tl.program_id(1) * width + tl.arange(0, width)
-        n = tl.program_id(2).to(tl.int64)
-        inside = (rows < s)[:, None]
-        at = rows.to(tl.int64)[:, None] * c + columns[None]
-        y = tl.load(a + n * a_frame + at, mask=inside, other=0.0).to(tl.float32) * of_a
-        y += tl.load(b + n * b_frame + at, mask=inside, other=0.0).to(tl.float32) * of_b
-        y += tl.load(add + n * add_row + columns).to(tl.float32)[None]
-        tl.store(out + n * out_frame + at, y.to(out.dtype.element_ty), mask=inside)
-
-    @triton.jit(do_not_specialize=["frames", "s"])
-    def _unfold(
-        x, scale, shift, out, frame, frames, s, c, taps: tl.constexpr, height: tl.constexpr, width: tl.constexpr
-    ):
-        rows = (tl.program_id(0) * height + tl.arange(0, height)).to(tl.int64)
-        columns = tl.program_id(1) * width + tl.arange(0, width)
-        n = tl.program_id(2).to(tl.int64)
-        inside = (rows < s)[:, None]
-        y = tl.load(x + n * frame + rows[:, None] * c + columns[None], mask=inside, other=0.0).to(tl.float32)
-        y = y * tl.load(scale + n * c + columns)[None] + tl.load(shift + n * c + columns)[None]
-        y = (y * tl.sigmoid(y)).to(out.dtype.element_ty)
-        t = n % frames
-        for tap in tl.static_range(taps):
-            after = taps // 2 - tap  # as its tap-th neighbour this frame stands beside the one so much later
-            at = tap * c + columns[None]
-            if (t + after >= 0) & (t + after < frames):
-                tl.store(out + ((n + after) * s + rows)[:, None] * (taps * c) + at, y, mask=inside)
-            if (t - after < 0) | (t - after >= frames):  # nor has it such a neighbour
-                tl.store(out + (n * s + rows)[:, None] * (taps * c) + at, tl.zeros_like(y), mask=inside)
-
-    @triton.jit(do_not_specialize=["h", "w"])
-    def _interleave(x, out, h, w, c, height: tl.constexpr, width: tl.constexpr):
-        columns = tl.program_id(0) * width + tl.arange(0, width)
-        pixels = tl.program_id(1) * height + tl.arange(0, height)
-        n, row = (tl.program_id(2) // h).to(tl.int64), tl.program_id(2) % h
-        inside = (pixels < w)[:, None]
-        for i in tl.static_range(4):
-            right, below = i // 2, i % 2
-            at = ((n * (h + 1) + row + below) * (w + 1) + pixels + right)[:, None] * (4 * c) + i * c + columns[None]
-            y = tl.load(x + at, mask=inside, other=0.0)
-            at = ((n * 2 * h + 2 * row + below) * 2 * w + 2 * pixels + right)[:, None] * c + columns[None]
-            tl.store(out + at, y, mask=inside)
-
-    @triton.jit(do_not_specialize=["frames", "s"])
-    def _attend(qkv, out, frames, s, c, scale, rows: tl.constexpr, d: tl.constexpr):
-        pixel, head, clip = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-        t = tl.arange(0, rows)
-        frame = (clip * frames + t).to(tl.int64) * s + pixel
-        inside = (t < frames)[:, None]
-        columns = head * d + tl.arange(0, d)
-        at = frame[:, None] * (3 * c) + columns[None]
-        q = tl.load(qkv + at, mask=inside, other=0.0)
-        k = tl.load(qkv + at + c, mask=inside, other=0.0)
-        v = tl.load(qkv + at + 2 * c, mask=inside, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        scores = tl.where((t < frames)[None], scores, float("-inf"))
-        weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-        y = tl.dot(weights.to(v.dtype), v, input_precision="ieee") / tl.sum(weights, 1)[:, None]
-        tl.store(out + frame[:, None] * c + columns[None], y.to(out.dtype.element_ty), mask=inside)

@@ -32,18 +32,17 @@ class FastNetwork:
     def __call__(
         self, x: Tensor, c_noise: Tensor, c: dict[str, Tensor], num_video_frames: int = 1, **inputs: Any
     ) -> Tensor:
-        unet = self.model.diffusion_model
-        if inputs or torch.is_grad_enabled() or not supports(unet, c.get("crossattn")):
+        unet, context = self.model.diffusion_model, c.get("crossattn")
+        if inputs or torch.is_grad_enabled() or context is None or not supports(unet, context):
             return self.model(x, c_noise, c, num_video_frames=num_video_frames, **inputs)
         size = num_video_frames if self.in_turn else len(x)
         dtype = next(unet.parameters()).dtype
         if self.condition is not c or self.known[0].frames != num_video_frames or self.known[0].wide != self.wide:
-            context, y = (None if c.get(key) is None else c[key].to(dtype) for key in ("crossattn", "vector"))
-            ys = [None] * len(x) if y is None else y.split(size)
-            self.known = [
-                constants(unet, part, y, num_video_frames, self.wide)
-                for part, y in zip(context.split(size), ys, strict=False)
-            ]
+            self.known = []
+            for i in range(0, len(x), size):
+                y = c["vector"][i : i + size].to(dtype) if "vector" in c else None
+                part = context[i : i + size].to(dtype)
+                self.known.append(constants(unet, part, y, num_video_frames, self.wide))
             self.condition = c
         h = torch.cat([x, c["concat"]], dim=1) if "concat" in c else x
         h = h.to(dtype=dtype, memory_format=torch.channels_last)

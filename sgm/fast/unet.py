@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sgm.fast.kernels import (
     attention,
     blend,
+    for_doubled,
     gated,
     group_norm,
     layer_norm,
@@ -34,7 +35,7 @@ from sgm.layers.residual import ResBlock, TemporalConv, Upsample
 from sgm.layers.video import AlphaBlender, SpatialVideoTransformer, VideoResBlock
 from sgm.unet.video_unet import Block, VideoUNet
 
-WIDE = 55 * 10**7
+WIDE = 6 * 10**8
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Constants:
     wide: how many values the widest activations may have at once; where they have more, they come in parts.
     label: the embedded vector condition (n, e), or None. vectors: of each transformer, for each of its spatial blocks
     and each of its temporal ones what attention to the context adds, (n, c), and the frames' positions (n, c).
-    alphas: the spatial branch's share in each blend.
+    alphas: the spatial branch's share in each blend. doubled: the upsamplings' weights, `for_doubled`.
     """
 
     frames: int
@@ -52,11 +53,12 @@ class Constants:
     label: Tensor | None
     vectors: dict[SpatialVideoTransformer, tuple[list[Tensor], list[Tensor], Tensor]] = field(default_factory=dict)
     alphas: dict[AlphaBlender, float] = field(default_factory=dict)
+    doubled: dict[Upsample, Tensor] = field(default_factory=dict)
 
 
-def supports(unet: nn.Module, context: Tensor | None) -> bool:
+def supports(unet: nn.Module, context: Tensor) -> TypeGuard[VideoUNet]:
     """Whether the fast path computes what `unet` does on this context (n, m, d): one token, and no dropout."""
-    return isinstance(unet, VideoUNet) and not unet.training and context is not None and context.shape[1] == 1
+    return isinstance(unet, VideoUNet) and not unet.training and context.shape[1] == 1
 
 
 def constants(unet: VideoUNet, context: Tensor, y: Tensor | None, frames: int, wide: int = WIDE) -> Constants:
@@ -65,6 +67,8 @@ def constants(unet: VideoUNet, context: Tensor, y: Tensor | None, frames: int, w
     context = context[:, 0]
     first = context[::frames].repeat_interleave(frames, 0)  # the temporal branch attends to the first frame's context
     for module in unet.modules():
+        if isinstance(module, Upsample):
+            found.doubled[module] = for_doubled(module.conv.weight)
         if isinstance(module, AlphaBlender):
             fixed = module.merge_strategy == "fixed"
             found.alphas[module] = float(module.mix_factor if fixed else torch.sigmoid(module.mix_factor))
@@ -115,12 +119,12 @@ def _block(block: Block, parts: list[Tensor], emb: Tensor, known: Constants) -> 
     layers = list(block)
     for layer, after in zip(layers, [*layers[1:], None], strict=True):
         if isinstance(layer, VideoResBlock):
-            owed = after.proj_out.bias if isinstance(after, SpatialVideoTransformer) else None
+            owed = cast(nn.Linear, after.proj_out).bias if isinstance(after, SpatialVideoTransformer) else None
             parts.append(_residual(layer, parts, emb, known, owed))
         elif isinstance(layer, SpatialVideoTransformer):
             parts.append(_transformer(layer, parts.pop(), known))
         elif isinstance(layer, Upsample):
-            x = upsampled(parts.pop().permute(0, 2, 3, 1), layer.conv).permute(0, 3, 1, 2)
+            x = upsampled(parts.pop().permute(0, 2, 3, 1), known.doubled[layer]).permute(0, 3, 1, 2)
             parts.append(x.add_(cast(Tensor, layer.conv.bias)[:, None, None]))
             del x
         else:
@@ -170,7 +174,7 @@ def _transformer(layer: SpatialVideoTransformer, x: Tensor, known: Constants) ->
     """x comes with the bias of the last layer."""
     spatial_vectors, temporal_vectors, position = known.vectors[layer]
     alpha, wide = known.alphas[layer.time_mixer], known.wide
-    y = layer.proj_in(group_norm([tokens(x)], layer.norm, add=-layer.proj_out.bias, silu=False))
+    y = layer.proj_in(group_norm([tokens(x)], layer.norm, add=-cast(nn.Linear, layer.proj_out).bias, silu=False))
     for i, block in enumerate(layer.transformer_blocks):
         spatial, temporal = cast(BasicTransformerBlock, block), cast(VideoTransformerBlock, layer.time_stack[i])
         _plus(y, attention(_qkv(layer_norm(y, spatial.norm1), spatial.attn1), spatial.attn1.heads), spatial.attn1)
@@ -189,7 +193,7 @@ def _transformer(layer: SpatialVideoTransformer, x: Tensor, known: Constants) ->
         _feed(z, temporal.norm3, temporal.ff, owed_z, wide)
         owed_z = owed_z + cast(nn.Linear, temporal.ff.net[2]).bias
         y = blend(y, z, alpha, 1 - alpha, alpha * owed + (1 - alpha) * owed_z, out=y)
-    tokens(x).flatten(0, 1).addmm_(y.flatten(0, 1), layer.proj_out.weight.t())
+    tokens(x).flatten(0, 1).addmm_(y.flatten(0, 1), cast(nn.Linear, layer.proj_out).weight.t())
     return x
 
 

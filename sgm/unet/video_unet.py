@@ -72,7 +72,8 @@ class VideoUNet(nn.Module):
         if not spatial_transformer_attn_type.startswith("softmax"):
             raise ValueError(f"spatial_transformer_attn_type must be 'softmax'; got {spatial_transformer_attn_type!r}.")
         self.in_channels = in_channels
-        self.model_channels, self.context_dim = model_channels, context_dim
+        self.model_channels = model_channels
+        self.context_dim, self.vector_channels = context_dim, adm_in_channels if num_classes else None
         emb_channels = model_channels * 4
         self.time_embed = _mlp(model_channels, emb_channels)
         if num_classes == "sequential":
