@@ -43,6 +43,7 @@ class FastNetwork:
                 y = c["vector"][i : i + size].to(dtype) if "vector" in c else None
                 part = context[i : i + size].to(dtype)
                 self.known.append(constants(unet, part, y, num_video_frames, self.wide))
+                self.known[-1].doubled = self.known[0].doubled
             self.condition = c
         h = torch.cat([x, c["concat"]], dim=1) if "concat" in c else x
         h = h.to(dtype=dtype, memory_format=torch.channels_last)

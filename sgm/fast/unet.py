@@ -35,7 +35,7 @@ from sgm.layers.residual import ResBlock, TemporalConv, Upsample
 from sgm.layers.video import AlphaBlender, SpatialVideoTransformer, VideoResBlock
 from sgm.unet.video_unet import Block, VideoUNet
 
-WIDE = 6 * 10**8
+WIDE = 55 * 10**7
 
 
 @dataclass
