@@ -21,6 +21,7 @@ from sgm.layers.residual import TemporalConv, Upsample, frames_first, frames_in_
 
 ROOM = 2**28  # values that the activations in work may hold, beside the one that is held whole
 _NEAR = 2**22  # what a processor's caches hold
+_SMALL = 2**27  # what is kept rather than computed again
 
 
 def decode(
@@ -129,14 +130,15 @@ def _over_frames(block: VideoResnetBlock, x: Tensor, room: int) -> None:
     parts = [slice(i, min(i + step, s)) for i in range(0, s, step)]
     before = moments(x).norm(norm_1, t, -_ahead(block))
     between = Moments(t, s, c, x.device)
-    y = None
+    kept: list[Tensor] = []
     for part in parts:
         y = over_frames(x[:, part], before, conv_1, t)
         between.measure(y, part.start)
+        if len(parts) == 1 or x.numel() <= _SMALL:  # else computed again, for all of it would take as much as x
+            kept.append(y)
     after = between.norm(norm_2, t, conv_1.bias)
-    for part in parts:
-        if y is None or len(parts) > 1:  # of all pixels it would take as much memory as x
-            y = over_frames(x[:, part], before, conv_1, t)
+    for part in reversed(parts):
+        y = kept.pop() if kept else over_frames(x[:, part], before, conv_1, t)
         over_frames(y, after, conv_2, t, onto=x[:, part], of=share)
 
 
