@@ -385,7 +385,7 @@ def _research(version: Version) -> dict[str, Any]:
         value=st.session_state.get(_name("decode_chunk", version)),
         placeholder="What fits",
         key=_name("decode_chunk", version),
-        help="Frames that are decoded together. Lower uses less memory. It falls by itself where memory runs out.",
+        help="Frames that are worked on at once in decoding. Lower uses less memory; the picture stays the same.",
     )
     if not version.sv3d:
         wide = bool(st.session_state.get("wide_motion"))

@@ -521,6 +521,8 @@ def _follow(job_id: str) -> None:
             disabled=job.stopping,
             key="cancel",
         )
+    if job.progress and job.progress.note:
+        st.caption(job.progress.note)
 
 
 def _doing(job: Job) -> str:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sgm.engine import DiffusionEngine
 from sgm.fast.network import FastNetwork
@@ -132,28 +133,31 @@ def _decoding(engine: DiffusionEngine, latent: tuple[int, ...]) -> int:
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of the `meta` tensors that are alive, and their peak."""
+    """Counts the bytes of the `meta` tensors that are made under it and alive, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self.seen: set[int] = set()
+        self.made: set[int] = set()
+        self.given: set[int] = set()  # weights, of which views are no memory
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.given |= {storage._cdata for storage in _storages((args, kwargs))} - self.made
         result = func(*args, **(kwargs or {}))
         if func in _CONVOLUTIONS:  # elsewhere they keep their inputs' layout
             result = torch.empty_like(result, memory_format=torch.channels_last)
-        for value in result if isinstance(result, (list, tuple)) else [result]:
-            if isinstance(value, Tensor) and value.is_meta:
-                storage = value.untyped_storage()
-                key = storage._cdata
-                if key not in self.seen:
-                    self.seen.add(key)
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self.free, key, storage.nbytes())
+        for storage in _storages(result):
+            if storage._cdata not in self.made and storage._cdata not in self.given:
+                self.made.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
         self.peak = max(self.peak, self.now)
         return result
 
     def free(self, key: int, size: int) -> None:
-        self.seen.discard(key)
+        self.made.discard(key)
         self.now -= size
+
+
+def _storages(values: Any) -> list[Any]:
+    return [v.untyped_storage() for v in tree_leaves(values) if isinstance(v, Tensor) and v.is_meta]

@@ -8,7 +8,10 @@ float32 and round once, to x's dtype; anywhere else the same in plain torch.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -17,11 +20,11 @@ from torch import Tensor, nn
 
 from sgm.layers.residual import TemporalConv
 
-try:
-    from sgm.fast import triton_kernels
-except ImportError:  # macOS, Windows
-    triton_kernels = None
-compiled: Any = triton_kernels
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own way to try kernels on a processor
+compiled: Any = None
+if torch.cuda.is_available() or _INTERPRETED:  # else the import is time for nothing
+    with suppress(ImportError):  # Windows
+        compiled = import_module("sgm.fast.triton_kernels")
 
 _RUN = 1024  # pixels over which moments are taken at a time
 
@@ -32,7 +35,7 @@ def has_kernels(x: Tensor) -> bool:
         return False
     if x.is_meta:
         return True
-    if compiled.triton.knobs.runtime.interpret:
+    if _INTERPRETED:
         return x.device.type == "cpu"
     return x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
@@ -230,7 +233,7 @@ def over_frames(
         return F.linear(wide, weight)
     if onto.is_contiguous():
         onto.view(n * s, out_channels).addmm_(wide.view(n * s, -1), weight.t(), alpha=of)
-    elif not x.is_cuda:  # where the product in batches is slow
+    elif x.device.type == "cpu":  # where the product in batches is slow
         onto.add_(F.linear(wide, weight), alpha=of)
     else:
         onto.baddbmm_(wide, weight.t().expand(n, -1, -1), alpha=of)

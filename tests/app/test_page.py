@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -534,6 +535,10 @@ def test_a_thousand_clips_open_in_under_a_second(stage: Stage) -> None:
         place.mkdir()
         for path in first.folder.iterdir():
             os.link(path, place / path.name)
+    other = json.loads((first.folder / "job.json").read_text()) | {"request": VideoRequest("svd_xt").settings()}
+    for place in sorted(folder.glob("20250101-*"))[:3]:
+        (place / "job.json").unlink()
+        (place / "job.json").write_text(json.dumps(other))
     start = time.process_time()  # whatever else this machine may be doing
     table = Table(folder, stage)
     assert len(table.jobs()) == 1000
@@ -549,6 +554,9 @@ def test_a_thousand_clips_open_in_under_a_second(stage: Stage) -> None:
     assert "Page 2 of 84" in said(page)
     ok(page.text_input(key="history_text").set_value("road").run())
     assert "No clip fits." in said(page)
+    ok(page.text_input(key="history_text").set_value("").run())
+    ok(page.selectbox(key="history_version").set_value("svd_xt").run())
+    assert "Page 1 of 1 · 3 clips" in said(page)
 
 
 def show_history() -> None:
