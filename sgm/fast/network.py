@@ -27,6 +27,7 @@ class FastNetwork:
     def forget(self) -> None:
         """Free what is kept."""
         self.condition: dict[str, Tensor] | None = None
+        self.asked: tuple[int, ...] = ()
         self.known: list[Constants] = []
 
     def __call__(
@@ -37,14 +38,15 @@ class FastNetwork:
             return self.model(x, c_noise, c, num_video_frames=num_video_frames, **inputs)
         size = num_video_frames if self.in_turn else len(x)
         dtype = next(unet.parameters()).dtype
-        if self.condition is not c or self.known[0].frames != num_video_frames or self.known[0].wide != self.wide:
-            self.known = []
+        asked = num_video_frames, size, self.wide
+        if self.condition is not c or self.asked != asked:
+            self.forget()
             for i in range(0, len(x), size):
                 y = c["vector"][i : i + size].to(dtype) if "vector" in c else None
                 part = context[i : i + size].to(dtype)
                 self.known.append(constants(unet, part, y, num_video_frames, self.wide))
                 self.known[-1].doubled = self.known[0].doubled
-            self.condition = c
+            self.condition, self.asked = c, asked
         h = torch.cat([x, c["concat"]], dim=1) if "concat" in c else x
         h = h.to(dtype=dtype, memory_format=torch.channels_last)
         parts = zip(h.split(size), c_noise.split(size), self.known, strict=True)
