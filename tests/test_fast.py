@@ -45,10 +45,42 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 def test_the_kernels_in_triton_s_interpreter() -> None:
     pytest.importorskip("triton", reason="Triton is not made for this system: plain torch takes its place here")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "here"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "here and not compile"]
     run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
     assert "5 passed" in run.stdout
+
+
+SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers and strides
+    "measure": {"run": 1024, "height": 64, "width": 64},
+    "finish": {"run": 1024, "block": 2048},
+    "scale_shift": {"silu": True, "height": 128, "width": 64},
+    "layer_norm": {"height": 16, "width": 512},
+    "geglu": {"height": 64, "width": 64},
+    "blend": {"height": 128, "width": 64},
+    "unfold": {"taps": 3, "height": 128, "width": 64},
+    "interleave": {"height": 64, "width": 64},
+    "attend": {"rows": 32, "d": 64},
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_kernels_compile_for_a_gpu(name: str) -> None:
+    """For a Hopper card, which need not be there."""
+    compiled = pytest.importorskip("sgm.fast.triton_kernels", reason="Triton is not made for this system")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    kernel, sizes = getattr(compiled, name), SIZES[name]
+    kinds = dict.fromkeys(("mean", "deviation", "shift"), "*fp32") | dict.fromkeys(("eps", "of_a", "of_b"), "fp32")
+    kinds |= dict.fromkeys(("x", "out", "a", "b", "add", "weight", "bias", "qkv"), "*fp16")
+    kinds["scale"] = "fp32" if name == "attend" else "*fp32"
+    signature = {
+        argument: "constexpr" if argument in sizes else kinds.get(argument, "i32") for argument in kernel.arg_names
+    }
+    values = {(kernel.arg_names.index(argument),): value for argument, value in sizes.items()}
+    built = compile(ASTSource(kernel, signature, values), target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+    assert len(built.asm["cubin"]) > 1000
 
 
 def draw(*shape: int, device: torch.device, shift: float = 0.0) -> Tensor:
