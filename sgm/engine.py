@@ -49,9 +49,8 @@ class DiffusionEngine(nn.Module):
         self.network = FastNetwork(self.model)
         self.place: torch.device | None = None  # the device, while parts of the engine are not there
         self._brought: tuple[str, ...] = ()
-        self._kept: dict[
-            tuple[int, str], Tensor
-        ] = {}  # what is on the device and need not be copied back, for it never changes
+        # What is on the device and need not be copied back from there, for it never changes.
+        self._kept: dict[tuple[int, str], Tensor] = {}
         self.predicted: dict[Any, Any] = {}  # of `sgm.plan`
 
     @property

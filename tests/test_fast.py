@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,7 @@ from tests import small_model
 F64 = torch.float64
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from threads, and lose much where cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=["here", "cuda"])
@@ -120,9 +114,9 @@ def test_layer_norm_geglu_and_blend(device: torch.device) -> None:
     wanted = F.layer_norm(values, (320,), norm.weight.double(), norm.bias.double(), norm.eps)
     assert close(kernels.layer_norm(x, norm, add), wanted)
     assert close(kernels.blend(x, y, 0.3, 0.7, add[0]), 0.3 * x.double() + 0.7 * y.double() + add[0].double())
-    wide = 3 * draw(50, 2 * 96, device=device)
-    value, gate = wide.double().chunk(2, dim=1)
-    assert close(kernels.geglu(wide), value * F.gelu(gate))
+    wide, rows = affine(nn.Linear(16, 2 * 96).to(device)), draw(50, 16, device=device)
+    value, gate = F.linear(rows.double(), wide.weight.double(), wide.bias.double()).chunk(2, dim=1)
+    assert close(kernels.gated(rows, wide), value * F.gelu(gate))
 
 
 def test_attention_within_and_across_frames(device: torch.device) -> None:
@@ -189,7 +183,8 @@ def test_the_network(made_up: Callable[[str], DiffusionEngine]) -> None:
         engine.network.in_turn, engine.network.wide = True, 10**4
         halves = engine.network(x, noise, c, num_video_frames=frames)
         engine.network.in_turn = False
-        other = {**c, "crossattn": 2 * c["crossattn"]}
+        engine.network(x, noise, other := dict(c), num_video_frames=frames)
+        other["crossattn"] = 2 * c["crossattn"]
         changed = engine.network(x, noise, other, num_video_frames=frames)
         tokens = {**c, "crossattn": c["crossattn"].repeat(1, 2, 1)}
         several = engine.network(x, noise, tokens, num_video_frames=frames)

@@ -100,3 +100,19 @@ def test_guidance_of_one_changes_nothing() -> None:
     c, uc = torch.randn(4, 1), torch.randn(4, 1)
     guider = VanillaCFG(1.0)
     torch.testing.assert_close(guider(c, torch.ones(4)), uc + 1.0 * (c - uc))
+
+
+def test_a_guider_that_is_changed_between_steps_does_as_it_is_told() -> None:
+    guider, x, sigma = VanillaCFG(2.0), torch.zeros(2, 1), torch.ones(2)
+    c, uc = ({"vector": torch.full((2, 1), value)} for value in (1.0, 0.0))
+
+    def step() -> list[float]:
+        batch = guider.prepare_inputs(x, sigma, c, uc)[2]
+        return guider(batch["vector"], sigma).flatten().tolist()
+
+    assert step() == step() == [2, 2]
+    assert guider.prepare_inputs(x, sigma, c, uc)[2] is guider.prepare_inputs(x, sigma, c, uc)[2]
+    guider.scale = 3.0
+    assert step() == [3, 3]
+    c["vector"] = torch.full((2, 1), 5.0)
+    assert step() == [15, 15]

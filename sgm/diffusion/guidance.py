@@ -16,9 +16,10 @@ Condition = dict[str, Tensor]
 class Guider:
     """Base: x_u + scale * (x_c - x_u), with a scale for each frame. Subclasses give `scales()`."""
 
-    # The conditions that came last, and both as one batch: it being the same object says that nothing has changed.
-    joined: tuple[Condition, Condition, Condition] | None = None
-    there: Tensor | None = None  # the scales, where they are needed
+    # What came last, so that a step need not repeat it: both conditions' tensors, taken to be unchanged while they are
+    # the same objects, and them as one batch; the scales, and the same where they are needed.
+    joined: tuple[list[Tensor], Condition] | None = None
+    there: tuple[Tensor, Tensor] | None = None
 
     def scales(self) -> Tensor:
         """(t,), or (1,) for all frames alike."""
@@ -33,17 +34,20 @@ class Guider:
         """Double the batch, unconditional first."""
         if not self.needs_uc:
             return x, sigma, c
-        if self.joined is None or self.joined[0] is not uc or self.joined[1] is not c:
-            self.joined = uc, c, {key: torch.cat([uc[key], c[key]]) for key in c}
-        return torch.cat([x, x]), torch.cat([sigma, sigma]), self.joined[2]
+        parts = [*uc.values(), *c.values()]
+        if self.joined is None or [*map(id, parts)] != [*map(id, self.joined[0])]:
+            self.joined = parts, {key: torch.cat([uc[key], c[key]]) for key in c}
+        return torch.cat([x, x]), torch.cat([sigma, sigma]), self.joined[1]
 
     def __call__(self, denoised: Tensor, sigma: Tensor) -> Tensor:
         if not self.needs_uc:
             return denoised
         x_u, x_c = denoised.chunk(2)
-        if self.there is None or self.there.device != x_u.device or self.there.dtype != x_u.dtype:
-            self.there = self.scales().to(x_u)  # once, for a copy to a GPU waits until it has nothing else to do
-        scales = self.there.repeat(x_u.shape[0] // len(self.there)).view(-1, *[1] * (x_u.ndim - 1))
+        scales, (before, there) = self.scales(), self.there or (None, None)
+        if before is None or there is None or not torch.equal(before, scales) or there.device != x_u.device:
+            there = scales.to(x_u.device)  # a copy to a GPU waits until that has nothing else to do
+            self.there = scales, there
+        scales = there.to(x_u.dtype).repeat(x_u.shape[0] // len(scales)).view(-1, *[1] * (x_u.ndim - 1))
         return x_u + scales * (x_c - x_u)
 
 

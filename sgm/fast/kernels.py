@@ -60,20 +60,8 @@ class Moments:
         if has_kernels(x):
             width = _divisor(c)
             strides = (x.stride(0), *mean.stride()[:2])
-            _run(
-                compiled.measure,
-                (runs, c // width, n),
-                x,
-                mean,
-                deviation,
-                *strides,
-                s,
-                c,
-                _RUN,
-                64,
-                width,
-                num_warps=8,
-            )
+            arguments = (x, mean, deviation, *strides, s, c, _RUN, 64, width)
+            _run(compiled.measure, (runs, c // width, n), *arguments, num_warps=8)
         else:
             for i, part in enumerate(x.split(_RUN, dim=1)):  # `var_mean` takes ten times as long on processors
                 part = part.float()
@@ -172,25 +160,16 @@ def layer_norm(x: Tensor, module: nn.LayerNorm, add: Tensor | None = None) -> Te
 
 
 def gated(x: Tensor, wide: nn.Linear) -> Tensor:
-    """`geglu` of x (rows, i) through `wide`."""
+    """x (rows, i) through `wide`, then the first half of the values times the GELU of the second: (rows, c)."""
+    rows, c = len(x), wide.out_features // 2
     if has_kernels(x):
-        return geglu(F.linear(x, wide.weight, wide.bias))
+        y, out, width = F.linear(x, wide.weight, wide.bias), x.new_empty(rows, c), _divisor(c)
+        _run(compiled.geglu, (c // width, math.ceil(rows / 64)), y, out, rows, c, 64, width, num_warps=8)
+        return out
     # Two products, since torch takes longer over halves that are not contiguous.
     halves = zip(wide.weight.chunk(2), wide.bias.chunk(2), strict=True)
     value, gate = (F.linear(x, weight, bias) for weight, bias in halves)
     return F.gelu(gate).mul_(value)
-
-
-def geglu(x: Tensor) -> Tensor:
-    """x: (rows, 2 c) -> (rows, c): the first half times the GELU of the second."""
-    rows, c = x.shape[0], x.shape[1] // 2
-    if not has_kernels(x):
-        value, gate = x.chunk(2, dim=-1)
-        return value * F.gelu(gate)
-    out = x.new_empty(rows, c)
-    width = _divisor(c)
-    _run(compiled.geglu, (c // width, math.ceil(rows / 64)), x, out, rows, c, 64, width, num_warps=8)
-    return out
 
 
 def blend(a: Tensor, b: Tensor, of_a: float, of_b: float, add: Tensor | None, out: Tensor | None = None) -> Tensor:
