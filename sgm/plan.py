@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sgm.engine import DiffusionEngine
+from sgm.fast.kernels import channels_last
 from sgm.fast.network import FastNetwork
-from sgm.fast.unet import WIDE
+from sgm.fast.unet import WIDE, lay_out
 from sgm.unet.video_unet import VideoUNet
 
 GIB = 2**30
@@ -109,6 +110,8 @@ def _sampling(engine: DiffusionEngine, latent: tuple[int, ...], plan: Plan, clip
     network.in_turn, network.wide = plan.in_turn, plan.wide
     unet, n = cast(VideoUNet, network.model.diffusion_model), clips * latent[0]
 
+    lay_out(unet)  # which for a moment takes a weight's memory, no more
+
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -127,6 +130,7 @@ def _sampling(engine: DiffusionEngine, latent: tuple[int, ...], plan: Plan, clip
 def _decoding(engine: DiffusionEngine, latent: tuple[int, ...]) -> int:
     hollow = copy.copy(engine)
     hollow._modules = {**engine._modules, "first_stage_model": _hollow(engine.first_stage_model)}
+    channels_last(hollow.first_stage_model.decoder)
     with torch.inference_mode(), _Live() as live:
         DiffusionEngine.decode_clip(hollow, torch.empty(latent, device="meta"))
     return live.peak

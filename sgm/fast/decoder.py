@@ -16,7 +16,17 @@ from torch import Tensor, nn
 
 from sgm.autoencoder.blocks import AttnBlock, ResnetBlock, VideoConv, VideoResnetBlock
 from sgm.autoencoder.coders import Decoder, Level
-from sgm.fast.kernels import Moments, attend, blend, for_doubled, group_norm, moments, over_frames, upsampled
+from sgm.fast.kernels import (
+    Moments,
+    attend,
+    blend,
+    channels_last,
+    for_doubled,
+    group_norm,
+    moments,
+    over_frames,
+    upsampled,
+)
 from sgm.layers.residual import TemporalConv, Upsample, frames_first, frames_in_batch
 
 ROOM = 2**28  # values that the activations in work may hold, beside the one that is held whole
@@ -32,6 +42,7 @@ def decode(
     room: values that the activations in work may hold, if need be those of a single frame; less is slower.
     on_block(done, of) is told of the decoder's blocks.
     """
+    channels_last(decoder)
     room = min(room, _NEAR) if z.device.type == "cpu" else room
     t, _, h, w = z.shape
     levels = [cast(Level, level) for level in reversed(decoder.up)]
@@ -91,23 +102,21 @@ def frame_values(decoder: Decoder, h: int, w: int) -> int:
 
 def _over_pixels(block: ResnetBlock, x: Tensor, upsample: Upsample | None, doubled: Tensor | None) -> Tensor:
     """A residual block, after an upsampling. (n, h, w, c) -> (n, f h, f w, c'), `_ahead` of its bias over frames."""
-    owed = None  # biases are added where the layer before is read
     if upsample is not None and doubled is not None:
-        x, owed = upsampled(x, doubled), upsample.conv.bias
+        x = upsampled(x, doubled, cast(Tensor, upsample.conv.bias))
     n, h, w, _ = x.shape
     skip, bias = x.flatten(1, 2), cast(Tensor, block.conv2.bias)
-    y = group_norm([skip], block.norm1, add=owed)
+    y = group_norm([skip], block.norm1)
     if hasattr(block, "nin_shortcut"):
-        weight = block.nin_shortcut.weight.flatten(1)
-        skip, bias = F.linear(skip, weight), bias + cast(Tensor, block.nin_shortcut.bias)
-        owed = owed if owed is None else F.linear(owed, weight)
+        skip = F.linear(skip, block.nin_shortcut.weight.flatten(1))
+        bias = bias + cast(Tensor, block.nin_shortcut.bias)
     del x
     y = _conv(y.view(n, h, w, -1), block.conv1).flatten(1, 2)
     y = group_norm([y], block.norm2, add=block.conv1.bias)
     y = _conv(y.view(n, h, w, -1), block.conv2).flatten(1, 2)
     if isinstance(block, VideoResnetBlock):
         bias = bias + _ahead(block)
-    return blend(skip, y, 1.0, 1.0, bias if owed is None else bias + owed, out=y).view(n, h, w, -1)
+    return blend(skip, y, 1.0, 1.0, bias, out=y).view(n, h, w, -1)
 
 
 def _ahead(block: VideoResnetBlock) -> Tensor:

@@ -40,6 +40,15 @@ def has_kernels(x: Tensor) -> bool:
     return x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
+def channels_last(module: nn.Module) -> None:
+    """Have the weights of convolutions lie in memory as they are read, in place."""
+    with torch.inference_mode(False):
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d | TemporalConv) and not layer.weight.is_inference():
+                form = torch.channels_last_3d if isinstance(layer, TemporalConv) else torch.channels_last
+                layer.weight.data = layer.weight.detach().contiguous(memory_format=form)
+
+
 class Moments:
     """Mean and squared deviation of each channel over runs of pixels: what any group norm can be computed from.
 
@@ -80,7 +89,8 @@ class Moments:
         if has_kernels(self.mean):
             scale, shift = torch.empty_like(self.mean[:, 0]), torch.empty_like(self.mean[:, 0])
             arguments = (self.mean, self.deviation, add, module.weight, module.bias, scale, shift)
-            sizes = (self.pixels, runs, frames, c, size, module.eps, _RUN, 2048)
+            width = compiled.triton.next_power_of_2(size)
+            sizes = (self.pixels, runs, frames, c, size, module.eps, _RUN, max(2048 // width, 1), width)
             _run(compiled.finish, (n // frames, groups), *arguments, add.stride(0), *sizes, num_warps=8)
             return scale, shift
         counts = torch.full((runs, 1, 1), float(_RUN), device=add.device)
@@ -151,18 +161,35 @@ def layer_norm(x: Tensor, module: nn.LayerNorm, add: Tensor | None = None) -> Te
         y = x if add is None else x + add.expand(n, c)[:, None]
         return F.layer_norm(y, (c,), module.weight, module.bias, module.eps).to(x.dtype)
     add, out = _rows(add, x), torch.empty_like(x)
-    width = compiled.triton.next_power_of_2(c)
-    height = max(8192 // width, 1)
+    width = 1 << (c.bit_length() - 1)
+    rest = max(compiled.triton.next_power_of_2(c - width), 16)
+    height = max(4096 // width, 1)
     grid = (math.ceil(s / height), n)
     arguments = (x, add, module.weight, module.bias, out, x.stride(0), add.stride(0), s, c, module.eps)
-    _run(compiled.layer_norm, grid, *arguments, height, width, num_warps=8)
+    _run(compiled.layer_norm, grid, *arguments, height, width, rest, num_warps=4)
     return out
+
+
+def gates_in_product(x: Tensor, wide: nn.Linear) -> bool:
+    """Whether `gated` is one kernel for these, which never holds the values that it gates. Made for Hopper cards."""
+    if not has_kernels(x) or x.dtype == torch.float32 or wide.in_features % 64 or wide.out_features % 128:
+        return False
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(None if x.is_meta else x.device)[0] == 9
 
 
 def gated(x: Tensor, wide: nn.Linear) -> Tensor:
     """x (rows, i) through `wide`, then the first half of the values times the GELU of the second: (rows, c)."""
     rows, c = len(x), wide.out_features // 2
-    if has_kernels(x):
+    if gates_in_product(x, wide):
+        out = x.new_empty(rows, c)
+        if not x.is_meta:
+            weight = wide.weight.view(2, c, -1)
+            tensors = zip((x, weight, out), ([128, 64], [2, 64, 64], [128, 64]), strict=True)
+            x, weight, to = (compiled.describe(*entry) for entry in tensors)
+            arguments = (x, weight, wide.bias, to, c, wide.in_features, 128, 64, 64)
+            compiled.gated[(math.ceil(rows / 128) * (c // 64),)](*arguments, num_warps=4, num_stages=2)
+        return out
+    if has_kernels(x) and x.dtype != torch.float32:
         y, out, width = F.linear(x, wide.weight, wide.bias), x.new_empty(rows, c), _divisor(c)
         _run(compiled.geglu, (c // width, math.ceil(rows / 64)), y, out, rows, c, 64, width, num_warps=8)
         return out
@@ -234,8 +261,8 @@ def for_doubled(weight: Tensor) -> Tensor:
     return halves(rows, 3).flatten(0, 2).to(weight.dtype).permute(0, 3, 1, 2)
 
 
-def upsampled(x: Tensor, weight: Tensor) -> Tensor:
-    """A 3x3 convolution, without its bias, of x doubled along both sides by nearest neighbours.
+def upsampled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 3x3 convolution of x doubled along both sides by nearest neighbours.
 
     (n, h, w, c) -> (n, 2 h, 2 w, c'). weight: the convolution's `for_doubled`.
     """
@@ -246,12 +273,12 @@ def upsampled(x: Tensor, weight: Tensor) -> Tensor:
     if has_kernels(x):
         y = y.contiguous()
         width = _divisor(c)
-        _run(compiled.interleave, (c // width, math.ceil(w / 64), n * h), y, out, h, w, c, 64, width, num_warps=8)
+        _run(compiled.interleave, (c // width, math.ceil(w / 64), n * h), y, bias, out, h, w, c, 64, width, num_warps=8)
         return out
     for i in range(4):
         right, below = i // 2, i % 2
         part = y[:, below : below + h, right : right + w, i * c : (i + 1) * c]
-        out.view(n, h, 2, w, 2, c)[:, :, below, :, right] = part
+        torch.add(part, bias, out=out.view(n, h, 2, w, 2, c)[:, :, below, :, right])
     return out
 
 

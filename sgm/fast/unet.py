@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from sgm.fast.kernels import (
     attention,
     blend,
+    channels_last,
     for_doubled,
     gated,
+    gates_in_product,
     group_norm,
     layer_norm,
     moments,
@@ -39,19 +41,40 @@ WIDE = 55 * 10**7  # keeps a large GPU busy, and needs no more memory than decod
 
 
 @dataclass
+class Owed:
+    """Of one block of a transformer: what the sums of its residuals lack where each layer reads them, (n, c)."""
+
+    feed: Tensor  # the spatial feed-forward
+    time_in: Tensor  # from here on the temporal branch, and its input's feed-forward
+    time: Tensor  # attention over frames
+    time_feed: Tensor  # the temporal feed-forward
+    end: Tensor  # the blend of the branches
+
+
+@dataclass
+class Biases:
+    """Of a residual block's layers, (c,) each, joined where they can be added at once."""
+
+    inside: Tensor  # of the first convolution and the embedding
+    time_inside: Tensor  # of those over frames
+    ahead: Tensor  # of the last convolution over frames, and of the layer that comes after the block
+    all_but_inside: Tensor
+
+
+@dataclass
 class Constants:
     """What does not change from step to step, for n frames of whole clips.
 
     wide: how many values the widest activations may have at once; where they have more, they come in parts.
-    label: the embedded vector condition (n, e), or None. vectors: of each transformer, for each of its spatial blocks
-    and each of its temporal ones what attention to the context adds, (n, c), and the frames' positions (n, c).
+    label: the embedded vector condition (n, e), or None. owed: for each of a transformer's blocks.
     alphas: the spatial branch's share in each blend. doubled: the upsamplings' weights, `for_doubled`.
     """
 
     frames: int
     wide: int
     label: Tensor | None
-    vectors: dict[SpatialVideoTransformer, tuple[list[Tensor], list[Tensor], Tensor]] = field(default_factory=dict)
+    owed: dict[SpatialVideoTransformer, list[Owed]] = field(default_factory=dict)
+    biases: dict[VideoResBlock, Biases] = field(default_factory=dict)
     alphas: dict[AlphaBlender, float] = field(default_factory=dict)
     doubled: dict[Upsample, Tensor] = field(default_factory=dict)
 
@@ -63,24 +86,93 @@ def supports(unet: nn.Module, context: Tensor) -> TypeGuard[VideoUNet]:
 
 def constants(unet: VideoUNet, context: Tensor, y: Tensor | None, frames: int, wide: int = WIDE) -> Constants:
     """context: (n, 1, d), y: (n, a) or None, of n frames that are clips of `frames`, in the network's dtype."""
+    lay_out(unet)
     found = Constants(frames, wide, None if y is None else unet.label_emb(y))
     context = context[:, 0]
-    first = context[::frames].repeat_interleave(frames, 0)  # the temporal branch attends to the first frame's context
     for module in unet.modules():
         if isinstance(module, Upsample):
             found.doubled[module] = for_doubled(module.conv.weight)
         if isinstance(module, AlphaBlender):
             fixed = module.merge_strategy == "fixed"
             found.alphas[module] = float(module.mix_factor if fixed else torch.sigmoid(module.mix_factor))
-        if isinstance(module, SpatialVideoTransformer):
-            position = timestep_embedding(torch.arange(frames, device=context.device), module.in_channels)
-            position = module.time_pos_embed(position.to(context.dtype)).repeat(len(context) // frames, 1)
-            found.vectors[module] = (
-                [_of_one_token(cast(BasicTransformerBlock, b).attn2, context) for b in module.transformer_blocks],
-                [_of_one_token(cast(VideoTransformerBlock, b).attn2, first) for b in module.time_stack],
-                position,
-            )
+    for block in (*unet.input_blocks, unet.middle_block, *unet.output_blocks):
+        layers = list(cast(Block, block))
+        for layer, after in zip(layers, [*layers[1:], None], strict=True):
+            if isinstance(layer, VideoResBlock):
+                ahead = cast(nn.Linear, after.proj_out).bias if isinstance(after, SpatialVideoTransformer) else None
+                found.biases[layer] = _biases(layer, 1 - found.alphas[layer.time_mixer], ahead)
+            elif isinstance(layer, SpatialVideoTransformer):
+                found.owed[layer] = _owed(layer, context, frames, found.alphas[layer.time_mixer])
     return found
+
+
+def _biases(block: VideoResBlock, share: float, after: Tensor | None) -> Biases:
+    """after: the bias of the layer that comes after the block."""
+
+    def inside(block: ResBlock) -> Tensor:
+        return _sum(cast(Tensor, cast(nn.Linear, block.emb_layers[1]).bias), _bias(block.in_layers[2]))
+
+    # The temporal branch adds itself to its own input by a product that cannot add a bias: that is there before it.
+    ahead = [share * _bias(block.time_stack.out_layers[3]), *([] if after is None else [after])]
+    own = [_bias(block.out_layers[3])]
+    if isinstance(block.skip_connection, nn.Conv2d):
+        own.append(_bias(block.skip_connection))
+    return Biases(inside(block), inside(block.time_stack), _sum(*ahead), _sum(*own, *ahead))
+
+
+def _owed(layer: SpatialVideoTransformer, context: Tensor, frames: int, alpha: float) -> list[Owed]:
+    """context: (n, d)."""
+    first = context[::frames].repeat_interleave(frames, 0)  # the temporal branch attends to the first frame's context
+    position = timestep_embedding(torch.arange(frames, device=context.device), layer.in_channels)
+    position = layer.time_pos_embed(position.to(context.dtype)).repeat(len(context) // frames, 1)
+    found = []
+    for spatial, temporal in zip(layer.transformer_blocks, layer.time_stack, strict=True):
+        spatial, temporal = cast(BasicTransformerBlock, spatial), cast(VideoTransformerBlock, temporal)
+        owed = [_of_one_token(spatial.attn2, context), _bias(spatial.attn1.to_out[0])]
+        feed = _sum(*owed)
+        owed.append(_bias(spatial.ff.net[2]))
+        spatially, owed = _sum(*owed), [*owed, position]
+        time_in = _sum(*owed)
+        if temporal.ff_in is not None:
+            owed.append(_bias(temporal.ff_in.net[2]))
+        time = _sum(*owed)
+        owed += [_of_one_token(temporal.attn2, first), _bias(temporal.attn1.to_out[0])]
+        time_feed = _sum(*owed)
+        end = _sum(alpha * spatially, (1 - alpha) * _sum(*owed, _bias(temporal.ff.net[2])))
+        found.append(Owed(feed, time_in, time, time_feed, end))
+    return found
+
+
+def lay_out(unet: VideoUNet) -> None:
+    """Have the weights lie in memory as they are read, in place; all but at once where they do already."""
+    channels_last(unet)
+    with torch.inference_mode(False):
+        for module in unet.modules():
+            if isinstance(module, BasicTransformerBlock | VideoTransformerBlock):
+                parts = _qkv_weights(module.attn1)
+                if not _side_by_side(parts) and not parts[0].is_inference():
+                    for part, value in zip(parts, torch.cat([p.detach() for p in parts]).chunk(3), strict=True):
+                        part.data = value
+
+
+def _qkv_weights(layer: CrossAttention) -> list[Tensor]:
+    return [layer.to_q.weight, layer.to_k.weight, layer.to_v.weight]
+
+
+def _side_by_side(parts: list[Tensor]) -> bool:
+    return [part.storage_offset() for part in parts] == [i * parts[0].numel() for i in range(3)]
+
+
+def _bias(layer: nn.Module) -> Tensor:
+    return cast(Tensor, layer.bias)
+
+
+def _sum(first: Tensor, *others: Tensor) -> Tensor:
+    """Rounded once."""
+    total = first.float()
+    for other in others:
+        total = total + other
+    return total.to(first.dtype)
 
 
 def _of_one_token(layer: CrossAttention, token: Tensor) -> Tensor:
@@ -116,83 +208,72 @@ def pictures(x: Tensor, size: Sequence[int]) -> Tensor:
 
 def _block(block: Block, parts: list[Tensor], emb: Tensor, known: Constants) -> Tensor:
     """`parts` stand for their concatenation. They are taken out of the list, so that nobody holds them longer."""
-    layers = list(block)
-    for layer, after in zip(layers, [*layers[1:], None], strict=True):
+    for layer in block:
         if isinstance(layer, VideoResBlock):
-            owed = cast(nn.Linear, after.proj_out).bias if isinstance(after, SpatialVideoTransformer) else None
-            parts.append(_residual(layer, parts, emb, known, owed))
+            parts.append(_residual(layer, parts, emb, known))
         elif isinstance(layer, SpatialVideoTransformer):
             parts.append(_transformer(layer, parts.pop(), known))
         elif isinstance(layer, Upsample):
-            x = upsampled(parts.pop().permute(0, 2, 3, 1), known.doubled[layer]).permute(0, 3, 1, 2)
-            parts.append(x.add_(cast(Tensor, layer.conv.bias)[:, None, None]))
+            x = upsampled(parts.pop().permute(0, 2, 3, 1), known.doubled[layer], _bias(layer.conv))
+            parts.append(x.permute(0, 3, 1, 2))
             del x
         else:
             parts.append(layer(parts.pop()))
     return parts.pop()
 
 
-def _residual(block: VideoResBlock, parts: list[Tensor], emb: Tensor, known: Constants, ahead: Tensor | None) -> Tensor:
-    """Takes `parts`. `ahead`: bias (c,) of a later layer, that the result comes with."""
-    size = parts[0].shape[-2:]
+def _residual(block: VideoResBlock, parts: list[Tensor], emb: Tensor, known: Constants) -> Tensor:
+    """Takes `parts`. The result comes with the bias of the layer after the block, where that is a transformer."""
+    size, biases = parts[0].shape[-2:], known.biases[block]
     first, last = cast(nn.Conv2d, block.in_layers[2]), cast(nn.Conv2d, block.out_layers[3])
     inputs = [tokens(part) for part in parts]
     parts.clear()
     y = group_norm(inputs, cast(nn.GroupNorm, block.in_layers[0]))
     y = tokens(F.conv2d(pictures(y, size), first.weight, padding=1))
-    y = group_norm([y], cast(nn.GroupNorm, block.out_layers[0]), add=_added(block, emb))
+    y = group_norm([y], cast(nn.GroupNorm, block.out_layers[0]), add=_embedded(block, emb, biases.inside))
     y = tokens(F.conv2d(pictures(y, size), last.weight, padding=1))
-    skip, bias = inputs[0], cast(Tensor, last.bias)
+    skip = inputs[0]
     if isinstance(block.skip_connection, nn.Conv2d):
         weights = block.skip_connection.weight.flatten(1).split([part.shape[2] for part in inputs], dim=1)
         skip = F.linear(inputs[0], weights[0])
         for part, weight in zip(inputs[1:], weights[1:], strict=True):
             skip.flatten(0, 1).addmm_(part.flatten(0, 1), weight.t())
-        bias = bias + cast(Tensor, block.skip_connection.bias)
-    # The temporal branch adds itself to its own input by a product that cannot add a bias: that is there before it.
+    y = blend(skip, y, 1.0, 1.0, biases.all_but_inside, out=y)
+    del skip, inputs
     frames, stack, share = known.frames, block.time_stack, 1 - known.alphas[block.time_mixer]
     conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
-    early = share * cast(Tensor, conv_2.bias)
-    early = early if ahead is None else early + ahead
-    y = blend(skip, y, 1.0, 1.0, bias + early, out=y)
-    del skip, inputs
     clips = max(known.wide // (3 * frames * y[0].numel()), 1) * frames
-    for part, added in zip(y.split(clips), _added(stack, emb).split(clips), strict=True):
-        norm = moments(part).norm(cast(nn.GroupNorm, stack.in_layers[0]), frames, -early)
+    added = _embedded(stack, emb, biases.time_inside)
+    for part, add in zip(y.split(clips), added.split(clips), strict=True):
+        norm = moments(part).norm(cast(nn.GroupNorm, stack.in_layers[0]), frames, -biases.ahead)
         z = over_frames(part, norm, conv_1, frames)
-        norm = moments(z).norm(cast(nn.GroupNorm, stack.out_layers[0]), frames, added)
+        norm = moments(z).norm(cast(nn.GroupNorm, stack.out_layers[0]), frames, add)
         over_frames(z, norm, conv_2, frames, onto=part, of=share)
     return pictures(y, size)
 
 
-def _added(block: ResBlock, emb: Tensor) -> Tensor:
-    """What is added after a residual block's first convolution: its bias and the embedding, (n, c)."""
-    return cast(nn.Module, block.emb_layers[1])(emb) + cast(nn.Conv2d, block.in_layers[2]).bias
+def _embedded(block: ResBlock, emb: Tensor, bias: Tensor) -> Tensor:
+    """What is added after a residual block's first convolution, (n, c)."""
+    return F.linear(emb, cast(nn.Linear, block.emb_layers[1]).weight, bias)
 
 
 def _transformer(layer: SpatialVideoTransformer, x: Tensor, known: Constants) -> Tensor:
     """x comes with the bias of the last layer."""
-    spatial_vectors, temporal_vectors, position = known.vectors[layer]
     alpha, wide = known.alphas[layer.time_mixer], known.wide
-    y = layer.proj_in(group_norm([tokens(x)], layer.norm, add=-cast(nn.Linear, layer.proj_out).bias, silu=False))
-    for i, block in enumerate(layer.transformer_blocks):
-        spatial, temporal = cast(BasicTransformerBlock, block), cast(VideoTransformerBlock, layer.time_stack[i])
+    y = layer.proj_in(group_norm([tokens(x)], layer.norm, add=-_bias(layer.proj_out), silu=False))
+    for i, owed in enumerate(known.owed[layer]):
+        spatial = cast(BasicTransformerBlock, layer.transformer_blocks[i])
+        temporal = cast(VideoTransformerBlock, layer.time_stack[i])
         _plus(y, attention(_qkv(layer_norm(y, spatial.norm1), spatial.attn1), spatial.attn1.heads), spatial.attn1)
-        owed = spatial_vectors[i] + cast(nn.Linear, spatial.attn1.to_out[0]).bias
-        _feed(y, spatial.norm3, spatial.ff, owed, wide)
-        owed = owed + cast(nn.Linear, spatial.ff.net[2]).bias
-
-        z, owed_z = y.clone(), owed + position
+        _feed(y, spatial.norm3, spatial.ff, owed.feed, wide)
+        z = y.clone()
         if temporal.ff_in is not None and temporal.norm_in is not None:
-            _feed(z, temporal.norm_in, temporal.ff_in, owed_z, wide)
-            owed_z = owed_z + cast(nn.Linear, temporal.ff_in.net[2]).bias
-        qkv = _qkv(layer_norm(z, temporal.norm1, owed_z), temporal.attn1)
+            _feed(z, temporal.norm_in, temporal.ff_in, owed.time_in, wide)
+        qkv = _qkv(layer_norm(z, temporal.norm1, owed.time), temporal.attn1)
         _plus(z, temporal_attention(qkv, temporal.attn1.heads, known.frames), temporal.attn1)
         del qkv
-        owed_z = owed_z + temporal_vectors[i] + cast(nn.Linear, temporal.attn1.to_out[0]).bias
-        _feed(z, temporal.norm3, temporal.ff, owed_z, wide)
-        owed_z = owed_z + cast(nn.Linear, temporal.ff.net[2]).bias
-        y = blend(y, z, alpha, 1 - alpha, alpha * owed + (1 - alpha) * owed_z, out=y)
+        _feed(z, temporal.norm3, temporal.ff, owed.time_feed, wide)
+        y = blend(y, z, alpha, 1 - alpha, owed.end, out=y)
     tokens(x).flatten(0, 1).addmm_(y.flatten(0, 1), cast(nn.Linear, layer.proj_out).weight.t())
     return x
 
@@ -203,9 +284,10 @@ def _plus(y: Tensor, x: Tensor, layer: CrossAttention) -> None:
 
 
 def _feed(y: Tensor, norm: nn.LayerNorm, layer: FeedForward, owed: Tensor, most: int) -> None:
-    """y += feed-forward of norm(y + owed), without its last bias; in parts, for it is eight times wider."""
+    """y += feed-forward of norm(y + owed), without its last bias; in parts, for it is up to eight times wider."""
     wide, narrow = cast(GEGLU, layer.net[0]).proj, cast(nn.Linear, layer.net[2])
-    parts = math.ceil(len(y) * y.shape[1] * wide.out_features / most)
+    width = narrow.in_features if gates_in_product(y, wide) else wide.out_features
+    parts = math.ceil(len(y) * y.shape[1] * width / most)
     step = math.ceil(len(y) / parts)
     for part, add in zip(y.split(step), owed.split(step), strict=True):
         h = gated(layer_norm(part, norm, add).flatten(0, 1), wide)
@@ -214,12 +296,7 @@ def _feed(y: Tensor, norm: nn.LayerNorm, layer: FeedForward, owed: Tensor, most:
 
 def _qkv(x: Tensor, layer: CrossAttention) -> Tensor:
     """Queries, keys and values from one product: (n, s, c) -> (n, s, 3 c)."""
-    parts = [layer.to_q.weight, layer.to_k.weight, layer.to_v.weight]
-    size = parts[0].numel()
-    if parts[0].is_inference():  # a parameter made in inference mode cannot change where it lies
+    parts = _qkv_weights(layer)
+    if not _side_by_side(parts):  # a parameter made in inference mode cannot change where it lies
         return F.linear(x, torch.cat(parts))
-    if [part.storage_offset() for part in parts[1:]] != [size, 2 * size]:
-        with torch.inference_mode(False):  # laid side by side, of which the parameters become parts
-            for part, value in zip(parts, torch.cat([p.detach() for p in parts]).chunk(3), strict=True):
-                part.data = value
     return F.linear(x, parts[0].as_strided((3 * len(parts[0]), parts[0].shape[1]), parts[0].stride()))
