@@ -49,7 +49,7 @@ SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers an
     "measure": {"run": 1024, "height": 64, "width": 64},
     "finish": {"run": 1024, "height": 128, "width": 16},
     "scale_shift": {"silu": True, "height": 128, "width": 64},
-    "layer_norm": {"height": 16, "width": 256, "rest": 64},
+    "layer_norm": {"c": 320, "height": 16, "width": 64},
     "geglu": {"height": 64, "width": 64},
     "gated": {"height": 128, "width": 64, "depth": 64},
     "blend": {"height": 128, "width": 64},

@@ -70,7 +70,7 @@ class Moments:
             width = _divisor(c)
             strides = (x.stride(0), *mean.stride()[:2])
             arguments = (x, mean, deviation, *strides, s, c, _RUN, 64, width)
-            _run(compiled.measure, (runs, c // width, n), *arguments, num_warps=8)
+            _run(compiled.measure, (runs, c // width, n), *arguments, num_warps=4)
         else:
             for i, part in enumerate(x.split(_RUN, dim=1)):  # `var_mean` takes ten times as long on processors
                 part = part.float()
@@ -157,16 +157,15 @@ def group_norm(
 def layer_norm(x: Tensor, module: nn.LayerNorm, add: Tensor | None = None) -> Tensor:
     """The layer norm of (x + add). add: (n, c) or (c,)."""
     n, s, c = x.shape
-    if not has_kernels(x):
+    if not has_kernels(x) or c % 16:
         y = x if add is None else x + add.expand(n, c)[:, None]
         return F.layer_norm(y, (c,), module.weight, module.bias, module.eps).to(x.dtype)
     add, out = _rows(add, x), torch.empty_like(x)
-    width = 1 << (c.bit_length() - 1)
-    rest = max(compiled.triton.next_power_of_2(c - width), 16)
-    height = max(4096 // width, 1)
+    width = min(c & -c, 256)
+    height = 1024 // width
     grid = (math.ceil(s / height), n)
-    arguments = (x, add, module.weight, module.bias, out, x.stride(0), add.stride(0), s, c, module.eps)
-    _run(compiled.layer_norm, grid, *arguments, height, width, rest, num_warps=4)
+    arguments = (x, add, module.weight, module.bias, out, x.stride(0), add.stride(0), s, module.eps)
+    _run(compiled.layer_norm, grid, *arguments, c, height, width, num_warps=4 if width < 128 else 8)
     return out
 
 

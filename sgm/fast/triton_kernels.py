@@ -30,7 +30,7 @@ def measure(
     sums = tl.zeros([height, width], tl.float32)
     squares = tl.zeros([height, width], tl.float32)
     last = tl.minimum(s, (i + 1) * run)
-    for start in range(i * run, last, height):
+    for start in tl.range(i * run, last, height, num_stages=3):
         rows = start + tl.arange(0, height)
         inside = (rows < last)[:, None]
         value = tl.load(x + rows.to(tl.int64)[:, None] * c + columns[None], mask=inside, other=0.0)
@@ -104,40 +104,31 @@ def scale_shift(
     tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def _row_part(x, add, at, first: tl.constexpr, width: tl.constexpr, inside, c):
-    """x + add of the columns from `first` on, as float32, and which of them there are."""
-    columns = (first + tl.arange(0, width))[None]
-    real = inside & (columns < c)
-    value = tl.load(x + at + columns, mask=real, other=0.0).to(tl.float32)
-    return value + tl.load(add + columns, mask=columns < c, other=0.0).to(tl.float32), real
-
-
-@triton.jit
-def _scaled(apart, weight, bias, out, at, first: tl.constexpr, width: tl.constexpr, real, c):
-    columns = (first + tl.arange(0, width))[None]
-    gain = tl.load(weight + columns, mask=columns < c, other=0.0).to(tl.float32)
-    offset = tl.load(bias + columns, mask=columns < c, other=0.0).to(tl.float32)
-    tl.store(out + at + columns, (apart * gain + offset).to(out.dtype.element_ty), mask=real)
-
-
 @triton.jit(do_not_specialize=["s"])
 def layer_norm(
-    x, add, weight, bias, out, frame, add_row, s, c, eps,
-    height: tl.constexpr, width: tl.constexpr, rest: tl.constexpr,
+    x, add, weight, bias, out, frame, add_row, s, eps,
+    c: tl.constexpr, height: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    # Rows come in two parts, of `width` and `rest` columns, since 320, 640 and 1280 are no powers of two.
+    # Rows come in parts, since 320, 640 and 1280 are no powers of two, and thrice, the last two times from the cache.
     n = tl.program_id(1).to(tl.int64)
     rows = (tl.program_id(0) * height + tl.arange(0, height))[:, None]
-    x, add, at = x + n * frame, add + n * add_row, rows * c
-    a, real_a = _row_part(x, add, at, 0, width, rows < s, c)
-    b, real_b = _row_part(x, add, at, width, rest, rows < s, c)
-    middle = ((tl.sum(a, 1) + tl.sum(b, 1)) / c)[:, None]
-    a, b = tl.where(real_a, a - middle, 0.0), tl.where(real_b, b - middle, 0.0)
-    factor = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / c + eps)[:, None]
-    out += n * s * c
-    _scaled(a * factor, weight, bias, out, at, 0, width, real_a, c)
-    _scaled(b * factor, weight, bias, out, at, width, rest, real_b, c)
+    x, add, out = x + n * frame + rows * c, add + n * add_row, out + n * s * c + rows * c
+    sums = tl.zeros([height, width], tl.float32)
+    for first in tl.static_range(0, c, width):
+        columns = first + tl.arange(0, width)[None]
+        sums += tl.load(x + columns, mask=rows < s, other=0.0).to(tl.float32) + tl.load(add + columns).to(tl.float32)
+    middle = (tl.sum(sums, 1) / c)[:, None]
+    sums = tl.zeros([height, width], tl.float32)
+    for first in tl.static_range(0, c, width):
+        columns = first + tl.arange(0, width)[None]
+        y = tl.load(x + columns, mask=rows < s, other=0.0).to(tl.float32) + tl.load(add + columns).to(tl.float32)
+        sums += (y - middle) * (y - middle)
+    factor = tl.rsqrt(tl.sum(sums, 1) / c + eps)[:, None]
+    for first in tl.static_range(0, c, width):
+        columns = first + tl.arange(0, width)[None]
+        y = tl.load(x + columns, mask=rows < s, other=0.0).to(tl.float32) + tl.load(add + columns).to(tl.float32)
+        y = (y - middle) * factor * tl.load(weight + columns).to(tl.float32) + tl.load(bias + columns).to(tl.float32)
+        tl.store(out + columns, y.to(out.dtype.element_ty), mask=rows < s)
 
 
 @triton.jit
