@@ -75,7 +75,7 @@ def decode(
             step = max(room // (3 * values), 1)
             for i in range(0, t, step):
                 # Frame i of `out` ends before frame i + 1 of x begins, for both end together and x is no larger.
-                out[i : i + step] = _over_pixels(block, x[i : i + step], upsample, doubled)
+                _over_pixels(block, x[i : i + step], out[i : i + step], upsample, doubled)
             x, upsample = out, None
             if isinstance(block, VideoResnetBlock):
                 _over_frames(block, x.flatten(1, 2), room)
@@ -100,8 +100,11 @@ def frame_values(decoder: Decoder, h: int, w: int) -> int:
     return most
 
 
-def _over_pixels(block: ResnetBlock, x: Tensor, upsample: Upsample | None, doubled: Tensor | None) -> Tensor:
-    """A residual block, after an upsampling. (n, h, w, c) -> (n, f h, f w, c'), `_ahead` of its bias over frames."""
+def _over_pixels(block: ResnetBlock, x: Tensor, out: Tensor, upsample: Upsample | None, doubled: Tensor | None) -> None:
+    """A residual block, after an upsampling. x: (n, h, w, c), out: (n, f h, f w, c'), `_ahead` of its bias over frames.
+
+    out may be x.
+    """
     if upsample is not None and doubled is not None:
         x = upsampled(x, doubled, cast(Tensor, upsample.conv.bias))
     n, h, w, _ = x.shape
@@ -116,7 +119,7 @@ def _over_pixels(block: ResnetBlock, x: Tensor, upsample: Upsample | None, doubl
     y = _conv(y.view(n, h, w, -1), block.conv2).flatten(1, 2)
     if isinstance(block, VideoResnetBlock):
         bias = bias + _ahead(block)
-    return blend(skip, y, 1.0, 1.0, bias, out=y).view(n, h, w, -1)
+    blend(skip, y, 1.0, 1.0, bias, out=out.flatten(1, 2))
 
 
 def _ahead(block: VideoResnetBlock) -> Tensor:

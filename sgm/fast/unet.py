@@ -37,7 +37,7 @@ from sgm.layers.residual import ResBlock, TemporalConv, Upsample
 from sgm.layers.video import AlphaBlender, SpatialVideoTransformer, VideoResBlock
 from sgm.unet.video_unet import Block, VideoUNet
 
-WIDE = 55 * 10**7  # keeps a large GPU busy, and needs no more memory than decoding does
+WIDE = 6 * 10**8  # keeps a large GPU busy, and needs no more memory than decoding does
 
 
 @dataclass
