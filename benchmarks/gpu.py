@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +151,10 @@ def theirs(folder: str, steps: int, repeat: int, offload: bool = False, compiled
     image, extra = picture(), {}
     if compiled:
         before = time.perf_counter()
-        pipeline.unet = torch.compile(pipeline.unet, mode="max-autotune-no-cudagraphs")
-        pipeline(image, **SIZE, num_frames=FRAMES, num_inference_steps=1, decode_chunk_size=8)
+        pipeline.unet = torch.compile(pipeline.unet)
+        pipeline(image, **SIZE, num_frames=FRAMES, num_inference_steps=2, decode_chunk_size=8)
         extra["compiling"] = time.perf_counter() - before
+        print(f"compiled in {extra['compiling']:.0f} s", flush=True)
 
     def run() -> None:
         generator = torch.Generator().manual_seed(23)
@@ -298,15 +299,16 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     for name in map(str.strip, arguments.only.split(";")):
         command = [sys.executable, __file__, "--run", name, "--steps", str(arguments.steps), "--weights", str(folder)]
-        run = subprocess.run(
-            [*command, "--repeat", str(arguments.repeat)], env={**os.environ}, capture_output=True, text=True
-        )
-        lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
-        if not lines:
-            print(f"{name} failed:\n{run.stdout[-1000:]}{run.stderr[-1500:]}", flush=True)
-            continue
-        rows[name] = json.loads(lines[0].removeprefix("RESULT "))
-        print(name, json.dumps(rows[name]), flush=True)
+        command += ["--repeat", str(arguments.repeat)]
+        last: deque[str] = deque(maxlen=30)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+            for line in run.stdout or ():
+                if line.startswith("RESULT "):
+                    rows[name] = json.loads(line.removeprefix("RESULT "))
+                elif line.startswith("compiled "):
+                    print(f"{name}: {line}", end="", flush=True)
+                last.append(line)
+        print(name, json.dumps(rows[name]) if name in rows else f"failed:\n{''.join(last)}", flush=True)
     base = rows.get("diffusers", {}).get("video")
     print("\n| | video | ratio | step | decode | peak GiB | first video |\n| --- | --- | --- | --- | --- | --- | --- |")
     for name, row in rows.items():
