@@ -173,6 +173,8 @@ def gates_in_product(x: Tensor, wide: nn.Linear) -> bool:
     """Whether `gated` is one kernel for these, which never holds the values that it gates. Made for Hopper cards."""
     if not has_kernels(x) or x.dtype == torch.float32 or wide.in_features % 64 or wide.out_features % 128:
         return False
+    if compiled.describe is None:
+        return False
     return not torch.cuda.is_available() or torch.cuda.get_device_capability(None if x.is_meta else x.device)[0] == 9
 
 

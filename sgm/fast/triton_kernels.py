@@ -10,11 +10,15 @@ from typing import Any
 
 import triton
 import triton.language
-from triton.tools.tensor_descriptor import TensorDescriptor
+
+try:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError:  # before Triton 3.4
+    TensorDescriptor = None
 
 # To a type checker Triton's language is no Python.
 tl: Any = triton.language
-describe = TensorDescriptor.from_tensor
+describe: Any = TensorDescriptor and TensorDescriptor.from_tensor
 
 
 @triton.jit(do_not_specialize=["s"])
