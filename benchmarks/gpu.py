@@ -106,10 +106,15 @@ class Clock:
         return [start.elapsed_time(end) / 1000 for start, end in self.events]
 
 
-def ours(folder: str, steps: int, repeat: int, low: bool = False, limit: float | None = None) -> dict[str, Any]:
+def ours(
+    folder: str, steps: int, repeat: int, low: bool = False, limit: float | None = None, triton: bool = True
+) -> dict[str, Any]:
     start = time.time()
     from sgm import VideoRequest, generate, load_engine
+    from sgm.fast import kernels
 
+    if not triton:
+        kernels.compiled = None
     if limit is not None:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(limit * GIB / total)
@@ -265,6 +270,8 @@ CONTENDERS: dict[str, Any] = {
     "ours": ours,
     "ours, --low-memory": lambda *args: ours(*args, low=True),
     "ours, limited to 8 GiB": lambda *args: ours(*args, limit=8.0),
+    "ours, limited to 10 GiB": lambda *args: ours(*args, limit=10.0),
+    "ours, without Triton": lambda *args: ours(*args, triton=False),
     "diffusers, offloaded": lambda *args: theirs(*args, offload=True),
     "diffusers, compiled": lambda *args: theirs(*args, compiled=True),
 }

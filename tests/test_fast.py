@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,6 +80,25 @@ def test_the_kernels_compile_for_a_gpu(name: str) -> None:
         signature |= {argument: f"tensordesc<fp16[{block}]>" for argument, block in blocks.items()}
     built = compile(ASTSource(kernel, signature, values), target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
     assert len(built.asm["cubin"]) > 1000
+
+
+def test_where_triton_cannot_compile_plain_torch_takes_its_place(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def without_compiler(*_: object, **__: object) -> None:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+    monkeypatch.setattr(kernels, "_INTERPRETED", True)
+    monkeypatch.setattr(kernels, "compiled", SimpleNamespace(blend={(1, 1, 1): without_compiler}))
+    kernels._runs.cache_clear()
+    x = torch.ones(2, 3, 16)
+    try:
+        assert torch.equal(kernels.blend(x, x, 0.5, 1.0, None), 1.5 * x)
+        assert torch.equal(kernels.blend(x, x, 0.5, 1.0, None), 1.5 * x)
+    finally:
+        kernels._runs.cache_clear()
+    (told,) = caplog.messages  # once
+    assert "Failed to find C compiler" in told
 
 
 def draw(*shape: int, device: torch.device, shift: float = 0.0) -> Tensor:

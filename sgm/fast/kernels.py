@@ -7,10 +7,12 @@ float32 and round once, to x's dtype; anywhere else the same in plain torch.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from sgm.layers.residual import TemporalConv
 
+logger = logging.getLogger(__name__)
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own way to try kernels on a processor
 compiled: Any = None
 if torch.cuda.is_available() or _INTERPRETED:  # else the import is time for nothing
@@ -33,11 +36,27 @@ def has_kernels(x: Tensor) -> bool:
     """Whether the Triton kernels run for this tensor; on the `meta` device they do, and compute nothing."""
     if compiled is None or x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return False
-    if x.is_meta:
-        return True
     if _INTERPRETED:
-        return x.device.type == "cpu"
-    return x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (8, 0)
+        return not x.is_cuda and _runs(torch.device("cpu"))
+    if x.is_meta and not torch.cuda.is_available():
+        return True
+    index = x.device.index if x.is_cuda else torch.cuda.current_device()
+    return (x.is_cuda or x.is_meta) and _runs(torch.device("cuda", index))
+
+
+@cache
+def _runs(device: torch.device) -> bool:
+    if device.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0)):
+        return False
+    try:  # one of them, for Triton may lack something of the system: a C compiler, above all
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            x = torch.zeros(1, 1, 64, dtype=torch.float16, device=device)
+            compiled.blend[(1, 1, 1)](x, x, x, x, 1.0, 1.0, 64, 64, 64, 64, 1, 64, 128, 64, num_warps=8)
+    except Exception as error:  # whatever it is, there is another way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logger.warning("Triton cannot be used here (%s); plain torch takes its place, which is slower.", reason)
+        return False
+    return True
 
 
 def channels_last(module: nn.Module) -> None:
