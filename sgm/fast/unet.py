@@ -160,7 +160,8 @@ def _qkv_weights(layer: CrossAttention) -> list[Tensor]:
 
 
 def _side_by_side(parts: list[Tensor]) -> bool:
-    return [part.storage_offset() for part in parts] == [i * parts[0].numel() for i in range(3)]
+    found = [(part.untyped_storage()._cdata, part.storage_offset()) for part in parts]
+    return found == [(found[0][0], i * parts[0].numel()) for i in range(3)]
 
 
 def _bias(layer: nn.Module) -> Tensor:
