@@ -11,6 +11,7 @@ import gc
 import io
 import itertools
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -63,17 +64,33 @@ def _told(code: int = 1) -> Iterator[None]:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """For torch's import: what it makes stays, so looking through it for garbage, now or later, is time lost."""
+def _importing() -> Iterator[None]:
+    """For torch's import. What it makes stays, so looking through it for garbage, now or later, is time lost.
+
+    Ctrl-C waits for its end, a moment later: in its midst it can abort the process.
+    """
     if "torch" in sys.modules:
         yield
         return
+    pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+
+    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if handled:
+        signal.signal(signal.SIGINT, press)
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
         gc.enable()
+        if handled:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 @cli.command()
@@ -148,7 +165,7 @@ def sample(
         pictures = _pictures(picture)
         choices["elevations"] = _numbers("--elevations", elevations)
         choices["azimuths"] = _numbers("--azimuths", azimuths)
-        with _uncollected():
+        with _importing():
             from sgm import VideoRequest
 
         request = VideoRequest(**{name: value for name, value in choices.items() if value is not None})
@@ -170,7 +187,8 @@ def sample(
 def models() -> None:
     """List the model versions, which of them are installed, and the names that `sgm sample` takes."""
     with _told():
-        from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, version_status
+        with _importing():
+            from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, version_status
 
         typer.echo(f"{'version':<22}{'frames':>6}  {'size':<10}{'steps':>5}  weights")
         pages: dict[str, list[str]] = {}  # licence and page -> the versions that are missing
@@ -204,7 +222,8 @@ def download(
         if version not in VERSIONS:
             raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")
     with _told():
-        from sgm import download_weights
+        with _importing():
+            from sgm import download_weights
 
         tell(f"Licence: {VERSIONS[version].licence}")
         with _shares() as show:
@@ -227,7 +246,8 @@ def convert(
 ) -> None:
     """Write weights in another format or precision, one tensor in memory at a time."""
     with _told():
-        from sgm import convert_weights
+        with _importing():
+            from sgm import convert_weights
 
         with _shares() as show:
             path = convert_weights(
