@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sgm.engine import DiffusionEngine
 from sgm.fast import kernels
@@ -82,23 +83,44 @@ def test_the_kernels_compile_for_a_gpu(name: str) -> None:
     assert len(built.asm["cubin"]) > 1000
 
 
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[..., object]], bool]]:
+    """Whether kernels are taken to run here, where the one that is tried is this function."""
+
+    def found(kernel: Callable[..., object]) -> bool:
+        monkeypatch.setattr(kernels, "_INTERPRETED", True)
+        monkeypatch.setattr(kernels, "compiled", SimpleNamespace(blend={(1, 1, 1): kernel}))
+        return kernels.has_kernels(torch.ones(1))
+
+    kernels._runs.cache_clear()
+    yield found
+    kernels._runs.cache_clear()
+
+
 def test_where_triton_cannot_compile_plain_torch_takes_its_place(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tried: Callable[[Callable[..., object]], bool], caplog: pytest.LogCaptureFixture
 ) -> None:
     def without_compiler(*_: object, **__: object) -> None:
         raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
 
-    monkeypatch.setattr(kernels, "_INTERPRETED", True)
-    monkeypatch.setattr(kernels, "compiled", SimpleNamespace(blend={(1, 1, 1): without_compiler}))
-    kernels._runs.cache_clear()
+    assert not tried(without_compiler)
     x = torch.ones(2, 3, 16)
-    try:
-        assert torch.equal(kernels.blend(x, x, 0.5, 1.0, None), 1.5 * x)
-        assert torch.equal(kernels.blend(x, x, 0.5, 1.0, None), 1.5 * x)
-    finally:
-        kernels._runs.cache_clear()
+    assert torch.equal(kernels.blend(x, x, 0.5, 1.0, None), 1.5 * x)
     (told,) = caplog.messages  # once
     assert "Failed to find C compiler" in told
+
+
+def test_a_job_cancelled_as_the_compiled_kernels_are_tried_does_not_rule_them_out(
+    tried: Callable[[Callable[..., object]], bool],
+) -> None:
+    class Cancelling(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.Tensor.data_ptr:  # as Triton's launcher asks for it
+                raise InterruptedError
+            return func(*args, **(kwargs or {}))
+
+    with Cancelling():
+        assert tried(lambda x, *_, **__: x.data_ptr())
 
 
 def draw(*shape: int, device: torch.device, shift: float = 0.0) -> Tensor:

@@ -36,26 +36,34 @@ def has_kernels(x: Tensor) -> bool:
     """Whether the Triton kernels run for this tensor; on the `meta` device they do, and compute nothing."""
     if compiled is None or x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return False
-    if _INTERPRETED:
-        return not x.is_cuda and _runs(torch.device("cpu"))
-    if x.is_meta and not torch.cuda.is_available():
-        return True
-    index = x.device.index if x.is_cuda else torch.cuda.current_device()
-    return (x.is_cuda or x.is_meta) and _runs(torch.device("cuda", index))
+    card = _card(x)
+    if card is not None:
+        return not _INTERPRETED and _runs(card)
+    return x.is_meta or (_INTERPRETED and _runs(x.device))
+
+
+def _card(x: Tensor) -> torch.device | None:
+    """The CUDA device of this tensor; on the `meta` device the one that it stands for."""
+    if x.is_meta and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return x.device if x.is_cuda else None
 
 
 @cache
 def _runs(device: torch.device) -> bool:
     if device.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0)):
         return False
-    try:  # one of them, for Triton may lack something of the system: a C compiler, above all
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            x = torch.zeros(1, 1, 64, dtype=torch.float16, device=device)
-            compiled.blend[(1, 1, 1)](x, x, x, x, 1.0, 1.0, 64, 64, 64, 64, 1, 64, 128, 64, num_warps=8)
-    except Exception as error:  # whatever it is, there is another way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        logger.warning("Triton cannot be used here (%s); plain torch takes its place, which is slower.", reason)
-        return False
+    # One of them is tried, for Triton may lack something of the system, a C compiler above all. Whoever watches torch's
+    # functions, as a job that may be cancelled, is not asked: what they raise would be taken for Triton's.
+    with torch._C.DisableTorchFunction():
+        x = torch.zeros(1, 1, 64, dtype=torch.float16, device=device)
+        try:
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                compiled.blend[(1, 1, 1)](x, x, x, x, 1.0, 1.0, 64, 64, 64, 64, 1, 64, 128, 64, num_warps=8)
+        except Exception as error:  # whatever it is, there is another way
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            logger.warning("Triton cannot be used here (%s); plain torch takes its place.", reason)
+            return False
     return True
 
 
@@ -192,9 +200,8 @@ def gates_in_product(x: Tensor, wide: nn.Linear) -> bool:
     """Whether `gated` is one kernel for these, which never holds the values that it gates. Made for Hopper cards."""
     if not has_kernels(x) or x.dtype == torch.float32 or wide.in_features % 64 or wide.out_features % 128:
         return False
-    if compiled.describe is None:
-        return False
-    return not torch.cuda.is_available() or torch.cuda.get_device_capability(None if x.is_meta else x.device)[0] == 9
+    card = _card(x)
+    return compiled.describe is not None and (card is None or torch.cuda.get_device_capability(card)[0] == 9)
 
 
 def gated(x: Tensor, wide: nn.Linear) -> Tensor:

@@ -57,7 +57,7 @@ class Biases:
 
     inside: Tensor  # of the first convolution and the embedding
     time_inside: Tensor  # of those over frames
-    ahead: Tensor  # of the last convolution over frames, and of the layer that comes after the block
+    behind: Tensor  # minus those of the last convolution over frames and of the layer that comes after the block
     all_but_inside: Tensor
 
 
@@ -117,7 +117,7 @@ def _biases(block: VideoResBlock, share: float, after: Tensor | None) -> Biases:
     own = [_bias(block.out_layers[3])]
     if isinstance(block.skip_connection, nn.Conv2d):
         own.append(_bias(block.skip_connection))
-    return Biases(inside(block), inside(block.time_stack), _sum(*ahead), _sum(*own, *ahead))
+    return Biases(inside(block), inside(block.time_stack), -_sum(*ahead), _sum(*own, *ahead))
 
 
 def _owed(layer: SpatialVideoTransformer, context: Tensor, frames: int, alpha: float) -> list[Owed]:
@@ -246,7 +246,7 @@ def _residual(block: VideoResBlock, parts: list[Tensor], emb: Tensor, known: Con
     clips = max(known.wide // (3 * frames * y[0].numel()), 1) * frames
     added = _embedded(stack, emb, biases.time_inside)
     for part, add in zip(y.split(clips), added.split(clips), strict=True):
-        norm = moments(part).norm(cast(nn.GroupNorm, stack.in_layers[0]), frames, -biases.ahead)
+        norm = moments(part).norm(cast(nn.GroupNorm, stack.in_layers[0]), frames, biases.behind)
         z = over_frames(part, norm, conv_1, frames)
         norm = moments(z).norm(cast(nn.GroupNorm, stack.out_layers[0]), frames, add)
         over_frames(z, norm, conv_2, frames, onto=part, of=share)
