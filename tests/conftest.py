@@ -1,17 +1,8 @@
-"""What several test modules share."""
+"""What all tests share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 
-import pytest
-import torch
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors as small as tests' gain nothing from threads, and lose much where cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# Tests run side by side, and tensors as small as theirs gain nothing from threads. So does what they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -25,9 +25,6 @@ from tests import small_model
 F64 = torch.float64
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(params=["here", "cuda"])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where the kernels are tried: as they are on a processor, and on a GPU where there is one."""

@@ -35,9 +35,6 @@ GOLDENS = Path(__file__).parent / "data" / "goldens"
 SMALL = {"frames": 3, "steps": 2, "height": 64, "width": 64}
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def tiny() -> DiffusionEngine:
     return load_engine("svd_tiny", device="cpu", dtype="float32")
