@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sgm.autoencoder.blocks import AttnBlock, ResnetBlock, VideoConv, VideoResnetBlock
 from sgm.autoencoder.coders import Decoder, Level
 from sgm.fast.kernels import (
+    NEAR,
     Moments,
     attend,
     blend,
@@ -25,12 +26,12 @@ from sgm.fast.kernels import (
     group_norm,
     moments,
     over_frames,
+    over_pixels,
     upsampled,
 )
 from sgm.layers.residual import TemporalConv, Upsample, frames_first, frames_in_batch
 
 ROOM = 2**28  # values that the activations in work may hold, beside the one that is held whole
-_NEAR = 2**22  # what a processor's caches hold
 _SMALL = 2**27  # what is kept rather than computed again
 
 
@@ -43,7 +44,7 @@ def decode(
     on_block(done, of) is told of the decoder's blocks.
     """
     channels_last(decoder)
-    room = min(room, _NEAR) if z.device.type == "cpu" else room
+    room = min(room, NEAR) if z.device.type == "cpu" else room
     t, _, h, w = z.shape
     levels = [cast(Level, level) for level in reversed(decoder.up)]
     size, scale = decoder.conv_in.out_channels, 1
@@ -114,12 +115,12 @@ def _over_pixels(block: ResnetBlock, x: Tensor, out: Tensor, upsample: Upsample 
         skip = F.linear(skip, block.nin_shortcut.weight.flatten(1))
         bias = bias + cast(Tensor, block.nin_shortcut.bias)
     del x
-    y = _conv(y.view(n, h, w, -1), block.conv1).flatten(1, 2)
-    y = group_norm([y], block.norm2, add=block.conv1.bias)
-    y = _conv(y.view(n, h, w, -1), block.conv2).flatten(1, 2)
+    y, owed = over_pixels(y.view(n, h, w, -1), block.conv1.weight, cast(Tensor, block.conv1.bias))
+    y = group_norm([y], block.norm2, add=owed)
     if isinstance(block, VideoResnetBlock):
         bias = bias + _ahead(block)
-    blend(skip, y, 1.0, 1.0, bias, out=out.flatten(1, 2))
+    y, owed = over_pixels(y.view(n, h, w, -1), block.conv2.weight, bias)
+    blend(skip, y, 1.0, 1.0, owed, out=out.flatten(1, 2))
 
 
 def _ahead(block: VideoResnetBlock) -> Tensor:
@@ -152,11 +153,6 @@ def _over_frames(block: VideoResnetBlock, x: Tensor, room: int) -> None:
     for part in reversed(parts):
         y = kept.pop() if kept else over_frames(x[:, part], before, conv_1, t)
         over_frames(y, after, conv_2, t, onto=x[:, part], of=share)
-
-
-def _conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Without its bias. (n, h, w, c) -> (n, h, w, c')."""
-    return F.conv2d(x.permute(0, 3, 1, 2), conv.weight, padding=1).permute(0, 2, 3, 1).contiguous()
 
 
 def _attention(block: AttnBlock, x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ if torch.cuda.is_available() or _INTERPRETED:  # else the import is time for not
     with suppress(ImportError):  # Windows
         compiled = import_module("sgm.fast.triton_kernels")
 
+NEAR = 2**22  # values that a processor's caches hold
 _RUN = 1024  # pixels over which moments are taken at a time
 
 
@@ -91,18 +92,21 @@ class Moments:
     def measure(self, x: Tensor, start: int = 0, channel: int = 0) -> Moments:
         """x: (n, part, c), the pixels from `start` on, of the channels from `channel` on."""
         n, s, c = x.shape
-        first, runs = start // _RUN, math.ceil(s / _RUN)
-        mean, deviation = (y[:, first : first + runs, channel : channel + c] for y in (self.mean, self.deviation))
+        offset, runs = start // _RUN, math.ceil(s / _RUN)
+        mean, deviation = (y[:, offset : offset + runs, channel : channel + c] for y in (self.mean, self.deviation))
         if has_kernels(x):
             width = _divisor(c)
             strides = (x.stride(0), *mean.stride()[:2])
             arguments = (x, mean, deviation, *strides, s, c, _RUN, 64, width)
             _run(compiled.measure, (runs, c // width, n), *arguments, num_warps=4)
         else:
-            for i, part in enumerate(x.split(_RUN, dim=1)):  # `var_mean` takes ten times as long on processors
-                part = part.float()
-                mean[:, i] = part.mean(1)
-                deviation[:, i] = (part - mean[:, i, None]).square_().sum(1)
+            first, whole, step = 0, s - s % _RUN, max(NEAR // (4 * n * _RUN * c), 1) * _RUN
+            for part in (*x[:, :whole].split(step, dim=1), x[:, whole:]):
+                values = part.unflatten(1, (-1, min(max(part.shape[1], 1), _RUN))).float()
+                at = slice(first, first + values.shape[1])
+                mean[:, at] = values.mean(2)  # `var_mean` takes ten times as long on processors
+                deviation[:, at] = (values - mean[:, at, None]).square_().sum(2)
+                first = at.stop
         return self
 
     def norm(self, module: nn.GroupNorm, frames: int = 1, add: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -148,8 +152,10 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor, silu: bool = True, out:
         strides = (x.stride(0), *out.stride()[:2], scale.stride(0))
         _run(compiled.scale_shift, grid, x, scale, shift, out, *strides, s, c, silu, 128, width, num_warps=8)
         return out
-    y = torch.addcmul(shift[:, None], x.float(), scale[:, None])
-    return out.copy_(F.silu(y, inplace=True) if silu else y)
+    same = x.dtype == torch.float32
+    y = torch.addcmul(shift[:, None], x.float(), scale[:, None], out=out if same else None)
+    y = F.silu(y, inplace=True) if silu else y
+    return y if same else out.copy_(y)
 
 
 def group_norm(
@@ -231,6 +237,8 @@ def blend(a: Tensor, b: Tensor, of_a: float, of_b: float, add: Tensor | None, ou
     n, s, c = a.shape
     if out is None:
         out = torch.empty((n, s, c), dtype=a.dtype, device=a.device)
+    if of_a == of_b == 1 and add is None and not has_kernels(a):
+        return torch.add(a, b, out=out)
     add = _rows(add, a)
     if has_kernels(a):
         width = _divisor(c)
@@ -248,29 +256,37 @@ def over_frames(
 ) -> Tensor:
     """A convolution over frames of SiLU(x * scale + shift), without its bias. x: (b t, s, c) -> (b t, s, c').
 
-    onto: what `of` times the result is added to, in place. It is one matrix product, for which each frame stands beside
-    its neighbours: faster than the library's convolution.
+    onto: what `of` times the result is added to, in place. Where there are kernels it is one matrix product, for which
+    each frame stands beside its neighbours: there that is faster than the library's convolution.
     """
     n, s, c = x.shape
     taps, out_channels = conv.kernel_size[0], conv.out_channels
-    if has_kernels(x):
-        wide = torch.empty((n, s, taps * c), dtype=x.dtype, device=x.device)
-        width = _divisor(c)
-        grid = (math.ceil(s / 128), c // width, n)
-        _run(compiled.unfold, grid, x, *norm, wide, x.stride(0), frames, s, c, taps, 128, width, num_warps=8)
-    else:
-        y = F.pad(scale_shift(x, *norm).unflatten(0, (-1, frames)), (0, 0, 0, 0, taps // 2, taps // 2))
-        wide = torch.cat([y[:, i : i + frames] for i in range(taps)], dim=3).flatten(0, 1)
+    if not has_kernels(x):
+        y = scale_shift(x, *norm).unflatten(0, (-1, frames)).permute(0, 3, 1, 2)  # as pictures, frames by pixels
+        y = F.conv2d(y, conv.weight.squeeze(-1), padding=(taps // 2, 0)).permute(0, 2, 3, 1).flatten(0, 1)
+        return y if onto is None else onto.add_(y, alpha=of)
+    wide = torch.empty((n, s, taps * c), dtype=x.dtype, device=x.device)
+    width = _divisor(c)
+    grid = (math.ceil(s / 128), c // width, n)
+    _run(compiled.unfold, grid, x, *norm, wide, x.stride(0), frames, s, c, taps, 128, width, num_warps=8)
     weight = conv.weight.permute(0, 2, 3, 4, 1).reshape(out_channels, -1)
     if onto is None:
         return F.linear(wide, weight)
     if onto.is_contiguous():
         onto.view(n * s, out_channels).addmm_(wide.view(n * s, -1), weight.t(), alpha=of)
-    elif x.device.type == "cpu":  # where the product in batches is slow
-        onto.add_(F.linear(wide, weight), alpha=of)
     else:
         onto.baddbmm_(wide, weight.t().expand(n, -1, -1), alpha=of)
     return onto
+
+
+def over_pixels(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A 3x3 convolution, (n, h, w, c) -> (n, h w, c'), and what is owed of its bias.
+
+    That is all of it where kernels read the result, for they add it on the way; elsewhere nothing.
+    """
+    owed = bias if has_kernels(x) else None
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight, None if owed is bias else bias, padding=1)
+    return y.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), owed
 
 
 def for_doubled(weight: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgm.fast.kernels import (
+    NEAR,
     attention,
     blend,
     channels_last,
@@ -28,6 +29,7 @@ from sgm.fast.kernels import (
     layer_norm,
     moments,
     over_frames,
+    over_pixels,
     temporal_attention,
     upsampled,
 )
@@ -87,6 +89,7 @@ def supports(unet: nn.Module, context: Tensor) -> TypeGuard[VideoUNet]:
 def constants(unet: VideoUNet, context: Tensor, y: Tensor | None, frames: int, wide: int = WIDE) -> Constants:
     """context: (n, 1, d), y: (n, a) or None, of n frames that are clips of `frames`, in the network's dtype."""
     lay_out(unet)
+    wide = min(wide, NEAR) if context.device.type == "cpu" else wide
     found = Constants(frames, wide, None if y is None else unet.label_emb(y))
     context = context[:, 0]
     for module in unet.modules():
@@ -232,14 +235,14 @@ def _residual(block: VideoResBlock, parts: list[Tensor], emb: Tensor, known: Con
     y = group_norm(inputs, cast(nn.GroupNorm, block.in_layers[0]))
     y = tokens(F.conv2d(pictures(y, size), first.weight, padding=1))
     y = group_norm([y], cast(nn.GroupNorm, block.out_layers[0]), add=_embedded(block, emb, biases.inside))
-    y = tokens(F.conv2d(pictures(y, size), last.weight, padding=1))
+    y, owed = over_pixels(y.unflatten(1, tuple(size)), last.weight, biases.all_but_inside)
     skip = inputs[0]
     if isinstance(block.skip_connection, nn.Conv2d):
         weights = block.skip_connection.weight.flatten(1).split([part.shape[2] for part in inputs], dim=1)
         skip = F.linear(inputs[0], weights[0])
         for part, weight in zip(inputs[1:], weights[1:], strict=True):
             skip.flatten(0, 1).addmm_(part.flatten(0, 1), weight.t())
-    y = blend(skip, y, 1.0, 1.0, biases.all_but_inside, out=y)
+    y = blend(skip, y, 1.0, 1.0, owed, out=y)
     del skip, inputs
     frames, stack, share = known.frames, block.time_stack, 1 - known.alphas[block.time_mixer]
     conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
