@@ -105,7 +105,8 @@ class Moments:
                 values = part.unflatten(1, (-1, min(max(part.shape[1], 1), _RUN))).float()
                 at = slice(first, first + values.shape[1])
                 mean[:, at] = values.mean(2)  # `var_mean` takes ten times as long on processors
-                deviation[:, at] = (values - mean[:, at, None]).square_().sum(2)
+                own = None if values.dtype == x.dtype else values
+                deviation[:, at] = torch.sub(values, mean[:, at, None], out=own).square_().sum(2)
                 first = at.stop
         return self
 
@@ -152,10 +153,10 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor, silu: bool = True, out:
         strides = (x.stride(0), *out.stride()[:2], scale.stride(0))
         _run(compiled.scale_shift, grid, x, scale, shift, out, *strides, s, c, silu, 128, width, num_warps=8)
         return out
-    same = x.dtype == torch.float32
-    y = torch.addcmul(shift[:, None], x.float(), scale[:, None], out=out if same else None)
+    y = x.float()
+    y = torch.addcmul(shift[:, None], y, scale[:, None], out=out if y.dtype == x.dtype else y)
     y = F.silu(y, inplace=True) if silu else y
-    return y if same else out.copy_(y)
+    return out if y is out else out.copy_(y)
 
 
 def group_norm(
@@ -290,11 +291,17 @@ def over_pixels(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor
 
 
 def for_doubled(weight: Tensor) -> Tensor:
-    """A 3x3 convolution's weight (o, i, 3, 3) -> (4 o, i, 2, 2), for pictures doubled by nearest neighbours.
+    """A 3x3 convolution's weight (o, i, 3, 3) as `upsampled` takes it, for pictures doubled by nearest neighbours.
 
-    There all neighbours of a pixel are copies of four. So the kernel is 2x2: for each of the four ways that a pixel can
-    lie, the sums of the weights that meet the same copy. Ordered by right or left, then below or above.
+    There all neighbours of a pixel are copies of four. Where there are kernels it is one of 2x2, (4 o, i, 2, 2): for
+    each of the four ways that a pixel can lie, the sums of the weights that meet the same copy, ordered by right or
+    left, then below or above. Elsewhere it is that of a transposed convolution, (i, o, 4, 4), for doubling is one too,
+    with ones.
     """
+    if not has_kernels(weight):
+        mirrored = weight.float().flip(2, 3).transpose(0, 1)
+        shifted = [F.pad(mirrored, (right, 1 - right, below, 1 - below)) for right in (0, 1) for below in (0, 1)]
+        return sum(shifted[1:], shifted[0]).to(weight.dtype, memory_format=torch.channels_last)
 
     def halves(weight: Tensor, dim: int) -> Tensor:
         a, b, c = weight.unbind(dim)
@@ -310,18 +317,14 @@ def upsampled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     (n, h, w, c) -> (n, 2 h, 2 w, c'). weight: the convolution's `for_doubled`.
     """
     n, h, w, _ = x.shape
+    x = x.permute(0, 3, 1, 2)
+    if not has_kernels(x):
+        return F.conv_transpose2d(x, weight, bias, stride=2, padding=1).permute(0, 2, 3, 1).contiguous()
     c = len(weight) // 4
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1)
+    width = _divisor(c)
+    y = F.conv2d(x, weight, padding=1).permute(0, 2, 3, 1).contiguous()
     out = torch.empty((n, 2 * h, 2 * w, c), dtype=x.dtype, device=x.device)
-    if has_kernels(x):
-        y = y.contiguous()
-        width = _divisor(c)
-        _run(compiled.interleave, (c // width, math.ceil(w / 64), n * h), y, bias, out, h, w, c, 64, width, num_warps=8)
-        return out
-    for i in range(4):
-        right, below = i // 2, i % 2
-        part = y[:, below : below + h, right : right + w, i * c : (i + 1) * c]
-        torch.add(part, bias, out=out.view(n, h, 2, w, 2, c)[:, :, below, :, right])
+    _run(compiled.interleave, (c // width, math.ceil(w / 64), n * h), y, bias, out, h, w, c, 64, width, num_warps=8)
     return out
 
 
