@@ -102,7 +102,7 @@ class Moments:
         else:
             first, whole, step = 0, s - s % _RUN, max(NEAR // (4 * n * _RUN * c), 1) * _RUN
             for part in (*x[:, :whole].split(step, dim=1), x[:, whole:]):
-                values = part.unflatten(1, (-1, min(max(part.shape[1], 1), _RUN))).float()
+                values = part.unflatten(1, (-1, min(part.shape[1], _RUN) or 1)).float()  # either may be empty
                 at = slice(first, first + values.shape[1])
                 mean[:, at] = values.mean(2)  # `var_mean` takes ten times as long on processors
                 own = None if values.dtype == x.dtype else values
@@ -238,15 +238,15 @@ def blend(a: Tensor, b: Tensor, of_a: float, of_b: float, add: Tensor | None, ou
     n, s, c = a.shape
     if out is None:
         out = torch.empty((n, s, c), dtype=a.dtype, device=a.device)
-    if of_a == of_b == 1 and add is None and not has_kernels(a):
-        return torch.add(a, b, out=out)
-    add = _rows(add, a)
+    nothing, add = add is None, _rows(add, a)
     if has_kernels(a):
         width = _divisor(c)
         grid = (math.ceil(s / 128), c // width, n)
         strides = (a.stride(0), b.stride(0), out.stride(0), add.stride(0))
         _run(compiled.blend, grid, a, b, add, out, float(of_a), float(of_b), *strides, s, c, 128, width, num_warps=8)
         return out
+    if nothing and of_a == of_b == 1:
+        return torch.add(a, b, out=out)
     for i in range(n):  # so that what lies in between stays near the processor
         out[i] = (of_a * a[i].float()).add_(b[i].float(), alpha=of_b).add_(add[i])
     return out
@@ -285,8 +285,8 @@ def over_pixels(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor
 
     That is all of it where kernels read the result, for they add it on the way; elsewhere nothing.
     """
-    owed = bias if has_kernels(x) else None
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight, None if owed is bias else bias, padding=1)
+    inside, owed = (None, bias) if has_kernels(x) else (bias, None)
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight, inside, padding=1)
     return y.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), owed
 
 
