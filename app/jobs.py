@@ -488,11 +488,7 @@ class Table:
             return {"state": "failed", "message": str(error)}
         except Exception as error:  # whatever it was, the worker lives on for the next job
             log.exception("job %s failed", job.id)
-            if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-                message = "This needs more memory than there is. Take fewer frames, or decode fewer of them at once."
-            else:
-                message = f"{type(error).__name__}: {error}. The server's log has the details."
-            return {"state": "failed", "message": message}
+            return {"state": "failed", "message": f"{type(error).__name__}: {error}. The server's log has the details."}
 
     def _saved(self, job: Job, clip: Clip) -> dict[str, Any]:
         """Write a clip's files; what finds no room is kept in memory, to be downloaded or saved later."""

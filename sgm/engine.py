@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sgm.config import instantiate_from_config, load_config
 from sgm.diffusion.denoiser import Denoiser
-from sgm.errors import UserError
+from sgm.errors import UserError, enough_memory
 from sgm.fast.decoder import ROOM, decode, frame_values
 from sgm.fast.network import FastNetwork
 from sgm.unet.wrapper import OpenAIWrapper
@@ -136,6 +136,7 @@ class DiffusionEngine(nn.Module):
         return (z / self.scale_factor).to(dtype).to(memory_format=torch.channels_last)
 
 
+@enough_memory()
 def load_engine(
     version: str = "svd_tiny",
     *,

@@ -21,7 +21,7 @@ from sgm.diffusion.discretization import Discretization, EDMDiscretization
 from sgm.diffusion.guidance import GUIDERS, Guider
 from sgm.diffusion.sampling import SAMPLERS, Sampler
 from sgm.engine import DiffusionEngine
-from sgm.errors import UserError
+from sgm.errors import UserError, enough_memory
 from sgm.media.image import fit_picture
 from sgm.media.object import cut_out, place_object
 from sgm.memory import kept_memory
@@ -213,6 +213,7 @@ class Clip:
     settings: dict[str, Any]
 
 
+@enough_memory()
 @kept_memory()
 @torch.inference_mode()
 def generate(
@@ -229,7 +230,7 @@ def generate(
     the CPU, seeded by the request, so one seed is one video. On a GPU the fastest plan is taken that fits into its free
     memory (`low_memory`: the smallest). One that does not fit after all gives way to the next, and nothing that has
     been computed is lost.
-    Raises UserError for a request that is for another version than the engine's.
+    Raises UserError for a request that is for another version than the engine's, and where no plan finds the memory.
     """
     if engine.version not in ("", request.version):
         raise UserError(f"The request is for {request.version}, the engine is {engine.version}; load that version.")

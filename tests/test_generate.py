@@ -319,10 +319,17 @@ def test_where_memory_runs_out_less_is_taken_and_nothing_done_twice(
     notes = list(dict.fromkeys(filter(None, told)))
     assert notes[0].startswith("GPU memory: everything on the device, about 0.")
     assert notes[1].startswith("GPU memory ran out; from here on each part on the device only while it is used")
-    # The smallest plan has none to give way to: what is missing is told.
-    monkeypatch.setattr(engine, part, lambda *args, **inputs: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError))
-    with pytest.raises(torch.cuda.OutOfMemoryError):
-        generate(engine, request, kitten, low_memory=True)
+    # The smallest plan has none to give way to, and a processor has no plans: what is missing is told.
+    for error in (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB."), None):
+        monkeypatch.setattr(engine, part, lambda *args, error=error, **inputs: _run_out(error))
+        with pytest.raises(UserError, match=r"more memory than there is\. Close other programs, take fewer frames"):
+            generate(engine, request, kitten, low_memory=True)
+
+
+def _run_out(error: Exception | None) -> torch.Tensor:
+    if error:
+        raise error
+    return torch.empty(2**50)
 
 
 def test_curves_tell_what_will_run() -> None:
