@@ -52,7 +52,6 @@ SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers an
     "geglu": {"height": 64, "width": 64},
     "gated": {"height": 128, "width": 64, "depth": 64},
     "blend": {"height": 128, "width": 64},
-    "unfold": {"taps": 3, "height": 128, "width": 64},
     "interleave": {"height": 64, "width": 64},
     "attend": {"rows": 32, "d": 64},
 }
@@ -174,6 +173,7 @@ def test_attention_within_and_across_frames(device: torch.device) -> None:
     assert close(kernels.temporal_attention(qkv, 2, 3), wanted((3, 0, 2, 4, 1, 5), (0, 3, 1, 2, 4)))
 
 
+@torch.backends.cudnn.flags(allow_tf32=False)
 def test_convolutions_over_frames_and_of_doubled_pictures(device: torch.device) -> None:
     x, norm = draw(6, 40, 64, device=device), (draw(6, 64, device=device), draw(6, 64, device=device, shift=1.0))
     over = affine(TemporalConv(64, 32, (3, 1, 1)).to(device))
@@ -190,8 +190,7 @@ def test_convolutions_over_frames_and_of_doubled_pictures(device: torch.device) 
     picture, conv = draw(2, 3, 5, 64, device=device), affine(nn.Conv2d(64, 32, 3, padding=1).to(device))
     doubled = F.interpolate(picture.double().permute(0, 3, 1, 2), scale_factor=2.0)
     wanted = F.conv2d(doubled, conv.weight.double(), conv.bias.double(), padding=1).permute(0, 2, 3, 1)
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        assert close(kernels.upsampled(picture, kernels.for_doubled(conv.weight), conv.bias), wanted)
+    assert close(kernels.upsampled(picture, kernels.for_doubled(conv.weight), conv.bias), wanted)
 
 
 @pytest.fixture(scope="module")

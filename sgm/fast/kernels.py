@@ -100,13 +100,20 @@ class Moments:
             arguments = (x, mean, deviation, *strides, s, c, _RUN, 64, width)
             _run(compiled.measure, (runs, c // width, n), *arguments, num_warps=4)
         else:
-            first, whole, step = 0, s - s % _RUN, max(NEAR // (4 * n * _RUN * c), 1) * _RUN
+            first, whole = 0, s - s % _RUN
+            step = s if x.is_cuda else max(NEAR // (4 * n * _RUN * c), 1) * _RUN
             for part in (*x[:, :whole].split(step, dim=1), x[:, whole:]):
-                values = part.unflatten(1, (-1, min(part.shape[1], _RUN) or 1)).float()  # either may be empty
+                values = part.unflatten(1, (-1, min(part.shape[1], _RUN) or 1))  # either may be empty
                 at = slice(first, first + values.shape[1])
-                mean[:, at] = values.mean(2)  # `var_mean` takes ten times as long on processors
-                own = None if values.dtype == x.dtype else values
-                deviation[:, at] = torch.sub(values, mean[:, at, None], out=own).square_().sum(2)
+                if x.is_cuda and x.dtype != torch.float32:  # read twice and no more; good for half precision
+                    mean[:, at] = values.mean(2, dtype=mean.dtype)
+                    squares = torch.linalg.vector_norm(values, dim=2, dtype=mean.dtype).square_()
+                    deviation[:, at] = squares.addcmul_(mean[:, at], mean[:, at], value=-values.shape[2]).clamp_(min=0)
+                else:
+                    values = values.float()
+                    mean[:, at] = values.mean(2)  # `var_mean` takes ten times as long on processors
+                    own = None if values.dtype == x.dtype else values
+                    deviation[:, at] = torch.sub(values, mean[:, at, None], out=own).square_().sum(2)
                 first = at.stop
         return self
 
@@ -153,8 +160,8 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor, silu: bool = True, out:
         strides = (x.stride(0), *out.stride()[:2], scale.stride(0))
         _run(compiled.scale_shift, grid, x, scale, shift, out, *strides, s, c, silu, 128, width, num_warps=8)
         return out
-    y = x.float()
-    y = torch.addcmul(shift[:, None], y, scale[:, None], out=out if y.dtype == x.dtype else y)
+    y = x if x.is_cuda else x.float()  # cards convert on the way
+    y = torch.addcmul(shift[:, None], y, scale[:, None], out=out if y is x else y)
     y = F.silu(y, inplace=True) if silu else y
     return out if y is out else out.copy_(y)
 
@@ -168,7 +175,7 @@ def group_norm(
     """
     x, c = parts[0], sum(part.shape[2] for part in parts)
     n, s, _ = x.shape
-    if frames == 1 and s >= 1024 and x.dtype != torch.float32 and not has_kernels(x):
+    if frames == 1 and s >= 1024 and x.dtype != torch.float32 and x.device.type == "cpu" and not has_kernels(x):
         # Torch's own is the fastest on processors. Its sums of squares are good for no more than half precision.
         x = torch.cat(list(parts), dim=2) if len(parts) > 1 else x
         x = x if add is None else x + add.to(x.dtype).expand(n, c)[:, None]
@@ -245,10 +252,12 @@ def blend(a: Tensor, b: Tensor, of_a: float, of_b: float, add: Tensor | None, ou
         strides = (a.stride(0), b.stride(0), out.stride(0), add.stride(0))
         _run(compiled.blend, grid, a, b, add, out, float(of_a), float(of_b), *strides, s, c, 128, width, num_warps=8)
         return out
-    if nothing and of_a == of_b == 1:
-        return torch.add(a, b, out=out)
-    for i in range(n):  # so that what lies in between stays near the processor
-        out[i] = (of_a * a[i].float()).add_(b[i].float(), alpha=of_b).add_(add[i])
+    if nothing and of_a == 1:
+        return torch.add(a, b, alpha=of_b, out=out)
+    step = n if a.is_cuda else 1  # what lies in between stays near a processor
+    for i in range(0, n, step):
+        part = slice(i, i + step)
+        torch.add(torch.add(add[part, None].float(), a[part], alpha=of_a), b[part], alpha=of_b, out=out[part])
     return out
 
 
@@ -257,27 +266,16 @@ def over_frames(
 ) -> Tensor:
     """A convolution over frames of SiLU(x * scale + shift), without its bias. x: (b t, s, c) -> (b t, s, c').
 
-    onto: what `of` times the result is added to, in place. Where there are kernels it is one matrix product, for which
-    each frame stands beside its neighbours: there that is faster than the library's convolution.
+    onto: what `of` times the result is added to, in place. The pixels are given to the library as one long row, of a
+    picture on processors, of a film on cards: with anything else it takes up to five times as long.
     """
-    n, s, c = x.shape
-    taps, out_channels = conv.kernel_size[0], conv.out_channels
-    if not has_kernels(x):
-        y = scale_shift(x, *norm).unflatten(0, (-1, frames)).permute(0, 3, 1, 2)  # as pictures, frames by pixels
-        y = F.conv2d(y, conv.weight.squeeze(-1), padding=(taps // 2, 0)).permute(0, 2, 3, 1).flatten(0, 1)
-        return y if onto is None else onto.add_(y, alpha=of)
-    wide = torch.empty((n, s, taps * c), dtype=x.dtype, device=x.device)
-    width = _divisor(c)
-    grid = (math.ceil(s / 128), c // width, n)
-    _run(compiled.unfold, grid, x, *norm, wide, x.stride(0), frames, s, c, taps, 128, width, num_warps=8)
-    weight = conv.weight.permute(0, 2, 3, 4, 1).reshape(out_channels, -1)
-    if onto is None:
-        return F.linear(wide, weight)
-    if onto.is_contiguous():
-        onto.view(n * s, out_channels).addmm_(wide.view(n * s, -1), weight.t(), alpha=of)
+    y, padding = scale_shift(x, *norm).unflatten(0, (-1, frames)).permute(0, 3, 1, 2), conv.kernel_size[0] // 2
+    if x.is_cuda:
+        y = F.conv3d(y[:, :, :, None], conv.weight, padding=(padding, 0, 0)).squeeze(3)
     else:
-        onto.baddbmm_(wide, weight.t().expand(n, -1, -1), alpha=of)
-    return onto
+        y = F.conv2d(y, conv.weight.squeeze(-1), padding=(padding, 0))
+    y = y.permute(0, 2, 3, 1).flatten(0, 1)
+    return y if onto is None else blend(onto, y, 1.0, of, None, out=onto)
 
 
 def over_pixels(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -352,9 +350,11 @@ def temporal_attention(qkv: Tensor, heads: int, frames: int) -> Tensor:
         arguments = (qkv, out, frames, s, c, d**-0.5 * math.log2(math.e), rows, d)
         _run(compiled.attend, (s, heads, n // frames), *arguments, num_warps=2)
         return out
-    q, k, v = qkv.view(-1, frames, s, 3, heads, d).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # (b s, heads, t, d)
-    out = F.scaled_dot_product_attention(q, k, v)
-    return out.view(-1, s, heads, frames, d).permute(0, 3, 1, 2, 4).reshape(n, s, c)
+    out = qkv.new_empty(n, s, c)
+    for clip, to in zip(qkv.split(frames), out.split(frames), strict=True):  # each lies as it can be read
+        q, k, v = clip.view(frames, s, 3, heads, d).permute(2, 1, 3, 0, 4)  # each (s, heads, t, d)
+        to.copy_(F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).flatten(2))
+    return out
 
 
 def _run(kernel: Any, grid: tuple[int, ...], first: Tensor, *arguments: Any, **options: Any) -> None:

@@ -191,25 +191,6 @@ def blend(
     tl.store(out + n * out_frame + at, y.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["frames", "s"])
-def unfold(x, scale, shift, out, frame, frames, s, c, taps: tl.constexpr, height: tl.constexpr, width: tl.constexpr):
-    rows = (tl.program_id(0) * height + tl.arange(0, height)).to(tl.int64)
-    columns = tl.program_id(1) * width + tl.arange(0, width)
-    n = tl.program_id(2).to(tl.int64)
-    inside = (rows < s)[:, None]
-    y = tl.load(x + n * frame + rows[:, None] * c + columns[None], mask=inside, other=0.0).to(tl.float32)
-    y = y * tl.load(scale + n * c + columns)[None] + tl.load(shift + n * c + columns)[None]
-    y = (y * tl.sigmoid(y)).to(out.dtype.element_ty)
-    t = n % frames
-    for tap in tl.static_range(taps):
-        after = taps // 2 - tap  # as its tap-th neighbour this frame stands beside the one so much later
-        at = tap * c + columns[None]
-        if (t + after >= 0) & (t + after < frames):
-            tl.store(out + ((n + after) * s + rows)[:, None] * (taps * c) + at, y, mask=inside)
-        if (t - after < 0) | (t - after >= frames):  # nor has it such a neighbour
-            tl.store(out + (n * s + rows)[:, None] * (taps * c) + at, tl.zeros_like(y), mask=inside)
-
-
 @triton.jit(do_not_specialize=["h", "w"])
 def interleave(x, bias, out, h, w, c, height: tl.constexpr, width: tl.constexpr):
     columns = tl.program_id(0) * width + tl.arange(0, width)
