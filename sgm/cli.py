@@ -279,6 +279,8 @@ def app(
         sys.path.insert(0, str(root))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
         flags = [*_streamlit_flags(root), f"--server.port={port}", f"--server.headless={str(no_browser).lower()}"]
+        flags.append("--logger.hideWelcomeMessage=true")  # with it go Streamlit's own offers, on the page too
+        typer.echo(f"The page is at http://127.0.0.1:{port}; Ctrl-C ends it.")
         streamlit(["run", str(root / "app" / "main.py"), *flags], standalone_mode=False)
 
 

@@ -81,7 +81,9 @@ def test_page_is_served_to_this_machine_only(environment: dict[str, str], tmp_pa
             assert other.connect_ex(("127.0.0.2", port)) != 0
     finally:
         running.terminate()
-        running.communicate(timeout=20)
+        out, _ = running.communicate(timeout=20)
+    assert f"The page is at http://127.0.0.1:{port};" in out.decode()
+    assert "Streamlit" not in out.decode()
 
 
 def _files(folder: Path) -> set[Path]:
