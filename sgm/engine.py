@@ -152,7 +152,8 @@ def load_engine(
     holds the network alone is laid over `base` (default: as the version says). on_progress is told the share of the
     weights that are in. device: "cuda", "mps", "cpu" ... (default: the best there is). dtype: "float32", "float16",
     "bfloat16" (default: see `default_dtype`).
-    Raises UserError for a name that is unknown, WeightsError for weights that are missing or do not fit.
+    Raises UserError for a name that is unknown and where memory runs out, WeightsError for weights that are missing or
+    do not fit.
     """
     if version not in VERSIONS:
         raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")

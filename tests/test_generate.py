@@ -319,7 +319,7 @@ def test_where_memory_runs_out_less_is_taken_and_nothing_done_twice(
     notes = list(dict.fromkeys(filter(None, told)))
     assert notes[0].startswith("GPU memory: everything on the device, about 0.")
     assert notes[1].startswith("GPU memory ran out; from here on each part on the device only while it is used")
-    # The smallest plan has none to give way to, and a processor has no plans: what is missing is told.
+    # The smallest plan has none to give way to, nor is there one for a processor's memory: what is missing is told.
     for error in (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB."), None):
         monkeypatch.setattr(engine, part, lambda *args, error=error, **inputs: _run_out(error))
         with pytest.raises(UserError, match=r"more memory than there is\. Close other programs, take fewer frames"):

@@ -175,8 +175,10 @@ def group_norm(
     """
     x, c = parts[0], sum(part.shape[2] for part in parts)
     n, s, _ = x.shape
-    if frames == 1 and s >= 1024 and x.dtype != torch.float32 and x.device.type == "cpu" and not has_kernels(x):
-        # Torch's own is the fastest on processors. Its sums of squares are good for no more than half precision.
+    card = x.is_cuda or x.is_meta
+    if frames == 1 and s >= 1024 and x.dtype != torch.float32 and not card and not has_kernels(x):
+        # Torch's own is the fastest on processors; on cards it lays channels-last pictures out anew. Its sums of
+        # squares are good for no more than half precision.
         x = torch.cat(list(parts), dim=2) if len(parts) > 1 else x
         x = x if add is None else x + add.to(x.dtype).expand(n, c)[:, None]
         y = x.unflatten(1, (-1, math.gcd(s, 64))).permute(0, 3, 1, 2)  # as a channels-last picture
