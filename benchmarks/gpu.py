@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -111,10 +112,9 @@ def ours(
 ) -> dict[str, Any]:
     start = time.time()
     from sgm import VideoRequest, generate, load_engine
-    from sgm.fast import kernels
 
     if not triton:
-        kernels.compiled = None
+        os.environ["SGM_TRITON"] = "0"  # see `sgm.fast.ops`
     if limit is not None:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(limit * GIB / total)
@@ -132,12 +132,12 @@ def ours(
     def run() -> None:
         generate(engine, request, image, on_step, low_memory=low)
 
-    engine.denoise, engine.decode_clip = Clock(engine.denoise), Clock(engine.decode_clip)
+    engine.denoiser, engine.decode_clip = Clock(engine.denoiser), Clock(engine.decode_clip)
     result = measured(run, repeat, start)
     return {
         **result,
         "load": loaded,
-        "step": statistics.median(engine.denoise.seconds[2:]),
+        "step": statistics.median(engine.denoiser.seconds[2:]),
         "decode": statistics.median(engine.decode_clip.seconds[1:] or engine.decode_clip.seconds),
         "notes": notes,
     }

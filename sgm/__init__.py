@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sgm.conditioning.camera import CAMERA_MOVES
-    from sgm.conditioning.orbit import ORBITS
     from sgm.config import instantiate_from_config
     from sgm.convert import convert_weights
     from sgm.diffusion.guidance import GUIDERS
     from sgm.diffusion.sampling import SAMPLERS
     from sgm.engine import load_engine
     from sgm.errors import UserError
+    from sgm.families import FAMILIES, FITS, ORBITS, orbit_of
+    from sgm.fields import Field
     from sgm.hub import download_weights
     from sgm.installed import VersionStatus, best_version, version_status
     from sgm.media.export import EXPORTS, JOIN, stitch
@@ -24,31 +25,39 @@ if TYPE_CHECKING:
     from sgm.media.object import cut_out, fetched_first, fetched_share, place_object
     from sgm.media.turntable import draw_orbit, loop_order, write_turntable
     from sgm.media.video import encode_video, read_frames, read_settings, write_frames, write_video
-    from sgm.pipeline import FITS, Clip, Progress, VideoRequest, curves, generate, orbit_of, prepare_picture
+    from sgm.pipeline import Clip, generate
+    from sgm.recipe import RECIPE_TEXTS, differences, is_recipe, read_recipe, request_of
+    from sgm.request import VideoRequest, all_fields, curves, prepare_picture
+    from sgm.run import Progress
     from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
 
 __all__ = [
     "CAMERA_MOVES",
     "DEFAULT_VERSION",
     "EXPORTS",
+    "FAMILIES",
     "FITS",
     "GUIDERS",
     "JOIN",
     "ORBITS",
+    "RECIPE_TEXTS",
     "SAMPLERS",
     "VERSIONS",
     "Clip",
+    "Field",
     "PictureError",
     "Progress",
     "UserError",
     "Version",
     "VersionStatus",
     "VideoRequest",
+    "all_fields",
     "best_version",
     "convert_weights",
     "curves",
     "cut_out",
     "describe_fit",
+    "differences",
     "download_weights",
     "draw_orbit",
     "encode_video",
@@ -57,6 +66,7 @@ __all__ = [
     "fit_picture",
     "generate",
     "instantiate_from_config",
+    "is_recipe",
     "load_engine",
     "loop_order",
     "open_picture",
@@ -64,7 +74,9 @@ __all__ = [
     "place_object",
     "prepare_picture",
     "read_frames",
+    "read_recipe",
     "read_settings",
+    "request_of",
     "stitch",
     "version_status",
     "write_frames",
@@ -74,13 +86,14 @@ __all__ = [
 
 _HOMES = {
     "sgm.conditioning.camera": ("CAMERA_MOVES",),
-    "sgm.conditioning.orbit": ("ORBITS",),
     "sgm.config": ("instantiate_from_config",),
     "sgm.diffusion.guidance": ("GUIDERS",),
     "sgm.diffusion.sampling": ("SAMPLERS",),
     "sgm.engine": ("load_engine",),
     "sgm.convert": ("convert_weights",),
     "sgm.errors": ("UserError",),
+    "sgm.families": ("FAMILIES", "FITS", "ORBITS", "orbit_of"),
+    "sgm.fields": ("Field",),
     "sgm.hub": ("download_weights",),
     "sgm.installed": ("VersionStatus", "best_version", "version_status"),
     "sgm.media.image": ("PictureError", "describe_fit", "fit_picture", "open_picture"),
@@ -88,7 +101,10 @@ _HOMES = {
     "sgm.media.object": ("cut_out", "fetched_first", "fetched_share", "place_object"),
     "sgm.media.turntable": ("draw_orbit", "loop_order", "write_turntable"),
     "sgm.media.video": ("encode_video", "read_frames", "read_settings", "write_frames", "write_video"),
-    "sgm.pipeline": ("Clip", "FITS", "Progress", "VideoRequest", "curves", "generate", "orbit_of", "prepare_picture"),
+    "sgm.pipeline": ("Clip", "generate"),
+    "sgm.recipe": ("RECIPE_TEXTS", "differences", "is_recipe", "read_recipe", "request_of"),
+    "sgm.request": ("VideoRequest", "all_fields", "curves", "prepare_picture"),
+    "sgm.run": ("Progress",),
     "sgm.versions": ("DEFAULT_VERSION", "VERSIONS", "Version"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +13,21 @@ from torch import Tensor, nn
 from sgm.config import instantiate_from_config, load_config
 from sgm.diffusion.denoiser import Denoiser
 from sgm.errors import UserError, enough_memory
-from sgm.fast.decoder import ROOM, decode, frame_values
-from sgm.fast.network import FastNetwork
+from sgm.fast.decoder import MAX_VALUES, decode, frame_values
+from sgm.fast.ops import channels_last
+from sgm.fast.unet import FastUNet
 from sgm.unet.wrapper import OpenAIWrapper
 from sgm.versions import VERSIONS
-from sgm.weights import WeightsError, load_weights
+from sgm.weights import WeightsError, load_weights, quick_hash
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class DiffusionEngine(nn.Module):
-    """Network, denoiser, conditioner and first stage. Holds weights and never changes once loaded.
+    """Network, denoiser, conditioner and first stage: the weights of a model, shared by any number of threads.
 
-    Parameters are the official YAMLs'; `sampler_config` is kept for whoever wants the YAML's own sampler.
+    Parameters are the official YAMLs'; `sampler_config` is kept for whoever wants the YAML's own sampler. `freeze` ends
+    the building; from then on no value changes. What changes during a job belongs to its `sgm.run.Run`.
     """
 
     def __init__(
@@ -46,65 +49,47 @@ class DiffusionEngine(nn.Module):
         self.sampler_config = sampler_config
         self.scale_factor = scale_factor
         self.version = ""
-        self.network = FastNetwork(self.model)
-        self.place: torch.device | None = None  # the device, while parts of the engine are not there
-        self._brought: tuple[str, ...] = ()
-        # What is on the device and need not be copied back from there, for it never changes.
-        self._kept: dict[tuple[int, str], Tensor] = {}
-        self.predicted: dict[Any, Any] = {}  # of `sgm.plan`
+        self.weights: dict[str, Any] = {}  # the checkpoint's name and hash, and its base's, for recipes
+        self.latent_channels: int = self.first_stage_model.decoder.z_channels
+        self.factor: int = 2 ** (len(self.first_stage_model.decoder.up) - 1)  # pixels a latent, along each side
+        self.network: FastUNet | None = None
+        self.device = torch.device("cpu")  # where it computes; the weights may lie elsewhere, see `keep_on`
+        self._moving = threading.Lock()
+
+    def freeze(self) -> DiffusionEngine:
+        """Lay the weights out for inference, once they are all in; the engine itself."""
+        self.eval().requires_grad_(False)
+        channels_last(self)
+        self.network = FastUNet(self.model)
+        self.device = next(self.model.parameters()).device
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
     @property
-    def device(self) -> torch.device:
-        return self.place or next(self.model.parameters()).device
-
-    @property
     def parts(self) -> dict[str, nn.Module]:
+        """What a job uses one after the other, by name."""
         return {"conditioner": self.conditioner, "network": self.model, "autoencoder": self.first_stage_model}
 
-    def bring(self, *names: str) -> None:
-        """Have these of `parts` on the device, and the others in the processor's memory. No name: all on the device."""
-        if names == self._brought:
-            return
-        device = self.device
-        with torch.inference_mode(False):
-            # What goes first makes room for what comes.
-            for name, part in sorted(self.parts.items(), key=lambda entry: not names or entry[0] in names):
-                self._move(part, device if not names or name in names else None)
-        self.place, self._brought = (device if names else None), names
-        if not names:
-            self._kept.clear()
+    def keep_on(self, device: torch.device) -> None:
+        """Offload the weights to the processor's memory, or bring them back: the same values, in new tensors.
 
-    def _move(self, part: nn.Module, device: torch.device | None) -> None:
-        """To the device, or to the processor's memory if None."""
-        for owner in part.modules():
-            groups: tuple[Any, Any] = (owner._parameters, owner._buffers)
-            for values in groups:
-                for key, value in values.items():
-                    if value is None:
-                        continue
-                    if device is None:
-                        kept = self._kept.pop((id(owner), key), None)
-                        values[key] = _moved(value, torch.device("cpu")) if kept is None else kept
-                    elif value.device != device:
-                        self._kept[id(owner), key] = value
-                        values[key] = _moved(value, device)
-
-    @property
-    def latent_channels(self) -> int:
-        return self.first_stage_model.decoder.z_channels
-
-    @property
-    def factor(self) -> int:
-        """Pixels a latent, along each side."""
-        return 2 ** (len(self.first_stage_model.decoder.up) - 1)
+        For a GPU whose memory runs short. A job that is using the former tensors goes on with them; their memory is
+        free once no job does.
+        """
+        with self._moving:
+            if next(self.model.parameters()).device == device:
+                return
+            self.conditioner = copy_to(self.conditioner, device)
+            self.first_stage_model = copy_to(self.first_stage_model, device)
+            self.model = cast(OpenAIWrapper, copy_to(self.model, device))
+            self.network = FastUNet(self.model)
 
     def denoise(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], **inputs: Any) -> Tensor:
         """Estimate the clean latents of x: (b t, c, h, w), sigma: (b t,)."""
-        return self.denoiser(self.network, x, sigma, cond, **inputs)
+        return self.denoiser(self.network or self.model, x, sigma, cond, **inputs)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """(n, 3, h, w) in [-1, 1] -> scaled latents (n, c, h / f, w / f), from whichever encoder the model has."""
@@ -121,15 +106,21 @@ class DiffusionEngine(nn.Module):
         return self.first_stage_model.decode(self._unscaled(z), timesteps).float()
 
     def decode_clip(
-        self, z: Tensor, at_once: int | None = None, on_block: Callable[[int, int], None] = lambda done, of: None
+        self,
+        z: Tensor,
+        frames_at_once: int | None = None,
+        on_block: Callable[[int, int], None] = lambda done, of: None,
+        first_stage: nn.Module | None = None,
     ) -> Tensor:
-        """The same of the whole clip, in parts that do not show: see `sgm.fast.decoder`.
+        """The same of the whole clip in one window, whatever memory there is: see `sgm.fast.decoder`.
 
-        at_once: how many frames are worked on at once (default: what keeps the device busy).
+        frames_at_once: how many frames are worked on at once (default: what keeps the device busy). first_stage: a
+        copy of `first_stage_model` on z's device, where the weights are offloaded.
         """
-        decoder, z = self.first_stage_model.decoder, self.first_stage_model.to_decoder(self._unscaled(z))
-        room = ROOM if at_once is None else min(ROOM, at_once * frame_values(decoder, *z.shape[-2:]))
-        return decode(decoder, z, room, on_block).float()
+        model: Any = first_stage or self.first_stage_model
+        z = model.to_decoder(self._unscaled(z))
+        limit = MAX_VALUES if frames_at_once is None else frames_at_once * frame_values(model.decoder, *z.shape[-2:])
+        return decode(model.decoder, z, min(limit, MAX_VALUES), on_block).float()
 
     def _unscaled(self, z: Tensor) -> Tensor:
         dtype = next(self.first_stage_model.parameters()).dtype
@@ -176,7 +167,10 @@ def load_engine(
         if _DTYPES[dtype] is torch.float16 and hasattr(embedder, "encoder"):
             embedder.encoder.float()  # an image encoder overflows float16
     engine.version = version
-    return engine
+    engine.weights = quick_hash(path)
+    if base is not None and Path(base) != Path(path):
+        engine.weights["base"] = quick_hash(base)
+    return engine.freeze()
 
 
 def default_dtype(device: torch.device) -> str:
@@ -197,9 +191,20 @@ def build_engine(config: str | Path, overrides: tuple[str, ...] = ()) -> Diffusi
     return engine.eval().requires_grad_(False)
 
 
-def _moved(value: Tensor, device: torch.device) -> Tensor:
-    moved = value.detach().to(device)
-    return nn.Parameter(moved, requires_grad=False) if isinstance(value, nn.Parameter) else moved
+def copy_to(module: nn.Module, device: torch.device) -> Any:
+    """A module of the same structure whose parameters and buffers lie on `device`; the module itself is not changed."""
+    copy = object.__new__(type(module))
+    copy.__dict__ = dict(module.__dict__)
+    with torch.inference_mode(False), torch.no_grad():
+        copy._parameters = {
+            name: value if value is None else nn.Parameter(value.to(device), requires_grad=False)
+            for name, value in module._parameters.items()
+        }
+        copy._buffers = {name: value if value is None else value.to(device) for name, value in module._buffers.items()}
+    copy._modules = {
+        name: child if child is None else copy_to(child, device) for name, child in module._modules.items()
+    }
+    return copy
 
 
 def _device(name: str | None) -> torch.device:

@@ -1,33 +1,81 @@
-"""Memory between tensors: keeps it with the process for the time of a job."""
+"""Plans for a GPU's memory: what of a model is on the device when, chosen from the free memory before a job begins."""
 
 from __future__ import annotations
 
-import ctypes
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # mallopt(3)
+import torch
+from torch import nn
+
+from sgm.engine import DiffusionEngine
+from sgm.fast.unet import MAX_VALUES
+from sgm.versions import VERSIONS
+
+GIB = 2**30
+_RESERVE = 0.08  # share of the memory that is left to the libraries' workspaces and to fragmentation
+_WORKSPACE = {"network": GIB // 9, "autoencoder": GIB * 7 // 10}  # bytes that no size changes, in half precision
 
 
-@contextmanager
-def kept_memory() -> Iterator[None]:
-    """Inside, freed memory is used again; at the end it goes back to the system. Also a decorator.
+@dataclass(frozen=True)
+class Plan:
+    """One way to spend memory. peak: bytes of tensors on the device at once, as predicted.
 
-    By default glibc takes each large tensor's memory from the system anew, which clears it page by page. On a CPU that
-    takes longer than most layers. Where the allocator is another one, nothing is changed.
+    offload: image encoders, network and autoencoder are on the device only while they are used, else in the processor's
+    memory. clip_by_clip and max_values: see `FastUNet`.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is None or not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
-        yield
-        return
-    libc.mallopt(_MMAP_MAX, 0)
-    libc.mallopt(_TRIM_THRESHOLD, -1)
-    libc.mallopt(_TOP_PAD, 64 << 20)
-    try:
-        yield
-    finally:
-        libc.mallopt(_MMAP_MAX, 65536)
-        libc.mallopt(_TRIM_THRESHOLD, 128 << 10)
-        libc.mallopt(_TOP_PAD, 0)
-        libc.malloc_trim(0)
+
+    title: str = "everything on the device"
+    offload: bool = False
+    clip_by_clip: bool = False
+    max_values: int = MAX_VALUES
+    peak: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.title}, about {self.peak / GIB:.1f} GiB"
+
+
+FASTEST = Plan()
+SMALLEST = Plan("each part on the device only while it is used", True, True, MAX_VALUES // 4)
+
+
+def choose(
+    engine: DiffusionEngine, frames: int, height: int, width: int, guided: bool, free: int | None, low: bool = False
+) -> Plan:
+    """The fastest plan that fits into `free` bytes (None: any does), else or if `low` the smallest.
+
+    For a clip of height and width in pixels; guided: whether guidance doubles the batch.
+    """
+    fast, small = (predict(engine, frames, height, width, guided, plan) for plan in (FASTEST, SMALLEST))
+    fits = free is None or fast.peak <= (1 - _RESERVE) * free
+    return fast if fits and not low else small
+
+
+def predict(engine: DiffusionEngine, frames: int, height: int, width: int, guided: bool, plan: Plan) -> Plan:
+    """The plan with its peak: the weights, and what sampling or decoding holds besides, by the version's two numbers.
+
+    The numbers, bytes a latent and bytes a pixel, were measured in half precision; see benchmarks/README.md.
+    """
+    row, size = VERSIONS.get(engine.version, VERSIONS["svd"]), engine.dtype.itemsize / 2
+    weights = {name: sum(value.nbytes for value in _values(part)) for name, part in engine.parts.items()}
+    clips = 2 if guided and not plan.clip_by_clip else 1
+    latents, pixels = clips * frames * height * width // engine.factor**2, frames * height * width
+    sampling = round(size * (row.latent_bytes * latents + _WORKSPACE["network"]))
+    decoding = round(size * (row.pixel_bytes * pixels + _WORKSPACE["autoencoder"]))
+    if plan.offload:
+        peak = max(weights["conditioner"], weights["network"] + sampling, weights["autoencoder"] + decoding)
+    else:
+        peak = sum(weights.values()) + max(sampling, decoding)
+    return replace(plan, peak=peak)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process may yet fill on the device, what it holds already included. None: not known."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
+    return min(free + torch.cuda.memory_reserved(device), int(share * total))
+
+
+def _values(module: nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]

@@ -32,9 +32,12 @@ class Version:
     sampler: str = "euler_edm"
     motion_bucket: int = 127
     fit: str = "crop"  # how a picture is made to fit: "crop", "pad" or "object"
-    sv3d: bool = False  # an orbit around an object rather than a moving picture
-    camera: bool = False  # takes a camera move as a condition
+    family: str = "image"  # of `sgm.families`: which settings it takes, what it is shown
     multiple: int = 64  # height and width must be multiples of this
+    # What a step holds on a GPU beside the weights, by the number of latents, and decoding by that of pixels; bytes in
+    # half precision.
+    latent_bytes: int = 6460
+    pixel_bytes: int = 256
 
     @property
     def config_path(self) -> Path:
@@ -98,70 +101,92 @@ def checkpoint_folders() -> list[Path]:
     return list(dict.fromkeys(folders))
 
 
-def _svd(name: str, title: str, frames: int, steps: int, guidance: tuple[float, float], repo: str) -> Version:
-    repo = f"stabilityai/{repo}"
-    return Version(name, title, frames, 576, 1024, steps, 7, "linear", *guidance, 0.02, _STABILITY, repo)
-
-
-def _sv3d(name: str, title: str) -> Version:
+def _svd(name: str, title: str, repo: str, *, frames: int, steps: int, guidance: tuple[float, float]) -> Version:
     return Version(
-        name,
-        title,
-        21,
-        576,
-        576,
-        50,
-        7,
-        "triangle",
-        1.0,
-        2.5,
-        1e-5,
-        _STABILITY,
-        "stabilityai/sv3d",
-        sv3d=True,
-        fit="object",
-    )
-
-
-def _lcm() -> Version:
-    """AnimateLCM-SVD: svd_xt's network, distilled to take a few steps. Settings: its authors'."""
-    values = {name: getattr(_XT, name) for name in ("frames", "height", "width", "cond_aug")}
-    return Version(
-        "svd_xt_lcm",
-        "SVD-XT, few steps (AnimateLCM)",
-        **values,
-        fps=8,
-        motion_bucket=80,
-        steps=4,
+        name=name,
+        title=title,
+        frames=frames,
+        height=576,
+        width=1024,
+        steps=steps,
+        fps=7,
         guider="linear",
-        min_guidance=1.0,
-        max_guidance=1.2,
-        licence=f"see its page; of its base svd_xt: {_STABILITY}",
-        repo="wangfuyun/AnimateLCM-SVD-xt",
-        file="AnimateLCM-SVD-xt-1.1.safetensors",
-        base="svd_xt",
-        sampler="lcm",
+        min_guidance=guidance[0],
+        max_guidance=guidance[1],
+        cond_aug=0.02,
+        licence=_STABILITY,
+        repo=f"stabilityai/stable-video-diffusion-{repo}",
     )
 
 
-_TINY = Version(
-    "svd_tiny", "SVD tiny", 14, 192, 320, 6, 7, "linear", 1.0, 1.0, 0.02, "CC BY-SA 4.0", camera=True, multiple=32
-)
+def _sv3d(name: str, title: str, family: str) -> Version:
+    return Version(
+        name=name,
+        title=title,
+        frames=21,
+        height=576,
+        width=576,
+        steps=50,
+        fps=7,
+        guider="triangle",
+        min_guidance=1.0,
+        max_guidance=2.5,
+        cond_aug=1e-5,
+        licence=_STABILITY,
+        repo="stabilityai/sv3d",
+        fit="object",
+        family=family,
+    )
 
-_XT = _svd("svd_xt", "SVD-XT", 25, 30, (1.5, 3.0), "stable-video-diffusion-img2vid-xt")
+
+_14 = {"frames": 14, "steps": 25, "guidance": (1.0, 2.5)}
+_25 = {"frames": 25, "steps": 30, "guidance": (1.5, 3.0)}
 
 VERSIONS: dict[str, Version] = {
     version.name: version
     for version in (
-        _TINY,
-        _svd("svd", "SVD", 14, 25, (1.0, 2.5), "stable-video-diffusion-img2vid"),
-        _svd("svd_image_decoder", "SVD, image decoder", 14, 25, (1.0, 2.5), "stable-video-diffusion-img2vid"),
-        _XT,
-        _svd("svd_xt_image_decoder", "SVD-XT, image decoder", 25, 30, (1.5, 3.0), "stable-video-diffusion-img2vid-xt"),
-        _svd("svd_xt_1_1", "SVD-XT 1.1", 25, 30, (1.5, 3.0), "stable-video-diffusion-img2vid-xt-1-1"),
-        _lcm(),
-        _sv3d("sv3d_u", "SV3D, orbit at eye level"),
-        _sv3d("sv3d_p", "SV3D, chosen elevation"),
+        Version(
+            name="svd_tiny",
+            title="SVD tiny",
+            frames=14,
+            height=192,
+            width=320,
+            steps=6,
+            fps=7,
+            guider="linear",
+            min_guidance=1.0,
+            max_guidance=1.0,
+            cond_aug=0.02,
+            licence="CC BY-SA 4.0",
+            family="camera",
+            multiple=32,
+        ),
+        _svd("svd", "SVD", "img2vid", **_14),
+        _svd("svd_image_decoder", "SVD, image decoder", "img2vid", **_14),
+        _svd("svd_xt", "SVD-XT", "img2vid-xt", **_25),
+        _svd("svd_xt_image_decoder", "SVD-XT, image decoder", "img2vid-xt", **_25),
+        _svd("svd_xt_1_1", "SVD-XT 1.1", "img2vid-xt-1-1", **_25),
+        Version(  # svd_xt's network, distilled to take a few steps; settings: its authors'
+            name="svd_xt_lcm",
+            title="SVD-XT, few steps (AnimateLCM)",
+            frames=25,
+            height=576,
+            width=1024,
+            steps=4,
+            fps=8,
+            guider="linear",
+            min_guidance=1.0,
+            max_guidance=1.2,
+            cond_aug=0.02,
+            licence=f"see its page; of its base svd_xt: {_STABILITY}",
+            repo="wangfuyun/AnimateLCM-SVD-xt",
+            file="AnimateLCM-SVD-xt-1.1.safetensors",
+            base="svd_xt",
+            sampler="lcm",
+            motion_bucket=80,
+        ),
+        _sv3d("sv3d_u", "SV3D, orbit at eye level", "orbit"),
+        _sv3d("sv3d_p", "SV3D, chosen elevation", "elevated orbit"),
     )
 }
 DEFAULT_VERSION = "svd_tiny"

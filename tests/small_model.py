@@ -45,7 +45,7 @@ def write_config(path: Path, case: str = "svd_small", channels: int = 32) -> Pat
 def made_up(config: Path) -> DiffusionEngine:
     """The engine of a YAML; its weights are a function of their names."""
     engine = instantiate_from_config(load_config(config)["model"]).eval().requires_grad_(False)
-    return golden_weights(OWN).fill(engine)
+    return golden_weights(OWN).fill(engine).freeze()
 
 
 def state_of(engine: DiffusionEngine) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class AutoencodingEngine(nn.Module):
 
     `moments(x)`: pictures (n, 3, h, w) in [-1, 1] -> mean and log-variance (n, 2c, h / f, w / f);
     `encode(x)`: -> latents (n, c, h / f, w / f); `decode(z, timesteps)`: back, `timesteps` frames a clip.
+    check: called before each of the encoder's blocks; what it raises ends the work.
     """
 
     def __init__(
@@ -51,11 +52,11 @@ class AutoencodingEngine(nn.Module):
     def can_encode(self) -> bool:
         return isinstance(self.encoder, Encoder)
 
-    def moments(self, x: Tensor) -> Tensor:
-        return self.encoder(x)
+    def moments(self, x: Tensor, check: Callable[[], None] | None = None) -> Tensor:
+        return self.encoder(x, check)
 
-    def encode(self, x: Tensor) -> Tensor:
-        return self.regularization(self.moments(x))
+    def encode(self, x: Tensor, check: Callable[[], None] | None = None) -> Tensor:
+        return self.regularization(self.moments(x, check))
 
     def to_decoder(self, z: Tensor) -> Tensor:
         """Latents as the decoder takes them."""
@@ -77,8 +78,8 @@ class AutoencoderKL(AutoencodingEngine):
         self.post_quant_conv = nn.Conv2d(embed_dim, z, 1)
         self.regularization = DiagonalGaussianRegularizer(sample)
 
-    def moments(self, x: Tensor) -> Tensor:
-        return self.quant_conv(self.encoder(x))
+    def moments(self, x: Tensor, check: Callable[[], None] | None = None) -> Tensor:
+        return self.quant_conv(self.encoder(x, check))
 
     def to_decoder(self, z: Tensor) -> Tensor:
         return self.post_quant_conv(z)

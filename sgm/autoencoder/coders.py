@@ -6,7 +6,8 @@ Parameters carry the official YAMLs' names (`ddconfig`); `resolution` and `doubl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,8 +34,10 @@ class Level(nn.Module):
         self.downsample = downsample
         self.upsample = upsample
 
-    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
+    def forward(self, x: Tensor, frames: int = 1, check: Callable[[], None] | None = None) -> Tensor:
         for block in self.block:
+            if check is not None:
+                check()
             x = block(x, frames)
         resample = self.downsample or self.upsample
         return x if resample is None else by_slices(resample, x)
@@ -86,13 +89,14 @@ class Encoder(nn.Module):
         self.norm_out = norm(channels)
         self.conv_out = nn.Conv2d(channels, z_channels * (2 if double_z else 1), 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return by_slices(self.pictures, x, self.conv_in.out_channels / x.shape[1])
+    def forward(self, x: Tensor, check: Callable[[], None] | None = None) -> Tensor:
+        """check: called before each block."""
+        return by_slices(partial(self.pictures, check=check), x, self.conv_in.out_channels / x.shape[1])
 
-    def pictures(self, x: Tensor) -> Tensor:
+    def pictures(self, x: Tensor, check: Callable[[], None] | None = None) -> Tensor:
         h = self.conv_in(x)
         for level in self.down:
-            h = level(h)
+            h = level(h, check=check)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 

@@ -8,6 +8,7 @@ Per-pixel ray maps as a camera condition: Gao et al. 2024 (arXiv:2405.10314), He
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +133,7 @@ class CameraRayEmbedder(nn.Module):
     def channels(self) -> int:
         return 8 * self.frequencies + 3
 
-    def forward(self, camera: Tensor) -> Tensor:
+    def forward(self, camera: Tensor, check: Callable[[], None] | None = None) -> Tensor:
         h, w = camera.shape[-2:]
         own = identity_rays(h, w).to(camera).expand_as(camera)
         bands = 2 * math.pi * 2.0 ** torch.arange(self.frequencies, device=camera.device)

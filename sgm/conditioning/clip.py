@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -49,8 +49,8 @@ class FrozenOpenCLIPImageEmbedder(nn.Module):
         x = resize(x, self.model.visual.image_size, self.antialias)
         return ((x + 1) / 2 - self.mean) / self.std
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model.visual(self.preprocess(x).to(self.model.visual.conv1.weight.dtype))
+    def forward(self, x: Tensor, check: Callable[[], None] | None = None) -> Tensor:
+        return self.model.visual(self.preprocess(x).to(self.model.visual.conv1.weight.dtype), check)
 
 
 class FrozenOpenCLIPImagePredictionEmbedder(nn.Module):
@@ -62,8 +62,8 @@ class FrozenOpenCLIPImagePredictionEmbedder(nn.Module):
         self.n_copies = n_copies
         self.open_clip = instantiate_from_config(open_clip_embedding_config)
 
-    def forward(self, frames: Tensor) -> Tensor:
-        tokens = self.open_clip(frames).unflatten(0, (-1, self.n_cond_frames))
+    def forward(self, frames: Tensor, check: Callable[[], None] | None = None) -> Tensor:
+        tokens = self.open_clip(frames, check).unflatten(0, (-1, self.n_cond_frames))
         return tokens.repeat_interleave(self.n_copies, dim=0)
 
 

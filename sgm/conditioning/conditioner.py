@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -47,14 +47,22 @@ class GeneralConditioner(nn.Module):
         batch_c: Mapping[str, Tensor],
         batch_uc: Mapping[str, Tensor] | None = None,
         force_uc_zero_embeddings: Iterable[str] = ("cond_frames", "cond_frames_without_noise"),
+        check: Callable[[], None] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Condition and its unconditional counterpart for classifier-free guidance; nothing is dropped at random."""
-        c = self._embed(batch_c)
-        uc = c if batch_uc is None else self._embed(batch_uc)
+        """Condition and its unconditional counterpart for classifier-free guidance; nothing is dropped at random.
+
+        check: called before each block of the embedders; what it raises ends the work.
+        """
+        c = self._embed(batch_c, check=check)
+        uc = c if batch_uc is None else self._embed(batch_uc, check=check)
         return self._join(c), self._join(uc, force_uc_zero_embeddings)
 
     def _embed(
-        self, batch: Mapping[str, Tensor], embedded: Mapping[str, Tensor] = MappingProxyType({}), drop: bool = False
+        self,
+        batch: Mapping[str, Tensor],
+        embedded: Mapping[str, Tensor] = MappingProxyType({}),
+        drop: bool = False,
+        check: Callable[[], None] | None = None,
     ) -> list[tuple[str, Tensor]]:
         embeddings = []
         chance: Tensor | None = None  # one draw for all embedders: those of equal rates are dropped together
@@ -62,7 +70,7 @@ class GeneralConditioner(nn.Module):
             if key in embedded:
                 embedding = embedded[key]
             elif key in batch:
-                embedding = embedder(batch[key])
+                embedding = embedder(batch[key], check)
             else:
                 raise KeyError(f"The conditioner needs '{key}'; the batch has {', '.join(sorted(batch))}.")
             if drop and rate > 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,8 +34,8 @@ class VideoPredictionEmbedderWithEncoder(nn.Module):
         self.scale_factor = scale_factor
         self.encoder = instantiate_from_config(encoder_config)
 
-    def forward(self, frames: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, check: Callable[[], None] | None = None) -> Tensor:
         frames = frames.to(next(self.encoder.parameters()).dtype, memory_format=torch.channels_last)
-        z = self.encoder.encode(frames) * self.scale_factor
+        z = self.encoder.encode(frames, check) * self.scale_factor
         z = z.unflatten(0, (-1, self.n_cond_frames)).flatten(1, 2)  # b, (n c), h, w
         return z.repeat_interleave(self.n_copies, dim=0)

@@ -9,7 +9,6 @@ import torch
 
 from sgm.errors import UserError
 
-ORBITS = ("same", "dynamic", "list")
 Orbit = tuple[tuple[float, ...], tuple[float, ...]]  # elevations and azimuths, degrees, one a frame
 
 
@@ -25,17 +24,17 @@ def make_orbit(
 
     "same": evenly around at one elevation. "dynamic": as the model's authors drew theirs, uneven in azimuth, the
     elevation a few sines of it, drawn from `seed`; ends where it began. "list": the given ones; where one of the two
-    lists is empty, that of "same". Raises UserError for lists of the wrong length, range or order.
+    lists is empty, that of "same". Raises UserError for lists of the wrong length or order.
     """
     even = tuple(360 * (i + 1) / frames for i in range(frames))
     if kind == "same":
         return (float(elevation),) * frames, even
     if kind == "dynamic":
         return _dynamic(frames, elevation, seed)
-    given = (
-        _checked("elevations", elevations, frames, -90, 90) or (float(elevation),) * frames,
-        _checked("azimuths", azimuths, frames, 0, 360) or even,
-    )
+    for name, values in (("elevations", elevations), ("azimuths", azimuths)):
+        if len(values) not in (0, frames):
+            raise UserError(f"{name} must be {frames} numbers, one a frame; got {len(values)}.")
+    given = tuple(elevations) or (float(elevation),) * frames, tuple(azimuths) or even
     for i, (before, after) in enumerate(zip(given[1], given[1][1:], strict=False), start=2):
         if not before < after:
             raise UserError(f"azimuths must rise strictly; number {i} is {after:g} after {before:g}.")
@@ -62,12 +61,3 @@ def _dynamic(frames: int, elevation: float, seed: int) -> Orbit:
         for a in azimuths
     ]
     return (*elevations[:-1], float(elevation)), tuple(azimuths)
-
-
-def _checked(name: str, values: Sequence[float], frames: int, low: float, high: float) -> tuple[float, ...]:
-    if len(values) not in (0, frames):
-        raise UserError(f"{name} must be {frames} numbers, one a frame; got {len(values)}.")
-    for i, value in enumerate(values, start=1):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise UserError(f"{name} must be numbers from {low} to {high} degrees; number {i} is {value!r}.")
-    return tuple(float(value) for value in values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from sgm.layers.embeddings import timestep_embedding
@@ -14,6 +16,6 @@ class ConcatTimestepEmbedderND(nn.Module):
         super().__init__()
         self.outdim = outdim
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, check: Callable[[], None] | None = None) -> Tensor:
         x = x[:, None] if x.ndim == 1 else x
         return timestep_embedding(x.flatten(), self.outdim).view(x.shape[0], -1)

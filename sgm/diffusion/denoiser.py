@@ -54,11 +54,14 @@ class VScalingWithEDMcNoise(VScaling):
 
 
 class Denoiser:
-    """`denoiser(network, x, sigma, cond)` estimates the clean x: (n, c, h, w), sigma: (n,), returns x's shape."""
+    """`denoiser(network, x, sigma, *cond)` estimates the clean x: (n, c, h, w), sigma: (n,), returns x's shape.
+
+    network: (x, c_noise, *cond) -> output; it may hold its condition itself.
+    """
 
     def __init__(self, scaling_config: Mapping[str, Any]) -> None:
         self.scaling: Scaling = instantiate_from_config(scaling_config)
 
-    def __call__(self, network: Network, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], **inputs: Any) -> Tensor:
+    def __call__(self, network: Network, x: Tensor, sigma: Tensor, *cond: dict[str, Tensor], **inputs: Any) -> Tensor:
         c_skip, c_out, c_in, c_noise = self.scaling(sigma.view(-1, *[1] * (x.ndim - 1)))
-        return network(x * c_in, c_noise.flatten(), cond, **inputs) * c_out + x * c_skip
+        return network(x * c_in, c_noise.flatten(), *cond, **inputs) * c_out + x * c_skip

@@ -1,25 +1,38 @@
-"""Guiders: how the conditional and the unconditional estimate become one (Ho & Salimans 2022, arXiv:2207.12598).
+"""Guiders: classifier-free guidance's scale for each frame (Ho & Salimans 2022, arXiv:2207.12598).
 
-A guider of `num_frames` frames works on (b t, ...) with b clips of that many frames.
+The guided estimate is x_u + scale * (x_c - x_u), of the unconditional and the conditional one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from sgm.fields import Field, Named
+
 Condition = dict[str, Tensor]
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma, 0-dim or one a row) -> estimate of the clean x
+
+MIN_GUIDANCE = Field(
+    "min_guidance", float, "Lowest scale", "Guidance scale of the first frame.", 0, 100, usual=(0, 20), step=0.1
+)
+MAX_GUIDANCE = Field("max_guidance", float, "Highest scale", "Largest guidance scale.", 0, 100, usual=(0, 20), step=0.1)
+_RISE = {"min_scale": MIN_GUIDANCE, "max_scale": MAX_GUIDANCE}
 
 
 class Guider:
-    """Base: x_u + scale * (x_c - x_u), with a scale for each frame. Subclasses give `scales()`."""
+    """Base. Subclasses give `scales()`; `options` are the parameters that a request may set, by their names here."""
 
-    # What came last, so that a step need not repeat it: both conditions' tensors, taken to be unchanged while they are
-    # the same objects, and them as one batch; the scales, and the same where they are needed.
-    joined: tuple[list[Tensor], Condition] | None = None
-    there: tuple[Tensor, Tensor] | None = None
+    title: ClassVar[str] = ""
+    options: ClassVar[Mapping[str, Field]] = {}
+
+    @classmethod
+    def of(cls, num_frames: int, **options: Any) -> Guider:
+        """The guider for a clip of that many frames."""
+        return cls(**options)
 
     def scales(self) -> Tensor:
         """(t,), or (1,) for all frames alike."""
@@ -30,29 +43,11 @@ class Guider:
         """Whether the unconditional estimate matters; where every scale is 1 it does not, and is not computed."""
         return not bool((self.scales() == 1).all())
 
-    def prepare_inputs(self, x: Tensor, sigma: Tensor, c: Condition, uc: Condition) -> tuple[Tensor, Tensor, Condition]:
-        """Double the batch, unconditional first."""
-        if not self.needs_uc:
-            return x, sigma, c
-        parts = [*uc.values(), *c.values()]
-        if self.joined is None or [*map(id, parts)] != [*map(id, self.joined[0])]:
-            self.joined = parts, {key: torch.cat([uc[key], c[key]]) for key in c}
-        return torch.cat([x, x]), torch.cat([sigma, sigma]), self.joined[1]
-
-    def __call__(self, denoised: Tensor, sigma: Tensor) -> Tensor:
-        if not self.needs_uc:
-            return denoised
-        x_u, x_c = denoised.chunk(2)
-        scales, (before, there) = self.scales(), self.there or (None, None)
-        if before is None or there is None or not torch.equal(before, scales) or there.device != x_u.device:
-            there = scales.to(x_u.device)  # a copy to a GPU waits until that has nothing else to do
-            self.there = scales, there
-        scales = there.to(x_u.dtype).repeat(x_u.shape[0] // len(scales)).view(-1, *[1] * (x_u.ndim - 1))
-        return x_u + scales * (x_c - x_u)
-
 
 class IdentityGuider(Guider):
     """No guidance."""
+
+    title = "Off"
 
     def scales(self) -> Tensor:
         return torch.ones(1)
@@ -60,6 +55,9 @@ class IdentityGuider(Guider):
 
 class VanillaCFG(Guider):
     """One scale for all frames."""
+
+    title = "Constant"
+    options: ClassVar = {"scale": MAX_GUIDANCE}
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
@@ -71,8 +69,15 @@ class VanillaCFG(Guider):
 class LinearPredictionGuider(Guider):
     """From `min_scale` at the first frame evenly to `max_scale` at the last."""
 
+    title = "Rising"
+    options: ClassVar = _RISE
+
     def __init__(self, max_scale: float, num_frames: int, min_scale: float = 1.0) -> None:
         self.max_scale, self.num_frames, self.min_scale = max_scale, num_frames, min_scale
+
+    @classmethod
+    def of(cls, num_frames: int, **options: Any) -> Guider:
+        return cls(num_frames=num_frames, **options)
 
     def scales(self) -> Tensor:
         return torch.linspace(self.min_scale, self.max_scale, self.num_frames)
@@ -94,6 +99,28 @@ _FUSE: dict[str, Callable[..., Tensor]] = {
 class TrianglePredictionGuider(LinearPredictionGuider):
     """Up from `min_scale` and back down, once a `period` (a share of the clip); several periods fused."""
 
+    title = "Triangle"
+    options: ClassVar = {
+        **_RISE,
+        "period": Field(
+            "period",
+            tuple,
+            "Periods",
+            "Share of the clip in which the scale rises and falls once; several are fused.",
+            0.01,
+            100,
+            default=(1.0,),
+        ),
+        "period_fusing": Field(
+            "period_fusing",
+            str,
+            "Fusing of periods",
+            "How the waves of several periods become one scale.",
+            default="max",
+            choices=lambda: {name: Named(name.capitalize()) for name in _FUSE},
+        ),
+    }
+
     def __init__(
         self,
         max_scale: float,
@@ -106,6 +133,8 @@ class TrianglePredictionGuider(LinearPredictionGuider):
         if period_fusing not in _FUSE:
             raise ValueError(f"period_fusing must be one of {', '.join(_FUSE)}; got {period_fusing!r}.")
         self.periods = [period] if isinstance(period, (int, float)) else list(period)
+        if not self.periods:
+            raise ValueError("period must be one number or more; got none.")
         self.period_fusing = period_fusing
 
     def scales(self) -> Tensor:
@@ -116,6 +145,21 @@ class TrianglePredictionGuider(LinearPredictionGuider):
 
 class TrapezoidPredictionGuider(LinearPredictionGuider):
     """Edges, `edge_perc` of the frames, from `min_scale` to `max_scale` and back; 1 between, as in the original."""
+
+    title = "Trapezoid"
+    options: ClassVar = {
+        **_RISE,
+        "edge_perc": Field(
+            "edge_perc",
+            float,
+            "Edges",
+            "Share of the frames over which the scale rises at the start, and again falls at the end.",
+            0,
+            0.5,
+            default=0.1,
+            step=0.05,
+        ),
+    }
 
     def __init__(self, max_scale: float, num_frames: int, min_scale: float = 1.0, edge_perc: float = 0.1) -> None:
         super().__init__(max_scale, num_frames, min_scale)
@@ -129,8 +173,18 @@ class TrapezoidPredictionGuider(LinearPredictionGuider):
 class SpatiotemporalPredictionGuider(LinearPredictionGuider):
     """For (t v) frames of v views: half a rise over time, half a triangle over the views."""
 
+    title = "Per view and frame"
+    options: ClassVar = {
+        **_RISE,
+        "num_views": Field(
+            "num_views", int, "Views", "Views a moment; the frames are a multiple of it.", 1, 200, default=1, step=1
+        ),
+    }
+
     def __init__(self, max_scale: float, num_frames: int, num_views: int = 1, min_scale: float = 1.0) -> None:
         super().__init__(max_scale, num_frames, min_scale)
+        if num_frames % num_views:
+            raise ValueError(f"num_views must divide the number of frames, {num_frames}; got {num_views}.")
         self.num_views = num_views
 
     def scales(self) -> Tensor:
@@ -139,12 +193,37 @@ class SpatiotemporalPredictionGuider(LinearPredictionGuider):
         return (0.5 * times + 0.5 * views).flatten() * (self.max_scale - self.min_scale) + self.min_scale
 
 
-# Name -> guider of (min_scale, max_scale, num_frames); command line and page list these.
-GUIDERS: dict[str, Callable[[float, float, int], Guider]] = {
-    "identity": lambda low, high, frames: IdentityGuider(),
-    "cfg": lambda low, high, frames: VanillaCFG(high),
-    "linear": lambda low, high, frames: LinearPredictionGuider(high, frames, low),
-    "triangle": lambda low, high, frames: TrianglePredictionGuider(high, frames, low),
-    "trapezoid": lambda low, high, frames: TrapezoidPredictionGuider(high, frames, low),
-    "spatiotemporal": lambda low, high, frames: SpatiotemporalPredictionGuider(high, frames, 1, low),
+# Name -> class; the request, the command line and the page list these.
+GUIDERS: dict[str, type[Guider]] = {
+    "identity": IdentityGuider,
+    "cfg": VanillaCFG,
+    "linear": LinearPredictionGuider,
+    "triangle": TrianglePredictionGuider,
+    "trapezoid": TrapezoidPredictionGuider,
+    "spatiotemporal": SpatiotemporalPredictionGuider,
 }
+
+
+def guided(
+    denoiser: Callable[[Condition], Denoise], guider: Guider, c: Condition, uc: Condition, like: Tensor
+) -> Denoise:
+    """Classifier-free guidance around a denoiser: (x, sigma) -> guided estimate, for samplers.
+
+    denoiser: a condition of n rows -> (x, sigma (n,)) -> estimate. c, uc: conditions of (b t) frames. like: a tensor of
+    x's shape, dtype and device. Both conditions become one batch here, once, unconditional first; where every scale is
+    1, the conditional estimate alone is computed.
+    """
+    n, ones = len(like), like.new_ones(len(like))
+    if not guider.needs_uc:
+        conditional = denoiser(c)
+        return lambda x, sigma: conditional(x, sigma * ones)
+    both = denoiser({key: torch.cat([uc[key], c[key]]) for key in c})
+    scales = guider.scales()
+    scales = scales.to(like).repeat(n // len(scales)).view(-1, *[1] * (like.ndim - 1))  # (b t, 1, ...)
+    ones = torch.cat([ones, ones])
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        x_u, x_c = both(torch.cat([x, x]), sigma * ones).chunk(2)
+        return x_u + scales * (x_c - x_u)
+
+    return denoise

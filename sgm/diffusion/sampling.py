@@ -1,13 +1,13 @@
 """Samplers of the probability-flow ODE and of its ancestral variants.
 
-All share one signature. A `denoiser` is `(x, sigma, cond) -> clean x`; x is (n, c, h, w), sigma (n,).
+All share one signature and know no guidance: `denoise` is `(x, sigma) -> estimate of the clean x`, x (n, c, h, w).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sgm.config import instantiate_from_config
 from sgm.diffusion.discretization import Discretization
-from sgm.diffusion.guidance import Condition, Guider, IdentityGuider
+from sgm.diffusion.guidance import Denoise, Guider, IdentityGuider
+from sgm.fields import Field
 
-Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma as a 0-dim tensor) -> guided estimate of the clean x
 Noise = Callable[[Tensor], Tensor]  # a tensor -> fresh standard normal noise of its shape
 
 
@@ -35,50 +35,56 @@ def get_ancestral_step(sigma_from: Tensor, sigma_to: Tensor, eta: float = 1.0) -
     return (sigma_to**2 - up**2).sqrt(), up
 
 
-class Sampler(ABC):
-    """Base. Schedule and guider are given as configs, as in the official YAMLs, or as objects.
+S_CHURN = Field(
+    "s_churn", float, "Churn", "Fresh noise while sampling, shared out over the steps. 0: none.", 0, 100, 0.0, step=0.1
+)
+S_TMIN = Field("s_tmin", float, "Churn from sigma", "Smallest sigma at which churn adds noise.", 0, 1e4, 0.0, step=0.1)
+S_TMAX = Field("s_tmax", float, "Churn up to sigma", "Largest sigma at which churn adds noise.", 0, 1e4, 1e4, step=1.0)
+S_NOISE = Field("s_noise", float, "Noise scale", "Factor of the fresh noise; 1 is exact.", 0, 2, 1.0, step=0.001)
+ETA = Field("eta", float, "Eta", "How much fresh noise each step puts back. 0: none, 1: all.", 0, 1, 1.0, step=0.1)
+ORDER = Field("order", int, "Order", "How many earlier steps count.", 1, 8, 4, step=1)
 
-    `sampler(denoiser, x, cond, uc, num_steps)` turns standard normal x into a sample. `noise` draws what stochastic
-    samplers need (default: torch's global generator); `on_step(i, n)` is called after step i of n and may raise.
-    `options` names the parameters of its own that a request may set.
+
+class Sampler(ABC):
+    """Base. `sampler(denoise, x, sigmas)` turns standard normal x into a sample along falling sigmas, the last one 0.
+
+    `noise` draws what stochastic samplers need (default: torch's global generator); `on_step(i, n)` is called after
+    step i of n and may raise. title: for people. options: the parameters that a request may set, by their names here.
+    evaluations: of the network, a step.
+
+    An official YAML names schedule, guider and number of steps beside the sampler: they become `discretization`,
+    `guider` and `num_steps`, for the caller to use (see `guided`); sampling itself does not look at them.
     """
 
-    options: tuple[str, ...] = ()
+    title: ClassVar[str] = ""
+    options: ClassVar[Mapping[str, Field]] = {}
+    evaluations: ClassVar[int] = 1
 
     def __init__(
         self,
-        discretization_config: Mapping[str, Any] | Discretization,
+        discretization_config: Mapping[str, Any] | None = None,
         num_steps: int | None = None,
-        guider_config: Mapping[str, Any] | Guider | None = None,
-        **unused: Any,  # verbosity and device of the original
+        guider_config: Mapping[str, Any] | None = None,
+        verbose: bool = False,
+        device: str | None = None,
     ) -> None:
-        def build(config: Any) -> Any:
-            return instantiate_from_config(config) if isinstance(config, Mapping) else config
-
-        self.discretization: Discretization = build(discretization_config)
-        self.guider: Guider = IdentityGuider() if guider_config is None else build(guider_config)
+        self.discretization: Discretization | None = (
+            None if discretization_config is None else instantiate_from_config(discretization_config)
+        )
+        self.guider: Guider = IdentityGuider() if guider_config is None else instantiate_from_config(guider_config)
         self.num_steps = num_steps
 
     def __call__(
         self,
-        denoiser: Callable[[Tensor, Tensor, Condition], Tensor],
+        denoise: Denoise,
         x: Tensor,
-        cond: Condition,
-        uc: Condition | None = None,
-        num_steps: int | None = None,
+        sigmas: Tensor,
         noise: Noise = torch.randn_like,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        num_steps = self.num_steps if num_steps is None else num_steps
-        if num_steps is None or num_steps < 1:
-            raise ValueError(f"num_steps must be a positive whole number; got {num_steps}.")
-        uc = cond if uc is None else uc
-        sigmas = self.discretization(num_steps, device=x.device)
-        ones = x.new_ones(x.shape[0])
-
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            return self.guider(denoiser(*self.guider.prepare_inputs(x, sigma * ones, cond, uc)), sigma * ones)
-
+        num_steps = len(sigmas) - 1
+        if num_steps < 1:
+            raise ValueError(f"sigmas must be two or more, the last one 0; got {len(sigmas)}.")
         x = x * (1 + sigmas[0] ** 2).sqrt()
         self.begin(sigmas)
         for i in range(num_steps):
@@ -98,7 +104,8 @@ class Sampler(ABC):
 class EulerEDMSampler(Sampler):
     """Karras et al. 2022, algorithm 2 without its second-order correction."""
 
-    options = ("s_churn",)
+    title = "Euler EDM"
+    options: ClassVar = {"s_churn": S_CHURN, "s_tmin": S_TMIN, "s_tmax": S_TMAX, "s_noise": S_NOISE}
 
     def __init__(
         self,
@@ -133,6 +140,9 @@ class EulerEDMSampler(Sampler):
 class HeunEDMSampler(EulerEDMSampler):
     """Karras et al. 2022, algorithm 2. Two network evaluations a step, but for the last."""
 
+    title = "Heun EDM"
+    evaluations = 2
+
     def correct(
         self, denoise: Denoise, x: Tensor, euler: Tensor, d: Tensor, sigma_hat: Tensor, sigma_next: Tensor
     ) -> Tensor:
@@ -146,7 +156,7 @@ class HeunEDMSampler(EulerEDMSampler):
 class AncestralSampler(Sampler):
     """Base of samplers that step below the next sigma and put noise back. eta: 0 none, 1 all of it."""
 
-    options = ("eta",)
+    options: ClassVar = {"eta": ETA, "s_noise": S_NOISE}
 
     def __init__(self, *args: Any, eta: float = 1.0, s_noise: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -165,12 +175,17 @@ class AncestralSampler(Sampler):
 class EulerAncestralSampler(AncestralSampler):
     """Ancestral sampling by Euler steps."""
 
+    title = "Euler ancestral"
+
     def down(self, denoise: Denoise, x: Tensor, sigma: Tensor, sigma_down: Tensor) -> Tensor:
         return x + (sigma_down - sigma) * to_d(x, sigma, denoise(x, sigma))
 
 
 class DPMPP2SAncestralSampler(AncestralSampler):
     """DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095), ancestral. Two evaluations a step, but for the last."""
+
+    title = "DPM++ 2S ancestral"
+    evaluations = 2
 
     def down(self, denoise: Denoise, x: Tensor, sigma: Tensor, sigma_down: Tensor) -> Tensor:
         denoised = denoise(x, sigma)
@@ -184,6 +199,8 @@ class DPMPP2SAncestralSampler(AncestralSampler):
 
 class DPMPP2MSampler(Sampler):
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095): second order from the step before."""
+
+    title = "DPM++ 2M"
 
     def begin(self, sigmas: Tensor) -> None:
         self.previous: Tensor | None = None
@@ -203,7 +220,8 @@ class DPMPP2MSampler(Sampler):
 class LinearMultistepSampler(Sampler):
     """Adams-Bashforth in sigma, up to `order` steps back."""
 
-    options = ("order",)
+    title = "Linear multistep"
+    options: ClassVar = {"order": ORDER}
 
     def __init__(self, *args: Any, order: int = 4, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -233,6 +251,9 @@ class LCMSampler(Sampler):
     Each step goes all the way to the clean estimate, then noises it to the next sigma.
     """
 
+    title = "LCM"
+    options: ClassVar = {"s_noise": S_NOISE}
+
     def __init__(self, *args: Any, s_noise: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.s_noise = s_noise
@@ -242,7 +263,7 @@ class LCMSampler(Sampler):
         return clean + noise(x) * self.s_noise * sigmas[i + 1] if sigmas[i + 1] > 0 else clean
 
 
-# Name -> class; command line and page list these.
+# Name -> class; the request, the command line and the page list these.
 SAMPLERS: dict[str, type[Sampler]] = {
     "euler_edm": EulerEDMSampler,
     "heun_edm": HeunEDMSampler,

@@ -1,159 +1,147 @@
-"""VideoUNet without what inference can do without, computing the same.
+"""VideoUNet for inference: computes what the readable modules do, in fewer passes over memory.
 
-- Attention to a single token is that token, whatever the query: all of it is computed once a clip, as vectors.
-- Biases, those vectors and the frames' positions are not added to the activations but to what reads them.
-- Activations stay channels-last, a transformer's in one order of tokens: neither branch rearranges anything.
-- Residuals are added by the matrix products themselves.
+Each residual stream is kept as `y + offset`: matrix products add themselves to y (n, s, c) in place; what is the same
+at every pixel of a frame (biases, attention to a single token, a frame's position) is offset (n, c), which every norm
+adds as it reads y. An offset depends on the condition and the layer alone, so it is computed once a job. Activations
+stay channels-last, so that neither branch of a transformer rearranges anything.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TypeGuard, cast
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgm.fast.kernels import (
-    NEAR,
-    attention,
-    blend,
-    channels_last,
-    for_doubled,
-    gated,
-    gates_in_product,
-    group_norm,
-    layer_norm,
-    moments,
-    over_frames,
-    over_pixels,
-    temporal_attention,
-    upsampled,
-)
+from sgm.fast.ops import Ops, channels_last, for_device
 from sgm.layers.attention import GEGLU, BasicTransformerBlock, CrossAttention, FeedForward, VideoTransformerBlock
 from sgm.layers.embeddings import timestep_embedding
 from sgm.layers.residual import ResBlock, TemporalConv, Upsample
 from sgm.layers.video import AlphaBlender, SpatialVideoTransformer, VideoResBlock
 from sgm.unet.video_unet import Block, VideoUNet
+from sgm.unet.wrapper import OpenAIWrapper
 
-WIDE = 6 * 10**8  # keeps a large GPU busy, and needs no more memory than decoding does
-
-
-@dataclass
-class Owed:
-    """Of one block of a transformer: what the sums of its residuals lack where each layer reads them, (n, c)."""
-
-    feed: Tensor  # the spatial feed-forward
-    time_in: Tensor  # from here on the temporal branch, and its input's feed-forward
-    time: Tensor  # attention over frames
-    time_feed: Tensor  # the temporal feed-forward
-    end: Tensor  # the blend of the branches
+# Values of the widest activations at once: keeps a large GPU busy, and needs no more memory than decoding does.
+MAX_VALUES = 6 * 10**8
 
 
-@dataclass
-class Biases:
-    """Of a residual block's layers, (c,) each, joined where they can be added at once."""
-
-    inside: Tensor  # of the first convolution and the embedding
-    time_inside: Tensor  # of those over frames
-    behind: Tensor  # minus those of the last convolution over frames and of the layer that comes after the block
-    all_but_inside: Tensor
+def nothing() -> None:
+    """A check that never ends anything."""
 
 
-@dataclass
-class Constants:
-    """What does not change from step to step, for n frames of whole clips.
+class FastUNet:
+    """Takes and gives what `OpenAIWrapper` does, for inference. Never changes: threads may share it.
 
-    wide: how many values the widest activations may have at once; where they have more, they come in parts.
-    label: the embedded vector condition (n, e), or None. owed: for each of a transformer's blocks.
-    alphas: the spatial branch's share in each blend. doubled: the upsamplings' weights, `for_doubled`.
+    Made once the weights are in; lays them out in memory as they are read. alphas: the spatial branch's share in each
+    blend. biases: of each residual block, see `_Biases`.
     """
 
-    frames: int
-    wide: int
-    label: Tensor | None
-    owed: dict[SpatialVideoTransformer, list[Owed]] = field(default_factory=dict)
-    biases: dict[VideoResBlock, Biases] = field(default_factory=dict)
-    alphas: dict[AlphaBlender, float] = field(default_factory=dict)
-    doubled: dict[Upsample, Tensor] = field(default_factory=dict)
+    def __init__(self, model: OpenAIWrapper) -> None:
+        self.model = model
+        unet = model.diffusion_model
+        self.alphas: dict[nn.Module, float] = {}
+        self.biases: dict[nn.Module, _Biases] = {}
+        if isinstance(unet, VideoUNet):
+            lay_out(unet)
+            blenders = [module for module in unet.modules() if isinstance(module, AlphaBlender)]
+            self.alphas = {blender: _alpha(blender) for blender in blenders}
+            for block in _blocks(unet):
+                for layer, after in zip(block, [*list(block)[1:], None], strict=True):
+                    if isinstance(layer, VideoResBlock):
+                        self.biases[layer] = _Biases(layer, after, 1 - self.alphas[layer.time_mixer])
+
+    def __call__(
+        self, x: Tensor, c_noise: Tensor, c: dict[str, Tensor], num_video_frames: int = 1, **inputs: Tensor
+    ) -> Tensor:
+        """One evaluation, as `OpenAIWrapper.forward`."""
+        if inputs or not self.supports(c):
+            return self.model(x, c_noise, c, num_video_frames=num_video_frames, **inputs)
+        return self.conditioned(c, num_video_frames)(x, c_noise)
+
+    def supports(self, c: dict[str, Tensor]) -> bool:
+        """Whether the fast path computes this: inference, and a context (n, 1, d) of one token."""
+        unet, context = self.model.diffusion_model, c.get("crossattn")
+        known = isinstance(unet, VideoUNet) and not unet.training and not torch.is_grad_enabled()
+        return known and context is not None and context.shape[1] == 1
+
+    def conditioned(
+        self,
+        c: dict[str, Tensor],
+        num_video_frames: int,
+        max_values: int = MAX_VALUES,
+        clip_by_clip: bool = False,
+        check: Callable[[], None] = nothing,
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """The network for one condition, (x, c_noise) -> output: what does not change from step to step is computed here.
+
+        c: as `OpenAIWrapper.forward` takes it, for (b t) frames. max_values: how many values the widest activations may
+        have at once. clip_by_clip: the clips of a batch, such as guidance's two, one after the other: half the memory
+        and, where one keeps the device busy, hardly more time. check: called before each block; what it raises ends the
+        evaluation.
+        """
+        if not self.supports(c):
+            return lambda x, c_noise: self.model(x, c_noise, c, num_video_frames=num_video_frames)
+        dtype = next(self.model.parameters()).dtype
+        size = num_video_frames if clip_by_clip else len(c["crossattn"])
+        contexts = c["crossattn"][:, 0].to(dtype).split(size)
+        vectors = c["vector"].to(dtype).split(size) if "vector" in c else [None] * len(contexts)
+        clips: list[_Conditioned] = []
+        for context, vector in zip(contexts, vectors, strict=True):
+            upsample_weights = clips[0].upsample_weights if clips else None
+            clips.append(_Conditioned(self, context, vector, num_video_frames, max_values, check, upsample_weights))
+
+        def evaluate(x: Tensor, c_noise: Tensor) -> Tensor:
+            h = torch.cat([x, c["concat"]], dim=1) if "concat" in c else x
+            h = h.to(dtype=dtype, memory_format=torch.channels_last)
+            parts = zip(clips, h.split(size), c_noise.split(size), strict=True)
+            out = [clip(part, noise) for clip, part, noise in parts]
+            return (out[0] if len(out) == 1 else torch.cat(out)).to(x.dtype)
+
+        return evaluate
 
 
-def supports(unet: nn.Module, context: Tensor) -> TypeGuard[VideoUNet]:
-    """Whether the fast path computes what `unet` does on this context (n, m, d): one token, and no dropout."""
-    return isinstance(unet, VideoUNet) and not unet.training and context.shape[1] == 1
+class _Biases:
+    """Biases of a residual block's layers, (c,), joined where they can be added at once.
+
+    spatial, temporal: of the first convolution and the embedding, which a norm adds as it reads. early: added before
+    their turn, for the products that come last add no bias: those of the last temporal convolution and of the next
+    layer, a transformer's last. output: of the last spatial convolution and the skip connection, with the early ones.
+    """
+
+    def __init__(self, block: VideoResBlock, after: nn.Module | None, temporal_share: float) -> None:
+        self.spatial, self.temporal = (
+            layer_bias(b.emb_layers[1]) + layer_bias(b.in_layers[2]) for b in (block, block.time_stack)
+        )
+        last = layer_bias(block.out_layers[3])
+        early = temporal_share * layer_bias(block.time_stack.out_layers[3]).float()
+        if isinstance(after, SpatialVideoTransformer):
+            early = early + layer_bias(after.proj_out)
+        output = early + last
+        if isinstance(block.skip_connection, nn.Conv2d):
+            output = output + layer_bias(block.skip_connection)
+        self.minus_early, self.output = -early.to(last.dtype), output.to(last.dtype)
 
 
-def constants(unet: VideoUNet, context: Tensor, y: Tensor | None, frames: int, wide: int = WIDE) -> Constants:
-    """context: (n, 1, d), y: (n, a) or None, of n frames that are clips of `frames`, in the network's dtype."""
-    lay_out(unet)
-    wide = min(wide, NEAR) if context.device.type == "cpu" else wide
-    found = Constants(frames, wide, None if y is None else unet.label_emb(y))
-    context = context[:, 0]
-    for module in unet.modules():
-        if isinstance(module, Upsample):
-            found.doubled[module] = for_doubled(module.conv.weight)
-        if isinstance(module, AlphaBlender):
-            fixed = module.merge_strategy == "fixed"
-            found.alphas[module] = float(module.mix_factor if fixed else torch.sigmoid(module.mix_factor))
-    for block in (*unet.input_blocks, unet.middle_block, *unet.output_blocks):
-        layers = list(cast(Block, block))
-        for layer, after in zip(layers, [*layers[1:], None], strict=True):
-            if isinstance(layer, VideoResBlock):
-                ahead = cast(nn.Linear, after.proj_out).bias if isinstance(after, SpatialVideoTransformer) else None
-                found.biases[layer] = _biases(layer, 1 - found.alphas[layer.time_mixer], ahead)
-            elif isinstance(layer, SpatialVideoTransformer):
-                found.owed[layer] = _owed(layer, context, frames, found.alphas[layer.time_mixer])
-    return found
+def _blocks(unet: VideoUNet) -> list[Block]:
+    return [cast(Block, block) for block in (*unet.input_blocks, unet.middle_block, *unet.output_blocks)]
 
 
-def _biases(block: VideoResBlock, share: float, after: Tensor | None) -> Biases:
-    """after: the bias of the layer that comes after the block."""
-
-    def inside(block: ResBlock) -> Tensor:
-        return _sum(cast(Tensor, cast(nn.Linear, block.emb_layers[1]).bias), _bias(block.in_layers[2]))
-
-    # The temporal branch adds itself to its own input by a product that cannot add a bias: that is there before it.
-    ahead = [share * _bias(block.time_stack.out_layers[3]), *([] if after is None else [after])]
-    own = [_bias(block.out_layers[3])]
-    if isinstance(block.skip_connection, nn.Conv2d):
-        own.append(_bias(block.skip_connection))
-    return Biases(inside(block), inside(block.time_stack), -_sum(*ahead), _sum(*own, *ahead))
-
-
-def _owed(layer: SpatialVideoTransformer, context: Tensor, frames: int, alpha: float) -> list[Owed]:
-    """context: (n, d)."""
-    first = context[::frames].repeat_interleave(frames, 0)  # the temporal branch attends to the first frame's context
-    position = timestep_embedding(torch.arange(frames, device=context.device), layer.in_channels)
-    position = layer.time_pos_embed(position.to(context.dtype)).repeat(len(context) // frames, 1)
-    found = []
-    for spatial, temporal in zip(layer.transformer_blocks, layer.time_stack, strict=True):
-        spatial, temporal = cast(BasicTransformerBlock, spatial), cast(VideoTransformerBlock, temporal)
-        owed = [_of_one_token(spatial.attn2, context), _bias(spatial.attn1.to_out[0])]
-        feed = _sum(*owed)
-        owed.append(_bias(spatial.ff.net[2]))
-        spatially, owed = _sum(*owed), [*owed, position]
-        time_in = _sum(*owed)
-        if temporal.ff_in is not None:
-            owed.append(_bias(temporal.ff_in.net[2]))
-        time = _sum(*owed)
-        owed += [_of_one_token(temporal.attn2, first), _bias(temporal.attn1.to_out[0])]
-        time_feed = _sum(*owed)
-        end = _sum(alpha * spatially, (1 - alpha) * _sum(*owed, _bias(temporal.ff.net[2])))
-        found.append(Owed(feed, time_in, time, time_feed, end))
-    return found
+def _alpha(blender: AlphaBlender) -> float:
+    """The share of the spatial branch."""
+    return float(blender.mix_factor if blender.merge_strategy == "fixed" else torch.sigmoid(blender.mix_factor))
 
 
 def lay_out(unet: VideoUNet) -> None:
-    """Have the weights lie in memory as they are read, in place; all but at once where they do already."""
+    """Lay out the weights as they are read, in place: convolutions channels-last; q, k and v in one storage."""
     channels_last(unet)
     with torch.inference_mode(False):
         for module in unet.modules():
             if isinstance(module, BasicTransformerBlock | VideoTransformerBlock):
                 parts = _qkv_weights(module.attn1)
-                if not _side_by_side(parts) and not parts[0].is_inference():
+                if not _contiguous(parts) and not parts[0].is_inference():
                     for part, value in zip(parts, torch.cat([p.detach() for p in parts]).chunk(3), strict=True):
                         part.data = value
 
@@ -162,42 +150,159 @@ def _qkv_weights(layer: CrossAttention) -> list[Tensor]:
     return [layer.to_q.weight, layer.to_k.weight, layer.to_v.weight]
 
 
-def _side_by_side(parts: list[Tensor]) -> bool:
+def _contiguous(parts: list[Tensor]) -> bool:
+    """Whether tensors of one shape lie one after the other in one storage, which holds nothing else before them."""
     found = [(part.untyped_storage()._cdata, part.storage_offset()) for part in parts]
     return found == [(found[0][0], i * parts[0].numel()) for i in range(3)]
 
 
-def _bias(layer: nn.Module) -> Tensor:
-    return cast(Tensor, layer.bias)
+class _Conditioned:
+    """The network on n frames of whole clips, for one condition.
 
+    context: (n, d), the one token of each frame; vector: (n, a) or None. upsample_weights: those of another clip.
+    """
 
-def _sum(first: Tensor, *others: Tensor) -> Tensor:
-    """Rounded once."""
-    total = first.float()
-    for other in others:
-        total = total + other
-    return total.to(first.dtype)
+    def __init__(
+        self,
+        network: FastUNet,
+        context: Tensor,
+        vector: Tensor | None,
+        frames: int,
+        max_values: int,
+        check: Callable[[], None],
+        upsample_weights: dict[nn.Module, Tensor] | None,
+    ) -> None:
+        self.unet = unet = cast(VideoUNet, network.model.diffusion_model)
+        self.alphas, self.biases, self.frames, self.check = network.alphas, network.biases, frames, check
+        self.ops: Ops = for_device(context.device)
+        self.max_values = min(max_values, self.ops.max_chunk)
+        self.label = None if vector is None else unet.label_emb(vector)
+        self.upsample_weights = upsample_weights or {
+            module: self.ops.for_doubled(module.conv.weight)
+            for module in unet.modules()
+            if isinstance(module, Upsample)
+        }
+        transformers = [module for module in unet.modules() if isinstance(module, SpatialVideoTransformer)]
+        self.offsets = {layer: self._offsets(layer, context) for layer in transformers}
 
+    def _offsets(self, layer: SpatialVideoTransformer, context: Tensor) -> list[list[Tensor]]:
+        """For each of a transformer's blocks, what the residual streams lack at each point where they are read.
 
-def _of_one_token(layer: CrossAttention, token: Tensor) -> Tensor:
-    return layer.to_out(layer.to_v(token))
+        (n, c) each, in the order of reading: the spatial feed-forward; on the temporal branch the first feed-forward,
+        attention and the last feed-forward; the blend of both. Summed in float32, rounded once.
+        """
+        frames, alpha = self.frames, self.alphas[layer.time_mixer]
+        first = context[::frames].repeat_interleave(frames, 0)  # the temporal branch attends to the first frame's
+        position = timestep_embedding(torch.arange(frames, device=context.device), layer.in_channels)
+        position = layer.time_pos_embed(position.to(context.dtype)).repeat(len(context) // frames, 1)
+        found = []
+        for spatial, temporal in zip(layer.transformer_blocks, layer.time_stack, strict=True):
+            spatial, temporal = cast(BasicTransformerBlock, spatial), cast(VideoTransformerBlock, temporal)
+            offset = _to_one_token(spatial.attn2, context).float() + layer_bias(spatial.attn1.to_out[0])
+            points = [offset]
+            offset = offset + layer_bias(spatial.ff.net[2])
+            offset_t = offset + position
+            points.append(offset_t)
+            if temporal.ff_in is not None:
+                offset_t = offset_t + layer_bias(temporal.ff_in.net[2])
+            points.append(offset_t)
+            offset_t = offset_t + _to_one_token(temporal.attn2, first) + layer_bias(temporal.attn1.to_out[0])
+            points.append(offset_t)
+            offset_t = offset_t + layer_bias(temporal.ff.net[2])
+            points.append(alpha * offset + (1 - alpha) * offset_t)
+            found.append([point.to(context.dtype) for point in points])
+        return found
 
+    def __call__(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        """(n, c, h, w) channels-last, (n,) -> (n, out_channels, h, w)."""
+        unet = self.unet
+        emb = unet.time_embed(timestep_embedding(c_noise, unet.model_channels).to(x.dtype))
+        emb = F.silu(emb if self.label is None else emb + self.label)
+        skips = []
+        for block in unet.input_blocks:
+            x = self.block(cast(Block, block), [x], emb)
+            skips.append(x)
+        x = self.block(unet.middle_block, [x], emb)
+        for block in unet.output_blocks:
+            parts = [x, skips.pop()]
+            del x
+            x = self.block(cast(Block, block), parts, emb)
+        norm, _, conv = unet.out
+        return conv(pictures(self.ops.group_norm([tokens(x)], cast(nn.GroupNorm, norm)), x.shape[-2:]))
 
-def forward(unet: VideoUNet, x: Tensor, timesteps: Tensor, known: Constants) -> Tensor:
-    """As `VideoUNet.forward`: x (b t, c, h, w) channels-last, timesteps (b t,). Returns (b t, out_channels, h, w)."""
-    emb = unet.time_embed(timestep_embedding(timesteps, unet.model_channels).to(x.dtype))
-    emb = F.silu(emb if known.label is None else emb + known.label)
-    skips = []
-    for block in unet.input_blocks:
-        x = _block(cast(Block, block), [x], emb, known)
-        skips.append(x)
-    x = _block(unet.middle_block, [x], emb, known)
-    for block in unet.output_blocks:
-        parts = [x, skips.pop()]
-        del x
-        x = _block(cast(Block, block), parts, emb, known)
-    norm, _, conv = unet.out
-    return conv(pictures(group_norm([tokens(x)], cast(nn.GroupNorm, norm)), x.shape[-2:]))
+    def block(self, block: Block, parts: list[Tensor], emb: Tensor) -> Tensor:
+        """One block. parts: x, split along its channels; taken out of the list, so that memory is freed early."""
+        self.check()
+        for layer in block:
+            if isinstance(layer, VideoResBlock):
+                parts.append(self.residual(layer, parts, emb))
+            elif isinstance(layer, SpatialVideoTransformer):
+                parts.append(self.transformer(layer, parts.pop()))
+            elif isinstance(layer, Upsample):
+                weight, bias = self.upsample_weights[layer], layer_bias(layer.conv)
+                parts.append(self.ops.upsampled(parts.pop().permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2))
+            else:
+                parts.append(layer(parts.pop()))
+        return parts.pop()
+
+    def residual(self, block: VideoResBlock, parts: list[Tensor], emb: Tensor) -> Tensor:
+        """A spatial and a temporal residual block, blended. The next transformer's last bias is added already."""
+        ops, frames, stack, biases = self.ops, self.frames, block.time_stack, self.biases[block]
+        size, inputs = parts[0].shape[-2:], [tokens(part) for part in parts]
+        parts.clear()
+        conv_1, conv_2 = cast(nn.Conv2d, block.in_layers[2]), cast(nn.Conv2d, block.out_layers[3])
+        y = ops.group_norm(inputs, cast(nn.GroupNorm, block.in_layers[0]))
+        y = tokens(F.conv2d(pictures(y, size), conv_1.weight, padding=1))
+        y = ops.group_norm([y], cast(nn.GroupNorm, block.out_layers[0]), add=_embedded(block, emb, biases.spatial))
+        y, bias = ops.over_pixels(y.unflatten(1, tuple(size)), conv_2.weight, biases.output)
+        skip = inputs[0]
+        if isinstance(block.skip_connection, nn.Conv2d):
+            weights = block.skip_connection.weight.flatten(1).split([part.shape[2] for part in inputs], dim=1)
+            skip = F.linear(inputs[0], weights[0])
+            for part, weight in zip(inputs[1:], weights[1:], strict=True):
+                skip.flatten(0, 1).addmm_(part.flatten(0, 1), weight.t())
+        y = ops.blend(skip, y, 1.0, 1.0, bias, out=y)
+        del skip, inputs
+        conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
+        added, share = _embedded(stack, emb, biases.temporal), 1 - self.alphas[block.time_mixer]
+        step = max(self.max_values // (3 * frames * y[0].numel()), 1) * frames
+        for part, add in zip(y.split(step), added.split(step), strict=True):
+            norm = ops.moments(part).norm(cast(nn.GroupNorm, stack.in_layers[0]), frames, biases.minus_early)
+            z = ops.over_frames(part, norm, conv_1, frames)
+            norm = ops.moments(z).norm(cast(nn.GroupNorm, stack.out_layers[0]), frames, add)
+            ops.over_frames(z, norm, conv_2, frames, onto=part, of=share)
+        return pictures(y, size)
+
+    def transformer(self, layer: SpatialVideoTransformer, x: Tensor) -> Tensor:
+        """Attention over pixels and over frames, added to x in place. x comes with proj_out's bias."""
+        ops, alpha = self.ops, self.alphas[layer.time_mixer]
+        y = layer.proj_in(ops.group_norm([tokens(x)], layer.norm, add=-layer_bias(layer.proj_out), silu=False))
+        blocks = zip(layer.transformer_blocks, layer.time_stack, self.offsets[layer], strict=True)
+        for spatial, temporal, offsets in blocks:
+            spatial, temporal = cast(BasicTransformerBlock, spatial), cast(VideoTransformerBlock, temporal)
+            at_ff, at_ff_in, at_attention, at_temporal_ff, at_blend = offsets
+            qkv = _qkv(ops.layer_norm(y, spatial.norm1), spatial.attn1)
+            _add_product(y, ops.attention(qkv, spatial.attn1.heads), spatial.attn1.to_out[0])
+            del qkv
+            self.feed_forward(y, at_ff, spatial.norm3, spatial.ff)
+            z = y.clone()
+            if temporal.ff_in is not None and temporal.norm_in is not None:
+                self.feed_forward(z, at_ff_in, temporal.norm_in, temporal.ff_in)
+            qkv = _qkv(ops.layer_norm(z, temporal.norm1, at_attention), temporal.attn1)
+            attended = ops.temporal_attention(qkv, temporal.attn1.heads, self.frames)
+            _add_product(z, attended, temporal.attn1.to_out[0])
+            del qkv, attended
+            self.feed_forward(z, at_temporal_ff, temporal.norm3, temporal.ff)
+            y = ops.blend(y, z, alpha, 1 - alpha, at_blend, out=y)
+        _add_product(tokens(x), y, layer.proj_out)
+        return x
+
+    def feed_forward(self, y: Tensor, offset: Tensor, norm: nn.LayerNorm, layer: FeedForward) -> None:
+        """y += feed-forward of norm(y + offset), but for its last bias; in parts, for it is up to eight times wider."""
+        proj, narrow = cast(GEGLU, layer.net[0]).proj, cast(nn.Linear, layer.net[2])
+        step = math.ceil(len(y) / math.ceil(len(y) * y.shape[1] * self.ops.gated_width(proj) / self.max_values))
+        for part, add in zip(y.split(step), offset.split(step), strict=True):
+            _add_product(part, self.ops.gated(self.ops.layer_norm(part, norm, add).flatten(0, 1), proj), narrow)
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -210,97 +315,28 @@ def pictures(x: Tensor, size: Sequence[int]) -> Tensor:
     return x.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
 
 
-def _block(block: Block, parts: list[Tensor], emb: Tensor, known: Constants) -> Tensor:
-    """`parts` stand for their concatenation. They are taken out of the list, so that nobody holds them longer."""
-    for layer in block:
-        if isinstance(layer, VideoResBlock):
-            parts.append(_residual(layer, parts, emb, known))
-        elif isinstance(layer, SpatialVideoTransformer):
-            parts.append(_transformer(layer, parts.pop(), known))
-        elif isinstance(layer, Upsample):
-            x = upsampled(parts.pop().permute(0, 2, 3, 1), known.doubled[layer], _bias(layer.conv))
-            parts.append(x.permute(0, 3, 1, 2))
-            del x
-        else:
-            parts.append(layer(parts.pop()))
-    return parts.pop()
-
-
-def _residual(block: VideoResBlock, parts: list[Tensor], emb: Tensor, known: Constants) -> Tensor:
-    """Takes `parts`. The result comes with the bias of the layer after the block, where that is a transformer."""
-    size, biases = parts[0].shape[-2:], known.biases[block]
-    first, last = cast(nn.Conv2d, block.in_layers[2]), cast(nn.Conv2d, block.out_layers[3])
-    inputs = [tokens(part) for part in parts]
-    parts.clear()
-    y = group_norm(inputs, cast(nn.GroupNorm, block.in_layers[0]))
-    y = tokens(F.conv2d(pictures(y, size), first.weight, padding=1))
-    y = group_norm([y], cast(nn.GroupNorm, block.out_layers[0]), add=_embedded(block, emb, biases.inside))
-    y, owed = over_pixels(y.unflatten(1, tuple(size)), last.weight, biases.all_but_inside)
-    skip = inputs[0]
-    if isinstance(block.skip_connection, nn.Conv2d):
-        weights = block.skip_connection.weight.flatten(1).split([part.shape[2] for part in inputs], dim=1)
-        skip = F.linear(inputs[0], weights[0])
-        for part, weight in zip(inputs[1:], weights[1:], strict=True):
-            skip.flatten(0, 1).addmm_(part.flatten(0, 1), weight.t())
-    y = blend(skip, y, 1.0, 1.0, owed, out=y)
-    del skip, inputs
-    frames, stack, share = known.frames, block.time_stack, 1 - known.alphas[block.time_mixer]
-    conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
-    clips = max(known.wide // (3 * frames * y[0].numel()), 1) * frames
-    added = _embedded(stack, emb, biases.time_inside)
-    for part, add in zip(y.split(clips), added.split(clips), strict=True):
-        norm = moments(part).norm(cast(nn.GroupNorm, stack.in_layers[0]), frames, biases.behind)
-        z = over_frames(part, norm, conv_1, frames)
-        norm = moments(z).norm(cast(nn.GroupNorm, stack.out_layers[0]), frames, add)
-        over_frames(z, norm, conv_2, frames, onto=part, of=share)
-    return pictures(y, size)
+def layer_bias(layer: nn.Module) -> Tensor:
+    return cast(Tensor, layer.bias)
 
 
 def _embedded(block: ResBlock, emb: Tensor, bias: Tensor) -> Tensor:
-    """What is added after a residual block's first convolution, (n, c)."""
+    """What is added between a residual block's convolutions, (n, c): the embedding, and the bias of the first."""
     return F.linear(emb, cast(nn.Linear, block.emb_layers[1]).weight, bias)
 
 
-def _transformer(layer: SpatialVideoTransformer, x: Tensor, known: Constants) -> Tensor:
-    """x comes with the bias of the last layer."""
-    alpha, wide = known.alphas[layer.time_mixer], known.wide
-    y = layer.proj_in(group_norm([tokens(x)], layer.norm, add=-_bias(layer.proj_out), silu=False))
-    for i, owed in enumerate(known.owed[layer]):
-        spatial = cast(BasicTransformerBlock, layer.transformer_blocks[i])
-        temporal = cast(VideoTransformerBlock, layer.time_stack[i])
-        _plus(y, attention(_qkv(layer_norm(y, spatial.norm1), spatial.attn1), spatial.attn1.heads), spatial.attn1)
-        _feed(y, spatial.norm3, spatial.ff, owed.feed, wide)
-        z = y.clone()
-        if temporal.ff_in is not None and temporal.norm_in is not None:
-            _feed(z, temporal.norm_in, temporal.ff_in, owed.time_in, wide)
-        qkv = _qkv(layer_norm(z, temporal.norm1, owed.time), temporal.attn1)
-        _plus(z, temporal_attention(qkv, temporal.attn1.heads, known.frames), temporal.attn1)
-        del qkv
-        _feed(z, temporal.norm3, temporal.ff, owed.time_feed, wide)
-        y = blend(y, z, alpha, 1 - alpha, owed.end, out=y)
-    tokens(x).flatten(0, 1).addmm_(y.flatten(0, 1), cast(nn.Linear, layer.proj_out).weight.t())
-    return x
+def _add_product(y: Tensor, x: Tensor, layer: nn.Module) -> None:
+    """y += x through a linear layer, in place, but for its bias. y: (n, s, c); x: (..., c')."""
+    y.flatten(0, 1).addmm_(x.view(-1, x.shape[-1]), cast(nn.Linear, layer).weight.t())
 
 
-def _plus(y: Tensor, x: Tensor, layer: CrossAttention) -> None:
-    """y += x through the attention's last layer, without its bias."""
-    y.flatten(0, 1).addmm_(x.flatten(0, 1), cast(nn.Linear, layer.to_out[0]).weight.t())
-
-
-def _feed(y: Tensor, norm: nn.LayerNorm, layer: FeedForward, owed: Tensor, most: int) -> None:
-    """y += feed-forward of norm(y + owed), without its last bias; in parts, for it is up to eight times wider."""
-    wide, narrow = cast(GEGLU, layer.net[0]).proj, cast(nn.Linear, layer.net[2])
-    width = narrow.in_features if gates_in_product(y, wide) else wide.out_features
-    parts = math.ceil(len(y) * y.shape[1] * width / most)
-    step = math.ceil(len(y) / parts)
-    for part, add in zip(y.split(step), owed.split(step), strict=True):
-        h = gated(layer_norm(part, norm, add).flatten(0, 1), wide)
-        part.flatten(0, 1).addmm_(h, narrow.weight.t())
+def _to_one_token(layer: CrossAttention, token: Tensor) -> Tensor:
+    """Attention to a single token (n, d): that token, whatever the query, for softmax over one score is 1."""
+    return layer.to_out(layer.to_v(token))
 
 
 def _qkv(x: Tensor, layer: CrossAttention) -> Tensor:
     """Queries, keys and values from one product: (n, s, c) -> (n, s, 3 c)."""
     parts = _qkv_weights(layer)
-    if not _side_by_side(parts):  # a parameter made in inference mode cannot change where it lies
+    if not _contiguous(parts):  # a parameter made in inference mode cannot change where it lies
         return F.linear(x, torch.cat(parts))
     return F.linear(x, parts[0].as_strided((3 * len(parts[0]), parts[0].shape[1]), parts[0].stride()))

@@ -1,0 +1,37 @@
+"""Image to video with a camera move, as svd_tiny does it: the network is shown what the camera sees of the picture."""
+
+from __future__ import annotations
+
+import torch
+
+from sgm.conditioning.camera import CAMERA_MOVES, camera_path, direction, identity_rays, motion_of_bucket, rays, render
+from sgm.families.image import Batch, ImageFamily, Picture, conditioning_frames, per_frame, to_pixels
+from sgm.fields import Field, Named
+
+_TITLES = {"auto": "Surprise me"}
+CAMERA = Field(
+    "camera",
+    str,
+    "Camera",
+    "Where the camera goes. auto: the seed decides.",
+    default="auto",
+    choices=lambda: {name: Named(_TITLES.get(name, "")) for name in CAMERA_MOVES},
+)
+
+
+class CameraFamily(ImageFamily):
+    fields = (CAMERA, *ImageFamily.fields)
+
+    def batch(self, picture: Picture, factor: int, generator: torch.Generator) -> Batch:
+        """As SVD's, but `cond_frames` is what the camera sees, (t, 3, h, w), and `camera` its rays (t, 2, h / f, w / f)."""
+        request = picture.request
+        w, h = (side // factor for side in request.size)
+        motion = torch.tensor([float(motion_of_bucket(request.motion_bucket))])
+        move = direction(request.camera, generator=generator)
+        path = camera_path(move, motion, request.frames, request.height, request.width)[0]
+        seen = render(to_pixels(picture.frame(scale=2)), path)
+        return {
+            **per_frame(request, fps_id=request.fps - 1, motion_bucket_id=request.motion_bucket),
+            **conditioning_frames(request, to_pixels(picture.frame()), seen, generator),
+            "camera": rays(path, identity_rays(h, w)),
+        }

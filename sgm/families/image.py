@@ -1,0 +1,129 @@
+"""Image to video, as Stable Video Diffusion does it: a picture, cropped or padded, that begins to move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sgm.fields import Field, Named
+from sgm.media.image import fit_picture
+from sgm.media.object import cut_out, place_object
+
+if TYPE_CHECKING:
+    from sgm.request import VideoRequest
+
+Batch = dict[str, Tensor]
+
+_CROP = {
+    name: Field(name, float, label, f"{about} 0.5: the middle.", 0, 1, default=0.5, step=0.05)
+    for name, label, about in (
+        ("crop_x", "Crop, sideways", "Which part of a wider picture is used: 0 the left, 1 the right."),
+        ("crop_y", "Crop, up and down", "Which part of a taller picture is used: 0 the top, 1 the bottom."),
+    )
+}
+IMAGE_FRAME_RATIO = Field(
+    "image_frame_ratio",
+    float,
+    "Object's share of the frame",
+    "The object's longer side against the frame's. SV3D was trained on about 0.9.",
+    0.1,
+    1,
+    default=0.9,
+    step=0.05,
+)
+# How a picture is brought to the model's shape.
+FITS: dict[str, Named] = {
+    "crop": Named("Crop", _CROP),
+    "pad": Named("Blurred edges", _CROP),
+    "object": Named("Object on white", {"image_frame_ratio": IMAGE_FRAME_RATIO}),
+}
+MOTION_BUCKET = Field(
+    "motion_bucket",
+    int,
+    "Motion",
+    "Motion bucket id. Higher moves more, and tears sooner; 127 is usual.",
+    0,
+    511,
+    usual=(1, 255),
+    step=1,
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A conditioning picture, read and, for a fit of "object", cut out (RGBA); `frame` draws what the model sees."""
+
+    image: Image.Image
+    request: VideoRequest
+
+    def frame(self, scale: int = 1) -> Image.Image:
+        """RGB of the request's size, or `scale` times as large."""
+        request, (width, height) = self.request, self.request.size
+        if request.fit == "object":
+            return place_object(self.image, scale * width, scale * height, request.image_frame_ratio)
+        position = request.crop_x, request.crop_y
+        return fit_picture(self.image, width, height, request.fit, position, scale)
+
+
+class ImageFamily:
+    """SVD's family, and what the others build on.
+
+    fields: settings of this family's own. input_frame: the frame of a clip that shows the input picture. orbits:
+    whether the clip goes around an object, and can be looped as a turntable.
+    """
+
+    fields: tuple[Field, ...] = (MOTION_BUCKET,)
+    input_frame: ClassVar[int] = 0
+    orbits: ClassVar[bool] = False
+
+    def check(self, request: VideoRequest) -> None:
+        """Raise UserError where fields of this family contradict each other."""
+
+    def prepare(self, image: Image.Image, request: VideoRequest, background_model: str | None = None) -> Picture:
+        """The conditioning picture. Its background is removed here where the fit is "object": the slow part, once.
+
+        background_model: rembg's, for pictures without transparency. Raises PictureError.
+        """
+        if request.fit == "object":
+            image = cut_out(image, background_model) if background_model else cut_out(image)
+        return Picture(image, request)
+
+    def batch(self, picture: Picture, factor: int, generator: torch.Generator) -> Batch:
+        """The conditioner's inputs by name: pictures (1, 3, h, w) in [-1, 1], scalars (t,).
+
+        factor: pixels a latent, along each side. generator: draws the noise of `cond_aug`.
+        """
+        request, pixels = picture.request, to_pixels(picture.frame())
+        return {
+            **per_frame(request, fps_id=request.fps - 1, motion_bucket_id=request.motion_bucket),
+            **conditioning_frames(request, pixels, pixels, generator),
+        }
+
+    def finish(self, frames: np.ndarray, picture: Picture) -> np.ndarray:
+        """The decoded clip, uint8 (t, h, w, 3), as it is handed out."""
+        return frames
+
+
+def per_frame(request: VideoRequest, **scalars: float) -> Batch:
+    """One value a frame, (t,) float32."""
+    return {name: torch.full((request.frames,), float(value)) for name, value in scalars.items()}
+
+
+def conditioning_frames(request: VideoRequest, clean: Tensor, frames: Tensor, generator: torch.Generator) -> Batch:
+    """What CLIP sees, `clean` (1, 3, h, w), and what the autoencoder encodes: `frames` (n, 3, h, w) with cond_aug."""
+    noise = torch.randn(frames.shape, generator=generator)
+    return {
+        **per_frame(request, cond_aug=request.cond_aug),
+        "cond_frames_without_noise": clean,
+        "cond_frames": frames + request.cond_aug * noise,
+    }
+
+
+def to_pixels(picture: Image.Image) -> Tensor:
+    """(1, 3, h, w) in [-1, 1]."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1

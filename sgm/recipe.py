@@ -1,0 +1,160 @@
+"""Recipes: what made a clip, as it stands in the clip's file; read back, told apart from others', written as text."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import OmegaConf
+
+from sgm.errors import UserError
+from sgm.request import VideoRequest
+from sgm.versions import VERSIONS
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sgm.engine import DiffusionEngine
+
+MARK, FORMAT = "sgm", 1  # the key under which a recipe says what wrote it, and the number of its layout
+_BESIDE = (MARK, "links")  # what is no field; links: the recipes of the clips that this one goes on from
+# Files of before the mark: they held all of these, and each version the fields of all others.
+_BEFORE_MARK = {"version", "frames", "height", "width", "steps", "fps", "motion_bucket", "cond_aug", "seed", "sampler"}
+
+
+def settings_of(request: VideoRequest, engine: DiffusionEngine, picture: Image.Image) -> dict[str, Any]:
+    """The recipe of a clip: every field's value and, under "sgm", what else decides the frames.
+
+    Those are the program's and torch's version, the kind of device, the dtype, the weights' name and hash (see
+    `sgm.weights.quick_hash`; `base`, where they are laid over others), and the hash of the picture as the model saw it.
+    """
+    made = {
+        "format": FORMAT,
+        "program": program_version(),
+        "torch": torch.__version__,
+        "device": engine.device.type,
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "weights": engine.weights,
+        "picture": hashlib.sha256(picture.tobytes()).hexdigest(),
+    }
+    return {**request.settings(), MARK: made}
+
+
+def program_version() -> str:
+    try:
+        return version("sgm-video")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "unknown"
+
+
+def is_recipe(settings: object) -> bool:
+    """Whether these are settings that this program wrote into a clip, rather than another tool's JSON."""
+    if not isinstance(settings, Mapping):
+        return False
+    if MARK in settings:
+        mark = settings[MARK]
+        return isinstance(mark, Mapping) and isinstance(mark.get("format"), int) and "version" in settings
+    return settings.keys() >= _BEFORE_MARK and isinstance(settings["version"], str)
+
+
+def request_of(settings: Mapping[str, Any]) -> VideoRequest:
+    """The request of a recipe. Raises UserError for what is none, is a newer program's, or holds wrong values."""
+    if not is_recipe(settings):
+        raise UserError("There are no settings of ours: only clips that were made here hold them.")
+    values = {name: value for name, value in settings.items() if name not in _BESIDE}
+    name = values.pop("version")
+    if MARK not in settings:
+        return VideoRequest.fitting(name, values)
+    if (form := settings[MARK]["format"]) > FORMAT:
+        raise UserError(f"These settings are a newer program's (format {form}; known: {FORMAT}): update sgm-video.")
+    return VideoRequest(name, **values)
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The recipe in a video made here, or in a YAML of settings, which may leave any out but needs no mark.
+
+    Raises UserError for a file that cannot be read or holds no recipe.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        from sgm.media.video import read_settings  # late: PyAV's import takes a while
+
+        settings = read_settings(path)
+        if settings is None or not is_recipe(settings):
+            raise UserError(f"{path} holds no settings of ours: only clips that were made here do.")
+        return settings
+    try:
+        settings = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except FileNotFoundError:
+        raise UserError(f"There is no recipe at {path}.") from None
+    except Exception as error:  # PyYAML's errors share no base with omegaconf's
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("version"), str):
+        raise UserError(f"{path} is no recipe: a recipe is a mapping of settings, such as version: svd_tiny.")
+    settings = {str(name): value for name, value in settings.items()}
+    return settings if MARK in settings else {**settings, MARK: {"format": FORMAT}}
+
+
+def differences(settings: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
+    """What besides its fields made a clip and is another in a second recipe, in sentences; what is not known is left out.
+
+    Where there is nothing, the same request gives the same frames.
+    """
+    before, now = settings.get(MARK) or {}, again.get(MARK) or {}
+    said = []
+    for key, label in (("program", "Program version"), ("torch", "torch"), ("device", "Device"), ("dtype", "dtype")):
+        if key in before and before[key] != now.get(key):
+            said.append(f"{label}: {before[key]} then, {now.get(key)} now.")
+    for key, label in ((None, "Weights"), ("base", "Base weights")):
+        old, new = (
+            (made.get("weights") or {}) if key is None else (made.get("weights") or {}).get(key, {})
+            for made in (before, now)
+        )
+        if old and old.get("sha256") != new.get("sha256"):
+            said.append(f"{label}: {old.get('name')} ({str(old.get('sha256'))[:8]}) then, another now.")
+    if "picture" in before and before["picture"] != now.get("picture"):
+        said.append("The picture is another one, or was cropped otherwise.")
+    return said
+
+
+def as_yaml(settings: Mapping[str, Any]) -> str:
+    """A recipe as YAML, which `read_recipe` reads."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(settings)))
+
+
+def as_command(settings: Mapping[str, Any], picture: str = "PICTURE") -> str:
+    """A recipe as a command line: what differs from the version's own values."""
+    request = request_of(settings)
+    words = ["sgm", "sample", picture, "--version", request.version]
+    for name, value in _said(request).items():
+        words += [f"--{name.replace('_', '-')}", request.fields()[name].text(value)]
+    if dtype := (settings.get(MARK) or {}).get("dtype"):
+        words += ["--dtype", dtype]
+    return shlex.join(words)
+
+
+def as_python(settings: Mapping[str, Any], picture: str = "PICTURE") -> str:
+    """A recipe as a program: what differs from the version's own values."""
+    request = request_of(settings)
+    choices = "".join(f", {name}={value!r}" for name, value in _said(request).items())
+    dtype = (settings.get(MARK) or {}).get("dtype")
+    return f"""from sgm import VideoRequest, generate, load_engine, open_picture, write_video
+
+engine = load_engine({request.version!r}{f", dtype={dtype!r}" if dtype else ""})
+request = VideoRequest({request.version!r}{choices})
+clip = generate(engine, request, open_picture({picture!r}))
+write_video("clip.mp4", clip.frames, clip.fps, clip.settings)
+"""
+
+
+def _said(request: VideoRequest) -> dict[str, Any]:
+    """What a text says of a request: its seed, and what differs from the version's own values."""
+    return {"seed": request.seed, **request.choices()}
+
+
+RECIPE_TEXTS = {"yaml": as_yaml, "command": as_command, "python": as_python}

@@ -1,0 +1,288 @@
+"""VideoRequest: what to make, in concrete, checked values; and the one table of its fields."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from sgm.config import instantiate_from_config, load_config
+from sgm.diffusion.discretization import EDMDiscretization
+from sgm.diffusion.guidance import GUIDERS, Guider
+from sgm.diffusion.sampling import SAMPLERS, Sampler
+from sgm.errors import UserError
+from sgm.families import FAMILIES, FITS, ImageFamily
+from sgm.fields import Field
+from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# The fields that every model version takes; `all_fields` adds those of families, fits, samplers and guiders.
+COMMON: tuple[Field, ...] = (
+    Field("seed", int, "Seed", "The same seed and settings give the same clip.", 0, 2**31 - 1, 23, step=1),
+    Field("fps", int, "Frames a second", "Of the file, and as told to the model.", 1, 120, usual=(5, 30), step=1),
+    Field("steps", int, "Steps", "Sampling steps. More take longer and draw finer.", 1, 1000, usual=(1, 200), step=1),
+    Field("frames", int, "Frames", "How many frames the clip has.", 1, 200, usual=(1, 60), step=1),
+    Field("width", int, "Width", "In pixels; the trained size works best.", 1, 4096, unit="pixels"),
+    Field("height", int, "Height", "In pixels; the trained size works best.", 1, 4096, unit="pixels"),
+    Field("fit", str, "Frame", "How the picture is brought to that shape.", choices=lambda: FITS),
+    Field(
+        "cond_aug",
+        float,
+        "Conditioning noise",
+        "Noise on the picture before the model sees it. Higher drifts from the picture.",
+        0,
+        1,
+        step=0.01,
+    ),
+    Field("sampler", str, "Sampler", "How a step goes from noise to picture.", choices=lambda: SAMPLERS),
+    Field(
+        "guider",
+        str,
+        "Guidance",
+        "How strongly each frame is held to the picture, from the first to the last.",
+        choices=lambda: GUIDERS,
+    ),
+    Field("sigma_min", float, "Sigma min", "Noise level of the last step.", 1e-4, 1e4, usual=(1e-4, 10)),
+    Field("sigma_max", float, "Sigma max", "Noise level of the first step.", 1e-4, 1e4, usual=(0.1, 2000)),
+    Field("rho", float, "Rho", "How steeply the noise levels fall: higher spends more steps on low ones.", 1, 100),
+    Field(
+        "decode_chunk",
+        int,
+        "Decoded at once",
+        "Frames decoded at once. Fewer take less memory; the picture stays the same.",
+        1,
+        200,
+        usual=(1, 60),
+        step=1,
+    ),
+)
+_SCHEDULE = ("sigma_min", "sigma_max", "rho")
+
+
+def all_fields() -> dict[str, Field]:
+    """Every field by its name: the common ones, then those of families, fits, samplers and guiders."""
+    found: dict[str, Field] = {}
+    for field, *_ in _with_takers():
+        found.setdefault(field.name, field)
+    return found
+
+
+def _with_takers() -> Iterator[tuple[Field, str, str]]:
+    """Every field, once for each of those who take it: a version, ("version", name), or a choice, ("fit", "crop")."""
+    yield from _of_versions()
+    choosers = {field.name: field.choices for field, *_ in _of_versions() if field.choices}
+    for chooser, choices in choosers.items():
+        for name, choice in choices().items():
+            yield from ((field, chooser, name) for field in choice.options.values())
+
+
+def _of_versions() -> Iterator[tuple[Field, str, str]]:
+    for version in VERSIONS.values():
+        yield from ((field, "version", version.name) for field in (*COMMON, *FAMILIES[version.family].fields))
+
+
+@dataclass(frozen=True, init=False)
+class VideoRequest:
+    """What to make. What is left out is the version's default; every value is concrete and checked.
+
+    `VideoRequest(version, **choices)` takes each field of `all_fields()` that the version, its fit, sampler and guider
+    have. Those that every version has are attributes of their own; `options` holds the others, which are attributes,
+    too (`request.motion_bucket`).
+    Raises UserError, saying what was given and what was expected, or who takes a field that is not taken here.
+    """
+
+    version: str
+    seed: int
+    fps: int
+    steps: int
+    frames: int
+    width: int
+    height: int
+    fit: str
+    cond_aug: float
+    sampler: str
+    guider: str
+    sigma_min: float
+    sigma_max: float
+    rho: float
+    decode_chunk: int
+    _options: tuple[tuple[str, Any], ...]
+
+    def __init__(self, version: str = DEFAULT_VERSION, **choices: Any) -> None:
+        self._fill(version, choices, {})
+
+    @classmethod
+    def fitting(cls, version: str, values: Mapping[str, Any]) -> VideoRequest:
+        """A request with those of the values that it takes. Raises UserError where one of these is wrong."""
+        made = object.__new__(cls)
+        made._fill(version, {}, values)
+        return made
+
+    def _fill(self, version: str, choices: Mapping[str, Any], carried: Mapping[str, Any]) -> None:
+        """Resolve and check all values. carried: what counts only where it is taken."""
+        if not isinstance(version, str) or version not in VERSIONS:
+            raise UserError(f"version must be one of {', '.join(VERSIONS)}; got {version!r}.")
+        values: dict[str, Any] = {"version": version}
+        queue = [*COMMON, *FAMILIES[VERSIONS[version].family].fields]
+        for field in queue:  # grows by the options of what is chosen
+            given = next((source[field.name] for source in (choices, carried) if field.name in source), None)
+            if field.name in choices or given is not None:
+                values[field.name] = field.check(given)
+            else:
+                values[field.name] = _default(field, values)
+            if field.choices:
+                queue += field.choices()[values[field.name]].options.values()
+        for name in choices:
+            if name not in values:
+                raise UserError(_refusal(name, values))
+        own = {entry.name for entry in fields(VideoRequest)}
+        for name in values.keys() & own:
+            object.__setattr__(self, name, values[name])
+        object.__setattr__(self, "_options", tuple(entry for entry in values.items() if entry[0] not in own))
+        self._check()
+
+    def _check(self) -> None:
+        options = self.options
+        low, high = options.get("min_guidance"), options.get("max_guidance")
+        if low is not None and high is not None and low > high:
+            raise UserError(f"min_guidance must not exceed max_guidance; got {low} and {high}.")
+        if self.sigma_min >= self.sigma_max:
+            raise UserError(f"sigma_max must exceed sigma_min; got {self.sigma_max} and {self.sigma_min}.")
+        for name in ("height", "width"):
+            _check_multiple(name, getattr(self, name), self.row.multiple)
+        self.family.check(self)
+        try:
+            self.build_guider()
+            self.build_schedule()(self.steps)
+        except ValueError as error:  # by their own constructors
+            raise UserError(str(error)) from None
+
+    def __getattr__(self, name: str) -> Any:
+        for option, value in self.__dict__.get("_options", ()):
+            if option == name:
+                return value
+        raise AttributeError(f"This request of {self.__dict__.get('version')} has no {name!r}.")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The values of what its family, fit, sampler and guider take beside the common fields."""
+        return dict(self._options)
+
+    @property
+    def row(self) -> Version:
+        return VERSIONS[self.version]
+
+    @property
+    def family(self) -> ImageFamily:
+        return FAMILIES[self.row.family]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), pixels."""
+        return self.width, self.height
+
+    def fields(self) -> dict[str, Field]:
+        """The fields that it takes, by name: the common ones, then its family's, fit's, sampler's and guider's."""
+        known = all_fields()
+        return {name: known[name] for name in self.settings() if name != "version"}
+
+    def settings(self) -> dict[str, Any]:
+        """Every value by its field's name, as JSON can hold it; `VideoRequest(**settings)` gives the same request."""
+        own = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "_options"}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in (own | self.options).items()}
+
+    def choices(self) -> dict[str, Any]:
+        """The values that differ from what they are where nothing is chosen."""
+        values = self.settings()
+        usual = {name: _default(field, values) for name, field in self.fields().items()}
+        return {name: getattr(self, name) for name in usual if getattr(self, name) != usual[name]}
+
+    def replace(self, **choices: Any) -> VideoRequest:
+        """The request with other choices. What followed a default follows the new one; what is not taken any more goes.
+
+        Raises UserError as the constructor does.
+        """
+        made = object.__new__(VideoRequest)
+        version = choices.pop("version", self.version)
+        made._fill(version, choices, {name: v for name, v in self.choices().items() if name not in choices})
+        return made
+
+    def build_schedule(self) -> EDMDiscretization:
+        """The version's own noise schedule, with this request's sigmas."""
+        own = _own_schedule(self.version)
+        wanted = {name: getattr(self, name) for name in _SCHEDULE}
+        return own if wanted == {name: getattr(own, name) for name in _SCHEDULE} else type(own)(**wanted)
+
+    def build_guider(self) -> Guider:
+        guider = GUIDERS[self.guider]
+        return guider.of(self.frames, **self._parameters(guider.options))
+
+    def build_sampler(self) -> Sampler:
+        sampler = SAMPLERS[self.sampler]
+        return sampler(**self._parameters(sampler.options))
+
+    def _parameters(self, options: Mapping[str, Field]) -> dict[str, Any]:
+        return {parameter: getattr(self, field.name) for parameter, field in options.items()}
+
+
+def prepare_picture(image: Image.Image, request: VideoRequest, scale: int = 1) -> Image.Image:
+    """The picture as the model sees it, RGB of the request's size, or `scale` times as large.
+
+    For a fit of "object", transparency says what the object is; a picture without any goes through rembg.
+    """
+    return request.family.prepare(image, request).frame(scale)
+
+
+def curves(request: VideoRequest) -> tuple[list[float], list[float]]:
+    """What a request will do, before any of it is done: the sigma of each step, the guidance scale of each frame."""
+    scales = request.build_guider().scales().expand(request.frames)
+    return request.build_schedule()(request.steps, do_append_zero=False).tolist(), scales.tolist()
+
+
+def _default(field: Field, values: Mapping[str, Any]) -> Any:
+    """A field's default where these other values are chosen."""
+    if field.default is not None:
+        return field.default
+    if field.name == "decode_chunk":
+        return values["frames"]
+    version = values["version"]
+    return getattr(_own_schedule(version) if field.name in _SCHEDULE else VERSIONS[version], field.name)
+
+
+@cache
+def _own_schedule(version: str) -> EDMDiscretization:
+    """The noise schedule that a version's YAML names."""
+    params = load_config(VERSIONS[version].config_path)["model"]["params"]["sampler_config"]["params"]
+    return instantiate_from_config(params["discretization_config"])
+
+
+def _refusal(name: str, values: Mapping[str, Any]) -> str:
+    """Why a field is not taken: who takes it, or that there is none of this name."""
+    takers = [(chooser, taker) for field, chooser, taker in _with_takers() if field.name == name]
+    if not takers:
+        near = difflib.get_close_matches(name, all_fields(), n=3)
+        hint = f" Near it: {', '.join(near)}." if near else ""
+        return f"{name} is not a setting of a video.{hint}"
+    chooser, owners = takers[0][0], _all([taker for _, taker in takers])
+    if chooser in values:
+        return f"{name} does not belong to {chooser} {values[chooser]!r}, but to {owners}."
+    versions = _all(
+        [taker for field, _, taker in _of_versions() if field.name == chooser]
+    )  # those that have the chooser
+    return f"{name} does not belong to version {values['version']!r}, but to {versions} with {chooser} {owners}."
+
+
+def _all(names: list[str]) -> str:
+    *most, last = dict.fromkeys(names)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _check_multiple(name: str, value: int, multiple: int) -> None:
+    if value % multiple:
+        low = max(value // multiple, 1) * multiple
+        near = f"{low} or {low + multiple}" if low + multiple <= 4096 else f"{low}"
+        raise UserError(f"{name} must be a multiple of {multiple} (nearest: {near}); got {value}.")
