@@ -1,0 +1,150 @@
+"""The operations by the kernels of `triton_kernels`, which compute in float32 and round once, to the dtype of x.
+
+What the kernels are not made for, such as widths that their blocks do not divide, is left to plain torch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sgm.fast import triton_kernels as kernels
+from sgm.fast.torch_ops import Moments, TorchOps, rows
+
+
+class TritonMoments(Moments):
+    def measure(self, x: Tensor, start: int = 0, channel: int = 0) -> Moments:
+        n, s, c = x.shape
+        first, runs, width = start // self.run, math.ceil(s / self.run), _block(c)
+        at = slice(None), slice(first, first + runs), slice(channel, channel + c)
+        mean, deviation = self.mean[at], self.deviation[at]
+        strides = (x.stride(0), *mean.stride()[:2])
+        kernels.measure[(runs, c // width, n)](x, mean, deviation, *strides, s, c, self.run, 64, width, num_warps=4)
+        return self
+
+    def norm(self, module: nn.GroupNorm, frames: int = 1, add: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        n, runs, c = self.mean.shape
+        groups, size = module.num_groups, c // module.num_groups
+        add, width = rows(add, self.mean), kernels.triton.next_power_of_2(size)
+        scale, shift = torch.empty_like(self.mean[:, 0]), torch.empty_like(self.mean[:, 0])
+        tensors = (self.mean, self.deviation, add, module.weight, module.bias, scale, shift)
+        sizes = (self.pixels, runs, frames, c, size, module.eps, self.run, max(2048 // width, 1), width)
+        kernels.finish[(n // frames, groups)](*tensors, add.stride(0), *sizes, num_warps=8)
+        return scale, shift
+
+
+class TritonOps(TorchOps):
+    """For CUDA devices of compute capability 8.0 and above, and for Triton's interpreter on processors.
+
+    Takes float16, bfloat16 and float32.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        hopper = device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9
+        self._fuses = hopper and kernels.describe is not None
+
+    def empty_moments(self, n: int, s: int, c: int, device: torch.device) -> Moments:
+        return TritonMoments(n, s, c, device)
+
+    def scale_shift(
+        self, x: Tensor, scale: Tensor, shift: Tensor, silu: bool = True, out: Tensor | None = None
+    ) -> Tensor:
+        n, s, c = x.shape
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+        width = _block(c)
+        grid = (math.ceil(s / 128), c // width, n)
+        strides = (x.stride(0), *out.stride()[:2], scale.stride(0))
+        kernels.scale_shift[grid](x, scale, shift, out, *strides, s, c, silu, 128, width, num_warps=8)
+        return out
+
+    def layer_norm(self, x: Tensor, module: nn.LayerNorm, add: Tensor | None = None) -> Tensor:
+        n, s, c = x.shape
+        if c % 16:
+            return super().layer_norm(x, module, add)
+        add, out = rows(add, x), torch.empty_like(x)
+        width = min(c & -c, 256)
+        height = 1024 // width
+        arguments = (x, add, module.weight, module.bias, out, x.stride(0), add.stride(0), s, module.eps)
+        warps = 4 if width < 128 else 8
+        kernels.layer_norm[(math.ceil(s / height), n)](*arguments, c, height, width, num_warps=warps)
+        return out
+
+    def gated(self, x: Tensor, proj: nn.Linear) -> Tensor:
+        n, c = len(x), proj.out_features // 2
+        if x.dtype == torch.float32:
+            return super().gated(x, proj)
+        out = x.new_empty(n, c)
+        if self._in_product(proj):
+            tensors = (x, [128, 64]), (proj.weight.view(2, c, -1), [2, 64, 64]), (out, [128, 64])
+            x, weight, to = (kernels.describe(*entry) for entry in tensors)
+            arguments = (x, weight, proj.bias, to, c, proj.in_features, 128, 64, 64)
+            kernels.gated[(math.ceil(n / 128) * (c // 64),)](*arguments, num_warps=4, num_stages=2)
+        else:
+            y, width = F.linear(x, proj.weight, proj.bias), _block(c)
+            kernels.geglu[(c // width, math.ceil(n / 64))](y, out, n, c, 64, width, num_warps=8)
+        return out
+
+    def gated_width(self, proj: nn.Linear) -> int:
+        return proj.out_features // 2 if self._in_product(proj) else super().gated_width(proj)
+
+    def _in_product(self, proj: nn.Linear) -> bool:
+        """Whether `gated` is one kernel, which never writes the values that it gates. Made for Hopper cards."""
+        fits = proj.in_features % 64 == 0 and proj.out_features % 128 == 0
+        return self._fuses and fits and proj.weight.dtype != torch.float32
+
+    def blend(
+        self, a: Tensor, b: Tensor, of_a: float, of_b: float, add: Tensor | None, out: Tensor | None = None
+    ) -> Tensor:
+        n, s, c = a.shape
+        out = torch.empty(a.shape, dtype=a.dtype, device=a.device) if out is None else out
+        add, width = rows(add, a), _block(c)
+        grid = (math.ceil(s / 128), c // width, n)
+        strides = (a.stride(0), b.stride(0), out.stride(0), add.stride(0))
+        kernels.blend[grid](a, b, add, out, float(of_a), float(of_b), *strides, s, c, 128, width, num_warps=8)
+        return out
+
+    def over_pixels(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
+        # The kernel that reads the result adds the bias on the way; cuDNN would take another pass.
+        y = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1)
+        return y.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), bias
+
+    def for_doubled(self, weight: Tensor) -> Tensor:
+        """All 3x3 neighbours of an upsampled pixel are copies of four: a 2x2 convolution, (4 o, i, 2, 2).
+
+        For each of the four positions of an upsampled pixel it has the sums of the weights that meet the same copy,
+        ordered by left or right, then above or below.
+        """
+
+        def halves(weight: Tensor, dim: int) -> Tensor:
+            a, b, c = weight.unbind(dim)
+            return torch.stack([torch.stack([a, b + c], dim), torch.stack([a + b, c], dim)])
+
+        vertical = halves(weight.float().permute(0, 2, 3, 1), 1)  # (2, o, 2, 3, i)
+        return halves(vertical, 3).flatten(0, 2).to(weight.dtype).permute(0, 3, 1, 2)
+
+    def upsampled(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        n, h, w, _ = x.shape
+        c = len(weight) // 4
+        y = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1).contiguous()
+        out, width = torch.empty((n, 2 * h, 2 * w, c), dtype=x.dtype, device=x.device), _block(c)
+        grid = (c // width, math.ceil(w / 64), n * h)
+        kernels.interleave[grid](y, bias, out, h, w, c, 64, width, num_warps=8)
+        return out
+
+    def temporal_attention(self, qkv: Tensor, heads: int, frames: int) -> Tensor:
+        n, s, c = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+        d = c // heads
+        if d not in (16, 32, 64, 128) or frames > 64:
+            return super().temporal_attention(qkv, heads, frames)
+        out, block = qkv.new_empty(n, s, c), max(kernels.triton.next_power_of_2(frames), 16)
+        arguments = (qkv, out, frames, s, c, d**-0.5 * math.log2(math.e), block, d)
+        kernels.attend[(s, heads, n // frames)](*arguments, num_warps=2)
+        return out
+
+
+def _block(c: int) -> int:
+    """The widest block of channels, up to 64, that divides c."""
+    return min(c & -c, 64)
