@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sgm.config import instantiate_from_config, load_config
 from sgm.diffusion.denoiser import Denoiser
 from sgm.errors import UserError, enough_memory
-from sgm.fast.decoder import ROOM, decode, frame_values
+from sgm.fast.decoder import MAX_VALUES, decode, frame_values
 from sgm.fast.network import FastNetwork
 from sgm.unet.wrapper import OpenAIWrapper
 from sgm.versions import VERSIONS
@@ -128,8 +128,8 @@ class DiffusionEngine(nn.Module):
         at_once: how many frames are worked on at once (default: what keeps the device busy).
         """
         decoder, z = self.first_stage_model.decoder, self.first_stage_model.to_decoder(self._unscaled(z))
-        room = ROOM if at_once is None else min(ROOM, at_once * frame_values(decoder, *z.shape[-2:]))
-        return decode(decoder, z, room, on_block).float()
+        values = MAX_VALUES if at_once is None else min(MAX_VALUES, at_once * frame_values(decoder, *z.shape[-2:]))
+        return decode(decoder, z, values, on_block).float()
 
     def _unscaled(self, z: Tensor) -> Tensor:
         dtype = next(self.first_stage_model.parameters()).dtype

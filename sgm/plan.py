@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sgm.engine import DiffusionEngine
-from sgm.fast.kernels import channels_last
 from sgm.fast.network import FastNetwork
+from sgm.fast.ops import channels_last
 from sgm.fast.unet import WIDE, lay_out
 from sgm.unet.video_unet import VideoUNet
 

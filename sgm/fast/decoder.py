@@ -1,8 +1,9 @@
-"""The decoder in bounded memory: what `Decoder.forward` computes from a whole clip, a part at a time.
+"""The decoder in bounded memory: computes in chunks what `Decoder.forward` computes from a whole clip.
 
-Layers over pixels run on some frames, layers over frames on some pixels of all frames; a norm over more than that takes
-its moments first. The size of the parts changes memory and speed, not the picture. One activation is held whole: blocks
-replace it in place, and where it grows, it grows into the memory before it and over those of its frames that are done.
+Spatial layers run on some frames at a time, temporal layers on some pixels of all frames; a group norm over more than a
+chunk takes its moments first. The size of the chunks changes memory and speed, not the picture. One activation is held
+whole, in one buffer filled from its end: blocks replace it in place, and an upsampled frame overwrites input already
+used.
 """
 
 from __future__ import annotations
@@ -16,74 +17,66 @@ from torch import Tensor, nn
 
 from sgm.autoencoder.blocks import AttnBlock, ResnetBlock, VideoConv, VideoResnetBlock
 from sgm.autoencoder.coders import Decoder, Level
-from sgm.fast.kernels import (
-    NEAR,
-    Moments,
-    attend,
-    blend,
-    channels_last,
-    for_doubled,
-    group_norm,
-    moments,
-    over_frames,
-    over_pixels,
-    upsampled,
-)
+from sgm.fast.ops import Moments, Ops, channels_last, for_device
 from sgm.layers.residual import TemporalConv, Upsample, frames_first, frames_in_batch
 
-ROOM = 2**28  # values that the activations in work may hold, beside the one that is held whole
-_SMALL = 2**27  # what is kept rather than computed again
+MAX_VALUES = 2**28  # values in flight: those of the activations of one chunk, beside the buffer
+_MAX_STORED = 2**27  # values of a temporal activation up to which it is stored rather than recomputed
 
 
 def decode(
-    decoder: Decoder, z: Tensor, room: int = ROOM, on_block: Callable[[int, int], None] = lambda done, of: None
+    decoder: Decoder,
+    z: Tensor,
+    max_values: int = MAX_VALUES,
+    on_block: Callable[[int, int], None] = lambda done, of: None,
 ) -> Tensor:
     """Latents of one clip (t, z_channels, h, w) -> its frames (t, out_ch, f h, f w), in z's dtype.
 
-    room: values that the activations in work may hold, if need be those of a single frame; less is slower.
-    on_block(done, of) is told of the decoder's blocks.
+    max_values: how many values the activations of a chunk may hold; less is slower, and a spatial layer takes at least
+    one frame. on_block(done, of) is called before each of the decoder's `of` blocks and after the last.
     """
     channels_last(decoder)
-    room = min(room, NEAR) if z.device.type == "cpu" else room
+    ops = for_device(z.device)
+    max_values = min(max_values, ops.max_chunk)
     t, _, h, w = z.shape
     levels = [cast(Level, level) for level in reversed(decoder.up)]
     size, scale = decoder.conv_in.out_channels, 1
     for level in levels:
         size = max(size, scale**2 * cast(ResnetBlock, level.block[-1]).conv2.out_channels)
         scale *= 1 if level.upsample is None else 2
-    whole = z.new_empty(t * h * w * size)
+    buffer = z.new_empty(t * h * w * size)
 
     def at_end(height: int, width: int, channels: int) -> Tensor:
-        return whole[len(whole) - t * height * width * channels :].view(t, height, width, channels)
+        return buffer[len(buffer) - t * height * width * channels :].view(t, height, width, channels)
 
     x = at_end(h, w, decoder.conv_in.out_channels)
     x.copy_(decoder.conv_in(z).permute(0, 2, 3, 1))
-    upsample: Upsample | None = None
-    doubled: Tensor | None = None
+    upsample: Upsample | None = None  # the last level's, which the next block applies to its chunks
+    upsample_weight: Tensor | None = None
     blocks = [block for level in levels for block in (*level.block, level.upsample)]
     blocks = [decoder.mid.block_1, decoder.mid.attn_1, decoder.mid.block_2, *blocks]
     for done, block in enumerate(blocks):
         on_block(done, len(blocks))
         if isinstance(block, AttnBlock):
             for i in range(t):
-                x[i] = _attention(block, x[i])
+                x[i] = _attention(ops, block, x[i])
         elif isinstance(block, ResnetBlock):
             factor, channels = 1 if upsample is None else 2, block.conv2.out_channels
             out = at_end(factor * x.shape[1], factor * x.shape[2], channels)
             if out.numel() < x.numel():
                 out = out.clone()
             values = out[0, :, :, 0].numel() * max(block.conv1.in_channels, channels)
-            step = max(room // (3 * values), 1)
+            step = max(max_values // (3 * values), 1)
             for i in range(0, t, step):
                 # Frame i of `out` ends before frame i + 1 of x begins, for both end together and x is no larger.
-                _over_pixels(block, x[i : i + step], out[i : i + step], upsample, doubled)
+                _spatial(ops, block, x[i : i + step], out[i : i + step], upsample, upsample_weight)
             x, upsample = out, None
             if isinstance(block, VideoResnetBlock):
-                _over_frames(block, x.flatten(1, 2), room)
+                _temporal(ops, block, x.flatten(1, 2), max_values)
         else:
-            upsample, doubled = block, None if block is None else for_doubled(block.conv.weight)
-    step = max(room // (3 * x[0].numel()), 1)
-    video = torch.cat([_last(decoder, part) for part in x.split(step)])
+            upsample, upsample_weight = block, None if block is None else ops.for_doubled(block.conv.weight)
+    step = max(max_values // (3 * x[0].numel()), 1)
+    video = torch.cat([_last(ops, decoder, part) for part in x.split(step)])
     on_block(len(blocks), len(blocks))
     last = decoder.conv_out
     if not isinstance(last, VideoConv):
@@ -92,7 +85,7 @@ def decode(
 
 
 def frame_values(decoder: Decoder, h: int, w: int) -> int:
-    """The `room` in which every layer over pixels has one whole frame, whose latent is (h, w)."""
+    """The `max_values` at which every spatial layer has one whole frame, whose latent is (h, w)."""
     most, scale = 0, 1
     for level in (cast(Level, level) for level in reversed(decoder.up)):
         convs = [cast(ResnetBlock, block).conv1 for block in level.block]
@@ -101,70 +94,73 @@ def frame_values(decoder: Decoder, h: int, w: int) -> int:
     return most
 
 
-def _over_pixels(block: ResnetBlock, x: Tensor, out: Tensor, upsample: Upsample | None, doubled: Tensor | None) -> None:
-    """A residual block, after an upsampling. x: (n, h, w, c), out: (n, f h, f w, c'), `_ahead` of its bias over frames.
+def _spatial(
+    ops: Ops, block: ResnetBlock, x: Tensor, out: Tensor, upsample: Upsample | None, upsample_weight: Tensor | None
+) -> None:
+    """A spatial residual block, after an upsampling if given. x: (n, h, w, c), out: (n, f h, f w, c'), may be x.
 
-    out may be x.
+    `out` includes the block's `_temporal_bias`.
     """
-    if upsample is not None and doubled is not None:
-        x = upsampled(x, doubled, cast(Tensor, upsample.conv.bias))
+    if upsample is not None and upsample_weight is not None:
+        x = ops.upsampled(x, upsample_weight, cast(Tensor, upsample.conv.bias))
     n, h, w, _ = x.shape
     skip, bias = x.flatten(1, 2), cast(Tensor, block.conv2.bias)
-    y = group_norm([skip], block.norm1)
+    y = ops.group_norm([skip], block.norm1)
     if hasattr(block, "nin_shortcut"):
         skip = F.linear(skip, block.nin_shortcut.weight.flatten(1))
         bias = bias + cast(Tensor, block.nin_shortcut.bias)
     del x
-    y, owed = over_pixels(y.view(n, h, w, -1), block.conv1.weight, cast(Tensor, block.conv1.bias))
-    y = group_norm([y], block.norm2, add=owed)
+    y, pending_bias = ops.over_pixels(y.view(n, h, w, -1), block.conv1.weight, cast(Tensor, block.conv1.bias))
+    y = ops.group_norm([y], block.norm2, add=pending_bias)
     if isinstance(block, VideoResnetBlock):
-        bias = bias + _ahead(block)
-    y, owed = over_pixels(y.view(n, h, w, -1), block.conv2.weight, bias)
-    blend(skip, y, 1.0, 1.0, owed, out=out.flatten(1, 2))
+        bias = bias + _temporal_bias(block)
+    y, pending_bias = ops.over_pixels(y.view(n, h, w, -1), block.conv2.weight, bias)
+    ops.blend(skip, y, 1.0, 1.0, pending_bias, out=out.flatten(1, 2))
 
 
-def _ahead(block: VideoResnetBlock) -> Tensor:
-    """What the last convolution over frames adds to anything, (c,): there before, for its product adds no bias."""
-    return _share(block) * cast(Tensor, cast(TemporalConv, block.time_stack.out_layers[3]).bias)
+def _temporal_bias(block: VideoResnetBlock) -> Tensor:
+    """The last temporal convolution's bias, weighted, (c,): the spatial block adds it, for `over_frames` adds none."""
+    return _temporal_weight(block) * cast(Tensor, cast(TemporalConv, block.time_stack.out_layers[3]).bias)
 
 
-def _share(block: VideoResnetBlock) -> float:
+def _temporal_weight(block: VideoResnetBlock) -> float:
+    """The weight of the temporal branch in the blend with its input."""
     return float(torch.sigmoid(block.mix_factor))
 
 
-def _over_frames(block: VideoResnetBlock, x: Tensor, room: int) -> None:
-    """The block's part over frames, in place. x: (t, s, c), `_ahead`."""
+def _temporal(ops: Ops, block: VideoResnetBlock, x: Tensor, max_values: int) -> None:
+    """The temporal residual block, blended, in place. x: (t, s, c), which includes `_temporal_bias`."""
     t, s, c = x.shape
     stack = block.time_stack
     norm_1, norm_2 = (cast(nn.GroupNorm, layers[0]) for layers in (stack.in_layers, stack.out_layers))
     conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
-    share = _share(block)
-    step = max(room // (4 * t * c) // Moments.run, 1) * Moments.run
+    weight = _temporal_weight(block)
+    step = max(max_values // (4 * t * c) // Moments.run, 1) * Moments.run
     parts = [slice(i, min(i + step, s)) for i in range(0, s, step)]
-    before = moments(x).norm(norm_1, t, -_ahead(block))
-    between = Moments(t, s, c, x.device)
-    kept: list[Tensor] = []
+    first = ops.moments(x).norm(norm_1, t, -_temporal_bias(block))
+    moments = ops.empty_moments(t, s, c, x.device)
+    stored: list[Tensor] = []
     for part in parts:
-        y = over_frames(x[:, part], before, conv_1, t)
-        between.measure(y, part.start)
-        if len(parts) == 1 or x.numel() <= _SMALL:  # else computed again, for all of it would take as much as x
-            kept.append(y)
-    after = between.norm(norm_2, t, conv_1.bias)
+        y = ops.over_frames(x[:, part], first, conv_1, t)
+        moments.measure(y, part.start)
+        if len(parts) == 1 or x.numel() <= _MAX_STORED:  # else recomputed, for all of it would take as much as x
+            stored.append(y)
+    second = moments.norm(norm_2, t, conv_1.bias)
     for part in reversed(parts):
-        y = kept.pop() if kept else over_frames(x[:, part], before, conv_1, t)
-        over_frames(y, after, conv_2, t, onto=x[:, part], of=share)
+        y = stored.pop() if stored else ops.over_frames(x[:, part], first, conv_1, t)
+        ops.over_frames(y, second, conv_2, t, onto=x[:, part], of=weight)
 
 
-def _attention(block: AttnBlock, x: Tensor) -> Tensor:
-    """A frame (h, w, c)."""
-    y = group_norm([x.view(1, -1, x.shape[-1])], block.norm, silu=False)[0]
+def _attention(ops: Ops, block: AttnBlock, x: Tensor) -> Tensor:
+    """Self-attention among the pixels of a frame (h, w, c), with its residual."""
+    y = ops.group_norm([x.view(1, -1, x.shape[-1])], block.norm, silu=False)[0]
     q, k, v = (F.linear(y, f.weight.flatten(1), f.bias) for f in (block.q, block.k, block.v))
-    y = attend(q[None, None], k[None, None], v[None, None])[0, 0]
+    y = F.scaled_dot_product_attention(q[None, None], k[None, None], v[None, None])[0, 0]
     return x + F.linear(y, block.proj_out.weight.flatten(1), block.proj_out.bias).view_as(x)
 
 
-def _last(decoder: Decoder, x: Tensor) -> Tensor:
-    """(n, h, w, c) -> (n, out_ch, h, w), before any convolution over frames."""
-    y = group_norm([x.flatten(1, 2)], decoder.norm_out).view_as(x).permute(0, 3, 1, 2)
+def _last(ops: Ops, decoder: Decoder, x: Tensor) -> Tensor:
+    """The last norm and spatial convolution: (n, h, w, c) -> (n, out_ch, h, w)."""
+    y = ops.group_norm([x.flatten(1, 2)], decoder.norm_out).view_as(x).permute(0, 3, 1, 2)
     last = cast(nn.Conv2d, decoder.conv_out)
     return F.conv2d(y, last.weight, last.bias, padding=1)

@@ -16,9 +16,10 @@ from importlib import import_module
 import torch
 from torch import nn
 
-from sgm.fast.torch_ops import ProcessorOps, TorchOps
+from sgm.fast.torch_ops import Moments, ProcessorOps, TorchOps
 from sgm.layers.residual import TemporalConv
 
+__all__ = ["Moments", "Ops", "channels_last", "for_device"]
 logger = logging.getLogger(__name__)
 Ops = TorchOps  # the signatures, which all kinds share
 
@@ -41,7 +42,7 @@ def _triton(device: torch.device) -> Ops | None:
     if device.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0)):
         return None
     try:
-        module = import_module("sgm.fast.triton_ops")  # half a second, for nothing where there is no card
+        module = import_module("sgm.fast.triton_ops")  # only here, for Triton's import takes a while
     except ImportError:  # Triton is not made for Windows and macOS
         return None
     # One kernel is tried, for Triton may lack something of the system, a C compiler above all.

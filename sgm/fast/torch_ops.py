@@ -1,7 +1,7 @@
 """The operations in plain torch: `TorchOps` for CUDA devices and the base of the others, `ProcessorOps` for the rest.
 
-Activations are x (n, s, c): n frames of s pixels with c channels. Pixels are contiguous, so that a channels-last picture
-is such an x without a copy; frames may have any stride. The operations are stateless; threads may share them.
+Activations are x (n, s, c): n frames of s pixels with c channels. Pixels are contiguous, so that a channels-last
+picture is such an x without a copy; frames may have any stride. The operations are stateless: threads may share them.
 """
 
 from __future__ import annotations
@@ -99,12 +99,13 @@ class TorchOps:
         return Moments(n, s, c, device)
 
     def moments(self, x: Tensor) -> Moments:
-        return self.empty_moments(*x.shape, x.device).measure(x)
+        n, s, c = x.shape
+        return self.empty_moments(n, s, c, x.device).measure(x)
 
     def scale_shift(
         self, x: Tensor, scale: Tensor, shift: Tensor, silu: bool = True, out: Tensor | None = None
     ) -> Tensor:
-        """x * scale + shift, then SiLU if `silu`. scale, shift: (n, c) float32; out may be a part of a larger tensor."""
+        """x * scale + shift, then SiLU if `silu`. scale, shift: (n, c) float32; out may be a view of a larger one."""
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
         torch.addcmul(shift[:, None], x, scale[:, None], out=out)
         return F.silu(out, inplace=True) if silu else out

@@ -17,22 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgm.fast.kernels import (
-    NEAR,
-    attention,
-    blend,
-    channels_last,
-    for_doubled,
-    gated,
-    gates_in_product,
-    group_norm,
-    layer_norm,
-    moments,
-    over_frames,
-    over_pixels,
-    temporal_attention,
-    upsampled,
-)
+from sgm.fast.ops import Ops, channels_last, for_device
 from sgm.layers.attention import GEGLU, BasicTransformerBlock, CrossAttention, FeedForward, VideoTransformerBlock
 from sgm.layers.embeddings import timestep_embedding
 from sgm.layers.residual import ResBlock, TemporalConv, Upsample
@@ -67,11 +52,13 @@ class Biases:
 class Constants:
     """What does not change from step to step, for n frames of whole clips.
 
-    wide: how many values the widest activations may have at once; where they have more, they come in parts.
+    ops: the operations of the device. wide: how many values the widest activations may have at once; where they have
+    more, they come in parts.
     label: the embedded vector condition (n, e), or None. owed: for each of a transformer's blocks.
     alphas: the spatial branch's share in each blend. doubled: the upsamplings' weights, `for_doubled`.
     """
 
+    ops: Ops
     frames: int
     wide: int
     label: Tensor | None
@@ -89,12 +76,12 @@ def supports(unet: nn.Module, context: Tensor) -> TypeGuard[VideoUNet]:
 def constants(unet: VideoUNet, context: Tensor, y: Tensor | None, frames: int, wide: int = WIDE) -> Constants:
     """context: (n, 1, d), y: (n, a) or None, of n frames that are clips of `frames`, in the network's dtype."""
     lay_out(unet)
-    wide = min(wide, NEAR) if context.device.type == "cpu" else wide
-    found = Constants(frames, wide, None if y is None else unet.label_emb(y))
+    ops = for_device(context.device)
+    found = Constants(ops, frames, min(wide, ops.max_chunk), None if y is None else unet.label_emb(y))
     context = context[:, 0]
     for module in unet.modules():
         if isinstance(module, Upsample):
-            found.doubled[module] = for_doubled(module.conv.weight)
+            found.doubled[module] = ops.for_doubled(module.conv.weight)
         if isinstance(module, AlphaBlender):
             fixed = module.merge_strategy == "fixed"
             found.alphas[module] = float(module.mix_factor if fixed else torch.sigmoid(module.mix_factor))
@@ -197,7 +184,7 @@ def forward(unet: VideoUNet, x: Tensor, timesteps: Tensor, known: Constants) -> 
         del x
         x = _block(cast(Block, block), parts, emb, known)
     norm, _, conv = unet.out
-    return conv(pictures(group_norm([tokens(x)], cast(nn.GroupNorm, norm)), x.shape[-2:]))
+    return conv(pictures(known.ops.group_norm([tokens(x)], cast(nn.GroupNorm, norm)), x.shape[-2:]))
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -218,7 +205,7 @@ def _block(block: Block, parts: list[Tensor], emb: Tensor, known: Constants) -> 
         elif isinstance(layer, SpatialVideoTransformer):
             parts.append(_transformer(layer, parts.pop(), known))
         elif isinstance(layer, Upsample):
-            x = upsampled(parts.pop().permute(0, 2, 3, 1), known.doubled[layer], _bias(layer.conv))
+            x = known.ops.upsampled(parts.pop().permute(0, 2, 3, 1), known.doubled[layer], _bias(layer.conv))
             parts.append(x.permute(0, 3, 1, 2))
             del x
         else:
@@ -228,31 +215,31 @@ def _block(block: Block, parts: list[Tensor], emb: Tensor, known: Constants) -> 
 
 def _residual(block: VideoResBlock, parts: list[Tensor], emb: Tensor, known: Constants) -> Tensor:
     """Takes `parts`. The result comes with the bias of the layer after the block, where that is a transformer."""
-    size, biases = parts[0].shape[-2:], known.biases[block]
+    size, biases, ops = parts[0].shape[-2:], known.biases[block], known.ops
     first, last = cast(nn.Conv2d, block.in_layers[2]), cast(nn.Conv2d, block.out_layers[3])
     inputs = [tokens(part) for part in parts]
     parts.clear()
-    y = group_norm(inputs, cast(nn.GroupNorm, block.in_layers[0]))
+    y = ops.group_norm(inputs, cast(nn.GroupNorm, block.in_layers[0]))
     y = tokens(F.conv2d(pictures(y, size), first.weight, padding=1))
-    y = group_norm([y], cast(nn.GroupNorm, block.out_layers[0]), add=_embedded(block, emb, biases.inside))
-    y, owed = over_pixels(y.unflatten(1, tuple(size)), last.weight, biases.all_but_inside)
+    y = ops.group_norm([y], cast(nn.GroupNorm, block.out_layers[0]), add=_embedded(block, emb, biases.inside))
+    y, owed = ops.over_pixels(y.unflatten(1, tuple(size)), last.weight, biases.all_but_inside)
     skip = inputs[0]
     if isinstance(block.skip_connection, nn.Conv2d):
         weights = block.skip_connection.weight.flatten(1).split([part.shape[2] for part in inputs], dim=1)
         skip = F.linear(inputs[0], weights[0])
         for part, weight in zip(inputs[1:], weights[1:], strict=True):
             skip.flatten(0, 1).addmm_(part.flatten(0, 1), weight.t())
-    y = blend(skip, y, 1.0, 1.0, owed, out=y)
+    y = ops.blend(skip, y, 1.0, 1.0, owed, out=y)
     del skip, inputs
     frames, stack, share = known.frames, block.time_stack, 1 - known.alphas[block.time_mixer]
     conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
     clips = max(known.wide // (3 * frames * y[0].numel()), 1) * frames
     added = _embedded(stack, emb, biases.time_inside)
     for part, add in zip(y.split(clips), added.split(clips), strict=True):
-        norm = moments(part).norm(cast(nn.GroupNorm, stack.in_layers[0]), frames, biases.behind)
-        z = over_frames(part, norm, conv_1, frames)
-        norm = moments(z).norm(cast(nn.GroupNorm, stack.out_layers[0]), frames, add)
-        over_frames(z, norm, conv_2, frames, onto=part, of=share)
+        norm = ops.moments(part).norm(cast(nn.GroupNorm, stack.in_layers[0]), frames, biases.behind)
+        z = ops.over_frames(part, norm, conv_1, frames)
+        norm = ops.moments(z).norm(cast(nn.GroupNorm, stack.out_layers[0]), frames, add)
+        ops.over_frames(z, norm, conv_2, frames, onto=part, of=share)
     return pictures(y, size)
 
 
@@ -263,21 +250,23 @@ def _embedded(block: ResBlock, emb: Tensor, bias: Tensor) -> Tensor:
 
 def _transformer(layer: SpatialVideoTransformer, x: Tensor, known: Constants) -> Tensor:
     """x comes with the bias of the last layer."""
-    alpha, wide = known.alphas[layer.time_mixer], known.wide
-    y = layer.proj_in(group_norm([tokens(x)], layer.norm, add=-_bias(layer.proj_out), silu=False))
+    alpha, wide, ops = known.alphas[layer.time_mixer], known.wide, known.ops
+    y = layer.proj_in(ops.group_norm([tokens(x)], layer.norm, add=-_bias(layer.proj_out), silu=False))
     for i, owed in enumerate(known.owed[layer]):
         spatial = cast(BasicTransformerBlock, layer.transformer_blocks[i])
         temporal = cast(VideoTransformerBlock, layer.time_stack[i])
-        _plus(y, attention(_qkv(layer_norm(y, spatial.norm1), spatial.attn1), spatial.attn1.heads), spatial.attn1)
-        _feed(y, spatial.norm3, spatial.ff, owed.feed, wide)
+        qkv = _qkv(ops.layer_norm(y, spatial.norm1), spatial.attn1)
+        _plus(y, ops.attention(qkv, spatial.attn1.heads), spatial.attn1)
+        del qkv
+        _feed(ops, y, spatial.norm3, spatial.ff, owed.feed, wide)
         z = y.clone()
         if temporal.ff_in is not None and temporal.norm_in is not None:
-            _feed(z, temporal.norm_in, temporal.ff_in, owed.time_in, wide)
-        qkv = _qkv(layer_norm(z, temporal.norm1, owed.time), temporal.attn1)
-        _plus(z, temporal_attention(qkv, temporal.attn1.heads, known.frames), temporal.attn1)
+            _feed(ops, z, temporal.norm_in, temporal.ff_in, owed.time_in, wide)
+        qkv = _qkv(ops.layer_norm(z, temporal.norm1, owed.time), temporal.attn1)
+        _plus(z, ops.temporal_attention(qkv, temporal.attn1.heads, known.frames), temporal.attn1)
         del qkv
-        _feed(z, temporal.norm3, temporal.ff, owed.time_feed, wide)
-        y = blend(y, z, alpha, 1 - alpha, owed.end, out=y)
+        _feed(ops, z, temporal.norm3, temporal.ff, owed.time_feed, wide)
+        y = ops.blend(y, z, alpha, 1 - alpha, owed.end, out=y)
     tokens(x).flatten(0, 1).addmm_(y.flatten(0, 1), cast(nn.Linear, layer.proj_out).weight.t())
     return x
 
@@ -287,14 +276,13 @@ def _plus(y: Tensor, x: Tensor, layer: CrossAttention) -> None:
     y.flatten(0, 1).addmm_(x.flatten(0, 1), cast(nn.Linear, layer.to_out[0]).weight.t())
 
 
-def _feed(y: Tensor, norm: nn.LayerNorm, layer: FeedForward, owed: Tensor, most: int) -> None:
+def _feed(ops: Ops, y: Tensor, norm: nn.LayerNorm, layer: FeedForward, owed: Tensor, most: int) -> None:
     """y += feed-forward of norm(y + owed), without its last bias; in parts, for it is up to eight times wider."""
     wide, narrow = cast(GEGLU, layer.net[0]).proj, cast(nn.Linear, layer.net[2])
-    width = narrow.in_features if gates_in_product(y, wide) else wide.out_features
-    parts = math.ceil(len(y) * y.shape[1] * width / most)
+    parts = math.ceil(len(y) * y.shape[1] * ops.gated_width(wide) / most)
     step = math.ceil(len(y) / parts)
     for part, add in zip(y.split(step), owed.split(step), strict=True):
-        h = gated(layer_norm(part, norm, add).flatten(0, 1), wide)
+        h = ops.gated(ops.layer_norm(part, norm, add).flatten(0, 1), wide)
         part.flatten(0, 1).addmm_(h, narrow.weight.t())
 
 
