@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 
 from sgm.errors import UserError
 from sgm.request import VideoRequest
-from sgm.versions import VERSIONS
 
 if TYPE_CHECKING:
     from PIL import Image

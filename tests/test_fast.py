@@ -5,35 +5,39 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from sgm.engine import DiffusionEngine
-from sgm.fast import kernels
 from sgm.fast.decoder import decode
+from sgm.fast.ops import Ops, for_device
+from sgm.fast.torch_ops import TorchOps
 from sgm.layers.residual import TemporalConv
 from tests import small_model
 
 F64 = torch.float64
 
 
-@pytest.fixture(params=["here", "cuda"])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """Where the kernels are tried: as they are on a processor, and on a GPU where there is one."""
-    if request.param == "cuda" and not torch.cuda.is_available():
+@pytest.fixture(params=["here", "cuda", "cuda without Triton"])
+def ops_and_device(request: pytest.FixtureRequest) -> tuple[Ops, torch.device]:
+    """Operations, and a device to try them on: those of a processor, of a GPU, and in plain torch those of a GPU."""
+    on_gpu, on_processor = torch.cuda.is_available(), torch.device("cpu")
+    if request.param == "cuda without Triton":  # which a processor can run, too
+        return TorchOps(), torch.device("cuda") if on_gpu else on_processor
+    if request.param == "cuda" and not on_gpu:
         pytest.skip("no CUDA device here; Triton's interpreter tries the kernels")
-    wanted = request.param == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-    device = torch.device("cuda" if request.param == "cuda" else "cpu")
-    assert kernels.has_kernels(torch.ones(1, device=device)) == wanted
-    return device
+    with_triton = request.param == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    device = torch.device("cuda") if request.param == "cuda" else on_processor
+    ops = for_device(device)
+    assert (type(ops).__name__ == "TritonOps") == with_triton
+    return ops, device
 
 
 def test_the_kernels_in_triton_s_interpreter() -> None:
@@ -79,44 +83,31 @@ def test_the_kernels_compile_for_a_gpu(name: str) -> None:
     assert len(built.asm["cubin"]) > 1000
 
 
-@pytest.fixture
-def tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[..., object]], bool]]:
-    """Whether kernels are taken to run here, where the one that is tried is this function."""
-
-    def found(kernel: Callable[..., object]) -> bool:
-        monkeypatch.setattr(kernels, "_INTERPRETED", True)
-        monkeypatch.setattr(kernels, "compiled", SimpleNamespace(blend={(1, 1, 1): kernel}))
-        return kernels.has_kernels(torch.ones(1))
-
-    kernels._runs.cache_clear()
-    yield found
-    kernels._runs.cache_clear()
-
-
 def test_where_triton_cannot_compile_plain_torch_takes_its_place(
-    tried: Callable[[Callable[..., object]], bool], caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def without_compiler(*_: object, **__: object) -> None:
-        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+    class WithoutCompiler(TorchOps):
+        def __init__(self, device: torch.device) -> None: ...
 
-    assert not tried(without_compiler)
-    x = torch.ones(2, 3, 16)
-    assert torch.equal(kernels.blend(x, x, 0.5, 1.0, None), 1.5 * x)
-    (told,) = caplog.messages  # once
-    assert "Failed to find C compiler" in told
+        def blend(self, *_: Any, **__: Any) -> NoReturn:
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
 
-
-def test_a_job_cancelled_as_the_compiled_kernels_are_tried_does_not_rule_them_out(
-    tried: Callable[[Callable[..., object]], bool],
-) -> None:
-    class Cancelling(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is torch.Tensor.data_ptr:  # as Triton's launcher asks for it
-                raise InterruptedError
-            return func(*args, **(kwargs or {}))
-
-    with Cancelling():
-        assert tried(lambda x, *_, **__: x.data_ptr())
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.delenv("SGM_TRITON", raising=False)
+    monkeypatch.setitem(sys.modules, "sgm.fast.triton_ops", SimpleNamespace(TritonOps=WithoutCompiler))
+    for_device.cache_clear()
+    try:
+        x = torch.ones(2, 3, 16)
+        for _ in range(2):
+            assert torch.equal(for_device(x.device).blend(x, x, 0.5, 1.0, None), 1.5 * x)
+        (warning,) = caplog.messages  # once
+        assert "Failed to find C compiler" in warning
+        for_device.cache_clear()
+        monkeypatch.setenv("SGM_TRITON", "0")
+        assert torch.equal(for_device(x.device).blend(x, x, 0.5, 1.0, None), 1.5 * x)
+        assert caplog.messages == [warning]  # it was not tried
+    finally:
+        for_device.cache_clear()
 
 
 def draw(*shape: int, device: torch.device, shift: float = 0.0) -> Tensor:
@@ -135,62 +126,73 @@ def affine(module: nn.Module) -> Any:
 
 
 @pytest.mark.parametrize("frames", [1, 2])
-def test_group_norm_of_parts(device: torch.device, frames: int) -> None:
+def test_group_norm_of_parts(ops_and_device: tuple[Ops, torch.device], frames: int) -> None:
+    ops, device = ops_and_device
     x, add = draw(4, 1030, 96, device=device, shift=5.0), draw(4, 96, device=device)
     norm = affine(nn.GroupNorm(32, 96).to(device))
-    values = (x.double() + add[:, None].double()).unflatten(0, (-1, frames)).permute(0, 3, 1, 2)
-    wanted = F.group_norm(values, 32, norm.weight.double(), norm.bias.double(), norm.eps)
-    wanted = wanted.permute(0, 2, 3, 1).flatten(0, 1)
+
+    def expected(x: Tensor) -> Tensor:
+        values = (x.double() + add[:, None].double()).unflatten(0, (-1, frames)).permute(0, 3, 1, 2)
+        values = F.group_norm(values, 32, norm.weight.double(), norm.bias.double(), norm.eps)
+        return values.permute(0, 2, 3, 1).flatten(0, 1)
+
+    wanted = expected(x)
     parts = [x[:, :, :64].contiguous(), x[:, :, 64:].contiguous()]
-    assert close(kernels.group_norm(parts, norm, frames, add, silu=False), wanted)
-    found = kernels.Moments(*x.shape, device=device)
+    assert close(ops.group_norm(parts, norm, frames, add, silu=False), wanted)
+    found = ops.empty_moments(*x.shape, device)
     for start in (0, 1024):
         found.measure(x[:, start : start + 1024], start)
-    assert close(kernels.scale_shift(x, *found.norm(norm, frames, add)), F.silu(wanted))
+    assert close(ops.scale_shift(x, *found.norm(norm, frames, add)), F.silu(wanted))
+    half = x.half()
+    found = ops.scale_shift(half, *ops.moments(half).norm(norm, frames, add), silu=False)
+    assert close(found, expected(half), 6e-4)
 
 
-def test_layer_norm_geglu_and_blend(device: torch.device) -> None:
+def test_layer_norm_geglu_and_blend(ops_and_device: tuple[Ops, torch.device]) -> None:
+    ops, device = ops_and_device
     x, y, add = draw(3, 7, 320, device=device), draw(3, 7, 320, device=device, shift=1.0), draw(3, 320, device=device)
     norm = affine(nn.LayerNorm(320).to(device))
     values = x.double() + add[:, None].double()
     wanted = F.layer_norm(values, (320,), norm.weight.double(), norm.bias.double(), norm.eps)
-    assert close(kernels.layer_norm(x, norm, add), wanted)
-    assert close(kernels.blend(x, y, 0.3, 0.7, add[0]), 0.3 * x.double() + 0.7 * y.double() + add[0].double())
+    assert close(ops.layer_norm(x, norm, add), wanted)
+    assert close(ops.blend(x, y, 0.3, 0.7, add[0]), 0.3 * x.double() + 0.7 * y.double() + add[0].double())
     for c, dtype, bound in (16, torch.float32, 3e-6), (16, torch.float16, 6e-4), (64, torch.float16, 6e-4):
         wide, rows = affine(nn.Linear(c, 8 * c).to(device, dtype)), draw(150, c, device=device).to(dtype)
         value, gate = F.linear(rows.double(), wide.weight.double(), wide.bias.double()).chunk(2, dim=1)
-        assert close(kernels.gated(rows, wide), value * F.gelu(gate), bound)
+        assert close(ops.gated(rows, wide), value * F.gelu(gate), bound)
 
 
-def test_attention_within_and_across_frames(device: torch.device) -> None:
+def test_attention_within_and_across_frames(ops_and_device: tuple[Ops, torch.device]) -> None:
+    ops, device = ops_and_device
     qkv = draw(6, 5, 3 * 64, device=device)
 
     def wanted(order: tuple[int, ...], back: tuple[int, ...]) -> Tensor:
         q, k, v = qkv.double().view(2, 3, 5, 3, 2, 32).permute(order)
         return F.scaled_dot_product_attention(q, k, v).permute(back).reshape(6, 5, 64)
 
-    assert close(kernels.attention(qkv, 2), wanted((3, 0, 1, 4, 2, 5), (0, 1, 3, 2, 4)))
-    assert close(kernels.temporal_attention(qkv, 2, 3), wanted((3, 0, 2, 4, 1, 5), (0, 3, 1, 2, 4)))
+    assert close(ops.attention(qkv, 2), wanted((3, 0, 1, 4, 2, 5), (0, 1, 3, 2, 4)))
+    assert close(ops.temporal_attention(qkv, 2, 3), wanted((3, 0, 2, 4, 1, 5), (0, 3, 1, 2, 4)))
 
 
 @torch.backends.cudnn.flags(allow_tf32=False)
-def test_convolutions_over_frames_and_of_doubled_pictures(device: torch.device) -> None:
+def test_convolutions_over_frames_and_of_doubled_pictures(ops_and_device: tuple[Ops, torch.device]) -> None:
+    ops, device = ops_and_device
     x, norm = draw(6, 40, 64, device=device), (draw(6, 64, device=device), draw(6, 64, device=device, shift=1.0))
     over = affine(TemporalConv(64, 32, (3, 1, 1)).to(device))
     values = F.silu(x.double() * norm[0][:, None].double() + norm[1][:, None].double())
     wanted = F.conv2d(values.view(2, 3, 40, 64).permute(0, 3, 1, 2), over.weight.double().squeeze(-1), padding=(1, 0))
     wanted = wanted.permute(0, 2, 3, 1).reshape(6, 40, 32)
-    assert close(kernels.over_frames(x, norm, over, 3), wanted)
+    assert close(ops.over_frames(x, norm, over, 3), wanted)
     base = draw(6, 43, 32, device=device)
     for at in (slice(0, 40), slice(2, 42)):
         onto = base.clone()
-        kernels.over_frames(x, norm, over, 3, onto=onto[:, at], of=0.3)
+        ops.over_frames(x, norm, over, 3, onto=onto[:, at], of=0.3)
         assert close(onto[:, at], base[:, at].double() + 0.3 * wanted)
         assert torch.equal(onto[:, : at.start], base[:, : at.start])
     picture, conv = draw(2, 3, 5, 64, device=device), affine(nn.Conv2d(64, 32, 3, padding=1).to(device))
     doubled = F.interpolate(picture.double().permute(0, 3, 1, 2), scale_factor=2.0)
     wanted = F.conv2d(doubled, conv.weight.double(), conv.bias.double(), padding=1).permute(0, 2, 3, 1)
-    assert close(kernels.upsampled(picture, kernels.for_doubled(conv.weight), conv.bias), wanted)
+    assert close(ops.upsampled(picture, ops.for_doubled(conv.weight), conv.bias), wanted)
 
 
 @pytest.fixture(scope="module")
@@ -250,8 +252,8 @@ def test_the_decoder_in_parts(made_up: Callable[[str], DiffusionEngine], case: s
     told: list[tuple[int, int]] = []
     with torch.inference_mode():
         wanted = decoder(z, 4)
-        for room in (2**28, 2**17, 1):
-            assert relative(decode(decoder, z, room, lambda *at: told.append(at)), wanted) < 1e-5
+        for max_values in (2**28, 2**17, 1):
+            assert relative(decode(decoder, z, max_values, lambda *at: told.append(at)), wanted) < 1e-5
         for at_once in (None, 1, 2, 50):
             assert relative(engine.decode_clip(z, at_once), engine.decode(z, 4)) < 1e-5
     steps = told[: len(told) // 3]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sgm.autoencoder.blocks import AttnBlock, ResnetBlock, VideoConv, VideoResnetBlock
 from sgm.autoencoder.coders import Decoder, Level
-from sgm.fast.ops import Moments, Ops, channels_last, for_device
+from sgm.fast.ops import Moments, Ops, for_device
 from sgm.layers.residual import TemporalConv, Upsample, frames_first, frames_in_batch
 
 MAX_VALUES = 2**28  # values in flight: those of the activations of one chunk, beside the buffer
@@ -35,7 +35,6 @@ def decode(
     max_values: how many values the activations of a chunk may hold; less is slower, and a spatial layer takes at least
     one frame. on_block(done, of) is called before each of the decoder's `of` blocks and after the last.
     """
-    channels_last(decoder)
     ops = for_device(z.device)
     max_values = min(max_values, ops.max_chunk)
     t, _, h, w = z.shape

@@ -16,7 +16,8 @@ from importlib import import_module
 import torch
 from torch import nn
 
-from sgm.fast.torch_ops import Moments, ProcessorOps, TorchOps
+from sgm.fast.moments import Moments
+from sgm.fast.torch_ops import ProcessorOps, TorchOps
 from sgm.layers.residual import TemporalConv
 
 __all__ = ["Moments", "Ops", "channels_last", "for_device"]

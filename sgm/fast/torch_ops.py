@@ -14,92 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgm.fast.moments import CACHE_VALUES, Moments, ProcessorMoments, per_frame
 from sgm.layers.residual import TemporalConv
-
-_CACHED = 2**22  # values that a processor's caches hold
-
-
-class Moments:
-    """Mean and sum of squared deviations of each channel, over every 1024 pixels: the statistics of any group norm.
-
-    They are combined as by Chan, Golub and LeVeque's parallel algorithm. For n frames of s pixels; the pixels may be
-    measured in several calls, each starting at a multiple of `run`.
-    """
-
-    run = 1024  # pixels that share one mean
-
-    def __init__(self, n: int, s: int, c: int, device: torch.device) -> None:
-        self.pixels = s
-        self.mean, self.deviation = torch.empty((2, n, math.ceil(s / self.run), c), device=device)
-
-    def measure(self, x: Tensor, start: int = 0, channel: int = 0) -> Moments:
-        """Fill in the moments of x: (n, part, c), the pixels from `start` on, of the channels from `channel` on."""
-        _, s, c = x.shape
-        first, whole = start // self.run, s - s % self.run
-        for part in (x[:, :whole], x[:, whole:]):
-            if part.shape[1]:
-                values = part.unflatten(1, (-1, min(part.shape[1], self.run)))
-                at = slice(None), slice(first, first + values.shape[1]), slice(channel, channel + c)
-                self._measure(values, self.mean[at], self.deviation[at])
-                first += values.shape[1]
-        return self
-
-    def _measure(self, values: Tensor, mean: Tensor, deviation: Tensor) -> None:
-        """values: (n, runs, pixels, c); mean and deviation: (n, runs, c), written."""
-        mean.copy_(values.mean(2, dtype=mean.dtype))
-        if values.dtype == torch.float32:
-            _deviation(values, mean, deviation)
-        else:  # values are read twice and nothing else is; sums of squares are good for half precision alone
-            squares = torch.linalg.vector_norm(values, dim=2, dtype=mean.dtype).square_()
-            deviation.copy_(squares.addcmul_(mean, mean, value=-values.shape[2]).clamp_(min=0))
-
-    def norm(self, module: nn.GroupNorm, frames: int = 1, add: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The group norm of (x + add), statistics over `frames` consecutive frames, as x * scale + shift.
-
-        add: (n, c) or (c,). Returns scale and shift, (n, c) float32.
-        """
-        n, runs, c = self.mean.shape
-        groups, size = module.num_groups, c // module.num_groups
-        add = rows(add, self.mean).float()
-        counts = torch.full((runs, 1, 1), float(self.run), device=add.device)
-        counts[-1] = self.pixels - (runs - 1) * self.run
-        means = (self.mean + add[:, None]).view(-1, frames, runs, groups, size)
-        total = frames * self.pixels * size
-        mean = (means * counts).sum((1, 2, 4), keepdim=True) / total
-        spread = self.deviation.view_as(means).sum((1, 2, 4), keepdim=True)
-        spread = spread + ((means - mean).square() * counts).sum((1, 2, 4), keepdim=True)
-        scale = (spread / total + module.eps).rsqrt().expand(-1, frames, -1, -1, size).reshape(n, c) * module.weight
-        mean = mean.expand(-1, frames, -1, -1, size).reshape(n, c)
-        return scale, (add - mean) * scale + module.bias
-
-
-class ProcessorMoments(Moments):
-    """The same, measured in chunks that stay in the caches, by differences to the mean in every dtype."""
-
-    def measure(self, x: Tensor, start: int = 0, channel: int = 0) -> Moments:
-        n, _, c = x.shape
-        step = max(_CACHED // (4 * n * self.run * c), 1) * self.run
-        for i, part in enumerate(x.split(step, dim=1)):
-            super().measure(part, start + i * step, channel)
-        return self
-
-    def _measure(self, values: Tensor, mean: Tensor, deviation: Tensor) -> None:
-        copy = values.float()
-        mean.copy_(copy.mean(2))  # `var_mean` takes ten times as long on processors
-        _deviation(copy, mean, deviation, out=None if copy is values else copy)
 
 
 class TorchOps:
     """Operations between the matrix products and convolutions, for CUDA devices."""
 
-    max_chunk = sys.maxsize  # the most values that a chunk of the activations may have to stay in the device's caches
+    max_chunk = sys.maxsize  # the most values that the activations of a chunk may have, to stay in the caches
 
     def empty_moments(self, n: int, s: int, c: int, device: torch.device) -> Moments:
         """Moments of n frames of s pixels with c channels, to be measured in parts."""
         return Moments(n, s, c, device)
 
     def moments(self, x: Tensor) -> Moments:
-        return self.empty_moments(*x.shape, x.device).measure(x)
+        n, s, c = x.shape
+        return self.empty_moments(n, s, c, x.device).measure(x)
 
     def scale_shift(
         self, x: Tensor, scale: Tensor, shift: Tensor, silu: bool = True, out: Tensor | None = None
@@ -159,7 +89,7 @@ class TorchOps:
         out = torch.empty(a.shape, dtype=a.dtype, device=a.device) if out is None else out
         if add is None and of_a == 1:
             return torch.add(a, b, alpha=of_b, out=out)
-        return torch.add(torch.add(rows(add, a)[:, None].float(), a, alpha=of_a), b, alpha=of_b, out=out)
+        return torch.add(torch.add(per_frame(add, a)[:, None].float(), a, alpha=of_a), b, alpha=of_b, out=out)
 
     def over_frames(
         self,
@@ -226,7 +156,7 @@ class TorchOps:
 class ProcessorOps(TorchOps):
     """For processors, and for what torch runs on that is neither a processor nor CUDA, as Apple's GPUs (MPS)."""
 
-    def __init__(self, max_chunk: int = _CACHED) -> None:
+    def __init__(self, max_chunk: int = CACHE_VALUES) -> None:
         self.max_chunk = max_chunk
 
     def empty_moments(self, n: int, s: int, c: int, device: torch.device) -> Moments:
@@ -266,7 +196,7 @@ class ProcessorOps(TorchOps):
         if add is None and of_a == 1:
             return super().blend(a, b, of_a, of_b, None, out)
         out = torch.empty(a.shape, dtype=a.dtype, device=a.device) if out is None else out
-        add = rows(add, a)
+        add = per_frame(add, a)
         for i in range(len(a)):  # a frame at a time, whose float32 intermediate stays in the caches
             at = slice(i, i + 1)
             super().blend(a[at], b[at], of_a, of_b, add[at], out[at])
@@ -275,14 +205,3 @@ class ProcessorOps(TorchOps):
     def _temporal_conv(self, x: Tensor, conv: TemporalConv) -> Tensor:
         """As a picture t high and s wide, with a kernel (k, 1)."""
         return F.conv2d(x, conv.weight.squeeze(-1), padding=(conv.kernel_size[0] // 2, 0))
-
-
-def rows(add: Tensor | None, like: Tensor) -> Tensor:
-    """`add`, (n, c) or (c,), as (n, c) of `like` (n, ..., c); zeros for None."""
-    shape = (like.shape[0], like.shape[-1])
-    return like.new_zeros(shape[1]).expand(shape) if add is None else add.expand(shape)
-
-
-def _deviation(values: Tensor, mean: Tensor, to: Tensor, out: Tensor | None = None) -> None:
-    """The sums of squared differences to the mean. out: where the differences may be written, such as `values`."""
-    to.copy_(torch.sub(values, mean[:, :, None], out=out).square_().sum(2))

@@ -1,4 +1,4 @@
-"""The kernels of `sgm.fast.kernels` in Triton, which says what each computes and lays the arguments out.
+"""The Triton kernels that `triton_ops` launches; `torch_ops` says what each computes.
 
 c and the strides are specialized on, so that loads are known to be aligned; sizes of pictures are not, so that each
 kernel is compiled a few times at most.

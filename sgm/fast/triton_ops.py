@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgm.fast import triton_kernels
-from sgm.fast.torch_ops import Moments, TorchOps, rows
+from sgm.fast.moments import Moments, per_frame
+from sgm.fast.torch_ops import TorchOps
 
 kernels: Any = triton_kernels  # a type checker takes a kernel for the Python function that it is written as
 
@@ -31,7 +32,7 @@ class TritonMoments(Moments):
     def norm(self, module: nn.GroupNorm, frames: int = 1, add: Tensor | None = None) -> tuple[Tensor, Tensor]:
         n, runs, c = self.mean.shape
         groups, size = module.num_groups, c // module.num_groups
-        add, width = rows(add, self.mean), kernels.triton.next_power_of_2(size)
+        add, width = per_frame(add, self.mean), kernels.triton.next_power_of_2(size)
         scale, shift = torch.empty_like(self.mean[:, 0]), torch.empty_like(self.mean[:, 0])
         tensors = (self.mean, self.deviation, add, module.weight, module.bias, scale, shift)
         sizes = (self.pixels, runs, frames, c, size, module.eps, self.run, max(2048 // width, 1), width)
@@ -67,7 +68,7 @@ class TritonOps(TorchOps):
         n, s, c = x.shape
         if c % 16:
             return super().layer_norm(x, module, add)
-        add, out = rows(add, x), torch.empty_like(x)
+        add, out = per_frame(add, x), torch.empty_like(x)
         width = min(c & -c, 256)
         height = 1024 // width
         arguments = (x, add, module.weight, module.bias, out, x.stride(0), add.stride(0), s, module.eps)
@@ -103,7 +104,7 @@ class TritonOps(TorchOps):
     ) -> Tensor:
         n, s, c = a.shape
         out = torch.empty(a.shape, dtype=a.dtype, device=a.device) if out is None else out
-        add, width = rows(add, a), _block(c)
+        add, width = per_frame(add, a), _block(c)
         grid = (math.ceil(s / 128), c // width, n)
         strides = (a.stride(0), b.stride(0), out.stride(0), add.stride(0))
         kernels.blend[grid](a, b, add, out, float(of_a), float(of_b), *strides, s, c, 128, width, num_warps=8)
