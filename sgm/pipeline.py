@@ -24,7 +24,6 @@ from sgm.engine import DiffusionEngine
 from sgm.errors import UserError, enough_memory
 from sgm.media.image import fit_picture
 from sgm.media.object import cut_out, place_object
-from sgm.memory import kept_memory
 from sgm.plan import GIB, Plan, choose, free_memory
 from sgm.versions import VERSIONS, Version
 
@@ -214,7 +213,6 @@ class Clip:
 
 
 @enough_memory()
-@kept_memory()
 @torch.inference_mode()
 def generate(
     engine: DiffusionEngine,

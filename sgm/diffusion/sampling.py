@@ -40,10 +40,12 @@ class Sampler(ABC):
 
     `sampler(denoiser, x, cond, uc, num_steps)` turns standard normal x into a sample. `noise` draws what stochastic
     samplers need (default: torch's global generator); `on_step(i, n)` is called after step i of n and may raise.
-    `options` names the parameters of its own that a request may set.
+    `options` names the parameters of its own that a request may set; `evaluations` is how often a step runs the
+    network.
     """
 
     options: tuple[str, ...] = ()
+    evaluations: int = 1
 
     def __init__(
         self,
@@ -133,6 +135,8 @@ class EulerEDMSampler(Sampler):
 class HeunEDMSampler(EulerEDMSampler):
     """Karras et al. 2022, algorithm 2. Two network evaluations a step, but for the last."""
 
+    evaluations = 2
+
     def correct(
         self, denoise: Denoise, x: Tensor, euler: Tensor, d: Tensor, sigma_hat: Tensor, sigma_next: Tensor
     ) -> Tensor:
@@ -171,6 +175,8 @@ class EulerAncestralSampler(AncestralSampler):
 
 class DPMPP2SAncestralSampler(AncestralSampler):
     """DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095), ancestral. Two evaluations a step, but for the last."""
+
+    evaluations = 2
 
     def down(self, denoise: Denoise, x: Tensor, sigma: Tensor, sigma_down: Tensor) -> Tensor:
         denoised = denoise(x, sigma)
