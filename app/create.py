@@ -343,7 +343,7 @@ def _clip(job: Job) -> None:
         return
     if job.message:
         st.warning(controls.plain(job.message), icon=":material/save:")
-    if job.kept and st.button("Save again", icon=":material/save:"):
+    if job.unwritten and st.button("Save again", icon=":material/save:"):
         with st.spinner("Saving …"):
             saved = table().save_again(job.id)
         if saved is None or not saved.message:

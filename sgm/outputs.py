@@ -35,10 +35,10 @@ class FolderInUse(UserError):
 
     def __init__(self, folder: Path, owner: Owner | None) -> None:
         self.address = owner.address if owner else ""
-        where = f" at {self.address}" if self.address else ""
+        at, who = f" at {self.address}" if self.address else "", f" ({owner})" if owner else ""
         super().__init__(
-            f"The app is already running{where}{f' ({owner})' if owner else ''} and owns the outputs folder {folder}. "
-            "Open it there: its History shows these clips. Or name another folder in SGM_OUTPUTS and start again."
+            f"sgm app is already running{at}{who} and owns the outputs folder {folder}: open it, its History shows "
+            "these clips, or name another folder in SGM_OUTPUTS and start again."
         )
 
 
@@ -56,11 +56,12 @@ class FolderLock:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
-        except Timeout:
-            raise FolderInUse(folder, _read(folder)) from None
         except (OSError, NotImplementedError) as error:
+            if isinstance(error, Timeout) and (folder / LOCK).exists():
+                raise FolderInUse(folder, _read(folder)) from None
+            reason = "no file can be made there" if isinstance(error, Timeout) else getattr(error, "strerror", error)
             raise UserError(
-                f"The outputs folder {folder} cannot be written and locked: {getattr(error, 'strerror', '') or error}. "
+                f"The outputs folder {folder} cannot be written and locked: {reason}. "
                 "Name another folder, on a disk of this computer, in SGM_OUTPUTS and start the app again."
             ) from error
         _write(folder, Owner(os.getpid(), address, time.time()))
@@ -108,8 +109,9 @@ def take(folder: Path, address: str = "") -> FolderLock:
 
 def _read(folder: Path) -> Owner | None:
     try:
-        return Owner(**json.loads((folder / OWNER).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        content = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        return Owner(int(content["pid"]), str(content["address"]), float(content["since"]))
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 

@@ -86,9 +86,9 @@ class Table:
     def save_again(self, job_id: str) -> Job | None:
         """Write a finished clip for which there was no room before; the job's message is empty if all is saved now."""
         job = self.get(job_id)
-        if job is None or job.kept is None:
+        if job is None or job.unwritten is None:
             return job
-        saved = replace(job, **{"message": "", "unsaved": b"", "kept": None} | self._write(job, job.kept))
+        saved = replace(job, **{"message": "", "unsaved": b"", "unwritten": None} | self._write(job, job.unwritten))
         with self._changed:
             if job_id not in self._jobs:  # deleted meanwhile
                 return None

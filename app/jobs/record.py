@@ -49,7 +49,7 @@ class Job:
     progress: Progress | None = None
     preview: bytes = b""  # a small JPEG of what is being made
     unsaved: bytes = b""  # the clip's file, where the disk had no room for it
-    kept: Clip | None = None  # the clip itself, where something of it could not be written
+    unwritten: Clip | None = None  # the clip itself, where something of it could not be written
     stopping: bool = False  # Cancel was pressed; it stops at its next operation
     seconds_left: float | None = None  # until its end; None while there is no telling
     fraction: float = 0.0  # share of the running job that is done, 0 to 1

@@ -79,7 +79,11 @@ class Store:
                 "Finished, but there was no room to save it: download it now, or make room and save it again. "
                 "It is gone when the app ends."
             )
-            return {"message": message, "unsaved": encode_video(clip.frames, clip.fps, clip.settings), "kept": clip}
+            return {
+                "message": message,
+                "unsaved": encode_video(clip.frames, clip.fps, clip.settings),
+                "unwritten": clip,
+            }
         try:
             write(job.poster, small_jpeg(Image.fromarray(clip.frames[0])))
             write_frames(job.frames, clip.frames, clip.fps)
@@ -89,7 +93,7 @@ class Store:
                 write_video(job.folder / "film.mp4", frames, clip.fps, clip.settings | {"links": links})
         except (OSError, UserError, ValueError) as error:
             log.warning("job %s: %s", job.id, error)
-            return {"message": f"The clip is saved, but not all that goes with it: {error}", "kept": clip}
+            return {"message": f"The clip is saved, but not all that goes with it: {error}", "unwritten": clip}
         return {}
 
 
