@@ -18,6 +18,7 @@ from app.jobs.record import Job, new_id, open_stored, save_or_log
 from app.jobs.runner import EngineRunner, Runner, run
 from app.jobs.store import Store, film_frames, is_lossless
 from sgm import JOIN, Clip, UserError, VideoRequest, read_frames
+from sgm.process import freeze_objects
 
 LONGEST_CHAIN = 4  # clips, each going on from the one before; by then little of the picture is left
 
@@ -208,6 +209,8 @@ class Table:
     def _estimated(self, job: Job) -> Job:
         """A copy with `seconds_left` and `fraction`."""
         if job.state == "running":
+            if job.phase == "load":
+                freeze_objects()  # what was imported and loaded by now; the runner collects at the load's end
             left = estimate.seconds_left(job, self._learned(job.request))
             return replace(job, seconds_left=left, fraction=estimate.fraction_done(job, left))
         if job.state == "queued":

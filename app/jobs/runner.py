@@ -19,7 +19,7 @@ from PIL import Image
 from app.jobs import estimate
 from app.jobs.record import Job, open_stored, small_jpeg
 from sgm import Clip, Progress, UserError, generate, load_engine
-from sgm.process import collect_and_freeze, freeze_objects, reuse_freed_memory
+from sgm.process import collect_and_freeze, reuse_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +50,10 @@ class EngineRunner:
         if self._engine is None or self._engine.version != version:
             self._engine = None  # unload first: two models at once may not fit
             collect_and_freeze()
-
-            def report(share: float) -> None:
-                freeze_objects()  # what is loaded by now, lest the page's looks at this progress slow it down
-                on_step(Progress("load", math.floor(100 * share), 100))
-
-            report(0.0)
-            self._engine = load_engine(version, on_progress=report)
+            on_step(Progress("load", 0, 100))
+            self._engine = load_engine(
+                version, on_progress=lambda share: on_step(Progress("load", math.floor(100 * share), 100))
+            )
             collect_and_freeze()
         return self._engine
 

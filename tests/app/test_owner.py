@@ -35,13 +35,13 @@ from PIL import Image
 from app.jobs import Table
 from sgm import Clip, Progress, VideoRequest
 
-folder, room = Path(sys.argv[1]), Path(sys.argv[2])
+folder, signals = Path(sys.argv[1]), Path(sys.argv[2])
 
 def run(job, on_step, check):
     on_step(Progress("sample", 1, 2))
-    with (room / "runs.txt").open("a") as runs:
+    with (signals / "runs.txt").open("a") as runs:
         runs.write(f"first {job.name}\\n")
-    while not (room / job.name).exists():
+    while not (signals / job.name).exists():
         time.sleep(0.01)
     return Clip(np.zeros((2, 64, 96, 3), np.uint8), 7, job.request.settings())
 
@@ -91,9 +91,9 @@ def test_two_tables_in_one_process(tmp_path: Path) -> None:
 
 
 def test_a_second_process_leaves_a_running_job_alone_and_takes_over_after_a_kill(tmp_path: Path) -> None:
-    folder, room = tmp_path / "outputs", tmp_path / "room"
-    room.mkdir()
-    runs = room / "runs.txt"
+    folder, signals = tmp_path / "outputs", tmp_path / "signals"
+    signals.mkdir()
+    runs = signals / "runs.txt"
     runs.touch()
 
     def states() -> dict[str, str]:
@@ -105,7 +105,7 @@ def test_a_second_process_leaves_a_running_job_alone_and_takes_over_after_a_kill
             file.write(f"second {job.name}\n")
         return draw(job, on_step, check)
 
-    command = [sys.executable, "-c", FIRST, str(folder), str(room)]
+    command = [sys.executable, "-c", FIRST, str(folder), str(signals)]
     first = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     try:
         until(lambda: "first 1" in runs.read_text() and len(states()) == 3, first)
@@ -114,7 +114,7 @@ def test_a_second_process_leaves_a_running_job_alone_and_takes_over_after_a_kill
             Table(folder, resumed)
         assert content(folder) == before
         assert states() == {"1": "running", "2": "queued", "3": "queued"}
-        (room / "1").touch()
+        (signals / "1").touch()
         until(lambda: "first 2" in runs.read_text() and states()["1"] == "done", first)
     finally:
         first.kill()
