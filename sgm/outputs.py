@@ -37,8 +37,8 @@ class FolderInUse(UserError):
         self.address = owner.address if owner else ""
         at, who = f" at {self.address}" if self.address else "", f" ({owner})" if owner else ""
         super().__init__(
-            f"sgm app is already running{at}{who} and owns the outputs folder {folder}: open it, its History shows "
-            "these clips, or name another folder in SGM_OUTPUTS and start again."
+            f"sgm app is already running{at}{who} and owns the outputs folder {folder}: open it (its History shows "
+            "these clips), or name another folder in SGM_OUTPUTS and start again."
         )
 
 
