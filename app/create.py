@@ -19,7 +19,7 @@ from PIL import Image
 from streamlit.navigation.page import StreamlitPage
 
 from app import controls, cutout, look, models
-from app.jobs import LONGEST_CHAIN, Job, device, open_stored, table
+from app.jobs import LONGEST_CHAIN, Job, device, doing, open_stored, table
 from sgm import (
     EXPORTS,
     UserError,
@@ -38,13 +38,6 @@ _POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _POSITION_NAMES = {
     "horizontal": ("Left", "Left of centre", "Centre", "Right of centre", "Right"),
     "vertical": ("Top", "Upper", "Centre", "Lower", "Bottom"),
-}
-_DOING = {
-    "load": "Loading the model, {step} %",
-    "encode": "Reading the picture",
-    "sample": "Step {step} of {total}",
-    "decode": "Painting the frames",
-    "save": "Saving",
 }
 _LARGEST_UPLOAD = 20  # MB; checked again below, since the browser alone enforces it
 _LARGEST_SCALE = 4  # times the model's size, stored of a picture: for zooming into it
@@ -350,7 +343,7 @@ def _clip(job: Job) -> None:
         return
     if job.message:
         st.warning(controls.plain(job.message), icon=":material/save:")
-    if job.kept and st.button("Save again", icon=":material/save:"):
+    if job.unwritten and st.button("Save again", icon=":material/save:"):
         with st.spinner("Saving …"):
             saved = table().save_again(job.id)
         if saved is None or not saved.message:
@@ -534,7 +527,4 @@ def _doing(job: Job) -> str:
         ahead = table().ahead(job.id)
         text = f"Number {ahead} in line" if ahead else "Starting"
         return f"{text}, done in about {left}" if left else text
-    text = "Loading the model"
-    if at := job.progress:
-        text = _DOING.get(job.phase, job.phase).format(step=at.step, total=at.total)
-    return f"{text} · {left} left" if left else text
+    return f"{doing(job)} · {left} left" if left else doing(job)

@@ -27,6 +27,14 @@ def when(created: float) -> str:
     return time.strftime("%d %b %Y, %H:%M", time.localtime(created))
 
 
+def address() -> str:
+    """Where this server's page is, as Streamlit was told."""
+    scheme = "https" if st.get_option("server.sslCertFile") else "http"
+    host = st.get_option("server.address") or "127.0.0.1"
+    path = str(st.get_option("server.baseUrlPath")).strip("/")
+    return f"{scheme}://{host}:{st.get_option('server.port')}/{path}".rstrip("/")
+
+
 def inline(jpeg: bytes) -> str:
     """A JPEG as an address of its own, so that a polled picture leaves nothing behind on the server."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

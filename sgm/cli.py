@@ -6,16 +6,12 @@ asked wrongly; 130, stopped by Ctrl-C. Results go to stdout, everything else to 
 
 from __future__ import annotations
 
-import atexit
-import gc
 import io
 import itertools
 import os
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sgm.errors import UserError
+from sgm.process import importing_torch, reuse_freed_memory, run_and_exit
 from sgm.versions import DEFAULT_VERSION, VERSIONS, bundle, checkpoint_folders
 
 if TYPE_CHECKING:
@@ -61,36 +58,6 @@ def _told(code: int = 1) -> Iterator[None]:
     except KeyboardInterrupt:
         tell("Stopped.")
         raise typer.Exit(130) from None
-
-
-@contextmanager
-def _importing() -> Iterator[None]:
-    """For torch's import. What it makes stays, so looking through it for garbage, now or later, is time lost.
-
-    Ctrl-C waits for its end, a moment later: in its midst it can abort the process.
-    """
-    if "torch" in sys.modules:
-        yield
-        return
-    pressed = False
-
-    def press(*_: object) -> None:
-        nonlocal pressed
-        pressed = True
-
-    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if handled:
-        signal.signal(signal.SIGINT, press)
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-        if handled:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-    if pressed:
-        raise KeyboardInterrupt
 
 
 @cli.command()
@@ -165,7 +132,7 @@ def sample(
         pictures = _pictures(picture)
         choices["elevations"] = _numbers("--elevations", elevations)
         choices["azimuths"] = _numbers("--azimuths", azimuths)
-        with _importing():
+        with importing_torch():
             from sgm import VideoRequest
 
         request = VideoRequest(**{name: value for name, value in choices.items() if value is not None})
@@ -187,7 +154,7 @@ def sample(
 def models() -> None:
     """List the model versions, which of them are installed, and the names that `sgm sample` takes."""
     with _told():
-        with _importing():
+        with importing_torch():
             from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, version_status
 
         typer.echo(f"{'version':<22}{'frames':>6}  {'size':<10}{'steps':>5}  weights")
@@ -222,7 +189,7 @@ def download(
         if version not in VERSIONS:
             raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")
     with _told():
-        with _importing():
+        with importing_torch():
             from sgm import download_weights
 
         tell(f"Licence: {VERSIONS[version].licence}")
@@ -246,7 +213,7 @@ def convert(
 ) -> None:
     """Write weights in another format or precision, one tensor in memory at a time."""
     with _told():
-        with _importing():
+        with importing_torch():
             from sgm import convert_weights
 
         with _shares() as show:
@@ -270,8 +237,11 @@ def app(
 ) -> None:
     """Open the page in your browser. It can be reached from this machine only."""
     with _told():
-        if _is_taken(port):
-            raise UserError(f"Port {port} is taken by another program: choose another with --port {port % 65535 + 1}.")
+        from sgm.outputs import outputs_folder, reserve
+
+        address = f"http://127.0.0.1:{port}"
+        _check_port(port, address)
+        reserve(outputs_folder(), address)  # until the page takes it over
         from streamlit.web.cli import main as streamlit
 
         root = bundle()
@@ -280,7 +250,7 @@ def app(
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
         flags = [*_streamlit_flags(root), f"--server.port={port}", f"--server.headless={str(no_browser).lower()}"]
         flags.append("--logger.hideWelcomeMessage=true")  # with it go Streamlit's own offers, on the page too
-        typer.echo(f"The page is at http://127.0.0.1:{port}; Ctrl-C ends it.")
+        typer.echo(f"The page is at {address}; Ctrl-C ends it.")
         streamlit(["run", str(root / "app" / "main.py"), *flags], standalone_mode=False)
 
 
@@ -426,13 +396,14 @@ def _sample(
                 engine = load(on_progress=partial(show, "load"))
                 if (took := time.perf_counter() - start) > 5:
                     tell(f"The weights took {took:.0f} s to load.")
-            clip = generate(
-                engine,
-                request,
-                image,
-                on_step=partial(_follow, show, notes),
-                low_memory=low_memory,
-            )
+            with reuse_freed_memory():
+                clip = generate(
+                    engine,
+                    request,
+                    image,
+                    on_step=partial(_follow, show, notes),
+                    low_memory=low_memory,
+                )
         written = write_video(_free(target), clip.frames, clip.fps, clip.settings)
         typer.echo(written)
         if turntable:
@@ -479,24 +450,42 @@ def _streamlit_flags(root: Path) -> list[str]:
     return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in values]
 
 
-def _is_taken(port: int) -> bool:
+def _check_port(port: int, address: str) -> None:
+    """Refuse a port that is taken, and say what is running there if it is this app."""
+    from sgm.outputs import outputs_folder, owner_of
+
     with socket.socket() as probe:
         probe.settimeout(0.5)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        if probe.connect_ex(("127.0.0.1", port)):
+            return
+    other = f"choose another port with --port {port % 65535 + 1}"
+    owner = owner_of(outputs_folder())
+    if owner and owner.address == address:
+        raise UserError(
+            f"sgm app is already running at {address} ({owner}): open it, or {other} and another folder in SGM_OUTPUTS."
+        )
+    if _is_app(port):
+        raise UserError(f"sgm app is already running at {address}, with another outputs folder: open it, or {other}.")
+    raise UserError(f"Port {port} is taken by another program: {other}.")
+
+
+def _is_app(port: int) -> bool:
+    """Whether this app answers on a port of this machine: it serves the file app/static/sgm-video.txt."""
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)  # never by way of a proxy
+    try:
+        connection.request("GET", "/app/static/sgm-video.txt")
+        return connection.getresponse().read(64).startswith(b"sgm app")
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def main() -> None:
-    """The console script `sgm`. What is done ends at once: taking torch apart first takes up to a second."""
-    try:
-        cli()
-    except SystemExit as end:
-        code = end.code or 0
-        if not isinstance(code, int) or "torch" not in sys.modules or threading.active_count() > 1:
-            raise
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    """The console script `sgm`."""
+    run_and_exit(cli)
 
 
 if __name__ == "__main__":

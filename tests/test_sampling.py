@@ -109,6 +109,19 @@ def test_tells_of_each_step_in_order(name: str, noise: Tensor) -> None:
     assert told == [(i, 5) for i in range(1, 6)]
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_step_runs_the_network_as_often_as_its_sampler_says(name: str, noise: Tensor) -> None:
+    runs = [0]
+
+    def counted(x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        runs[-1] += 1
+        return exact(x, sigma, cond)
+
+    SAMPLERS[name](EDMDiscretization())(counted, noise, {}, num_steps=5, on_step=lambda *_: runs.append(0))
+    assert runs[:4] == [SAMPLERS[name].evaluations] * 4  # the last step, to sigma 0, needs one
+    assert runs[4:] == [1, 0]
+
+
 class Cancelled(Exception):
     pass
 

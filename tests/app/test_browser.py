@@ -30,6 +30,7 @@ from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
 from app.jobs import Job, Table
 from sgm import Clip, VideoRequest, fit_picture, open_picture, read_frames, read_settings
+from sgm.outputs import owner_of
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
 
@@ -200,6 +201,9 @@ def test_from_a_photograph_to_a_playing_clip(page: Any, site: Server, tmp_path: 
     sample = Image.open(ROOT / "app" / "samples" / "kitten.jpg")
     sample.rotate(90, expand=True).save(photograph, quality=92, exif=exif)
 
+    owner = owner_of(site.outputs)
+    assert owner is not None
+    assert (owner.pid, f"{owner.address}/") == (site.process.pid, site.address)
     before = set(site.outputs.iterdir())
     page.goto(f"{site.address}?{SMALL}")
     expect(page.get_by_role("button", name="Generate")).to_be_disabled()

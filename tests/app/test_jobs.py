@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import threading
 import time
 import weakref
@@ -173,7 +174,7 @@ def test_a_failure_is_told_and_the_next_job_runs(
     table.close()
 
 
-def test_the_table_outlives_the_server(held: tuple[Table, Held], picture: Image.Image) -> None:
+def test_the_table_outlives_the_server(held: tuple[Table, Held], picture: Image.Image, tmp_path: Path) -> None:
     table, runner = held
     done = table.submit(REQUEST, picture, "hill.jpg")
     runner.go_on.release(REQUEST.steps or 0)
@@ -183,7 +184,9 @@ def test_the_table_outlives_the_server(held: tuple[Table, Held], picture: Image.
     running, queued = table.submit(REQUEST, picture), table.submit(REQUEST, picture)
     runner.reach_step()
 
-    later = Table(table.folder, draw)  # as a new server finds the folder
+    left = tmp_path / "left"
+    shutil.copytree(table.folder, left, ignore=shutil.ignore_patterns("left", "app.lock"))
+    later = Table(left, draw)  # as a new server finds the folder once the first is killed
     assert len(later.jobs()) == 3
     found = later.get(done.id)
     assert found is not None
@@ -202,8 +205,10 @@ def test_the_table_outlives_the_server(held: tuple[Table, Held], picture: Image.
     assert (anew.state, anew.request, anew.name) == ("done", REQUEST, cut.name)
     assert finished(later, later.submit(REQUEST, picture)).state == "done"
     later.close()
-    done.clip.unlink()
-    missing = Table(table.folder, draw).get(done.id)
+    found.clip.unlink()
+    last = Table(left, draw)
+    missing = last.get(done.id)
+    last.close()
     assert missing is not None
     assert (missing.state, missing.message) == ("failed", "The clip's file is no longer on the server.")
 
@@ -230,6 +235,7 @@ def test_what_is_not_a_job_is_left_alone(tmp_path: Path, picture: Image.Image) -
         assert later.get(wrong) is None
         later.cancel(wrong)
         assert later.ahead(wrong) == 0
+    later.close()
 
 
 def test_owners_take_turns(held: tuple[Table, Held], picture: Image.Image) -> None:
@@ -242,6 +248,29 @@ def test_owners_take_turns(held: tuple[Table, Held], picture: Image.Image) -> No
     ended = [finished(table, job) for job in (many[0], one, many[1], many[2])]
     written = [job.clip.stat().st_mtime_ns for job in ended]
     assert written == sorted(written)
+
+
+def test_two_workers_make_two_clips_at_once(tmp_path: Path, picture: Image.Image) -> None:
+    runner = Held()
+    table = Table(tmp_path, runner, workers=2)
+    submitted = [table.submit(REQUEST, picture, owner=owner) for owner in ("many", "many", "many", "one")]
+    runner.reach_step()
+    runner.reach_step()
+    assert [job.state for job in reversed(table.jobs())].count("running") == 2
+    waiting = sum(table.ahead(job.id) == place for place in (1, 2) for job in submitted)
+    assert (waiting, table.waiting()) == (2, 2)
+    runner.release()
+    assert [finished(table, job).state for job in submitted] == ["done"] * 4
+    table.close()
+
+
+def test_the_time_left_in_a_line_counts_every_worker() -> None:
+    from app.jobs.estimate import seconds_queued
+
+    assert seconds_queued([5.0], [2.0, 3.0], workers=1) == 10
+    assert seconds_queued([5.0, 1.0], [2.0, 3.0], workers=2) == 6  # 1 + 2 of one worker, then 3 more
+    assert seconds_queued([], [4.0], workers=2) == 4
+    assert seconds_queued([None], [4.0], workers=1) is None
 
 
 def test_a_film_goes_on_from_near_the_end_and_ends_at_four_clips(tmp_path: Path, picture: Image.Image) -> None:
@@ -276,7 +305,7 @@ def test_what_a_kill_leaves_half_written_is_removed(tmp_path: Path, picture: Ima
     (job.folder / "job.tmp").write_text("{", encoding="utf-8")
     (tmp_path / ".20250101-000000-0123abcd").mkdir()
     Table(tmp_path, draw).close()
-    assert [path.name for path in tmp_path.iterdir()] == [job.id]
+    assert {path.name for path in tmp_path.iterdir()} - {"app.lock"} == {job.id}
     assert sorted(path.name for path in job.folder.iterdir()) == FILES
 
 
@@ -304,7 +333,9 @@ def test_what_could_not_be_written_is_saved_once_it_can(
     assert table.save_again(job.id) == saved  # nothing more to do
     assert table.save_again("no job") is None
     table.close()
-    later = Table(tmp_path, draw).get(job.id)
+    last = Table(tmp_path, draw)
+    later = last.get(job.id)
+    last.close()
     assert later is not None
     assert (later.state, later.message, later.settings) == ("done", "", REQUEST.settings())
 
@@ -363,13 +394,11 @@ def test_one_model_is_unloaded_before_the_next_is_loaded(
         living.add(engine)
         return engine
 
-    monkeypatch.setattr(jobs, "load_engine", load)
-
     def generate(engine: Engine, request: VideoRequest, image: Image.Image, on_step: object, check: object) -> Clip:
         return Clip(np.asarray(image)[None], 8, request.settings())
 
-    monkeypatch.setattr(jobs, "load_engine", load)
-    monkeypatch.setattr(jobs, "generate", generate)
+    monkeypatch.setattr("app.jobs.runner.load_engine", load)
+    monkeypatch.setattr("app.jobs.runner.generate", generate)
     table = Table(tmp_path)
     for version in ("svd_tiny", "svd_tiny", "svd", "svd_tiny"):
         job = table.submit(VideoRequest(version=version), picture)
@@ -420,3 +449,4 @@ def test_one_table_for_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(found) == 8
     assert all(table is found[0] for table in found)
     assert found[0].folder == (tmp_path / "clips").resolve()
+    found[0].close()

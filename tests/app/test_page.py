@@ -317,13 +317,29 @@ def test_two_sessions_wait_for_each_other(stage: Stage) -> None:
     assert ended(first).state == "done"
 
 
-def test_a_clip_that_cannot_be_stored(stage: Stage) -> None:
+def test_a_clip_that_cannot_be_stored(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = opened()
     ok(page.button(key="sample_giraffe").click().run())
-    jobs.table().folder.write_text("in the way", encoding="utf-8")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    monkeypatch.setattr(jobs.table()._store, "folder", tmp_path / "file")
     ok(generate(page).click().run())
     assert "SGM_OUTPUTS" in page.error[0].value.replace("\\", "")
     assert "job" not in page.query_params
+
+
+def test_an_outputs_folder_that_another_app_owns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Table(tmp_path / "outputs", address="http://127.0.0.1:8599")
+    monkeypatch.setenv("SGM_OUTPUTS", str(first.folder))
+    monkeypatch.setattr(jobs, "_table", None)
+    page = opened()
+    said = page.error[0].value.replace("\\", "")
+    assert "sgm app is already running at http://127.0.0.1:8599" in said
+    assert "SGM_OUTPUTS" in said
+    assert not labels(page)
+    first.close()
+    page = ok(page.run())  # a reload finds the folder free
+    assert generate(page)
+    jobs.table().close()
 
 
 def test_missing_weights_say_how_to_get_them(stage: Stage, tmp_path: Path) -> None:
@@ -527,7 +543,7 @@ def test_a_full_disk_is_told_and_the_clip_can_be_downloaded(stage: Stage, monkey
     assert read_settings(job.clip) == job.settings
 
 
-def test_a_thousand_clips_open_in_under_a_second(stage: Stage) -> None:
+def test_a_thousand_clips_open_in_under_a_second(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = jobs.table().folder
     first = ended(stage_done(stage))
     for number in range(999):
@@ -539,11 +555,12 @@ def test_a_thousand_clips_open_in_under_a_second(stage: Stage) -> None:
     for place in sorted(folder.glob("20250101-*"))[:3]:
         (place / "job.json").unlink()
         (place / "job.json").write_text(json.dumps(other))
+    jobs.table().close()
     start = time.process_time()  # whatever else this machine may be doing
     table = Table(folder, stage)
     assert len(table.jobs()) == 1000
     assert time.process_time() - start < 1
-    jobs._table = table
+    monkeypatch.setattr(jobs, "_table", table)
     page = AppTest.from_function(show_history, default_timeout=LIMIT)
     start = time.process_time()
     ok(page.run())

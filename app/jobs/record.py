@@ -1,0 +1,174 @@
+"""A job: one clip to be made, and its record on disk.
+
+`<outputs>/<id>/` holds `input.png`, the part of the picture that the model sees, `job.json`, what was asked for and
+what became of it, `clip.mp4`, `frames.mkv`, the same without loss, `poster.jpg`, and, for a clip that goes on from
+another, `film.mp4`, all of them joined.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import secrets
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sgm import Clip, Progress, VideoRequest
+
+log = logging.getLogger(__name__)
+
+ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
+_SAVED = ("state", "name", "created", "seconds", "message", "settings", "owner", "parent", "phases")
+
+
+@dataclass
+class Job:
+    """One clip to be made. The table hands out copies: they do not change behind the reader's back."""
+
+    id: str
+    folder: Path
+    request: VideoRequest
+    name: str  # of the picture, for people
+    state: str = "queued"  # queued, running, done, failed, cancelled, interrupted
+    created: float = field(default_factory=time.time)  # seconds since 1970
+    seconds: float = 0.0  # that it ran
+    message: str = ""  # why it did not end well
+    settings: dict[str, Any] = field(default_factory=dict)  # what ran, as it stands in the clip's file
+    owner: str = ""  # whose turn it takes in the queue: a browser session
+    parent: str = ""  # id of the clip that this one goes on from
+    phases: dict[str, float] = field(default_factory=dict)  # seconds that each took
+    phase: str = ""  # that is running: one of estimate.PHASES
+    progress: Progress | None = None
+    preview: bytes = b""  # a small JPEG of what is being made
+    unsaved: bytes = b""  # the clip's file, where the disk had no room for it
+    unwritten: Clip | None = None  # the clip itself, where something of it could not be written
+    stopping: bool = False  # Cancel was pressed; it stops at its next operation
+    seconds_left: float | None = None  # until its end; None while there is no telling
+    fraction: float = 0.0  # share of the running job that is done, 0 to 1
+    started: float = 0.0  # when it began to run, by the monotonic clock, as the following
+    phase_started: float = 0.0
+    first_step: tuple[float, int] = (0.0, 0)  # of the phase: when it was told, and its number
+    latest_step: tuple[float, int] = (0.0, 0)
+
+    @property
+    def active(self) -> bool:
+        return self.state in ("queued", "running")
+
+    @property
+    def picture(self) -> Path:
+        return self.folder / "input.png"
+
+    @property
+    def clip(self) -> Path:
+        return self.folder / "clip.mp4"
+
+    @property
+    def film(self) -> Path:
+        """The clip, or with the clips that it goes on from where there are any."""
+        path = self.folder / "film.mp4"
+        return path if path.is_file() else self.clip
+
+    @property
+    def frames(self) -> Path:
+        """The clip's frames as the model drew them."""
+        return self.folder / "frames.mkv"
+
+    @property
+    def poster(self) -> Path:
+        return self.folder / "poster.jpg"
+
+    def start(self) -> None:
+        """Note that the job runs from now on."""
+        self.state, self.started = "running", time.monotonic()
+        self.enter("load")
+
+    def enter(self, phase: str, progress: Progress | None = None) -> None:
+        """Note that a phase runs from now on.
+
+        Encoding and decoding tell of their start, sampling of its first step only.
+        """
+        self.phase, self.phase_started = phase, time.monotonic()
+        self.first_step = self.latest_step = (self.phase_started, progress.step if progress else 0)
+        self.progress = progress or self.progress
+
+    def go_on(self, progress: Progress) -> None:
+        """Note progress within the phase."""
+        self.latest_step, self.progress = (time.monotonic(), progress.step), progress
+
+
+def new_id() -> str:
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+
+
+def save(job: Job) -> None:
+    """Write job.json anew. Raises OSError."""
+    content = {name: getattr(job, name) for name in _SAVED} | {"request": job.request.settings()}
+    write(job.folder / "job.json", json.dumps(content, indent=1).encode())
+
+
+def save_or_log(job: Job) -> None:
+    """For changes of a job that goes on in memory even if its folder is full or gone."""
+    try:
+        save(job)
+    except OSError as error:
+        log.warning("the state of job %s could not be written: %s", job.id, error)
+
+
+def restore(folder: Path) -> Job | None:
+    """The job of an earlier run of the server; None for a folder that is none, or cannot be read as one.
+
+    One that waited still does; one that ran was interrupted, and what it left half-written is removed.
+    """
+    if not ID.fullmatch(folder.name) or not (folder / "job.json").is_file():
+        return None
+    try:
+        saved = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        request = VideoRequest(**saved.pop("request"))
+        job = Job(id=folder.name, folder=folder, request=request, **saved)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        log.warning("%s is left out of the history: %s", folder, error)
+        return None
+    if job.active:
+        for left in (*folder.glob("*.tmp"), *folder.glob(".*")):
+            with contextlib.suppress(OSError):
+                left.unlink()
+    if job.state == "running":
+        job.state, job.message = "interrupted", "The server was stopped before the clip was finished."
+        save_or_log(job)
+    elif job.state == "done" and not job.clip.is_file():
+        job.state, job.message = "failed", "The clip's file is no longer on the server."
+    return job
+
+
+def open_stored(path: Path) -> Image.Image:
+    """A picture that the table itself has stored, RGBA if it is an object that was cut out. Raises OSError."""
+    with Image.open(path) as image:
+        return image.convert("RGBA" if image.mode == "RGBA" else "RGB")
+
+
+def small_jpeg(image: Image.Image) -> bytes:
+    """A picture as a JPEG of at most 480 pixels a side. Shrinks the picture itself."""
+    image.thumbnail((480, 480))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all. Raises OSError."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

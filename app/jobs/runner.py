@@ -1,0 +1,118 @@
+"""The runner, which makes a job's clip, and one run of a job: its progress, its preview and how it ended.
+
+The runner is the seam: today a thread with an engine, later perhaps a process or another machine.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image
+
+from app.jobs import estimate
+from app.jobs.record import Job, open_stored, small_jpeg
+from sgm import Clip, Progress, UserError, generate, load_engine
+from sgm.process import collect_and_freeze, reuse_freed_memory
+
+log = logging.getLogger(__name__)
+
+# (job, on_step, check) -> clip. Both functions may raise; `check` is to be called often.
+Runner = Callable[[Job, Callable[[Progress], None], Callable[[], None]], Clip]
+_PREVIEW_EVERY = 0.4  # seconds: nobody looks more often
+
+
+class Cancelled(Exception):
+    """Raised in a runner's thread when somebody has cancelled its job."""
+
+
+class EngineRunner:
+    """Makes clips with the real models, of which it keeps the latest loaded."""
+
+    def __init__(self) -> None:
+        self._engine: Any = None
+        self._loading = threading.Lock()
+
+    def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
+        with self._loading:
+            engine = self._loaded(job.request.version, on_step)
+        check()
+        with reuse_freed_memory():
+            return generate(engine, job.request, open_stored(job.picture), on_step, check)
+
+    def _loaded(self, version: str, on_step: Callable[[Progress], None]) -> Any:
+        if self._engine is None or self._engine.version != version:
+            self._engine = None  # unload first: two models at once may not fit
+            collect_and_freeze()
+            on_step(Progress("load", 0, 100))
+            self._engine = load_engine(
+                version, on_progress=lambda share: on_step(Progress("load", math.floor(100 * share), 100))
+            )
+            collect_and_freeze()
+        return self._engine
+
+
+def run(
+    job: Job,
+    runner: Runner,
+    write_clip: Callable[[Job, Clip], dict[str, Any]],
+    changing: AbstractContextManager[Any],
+) -> dict[str, Any]:
+    """Run a job to its end, whatever that is: the fields that say how it ended.
+
+    write_clip: stores the clip; returns fields, too. changing: a lock, held while the job's progress is changed.
+    """
+    phases: dict[str, float] = {}
+    drawn = 0.0
+
+    def check() -> None:
+        if job.stopping:
+            raise Cancelled
+
+    def enter(phase: str, progress: Progress | None = None) -> None:
+        with changing:
+            phases[job.phase] = time.monotonic() - job.phase_started
+            job.enter(phase, progress)
+
+    def on_step(progress: Progress) -> None:
+        nonlocal drawn
+        check()
+        if progress.preview and time.monotonic() - drawn > _PREVIEW_EVERY:
+            job.preview = small_jpeg(Image.fromarray(progress.preview()))
+            drawn = time.monotonic()
+        progress = replace(progress, preview=None)  # it holds tensors
+        if progress.phase != job.phase:
+            enter(progress.phase, progress)
+        else:
+            with changing:
+                job.go_on(progress)
+
+    try:
+        clip = runner(replace(job), on_step, check)
+        enter("save")
+        outcome = write_clip(job, clip)
+        phases["save"] = time.monotonic() - job.phase_started
+        return {"state": "done", "settings": clip.settings, "phases": phases, **outcome}
+    except Cancelled:
+        return {"state": "cancelled", "message": estimate.stopped(job)}
+    except UserError as error:
+        return {"state": "failed", "message": str(error)}
+    except Exception as error:  # whatever it was, the worker lives on for the next job
+        log.exception("job %s failed", job.id)
+        return {"state": "failed", "message": f"{type(error).__name__}: {error}. The server's log has the details."}
+
+
+def device() -> str:
+    """What clips are made on, for people."""
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = (value / 2**30 for value in torch.cuda.mem_get_info())
+        return f"{torch.cuda.get_device_name().removeprefix('NVIDIA ')} · {free:.0f} of {total:.0f} GB free"
+    return "Apple GPU" if torch.backends.mps.is_available() else "CPU"

@@ -1,0 +1,126 @@
+"""The app's outputs folder, and the lock by which one process owns it.
+
+The system releases the lock when its process ends, however it ends, `kill -9` included. The owner's file beside the
+lock says who holds it; it serves messages only, and means nothing while the lock is free.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sgm.errors import UserError
+
+LOCK, OWNER = "app.lock", "app.json"  # their names in the folder
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds the lock: process id, the page's address ("" if it has none), and since when, seconds since 1970."""
+
+    pid: int
+    address: str
+    since: float
+
+    def __str__(self) -> str:
+        return f"process {self.pid}, since {time.strftime('%d %b %Y, %H:%M', time.localtime(self.since))}"
+
+
+class FolderInUse(UserError):
+    """The outputs folder has an owner already; `address` is that of its page, "" where it is not known."""
+
+    def __init__(self, folder: Path, owner: Owner | None) -> None:
+        self.address = owner.address if owner else ""
+        at, who = f" at {self.address}" if self.address else "", f" ({owner})" if owner else ""
+        super().__init__(
+            f"sgm app is already running{at}{who} and owns the outputs folder {folder}: open it (its History shows "
+            "these clips), or name another folder in SGM_OUTPUTS and start again."
+        )
+
+
+class FolderLock:
+    """Sole ownership of an outputs folder, which is made if need be, until `release` or the end of the process.
+
+    Raises FolderInUse if the folder has an owner, in this process or another; UserError if no lock can be had there.
+    """
+
+    def __init__(self, folder: Path, address: str = "") -> None:
+        from filelock import FileLock, Timeout  # `sgm --help` does without
+
+        self.folder = folder
+        self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, Timeout) and (folder / LOCK).exists():
+                raise FolderInUse(folder, _read(folder)) from None
+            reason = "no file can be made there" if isinstance(error, Timeout) else getattr(error, "strerror", error)
+            raise UserError(
+                f"The outputs folder {folder} cannot be written and locked: {reason}. "
+                "Name another folder, on a disk of this computer, in SGM_OUTPUTS and start the app again."
+            ) from error
+        _write(folder, Owner(os.getpid(), address, time.time()))
+
+    def release(self) -> None:
+        """Give the folder up. The lock's file stays: another process may have it open."""
+        if self._lock.is_locked:
+            with suppress(OSError):
+                (self.folder / OWNER).unlink()
+            self._lock.release()
+
+
+def outputs_folder() -> Path:
+    """`$SGM_OUTPUTS`, else `outputs` in the current folder."""
+    return Path(os.environ.get("SGM_OUTPUTS") or "outputs").resolve()
+
+
+def owner_of(folder: Path) -> Owner | None:
+    """Who owns a folder now; None if nobody does, or it cannot be told."""
+    from filelock import FileLock, Timeout
+
+    if not (folder / LOCK).is_file():
+        return None
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return None
+    except Timeout:
+        return _read(folder)
+    except (OSError, NotImplementedError):
+        return None
+
+
+_reserved: dict[Path, FolderLock] = {}
+
+
+def reserve(folder: Path, address: str) -> None:
+    """Own a folder from now on, for this process's first `take` of it. Raises as FolderLock does."""
+    _reserved[folder] = FolderLock(folder, address)
+
+
+def take(folder: Path, address: str = "") -> FolderLock:
+    """The lock that this process has reserved for a folder, else a new one. Raises as FolderLock does."""
+    return _reserved.pop(folder, None) or FolderLock(folder, address)
+
+
+def _read(folder: Path) -> Owner | None:
+    try:
+        content = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        return Owner(int(content["pid"]), str(content["address"]), float(content["since"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _write(folder: Path, owner: Owner) -> None:
+    """Write the owner's file, whole or not at all: on a full disk messages say less."""
+    temporary = folder / f"{OWNER}.tmp"
+    try:
+        temporary.write_text(json.dumps(asdict(owner)), encoding="utf-8")
+        os.replace(temporary, folder / OWNER)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
