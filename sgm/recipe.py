@@ -100,7 +100,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def differences(settings: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
-    """What besides its fields made a clip and is another in a second recipe, in sentences; what is not known is left out.
+    """What beside its fields made a clip and is another in a second recipe, in sentences; leaves out what is unknown.
 
     Where there is nothing, the same request gives the same frames.
     """
@@ -109,11 +109,9 @@ def differences(settings: Mapping[str, Any], again: Mapping[str, Any]) -> list[s
     for key, label in (("program", "Program version"), ("torch", "torch"), ("device", "Device"), ("dtype", "dtype")):
         if key in before and before[key] != now.get(key):
             said.append(f"{label}: {before[key]} then, {now.get(key)} now.")
-    for key, label in ((None, "Weights"), ("base", "Base weights")):
-        old, new = (
-            (made.get("weights") or {}) if key is None else (made.get("weights") or {}).get(key, {})
-            for made in (before, now)
-        )
+    old_weights, new_weights = before.get("weights") or {}, now.get("weights") or {}
+    base = old_weights.get("base", {}), new_weights.get("base", {})
+    for label, (old, new) in {"Weights": (old_weights, new_weights), "Base weights": base}.items():
         if old and old.get("sha256") != new.get("sha256"):
             said.append(f"{label}: {old.get('name')} ({str(old.get('sha256'))[:8]}) then, another now.")
     if "picture" in before and before["picture"] != now.get("picture"):

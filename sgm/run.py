@@ -96,7 +96,7 @@ class Run:
         return self._per_frame(c), self._per_frame(uc)
 
     def denoiser(self, cond: Condition) -> Callable[[Tensor, Tensor], Tensor]:
-        """The denoiser for a condition of (b t) rows: x (b t, c, h, w), sigma (b t,) -> estimate of the clean latents."""
+        """The denoiser for a condition of (b t) rows: x (b t, c, h, w), sigma (b t,) -> estimate of the clean x."""
         frames = self.request.frames
         conditioned: tuple[FastUNet, Plan, Callable[..., Tensor]] | None = None
 
@@ -148,7 +148,7 @@ class Run:
         self.engine.keep_on(torch.device("cpu") if self.plan.offload else self.engine.device)
 
     def _on_device(self, name: str) -> Any:
-        """A part of the engine on the device: its own, or while the weights are offloaded a copy, one part at a time."""
+        """A part of the engine on the device: its own or, while the weights are offloaded, a copy; one part at a time."""
         device, network = self.engine.device, self.engine.network
         if network is None:
             raise ValueError("The engine is not frozen yet: call its freeze() once the weights are in.")

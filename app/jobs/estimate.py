@@ -37,14 +37,12 @@ _ALIKE = 5  # finished jobs of a version by which the next is judged
 
 def cost(request: VideoRequest, phase: str) -> float:
     """A measure of what a phase costs, good for comparing two requests of the same version."""
-    area = (request.height or 1) * (request.width or 1)
-    frames = request.frames or 1
+    area = request.height * request.width
     if phase == "load":
         return 1.0
     if phase == "sample":
-        evaluations = SAMPLERS[str(request.sampler)].evaluations
-        return float(area * frames * (request.steps or 1) * evaluations)
-    return float(area if phase == "encode" else area * frames)
+        return float(area * request.frames * request.steps * SAMPLERS[request.sampler].evaluations)
+    return float(area if phase == "encode" else area * request.frames)
 
 
 def learned_phases(newest_first: Iterable[Job], request: VideoRequest) -> dict[str, float]:

@@ -68,7 +68,7 @@ class Table:
     def new_take(self, job_id: str, owner: str = "") -> Job:
         """The same with the next seed. Raises UserError as `again` does."""
         job = self._known(job_id)
-        request = replace(job.request, seed=(job.request.seed + 1) % 2**31)
+        request = job.request.replace(seed=(job.request.seed + 1) % 2**31)
         return self.submit(request, self._picture(job), job.name, owner, job.parent)
 
     def extend(self, job_id: str, owner: str = "") -> Job:

@@ -131,7 +131,8 @@ def restore(folder: Path) -> Job | None:
         return None
     try:
         saved = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        request = VideoRequest(**saved.pop("request"))
+        values = saved.pop("request")
+        request = VideoRequest.fitting(values.pop("version"), values)  # an earlier program's may have had other fields
         job = Job(id=folder.name, folder=folder, request=request, **saved)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         log.warning("%s is left out of the history: %s", folder, error)

@@ -75,7 +75,7 @@ class FastUNet:
         clip_by_clip: bool = False,
         check: Callable[[], None] = nothing,
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """The network for one condition, (x, c_noise) -> output: what does not change from step to step is computed here.
+        """The network for one condition, (x, c_noise) -> output: what no step changes is computed here.
 
         c: as `OpenAIWrapper.forward` takes it, for (b t) frames. max_values: how many values the widest activations may
         have at once. clip_by_clip: the clips of a batch, such as guidance's two, one after the other: half the memory
