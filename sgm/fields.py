@@ -16,8 +16,11 @@ from sgm.errors import UserError
 class Choice(Protocol):
     """One value of a field of names. title: for people. options: parameter name -> field, for this value alone."""
 
-    title: str
-    options: Mapping[str, Field]
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def options(self) -> Mapping[str, Field]: ...
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Run:
     ) -> None:
         self.engine, self.request = engine, request
         self.on_step, self.check = on_step or _ignore, check or _ignore
-        self.estimate: Tensor | None = None  # the middle frame's latest clean latents (c, h, w)
+        self.estimate: Tensor  # the middle frame's latest clean latents (c, h, w)
         self._copy: tuple[nn.Module, Any] | None = None  # an offloaded part, and its copy on the device
         self._clip = request.frames, request.height, request.width, request.build_guider().needs_uc
         self.plan, self.note = Plan(), ""
@@ -148,7 +148,7 @@ class Run:
         self.engine.keep_on(torch.device("cpu") if self.plan.offload else self.engine.device)
 
     def _on_device(self, name: str) -> Any:
-        """A part of the engine on the device: its own or, while the weights are offloaded, a copy; one part at a time."""
+        """A part of the engine on the device: its own or, while weights are offloaded, a copy; one part at a time."""
         device, network = self.engine.device, self.engine.network
         if network is None:
             raise ValueError("The engine is not frozen yet: call its freeze() once the weights are in.")

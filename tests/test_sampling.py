@@ -20,9 +20,9 @@ from sgm.errors import UserError
 MEAN, STD = 1.5, 0.5
 
 
-def exact(x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+def exact(x: Tensor, sigma: Tensor) -> Tensor:
     """E[clean x | x] of the Gaussian N(MEAN, STD^2) under noise of sigma."""
-    s2 = sigma.view(-1, 1, 1, 1) ** 2
+    s2 = sigma**2
     return (STD**2 * x + s2 * MEAN) / (STD**2 + s2)
 
 

@@ -23,7 +23,7 @@ class CameraFamily(ImageFamily):
     fields = (CAMERA, *ImageFamily.fields)
 
     def batch(self, picture: Picture, factor: int, generator: torch.Generator) -> Batch:
-        """As SVD's, but `cond_frames` is what the camera sees, (t, 3, h, w); `camera`: its rays, (t, 2, h / f, w / f)."""
+        """SVD's, but `cond_frames` is what the camera sees, (t, 3, h, w); `camera`: its rays, (t, 2, h / f, w / f)."""
         request = picture.request
         w, h = (side // factor for side in request.size)
         motion = torch.tensor([float(motion_of_bucket(request.motion_bucket))])
