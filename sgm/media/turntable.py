@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import uuid
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sgm.errors import UserError
 from sgm.media.export import gif, webp
-from sgm.media.video import write_video
+from sgm.media.video import write_atomically, write_video
 
 
 class _Palette(NamedTuple):
@@ -68,16 +65,7 @@ def write_turntable(
     if encode is None:
         raise UserError(f"The turntable's name is {path.name!r}, but must end in .webp, .gif or .mp4.")
     content = encode(frames[order], fps)
-    temporary = path.absolute().with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another place.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
     return path
 
 
