@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from sgm.errors import UserError
@@ -105,7 +106,7 @@ class VisionTransformer(nn.Module):
         self.proj = _drawn(scale, width, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        patches = self.conv1(x).flatten(2).transpose(1, 2)
+        patches = rearrange(self.conv1(x), "n c h w -> n (h w) c")
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), patches], dim=1)
         x = self.ln_pre(x + self.positional_embedding)
         for block in self.transformer["resblocks"]:  # pyright: ignore[reportGeneralTypeIssues]
