@@ -1,4 +1,4 @@
-"""Videos out: an H.264 file that browsers play, with the settings that made it inside; frames without loss. And in.
+"""Videos: H.264 files that browsers play, with the settings that made them inside; frames without loss; reading.
 
 Frames are read, and written without loss, through imageio's plugin for PyAV. PyAV itself writes H.264, since imageio
 hides its encoder's options and colour tags, and reads settings, since imageio (2.38) collects garbage when it closes a
