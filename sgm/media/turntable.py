@@ -77,8 +77,8 @@ def draw_orbit(
 ) -> Image.Image:
     """A picture, `width` x 0.45 `width`: elevation over azimuth, and the camera's way around the object in 3-D.
 
-    elevations (-90 to 90) and azimuths (0 to 360): degrees, one a frame. The last view, the input's, stands out and is in
-    front. dark: light on dark. Any thread may call it.
+    elevations (-90 to 90) and azimuths (0 to 360): degrees, one a frame. The last view, the input's, stands out and is
+    in front. dark: light on dark. Any thread may call it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # late: a second
     from matplotlib.figure import Figure
