@@ -1,121 +1,18 @@
 """Image-to-video diffusion: Stable Video Diffusion's stack, small enough to read, exact enough for official weights.
 
-The public names below are imported when they are first used, so `import sgm` itself costs nothing.
+The public names, listed in `__init__.pyi`, are imported when they are first used, so `import sgm` itself costs nothing.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from sgm.conditioning.camera import CAMERA_MOVES
-    from sgm.config import instantiate_from_config
-    from sgm.convert import convert_weights
-    from sgm.diffusion.guidance import GUIDERS
-    from sgm.diffusion.sampling import SAMPLERS
-    from sgm.engine import load_engine
-    from sgm.errors import UserError
-    from sgm.families import FAMILIES, FITS, ORBITS, orbit_of
-    from sgm.fields import Field
-    from sgm.hub import download_weights
-    from sgm.installed import VersionStatus, best_version, version_status
-    from sgm.media.export import EXPORTS, JOIN, stitch
-    from sgm.media.image import PictureError, describe_fit, fit_picture, open_picture
-    from sgm.media.object import cut_out, fetched_first, fetched_share, place_object
-    from sgm.media.turntable import draw_orbit, loop_order, write_turntable
-    from sgm.media.video import encode_video, read_frames, read_settings, write_frames, write_video
-    from sgm.pipeline import Clip, generate
-    from sgm.recipe import RECIPE_TEXTS, differences, is_recipe, read_recipe, request_of
-    from sgm.request import VideoRequest, all_fields, curves, prepare_picture
-    from sgm.run import Progress
-    from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
+from lazy_loader import attach_stub
 
-__all__ = [
-    "CAMERA_MOVES",
-    "DEFAULT_VERSION",
-    "EXPORTS",
-    "FAMILIES",
-    "FITS",
-    "GUIDERS",
-    "JOIN",
-    "ORBITS",
-    "RECIPE_TEXTS",
-    "SAMPLERS",
-    "VERSIONS",
-    "Clip",
-    "Field",
-    "PictureError",
-    "Progress",
-    "UserError",
-    "Version",
-    "VersionStatus",
-    "VideoRequest",
-    "all_fields",
-    "best_version",
-    "convert_weights",
-    "curves",
-    "cut_out",
-    "describe_fit",
-    "differences",
-    "download_weights",
-    "draw_orbit",
-    "encode_video",
-    "fetched_first",
-    "fetched_share",
-    "fit_picture",
-    "generate",
-    "instantiate_from_config",
-    "is_recipe",
-    "load_engine",
-    "loop_order",
-    "open_picture",
-    "orbit_of",
-    "place_object",
-    "prepare_picture",
-    "read_frames",
-    "read_recipe",
-    "read_settings",
-    "request_of",
-    "stitch",
-    "version_status",
-    "write_frames",
-    "write_turntable",
-    "write_video",
-]
-
-_HOMES = {
-    "sgm.conditioning.camera": ("CAMERA_MOVES",),
-    "sgm.config": ("instantiate_from_config",),
-    "sgm.diffusion.guidance": ("GUIDERS",),
-    "sgm.diffusion.sampling": ("SAMPLERS",),
-    "sgm.engine": ("load_engine",),
-    "sgm.convert": ("convert_weights",),
-    "sgm.errors": ("UserError",),
-    "sgm.families": ("FAMILIES", "FITS", "ORBITS", "orbit_of"),
-    "sgm.fields": ("Field",),
-    "sgm.hub": ("download_weights",),
-    "sgm.installed": ("VersionStatus", "best_version", "version_status"),
-    "sgm.media.image": ("PictureError", "describe_fit", "fit_picture", "open_picture"),
-    "sgm.media.export": ("EXPORTS", "JOIN", "stitch"),
-    "sgm.media.object": ("cut_out", "fetched_first", "fetched_share", "place_object"),
-    "sgm.media.turntable": ("draw_orbit", "loop_order", "write_turntable"),
-    "sgm.media.video": ("encode_video", "read_frames", "read_settings", "write_frames", "write_video"),
-    "sgm.pipeline": ("Clip", "generate"),
-    "sgm.recipe": ("RECIPE_TEXTS", "differences", "is_recipe", "read_recipe", "request_of"),
-    "sgm.request": ("VideoRequest", "all_fields", "curves", "prepare_picture"),
-    "sgm.run": ("Progress",),
-    "sgm.versions": ("DEFAULT_VERSION", "VERSIONS", "Version"),
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_load, __dir__, __all__ = attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'sgm' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    if name not in __all__:
+        raise AttributeError(f"module 'sgm' has no attribute {name!r}")  # Python's own words
+    return _load(name)

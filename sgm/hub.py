@@ -47,6 +47,8 @@ def download_weights(
         return target
     report = on_progress or (lambda phase, share: None)
     from huggingface_hub import get_hf_file_metadata, hf_hub_url  # late: it takes a second
+
+    # What `hf_hub_download` calls: that itself (2.4) deletes the part when it is stopped, and checks no checksum.
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 

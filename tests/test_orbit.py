@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +143,15 @@ def test_the_plot_shows_the_orbit() -> None:
     orange = np.asarray(tilted.convert("RGB")).astype(int)
     assert ((orange[..., 0] > 190) & (orange[..., 2] < 80)).any()  # the input view stands out
     assert torch.is_tensor(radians((EVEN, EVEN))[0])
+
+
+@pytest.mark.parametrize("width", [64, 701, 702, 1280])
+def test_the_plot_has_the_size_that_is_asked_for(width: int) -> None:
+    assert draw_orbit((90.0,), (360.0,), width).size == (width, round(0.45 * width))
+
+
+def test_several_threads_may_plot_at_once() -> None:
+    alone = [draw_orbit((float(10 * i),) * 12, EVEN, 320).tobytes() for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda i: draw_orbit((float(10 * i),) * 12, EVEN, 320).tobytes(), range(8)))
+    assert together == alone

@@ -23,6 +23,6 @@ def test_unknown_name_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize("module", ["sgm", "sgm.cli"])
 def test_import_is_light(module: str) -> None:
-    heavy = "{'torch', 'numpy', 'PIL', 'av', 'omegaconf', 'streamlit'}"
+    heavy = "{'torch', 'numpy', 'PIL', 'av', 'omegaconf', 'streamlit', 'imageio', 'matplotlib'}"
     code = f"import sys, {module}; print(*sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""

@@ -178,6 +178,24 @@ def test_clips_that_are_too_short_are_said(data: list[str], tmp_path: Path) -> N
         train("video", data[1], "data.pictures=null", "data.frames=9", f"out={tmp_path}", "init=null", "train.steps=1")
 
 
+def test_a_clip_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(UserError, match=r"broken\.mp4 cannot be read as a clip; take it out of the folder"):
+        FolderClips(tmp_path, (64, 64))
+
+
+def test_clips_are_cropped_in_the_middle_and_keep_their_colours(tmp_path: Path) -> None:
+    frames = np.zeros((3, 64, 96, 3), np.uint8)
+    frames[:, :, :16], frames[:, :, 16:80], frames[:, :, 80:] = (255, 0, 0), (20, 190, 60), (0, 0, 255)
+    write_video(tmp_path / "clip.mp4", frames, 12.5)
+    clips = FolderClips(tmp_path, (32, 32))
+    batch = clips.draw(2, 3, torch.device("cpu"))
+    assert clips.fps == [12.5]
+    assert batch.fps_id.tolist() == [11.5, 11.5]
+    colours = (batch.video.mean(dim=(0, 1, 3, 4)) + 1) * 127.5
+    assert torch.allclose(colours, torch.tensor([20.0, 190.0, 60.0]), atol=4)
+
+
 def test_an_empty_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match=r"There are no .*\.jpg.* files in .*none"):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 # The motion bucket: 127 for a mean displacement of this many percent of the width from one frame to the next.
@@ -137,8 +138,8 @@ class CameraRayEmbedder(nn.Module):
         h, w = camera.shape[-2:]
         own = identity_rays(h, w).to(camera).expand_as(camera)
         bands = 2 * math.pi * 2.0 ** torch.arange(self.frequencies, device=camera.device)
-        angles = torch.cat([camera, own], dim=1)[:, :, None] * bands.view(-1, 1, 1).to(camera)  # n, 4, f, h, w
-        waves = torch.cat([angles.sin(), angles.cos()], dim=1).flatten(1, 2)
+        angles = torch.cat([camera, own], dim=1)[:, :, None] * rearrange(bands.to(camera), "f -> f 1 1")
+        waves = rearrange([angles.sin(), angles.cos()], "wave n c f h w -> n (wave c f) h w")
         limit = torch.tensor([0.5, 0.5 * h / w], device=camera.device, dtype=camera.dtype).view(2, 1, 1)
         inside = (camera.abs() <= limit).all(dim=1, keepdim=True).to(camera)
         features = torch.cat([waves, (camera - own) * 8, inside], dim=1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from sgm.conditioning.vision import ImageTower, read_architecture
@@ -63,8 +64,9 @@ class FrozenOpenCLIPImagePredictionEmbedder(nn.Module):
         self.open_clip = instantiate_from_config(open_clip_embedding_config)
 
     def forward(self, frames: Tensor, check: Callable[[], None] | None = None) -> Tensor:
-        tokens = self.open_clip(frames, check).unflatten(0, (-1, self.n_cond_frames))
-        return tokens.repeat_interleave(self.n_copies, dim=0)
+        pattern = "(b n_cond_frames) c -> b n_cond_frames c"
+        tokens = rearrange(self.open_clip(frames, check), pattern, n_cond_frames=self.n_cond_frames)
+        return repeat(tokens, "b n c -> (b n_copies) n c", n_copies=self.n_copies)
 
 
 def resize(x: Tensor, size: tuple[int, int], antialias: bool = True) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from sgm.config import instantiate_from_config
@@ -37,5 +38,5 @@ class VideoPredictionEmbedderWithEncoder(nn.Module):
     def forward(self, frames: Tensor, check: Callable[[], None] | None = None) -> Tensor:
         frames = frames.to(next(self.encoder.parameters()).dtype, memory_format=torch.channels_last)
         z = self.encoder.encode(frames, check) * self.scale_factor
-        z = z.unflatten(0, (-1, self.n_cond_frames)).flatten(1, 2)  # b, (n c), h, w
-        return z.repeat_interleave(self.n_copies, dim=0)
+        z = rearrange(z, "(b n_cond_frames) c h w -> b (n_cond_frames c) h w", n_cond_frames=self.n_cond_frames)
+        return repeat(z, "b c h w -> (b n_copies) c h w", n_copies=self.n_copies)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from einops import rearrange
 from torch import Tensor, nn
 
 from sgm.layers.embeddings import timestep_embedding
@@ -18,4 +19,4 @@ class ConcatTimestepEmbedderND(nn.Module):
 
     def forward(self, x: Tensor, check: Callable[[], None] | None = None) -> Tensor:
         x = x[:, None] if x.ndim == 1 else x
-        return timestep_embedding(x.flatten(), self.outdim).view(x.shape[0], -1)
+        return rearrange(timestep_embedding(x.flatten(), self.outdim), "(n d) c -> n (d c)", n=x.shape[0])

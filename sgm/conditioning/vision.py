@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from sgm.errors import UserError
@@ -122,7 +123,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor, check: Callable[[], None] | None = None) -> Tensor:
         """check: called before each block."""
-        patches = self.conv1(x).flatten(2).transpose(1, 2)
+        patches = rearrange(self.conv1(x), "n c h w -> n (h w) c")
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), patches], dim=1)
         x = self.ln_pre(x + self.positional_embedding)
         for block in self.transformer["resblocks"]:  # pyright: ignore[reportGeneralTypeIssues]

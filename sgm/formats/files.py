@@ -78,7 +78,7 @@ def open_tensors(path: Path) -> TensorFile:
 
 
 class SafetensorsFile(TensorFile):
-    """A .safetensors file, read without mapping it: only the tensors themselves take memory."""
+    """A .safetensors file. Only the tensors themselves take memory, where `safe_open` maps the whole file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

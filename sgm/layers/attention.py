@@ -6,6 +6,7 @@ Attribute names are those of the official checkpoints.
 from __future__ import annotations
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -53,11 +54,11 @@ class CrossAttention(nn.Module):
             return self.to_out(self.to_v(context))  # the softmax over one token is 1, whatever the query
         source = x if context is None else context
         q, k, v = (
-            y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (b, heads, n, dim_head)
+            rearrange(y, "b n (heads dim_head) -> b heads n dim_head", heads=self.heads)
             for y in (self.to_q(x), self.to_k(source), self.to_v(source))
         )
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out(out.transpose(1, 2).flatten(2))
+        return self.to_out(rearrange(out, "b heads n dim_head -> b n (heads dim_head)"))
 
 
 class BasicTransformerBlock(nn.Module):

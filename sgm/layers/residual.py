@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
 def frames_first(x: Tensor, frames: int) -> Tensor:
-    """(b t) c h w -> b c t (h w)."""
-    n, c, h, w = x.shape
-    return x.permute(0, 2, 3, 1).reshape(n // frames, frames, h * w, c).permute(0, 3, 1, 2)
+    """(b t) c h w -> b c t (h w), a view."""
+    return rearrange(x, "(b t) c h w -> b c t (h w)", t=frames)
 
 
 def frames_in_batch(x: Tensor, h: int, w: int) -> Tensor:
-    """b c t (h w) -> (b t) c h w."""
-    b, c, t, _ = x.shape
-    return x.permute(0, 2, 3, 1).reshape(b * t, h, w, c).permute(0, 3, 1, 2)
+    """b c t (h w) -> (b t) c h w: of a channels-last tensor a view, of another a channels-last copy."""
+    return rearrange(x, "b c t (h w) -> (b t) h w c", h=h, w=w).permute(0, 3, 1, 2)
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -106,7 +105,8 @@ class ResBlock(nn.Module):
         h = self.in_layers(x)
         if emb is not None:
             e = self.emb_layers(emb)  # (n, c) or (b t, c)
-            if e.shape[0] != x.shape[0] or isinstance(self.in_layers[2], TemporalConv):
-                e = e.unflatten(0, (x.shape[0], -1)).transpose(1, 2)  # b c t
-            h = h + e.reshape(*e.shape, *[1] * (4 - e.ndim))
+            if isinstance(self.in_layers[2], TemporalConv):
+                h = h + rearrange(e, "(b t) c -> b c t 1", b=x.shape[0])
+            else:
+                h = h + rearrange(e, "n c -> n c 1 1")
         return self.skip_connection(x) + self.out_layers(h)

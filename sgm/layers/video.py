@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
@@ -102,15 +103,15 @@ class SpatialVideoTransformer(nn.Module):
     def forward(
         self, x: Tensor, context: Tensor | None, frames: int, image_only_indicator: Tensor | None = None
     ) -> Tensor:
-        n, _, h, w = x.shape
-        y = self.proj_in(self.norm(x).permute(0, 2, 3, 1).reshape(n, h * w, -1))  # (b t, h w, c)
+        h, w = x.shape[-2:]
+        y = self.proj_in(rearrange(self.norm(x), "n c h w -> n (h w) c"))
         time_context = None if context is None else context[::frames]  # (b, m, c)
         position = timestep_embedding(torch.arange(frames, device=x.device), self.in_channels).to(y.dtype)
         position = self.time_pos_embed(position)  # (t, c)
         for spatial_block, temporal_block in zip(self.transformer_blocks, self.time_stack, strict=True):
             y = spatial_block(y, context)
-            z = y.unflatten(0, (-1, frames)).transpose(1, 2) + position  # (b, h w, t, c)
-            z = temporal_block(z.flatten(0, 1), time_context)
-            z = z.unflatten(0, (-1, h * w)).transpose(1, 2).flatten(0, 1)  # (b t, h w, c)
+            z = rearrange(y, "(b t) s c -> b s t c", t=frames) + position
+            z = temporal_block(rearrange(z, "b s t c -> (b s) t c"), time_context)
+            z = rearrange(z, "(b s) t c -> (b t) s c", s=h * w)
             y = self.time_mixer(y, z, image_only_indicator)
-        return x + self.proj_out(y).unflatten(1, (h, w)).permute(0, 3, 1, 2)
+        return x + rearrange(self.proj_out(y), "n (h w) c -> n c h w", h=h, w=w)

@@ -6,21 +6,22 @@ import io
 import itertools
 import zipfile
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
-from PIL import Image
 
 JOIN = -3  # the frame from which a clip is extended: the very last ones have drifted furthest
 
 
 def gif(frames: np.ndarray, fps: float) -> bytes:
     """An endless animated GIF, with a palette a frame. GIF counts hundredths of a second and stops at 50 fps."""
-    return _animation("GIF", frames, max(1000 / fps, 20.0))
+    return _animation(".gif", frames, max(1000 / fps, 20.0))
 
 
 def webp(frames: np.ndarray, fps: float) -> bytes:
     """An endless animated WebP."""
-    return _animation("WEBP", frames, 1000 / fps, quality=85)
+    return _animation(".webp", frames, 1000 / fps, quality=85)
 
 
 def png_zip(frames: np.ndarray, fps: float) -> bytes:
@@ -56,18 +57,19 @@ def stitch(clips: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([*(clip[:JOIN] for clip in clips[:-1]), clips[-1]])
 
 
-def _animation(form: str, frames: np.ndarray, milliseconds: float, **options: int) -> bytes:
+def _animation(suffix: str, frames: np.ndarray, milliseconds: float, **options: int) -> bytes:
     # Whole durations that add up to the clip's own.
-    tick = 10 if form == "GIF" else 1
+    tick = 10 if suffix == ".gif" else 1
     ends = [round(milliseconds * count / tick) * tick for count in range(len(frames) + 1)]
     durations = [end - start for start, end in itertools.pairwise(ends)]
-    first, *others = (Image.fromarray(frame) for frame in frames)
-    file = io.BytesIO()
-    first.save(file, form, save_all=True, append_images=others, duration=durations, loop=0, **options)
-    return file.getvalue()
+    # save_all: imageio sets it for two frames and more, but Pillow needs it for a list of durations.
+    options = {"save_all": True, "loop": 0, **options}
+    return _encoded(frames, suffix, is_batch=True, duration=durations, **options)
 
 
 def _png(frame: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(frame).save(file, "PNG")
-    return file.getvalue()
+    return _encoded(frame, ".png")
+
+
+def _encoded(pixels: np.ndarray, suffix: str, **options: Any) -> bytes:
+    return iio.imwrite("<bytes>", pixels, extension=suffix, plugin="pillow", **options)

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
-import uuid
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from sgm.errors import UserError
 from sgm.media.export import gif, webp
-from sgm.media.video import write_video
+from sgm.media.video import write_atomically, write_video
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from mpl_toolkits.mplot3d import Axes3D
+    from numpy.typing import ArrayLike
 
 
 class _Palette(NamedTuple):
     paper: str
     ink: str
-    faint: str  # lines of the grid; `fainter` behind the globe
-    fainter: str
-    line: str  # the orbit; `behind` the globe
-    behind: str
-    last: str  # the input view
+    grid: str
+    hidden_grid: str  # on the far side of the globe
+    orbit: str
+    hidden_orbit: str
+    input_view: str
 
 
 _LIGHT = _Palette("#ffffff", "#1d2b2a", "#d5dbd9", "#eef1f0", "#0b6e6b", "#8fb9b7", "#c2500c")
@@ -68,16 +68,7 @@ def write_turntable(
     if encode is None:
         raise UserError(f"The turntable's name is {path.name!r}, but must end in .webp, .gif or .mp4.")
     content = encode(frames[order], fps)
-    temporary = path.absolute().with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another place.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
     return path
 
 
@@ -86,95 +77,69 @@ def draw_orbit(
 ) -> Image.Image:
     """A picture, `width` x 0.45 `width`: elevation over azimuth, and the camera's way around the object in 3-D.
 
-    Degrees. The last view, the input's, stands out. dark: light on dark.
+    elevations (-90 to 90) and azimuths (0 to 360): degrees, one a frame. The last view, the input's, stands out and is
+    in front. dark: light on dark. Any thread may call it.
     """
-    scale = 2 * width / 960  # drawn at twice the size: Pillow's lines have no smooth edges
-    palette = _DARK if dark else _LIGHT
-    picture = Image.new("RGB", (2 * width, round(0.9 * width)), palette.paper)
-    drawing = _Drawing(ImageDraw.Draw(picture), ImageFont.load_default(28 * scale), scale, palette)
-    _chart(drawing, elevations, azimuths)
-    _globe(drawing, elevations, azimuths)
-    return picture.resize((width, round(0.45 * width)), Image.Resampling.LANCZOS)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # late: a second
+    from matplotlib.figure import Figure
+    from mpl_toolkits.mplot3d import Axes3D
+
+    colours, height = _DARK if dark else _LIGHT, round(0.45 * width)
+    # Not through pyplot, which holds figures in global state. A hundredth of a pixel more: sizes are rounded down.
+    figure = Figure((9.6, 9.6 * height / width), dpi=(width + 0.01) / 9.6, facecolor=colours.paper)
+    canvas = FigureCanvasAgg(figure)
+    _draw_chart(figure.add_axes((0.09, 0.15, 0.43, 0.69)), elevations, azimuths, colours)
+    globe = Axes3D(figure, (0.57, 0.0, 0.43, 0.89))
+    figure.add_axes(globe)
+    _draw_globe(globe, elevations, azimuths, colours)
+    for x, title in ((0.02, "Elevation over azimuth"), (0.58, "Around the object")):
+        figure.text(x, 0.91, title, color=colours.ink, size=14)
+    figure.text(0.98, 0.91, "● input view", color=colours.input_view, size=14, ha="right")
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-class _Drawing(NamedTuple):
-    draw: ImageDraw.ImageDraw
-    font: Any
-    scale: float
-    palette: _Palette
-
-    def line(self, points: Sequence[tuple[float, float]], colour: str, width: float = 1) -> None:
-        self.draw.line(list(points), colour, round(width * self.scale), joint="curve")
-
-    def text(self, x: float, y: float, text: str, anchor: str = "la", colour: str = "") -> None:
-        """With a halo, so that a word can be read where lines cross it."""
-        halo = {"stroke_width": round(3 * self.scale), "stroke_fill": self.palette.paper}
-        self.draw.text((x, y), text, colour or self.palette.ink, self.font, anchor=anchor, **halo)
-
-    def dots(self, points: Sequence[tuple[float, float]]) -> None:
-        for i, (x, y) in enumerate(points):
-            last = i == len(points) - 1
-            size = (8 if last else 5) * self.scale
-            self.draw.ellipse(
-                [x - size, y - size, x + size, y + size], self.palette.last if last else self.palette.line
-            )
+def _draw_chart(axes: Axes, elevations: Sequence[float], azimuths: Sequence[float], colours: _Palette) -> None:
+    axes.set(xlim=(0, 360), xticks=range(0, 361, 90), facecolor="none", axisbelow=True)
+    axes.set_ylim(max(min(elevations) - 10, -92), min(max(elevations) + 10, 92))
+    axes.xaxis.set_major_formatter("{x:.0f}°")
+    axes.yaxis.set_major_formatter("{x:.0f}°")
+    axes.locator_params(axis="y", nbins=6, steps=[1, 2, 5, 10], integer=True)
+    axes.tick_params(length=0, pad=8, labelsize=13, labelcolor=colours.ink)
+    axes.grid(color=colours.grid)
+    axes.spines[:].set_visible(False)
+    axes.plot(azimuths, elevations, "o-", color=colours.orbit, lw=2, clip_on=False)
+    axes.plot(azimuths[-1:], elevations[-1:], "o", color=colours.input_view, ms=10, clip_on=False)
 
 
-def _chart(drawing: _Drawing, elevations: Sequence[float], azimuths: Sequence[float]) -> None:
-    scale, palette = drawing.scale, drawing.palette
-    left, top, right, bottom = (value * scale for value in (86, 70, 496, 366))
-    low = max(-90, 10 * math.floor((min(elevations) - 5) / 10))
-    high = min(90, max(10 * math.ceil((max(elevations) + 5) / 10), low + 20))
+def _draw_globe(axes: Axes3D, elevations: Sequence[float], azimuths: Sequence[float], colours: _Palette) -> None:
+    from mpl_toolkits.mplot3d.art3d import Line3DCollection
 
-    def at(azimuth: float, elevation: float) -> tuple[float, float]:
-        return left + (right - left) * azimuth / 360, bottom - (bottom - top) * (elevation - low) / (high - low)
+    def on_sphere(elevation: ArrayLike, azimuth: ArrayLike) -> np.ndarray:
+        """(n,) and (n,) degrees -> (n, 3). x is towards the input view, z up."""
+        e, a = np.broadcast_arrays(np.radians(elevation), np.radians(azimuth))
+        return np.stack([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)], axis=-1)
 
-    drawing.text(10 * scale, 14 * scale, "Elevation over azimuth")
-    for azimuth in range(0, 361, 90):
-        drawing.line([at(azimuth, low), at(azimuth, high)], palette.faint)
-        x, y = at(azimuth, low)
-        drawing.text(x, y + 10 * scale, f"{azimuth}°", "ma")
-    for elevation in range(low, high + 1, max(10, 10 * round((high - low) / 50))):
-        drawing.line([at(0, elevation), at(360, elevation)], palette.faint)
-        x, y = at(0, elevation)
-        drawing.text(x - 10 * scale, y, f"{elevation}°", "rm")
-    points = [at(a, e) for a, e in zip(azimuths, elevations, strict=True)]
-    drawing.line(points, palette.line, 2.5)
-    drawing.dots(points)
-    x, y = points[-1]
-    near = [e for a, e in zip(azimuths, elevations, strict=True) if a > azimuths[-1] - 100]  # as wide as the word
-    above = max(near) - near[-1] <= near[-1] - min(near)  # where less of the line is
-    above = above or y > bottom - 40 * scale  # off the scale's own words
-    drawing.text(x, y + (-14 if above else 14) * scale, "input view", "rs" if above else "ra", palette.last)
+    def draw(points: np.ndarray, colour: str, hidden: str, width: float) -> None:
+        lines = np.stack([points[:-1], points[1:]], axis=1)
+        colour_of_each = np.where(lines.mean(axis=1) @ viewer > 0, colour, hidden)
+        axes.add_collection3d(Line3DCollection(lines, colors=colour_of_each, linewidths=width))
 
-
-def _globe(drawing: _Drawing, elevations: Sequence[float], azimuths: Sequence[float]) -> None:
-    scale, palette = drawing.scale, drawing.palette
-    middle, radius, tilt = (752 * scale, 232 * scale), 156 * scale, math.radians(22)
-
-    def at(azimuth: float, elevation: float) -> tuple[float, float, float]:
-        """On the page, and how far towards the viewer. The input view is in front."""
-        a, e = math.radians(azimuth), math.radians(elevation)
-        x, depth, up = math.sin(a) * math.cos(e), math.cos(a) * math.cos(e), math.sin(e)
-        return (
-            middle[0] + radius * x,
-            middle[1] - radius * (up * math.cos(tilt) - depth * math.sin(tilt)),
-            depth * math.cos(tilt) + up * math.sin(tilt),
-        )
-
-    drawing.text(560 * scale, 14 * scale, "Around the object")
-    rings = [[at(a, e) for a in range(0, 361, 6)] for e in range(-60, 61, 30)]
-    rings += [[at(a, e) for e in range(-90, 91, 6)] for a in range(0, 360, 45)]
-    for ring in rings:
-        for one, two in pairwise(ring):
-            drawing.line([one[:2], two[:2]], palette.faint if one[2] > 0 else palette.fainter)
-    side = 16 * scale
-    box = [middle[0] - side, middle[1] - side, middle[0] + side, middle[1] + side]
-    drawing.draw.rounded_rectangle(box, 5 * scale, palette.ink)
-    points = [at(a, e) for a, e in zip(azimuths, elevations, strict=True)]
-    for one, two in pairwise(points):
-        drawing.line([one[:2], two[:2]], palette.line if one[2] + two[2] > 0 else palette.behind, 2.5)
-    drawing.dots([point[:2] for point in points])
-    x, y, _ = points[-1]
-    below = y < 380 * scale
-    drawing.text(x, y + (16 if below else -16) * scale, "input view", "ma" if below else "ms", palette.last)
+    tilt = 22
+    viewer = on_sphere(tilt, 0)
+    axes.view_init(elev=tilt, azim=0)
+    axes.set_proj_type("ortho")
+    axes.set_box_aspect((1, 1, 1))
+    axes.set(xlim=(-0.7, 0.7), ylim=(-0.7, 0.7), zlim=(-0.7, 0.7), facecolor="none")  # less than the globe: fills more
+    axes.set_axis_off()
+    axes.computed_zorder = False  # what is drawn later lies above
+    for elevation in range(-60, 61, 30):
+        draw(on_sphere(elevation, np.arange(0, 361, 6)), colours.grid, colours.hidden_grid, 0.8)
+    for azimuth in range(0, 360, 45):
+        draw(on_sphere(np.arange(-90, 91, 6), azimuth), colours.grid, colours.hidden_grid, 0.8)
+    axes.plot([0], [0], [0], "s", color=colours.ink, ms=18)  # the object
+    points = on_sphere(elevations, np.subtract(azimuths, azimuths[-1]))
+    if len(points) > 1:
+        draw(points, colours.orbit, colours.hidden_orbit, 2)
+    axes.plot(*points[:-1].T, "o", color=colours.orbit)
+    axes.plot(*points[-1:].T, "o", color=colours.input_view, ms=10)

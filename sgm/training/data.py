@@ -17,6 +17,7 @@ from torch import Tensor
 from sgm.conditioning.camera import camera_path, direction, identity_rays, motion_bucket, rays, reflect
 from sgm.errors import UserError
 from sgm.media.image import fit_picture, open_picture
+from sgm.media.video import open_video
 
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
 _CLIPS = {".mp4", ".webm", ".mov"}
@@ -122,19 +123,24 @@ class FolderClips:
             self.frames.append(frames if kept <= self._KEPT else None)
 
     def _read(self, path: Path) -> tuple[Tensor, float]:
-        h, w = self.size
-        video = cv2.VideoCapture(str(path))
-        fps, read = video.get(cv2.CAP_PROP_FPS), []
-        while (frame := video.read())[0]:
-            pixels = frame[1]
-            scale = max(h / pixels.shape[0], w / pixels.shape[1])
-            whole = max(w, round(pixels.shape[1] * scale)), max(h, round(pixels.shape[0] * scale))
-            pixels = cv2.resize(pixels, whole, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-            left, top = (whole[0] - w) // 2, (whole[1] - h) // 2
-            read.append(cv2.cvtColor(pixels[top : top + h, left : left + w], cv2.COLOR_BGR2RGB))
+        try:
+            with open_video(path) as video:
+                read = [self._fitted(frame) for frame in video.iter(thread_type="FRAME")]
+                fps = float(video.metadata()["fps"])
+        except UserError as error:
+            raise UserError(f"{path} cannot be read as a clip; take it out of the folder.") from error
         if not read:
-            raise UserError(f"{path} cannot be read as a clip; take it out of the folder.")
+            raise UserError(f"{path} has no frames; take it out of the folder.")
         return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2).contiguous(), fps
+
+    def _fitted(self, pixels: np.ndarray) -> np.ndarray:
+        """As `fit_picture` crops, by OpenCV, which takes a fifth of the time: (H, W, 3) -> (h, w, 3), uint8."""
+        h, w = self.size
+        scale = max(h / pixels.shape[0], w / pixels.shape[1])
+        whole = max(w, round(pixels.shape[1] * scale)), max(h, round(pixels.shape[0] * scale))
+        pixels = cv2.resize(pixels, whole, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        left, top = (whole[0] - w) // 2, (whole[1] - h) // 2
+        return pixels[top : top + h, left : left + w]
 
     def draw(self, n: int, frames: int, device: torch.device) -> ClipBatch:
         """n clips of `frames` frames, at one to three times the clip's own speed."""

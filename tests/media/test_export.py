@@ -33,6 +33,13 @@ def test_animations_have_all_frames_and_the_clip_s_length(title: str, error: flo
     assert np.abs(np.stack(drawn) - frames).mean() < error
 
 
+@pytest.mark.parametrize("title", ["GIF", "WebP"])
+def test_one_frame_is_a_picture(title: str) -> None:
+    frames = moving(1)
+    with Image.open(io.BytesIO(EXPORTS[title][2](frames, 7))) as image:
+        assert np.abs(np.asarray(image.convert("RGB"), dtype=float) - frames[0]).mean() < 8
+
+
 def test_png_frames_are_exact() -> None:
     frames = moving()
     with zipfile.ZipFile(io.BytesIO(EXPORTS["PNG frames (zip)"][2](frames, 7))) as archive:

@@ -102,6 +102,42 @@ def test_a_comment_of_somebody_else_is_no_settings(tmp_path, comment):
     assert read_settings(path) is None
 
 
+@pytest.mark.parametrize(("name", "number"), [("ITU709", 1), ("ITU601", 6)])
+def test_colours_of_somebody_else_s_video_are_read_by_the_matrix_that_it_names(tmp_path, name, number):
+    path, frames = tmp_path / "other.mp4", moving()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=5, options={"crf": "5"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.colorspace = number
+        for pixels in frames:
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=name, dst_color_range="MPEG")))
+        container.mux(stream.encode())
+    back, rate = read_frames(path)
+    assert rate == 5
+    assert np.abs(back.astype(float) - frames).mean() < 2  # by the other matrix 2.8 and more
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        container.metadata["comment"] = '{"a": 1}'
+        stream = container.add_stream("aac", rate=44100)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 44100
+        container.mux([*stream.encode(sound), *stream.encode()])
+    for read in (read_frames, read_settings):
+        with pytest.raises(UserError, match=r"sound\.mp4 cannot be read as a video \(damaged, or no picture in it\)"):
+            read(path)
+
+
+@pytest.mark.parametrize("count", [0, 200, 3000])
+def test_a_video_that_is_cut_short_is_said(tmp_path, count):
+    content = write_video(tmp_path / "clip.mp4", noise(), 6).read_bytes()[:count]
+    with pytest.raises(UserError, match=r"The file cannot be read as a video"):
+        read_frames(content)
+
+
 def test_settings_of_something_that_is_no_video(tmp_path):
     (tmp_path / "notes.mp4").write_text("not a video")
     with pytest.raises(UserError, match=r"notes\.mp4 cannot be read as a video"):
