@@ -131,6 +131,8 @@ class VideoRequest:
         for field in queue:  # grows by the options of what is chosen
             given = next((source[field.name] for source in (choices, carried) if field.name in source), None)
             if field.name in choices or given is not None:
+                if field.unit == "pixels":
+                    _check_size(field, given, VERSIONS[version].multiple)
                 values[field.name] = field.check(given)
             else:
                 values[field.name] = _default(field, values)
@@ -152,8 +154,6 @@ class VideoRequest:
             raise UserError(f"min_guidance must not exceed max_guidance; got {low} and {high}.")
         if self.sigma_min >= self.sigma_max:
             raise UserError(f"sigma_max must exceed sigma_min; got {self.sigma_max} and {self.sigma_min}.")
-        for name in ("height", "width"):
-            _check_multiple(name, getattr(self, name), self.row.multiple)
         self.family.check(self)
         try:
             self.build_guider()
@@ -281,8 +281,11 @@ def _all(names: list[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _check_multiple(name: str, value: int, multiple: int) -> None:
-    if value % multiple:
-        low = max(value // multiple, 1) * multiple
-        near = f"{low} or {low + multiple}" if low + multiple <= 4096 else f"{low}"
-        raise UserError(f"{name} must be a multiple of {multiple} (nearest: {near}); got {value}.")
+def _check_size(field: Field, value: Any, multiple: int) -> None:
+    """Refuse what is no multiple that the network takes; name the nearest that are."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and field.low <= value <= field.high and value % multiple == 0:
+        return
+    low = max(value // multiple, 1) * multiple if whole else multiple
+    near = f"{low} or {low + multiple}" if whole and 0 < value < field.high else f"{multiple} to {field.high}"
+    raise UserError(f"{field.name} must be a multiple of {multiple} (nearest: {near}); got {value!r}.")

@@ -160,6 +160,8 @@ VERSIONS: dict[str, Version] = {
             licence="CC BY-SA 4.0",
             family="camera",
             multiple=32,
+            latent_bytes=3910,
+            pixel_bytes=64,
         ),
         _svd("svd", "SVD", "img2vid", **_14),
         _svd("svd_image_decoder", "SVD, image decoder", "img2vid", **_14),

@@ -225,12 +225,9 @@ def test_the_network(made_up: Callable[[str], DiffusionEngine]) -> None:
     with torch.inference_mode():
         wanted = engine.model(x, noise, c, num_video_frames=frames)
         whole = [engine.network(x, noise, c, num_video_frames=frames) for _ in range(2)]
-        # In halves and in narrow parts; another condition is noticed; what the fast path does not do, the module does.
-        engine.network.in_turn, engine.network.wide = True, 10**4
-        halves = engine.network(x, noise, c, num_video_frames=frames)
-        engine.network.in_turn = False
-        engine.network(x, noise, other := dict(c), num_video_frames=frames)
-        other["crossattn"] = 2 * c["crossattn"]
+        # In halves and in narrow parts; of another condition; what the fast path does not do, the module does.
+        halves = engine.network.conditioned(c, frames, max_values=10**4, clip_by_clip=True)(x, noise)
+        other = {**c, "crossattn": 2 * c["crossattn"]}
         changed = engine.network(x, noise, other, num_video_frames=frames)
         tokens = {**c, "crossattn": c["crossattn"].repeat(1, 2, 1)}
         several = engine.network(x, noise, tokens, num_video_frames=frames)

@@ -9,10 +9,13 @@ from torch import Tensor
 from sgm.diffusion.discretization import EDMDiscretization
 from sgm.diffusion.guidance import (
     GUIDERS,
+    Denoise,
+    Guider,
     SpatiotemporalPredictionGuider,
     TrapezoidPredictionGuider,
     TrianglePredictionGuider,
     VanillaCFG,
+    guided,
 )
 from sgm.diffusion.sampling import SAMPLERS
 
@@ -60,12 +63,32 @@ def test_an_unknown_way_to_fuse_is_refused() -> None:
         TrianglePredictionGuider(2.0, 5, period_fusing="median")
 
 
+def build(name: str, low: float, high: float, frames: int) -> Guider:
+    """A guider with these scales, as far as it has them."""
+    scales = {"min_guidance": low, "max_guidance": high}
+    options = {key: scales[field.name] for key, field in GUIDERS[name].options.items() if field.name in scales}
+    return GUIDERS[name].of(frames, **options)
+
+
+@pytest.mark.parametrize("name", GUIDERS)
+def test_options_of_a_request_start_as_the_guiders_own_parameters_do(name: str) -> None:
+    own = {k: f.default for k, f in GUIDERS[name].options.items() if f.default is not None}
+    low_high = {k: 2.0 for k, f in GUIDERS[name].options.items() if f.default is None}
+    assert torch.equal(GUIDERS[name].of(6, **own, **low_high).scales(), build(name, 2.0, 2.0, 6).scales())
+
+
+def test_a_clip_that_cannot_be_divided_into_views_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_views must divide the number of frames, 14; got 3"):
+        SpatiotemporalPredictionGuider(2.0, 14, num_views=3)
+
+
 @pytest.mark.parametrize("name", GUIDERS)
 def test_each_clip_of_a_batch_gets_the_same_scales(name: str) -> None:
-    guider = GUIDERS[name](1.5, 3.0, 4)
+    guider = build(name, 1.5, 3.0, 4)
     scales = guider.scales().expand(4)
     c, uc = torch.randn(8, 2, 3, 3), torch.randn(8, 2, 3, 3)
-    out = guider(torch.cat([uc, c]) if guider.needs_uc else c, torch.ones(8))
+    denoise = guided(lambda cond: lambda x, sigma: cond["x"], guider, {"x": c}, {"x": uc}, like=c)
+    out = denoise(c, torch.tensor(1.0))
     for i in range(8):
         torch.testing.assert_close(out[i], uc[i] + scales[i % 4] * (c[i] - uc[i]))
 
@@ -74,14 +97,17 @@ def evaluations(name: str, low: float, high: float) -> list[tuple[int, float]]:
     """(rows, the condition's mean) of every network evaluation of a run."""
     seen = []
 
-    def denoiser(x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        assert len(x) == len(sigma) == len(cond["vector"])
-        seen.append((len(x), float(cond["vector"].mean())))
-        return x * 0
+    def denoiser(cond: dict[str, Tensor]) -> Denoise:
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            assert len(x) == len(sigma) == len(cond["vector"])
+            seen.append((len(x), float(cond["vector"].mean())))
+            return x * 0
 
-    sampler = SAMPLERS["euler_edm"](EDMDiscretization(), guider_config=GUIDERS[name](low, high, 4))
-    c, uc = {"vector": torch.ones(4, 2)}, {"vector": torch.zeros(4, 2)}
-    sampler(denoiser, torch.randn(4, 1, 2, 2), c, uc, num_steps=3)
+        return denoise
+
+    c, uc, x = {"vector": torch.ones(4, 2)}, {"vector": torch.zeros(4, 2)}, torch.randn(4, 1, 2, 2)
+    denoise = guided(denoiser, build(name, low, high, 4), c, uc, like=x)
+    SAMPLERS["euler_edm"]()(denoise, x, EDMDiscretization()(3))
     return seen
 
 
@@ -98,21 +124,18 @@ def test_guidance_evaluates_both(name: str) -> None:
 def test_guidance_of_one_changes_nothing() -> None:
     """Leaving the unconditional batch out is exact, not an approximation."""
     c, uc = torch.randn(4, 1), torch.randn(4, 1)
-    guider = VanillaCFG(1.0)
-    torch.testing.assert_close(guider(c, torch.ones(4)), uc + 1.0 * (c - uc))
+    denoise = guided(lambda cond: lambda x, sigma: cond["x"], VanillaCFG(1.0), {"x": c}, {"x": uc}, like=c)
+    torch.testing.assert_close(denoise(c, torch.tensor(1.0)), uc + 1.0 * (c - uc))
 
 
-def test_a_guider_that_is_changed_between_steps_does_as_it_is_told() -> None:
-    guider, x, sigma = VanillaCFG(2.0), torch.zeros(2, 1), torch.ones(2)
+def test_conditions_are_joined_once_and_each_step_uses_them() -> None:
+    joined, x = [], torch.zeros(2, 1)
     c, uc = ({"vector": torch.full((2, 1), value)} for value in (1.0, 0.0))
 
-    def step() -> list[float]:
-        batch = guider.prepare_inputs(x, sigma, c, uc)[2]
-        return guider(batch["vector"], sigma).flatten().tolist()
+    def denoiser(cond: dict[str, Tensor]) -> Denoise:
+        joined.append(cond["vector"].flatten().tolist())
+        return lambda x, sigma: cond["vector"] * sigma[:, None]
 
-    assert step() == step() == [2, 2]
-    assert guider.prepare_inputs(x, sigma, c, uc)[2] is guider.prepare_inputs(x, sigma, c, uc)[2]
-    guider.scale = 3.0
-    assert step() == [3, 3]
-    c["vector"] = torch.full((2, 1), 5.0)
-    assert step() == [15, 15]
+    denoise = guided(denoiser, VanillaCFG(2.0), c, uc, like=x)
+    assert [denoise(x, torch.tensor(s)).flatten().tolist() for s in (1.0, 3.0)] == [[2, 2], [6, 6]]
+    assert joined == [[0, 0, 1, 1]]

@@ -61,7 +61,7 @@ def test_lists_are_taken_as_they_are_and_come_back_through_settings() -> None:
     [
         ({"orbit": "spiral"}, "orbit must be one of same, dynamic, list; got 'spiral'"),
         ({"orbit": "list"}, "neither elevations nor azimuths are given"),
-        ({"azimuths": EVEN}, "belong to orbit 'list'; got orbit 'same'"),
+        ({"azimuths": EVEN}, "azimuths does not belong to orbit 'same', but to list"),
         ({"orbit": "list", "azimuths": EVEN[:-1]}, "azimuths must be 12 numbers, one a frame; got 11"),
         ({"orbit": "list", "elevations": EVEN[:3]}, "elevations must be 12 numbers, one a frame; got 3"),
         (
@@ -73,7 +73,7 @@ def test_lists_are_taken_as_they_are_and_come_back_through_settings() -> None:
         ({"orbit": "list", "azimuths": ["a"] * 12}, "number 1 is 'a'"),
         ({"orbit": "list", "azimuths": [*EVEN[:3], 90.0, *EVEN[4:]]}, "number 4 is 90 after 90"),
         ({"orbit": "list", "azimuths": EVEN[::-1]}, "azimuths must rise strictly; number 2 is 330 after 360"),
-        ({"elevations": 10}, "elevations must be a list of degrees"),
+        ({"orbit": "list", "elevations": 10}, "elevations must be a list of degrees"),
         ({"image_frame_ratio": 0}, "image_frame_ratio must be a number from 0.1 to 1; got 0"),
     ],
 )
@@ -85,7 +85,7 @@ def test_what_is_no_orbit_is_refused(choices: dict, said: str) -> None:
 
 def test_other_versions_have_no_choice_of_orbits() -> None:
     for version in ("sv3d_u", "svd"):
-        with pytest.raises(UserError, match=f"but {version} has no choice of orbits: take sv3d_p"):
+        with pytest.raises(UserError, match=f"orbit does not belong to version '{version}', but to sv3d_p"):
             VideoRequest(version, orbit="dynamic")
 
 

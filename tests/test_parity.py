@@ -19,7 +19,14 @@ from torch import Tensor
 from sgm.conditioning.clip import MEAN, STD, resize
 from sgm.config import instantiate_from_config, load_config
 from sgm.diffusion.discretization import EDMDiscretization, LegacyDDPMDiscretization
-from sgm.diffusion.guidance import IdentityGuider, LinearPredictionGuider, TrianglePredictionGuider, VanillaCFG
+from sgm.diffusion.guidance import (
+    Denoise,
+    IdentityGuider,
+    LinearPredictionGuider,
+    TrianglePredictionGuider,
+    VanillaCFG,
+    guided,
+)
 from sgm.diffusion.sampling import SAMPLERS
 
 OWN = Path(__file__).parent / "data" / "goldens"
@@ -56,8 +63,9 @@ def compute_case(folder: Path, case: str) -> Iterator[tuple[str, Tensor]]:
     guider = model["params"]["sampler_config"]["params"]["guider_config"]
     if "num_frames" not in guider.get("params", {}) and "PredictionGuider" in guider["target"]:
         guider["params"]["num_frames"] = frames
-    engine = instantiate_from_config(model).eval().requires_grad_(False)
+    engine = instantiate_from_config(model)
     golden_weights(folder).fill(engine, meta["salt"])
+    engine.freeze()
     batch = {key.removeprefix("batch."): value for key, value in golden.items() if key.startswith("batch.")}
     c, uc = engine.conditioner.get_unconditional_conditioning(batch)
     for name, cond in (("c", c), ("uc", uc)):
@@ -82,12 +90,11 @@ def compute_case(folder: Path, case: str) -> Iterator[tuple[str, Tensor]]:
         args = (torch.cat([x, x]), torch.full((2 * frames,), 0.3), both)
         yield "unet.image_only", engine.model(*args, num_video_frames=frames, image_only_indicator=only)
     sampler = instantiate_from_config(model["params"]["sampler_config"])
-    yield (
-        "sampled",
-        sampler(
-            lambda x, sigma, cond: engine.denoise(x, sigma, cond, num_video_frames=frames), x, c, uc, num_steps=steps
-        ),
-    )
+
+    def denoiser(cond: dict[str, Tensor]) -> Denoise:
+        return lambda x, sigma: engine.denoise(x, sigma, cond, num_video_frames=frames)
+
+    yield "sampled", sampler(guided(denoiser, sampler.guider, c, uc, like=x), x, sampler.discretization(steps))
     for key in golden:
         if key.startswith("decoded.chunk_"):
             chunks = golden["sampled"].split(int(key.removeprefix("decoded.chunk_")))
@@ -122,9 +129,12 @@ def compute_samplers(golden: dict[str, Tensor], meta: dict[str, str]) -> Iterato
     }
     churn = {"s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003}
 
-    def denoiser(x: Tensor, sigma: Tensor, c: dict[str, Tensor]) -> Tensor:
-        s2 = sigma.view(-1, *[1] * (x.ndim - 1)) ** 2
-        return (0.25 * x + s2 * c["concat"]) / (0.25 + s2)
+    def denoiser(c: dict[str, Tensor]) -> Denoise:
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            s2 = sigma.view(-1, *[1] * (x.ndim - 1)) ** 2
+            return (0.25 * x + s2 * c["concat"]) / (0.25 + s2)
+
+        return denoise
 
     names = {cls.__name__: cls for cls in SAMPLERS.values()}
     for key in golden:
@@ -144,9 +154,10 @@ def compute_samplers(golden: dict[str, Tensor], meta: dict[str, str]) -> Iterato
                 settings["order"] = int(settings["order"])
             settings |= churn if "s_churn" in settings else {}
             draws = iter(golden["noise"])
-            sampler = names[name](schedules[parts[1]], steps, guiders[parts[2]](frames), **settings)
-            c, uc = {"concat": golden["mu_c"]}, {"concat": golden["mu_u"]}
-            yield key, sampler(denoiser, golden["x"], c, uc, noise=lambda like, draws=draws: next(draws))
+            c, uc, x = {"concat": golden["mu_c"]}, {"concat": golden["mu_u"]}, golden["x"]
+            denoise = guided(denoiser, guiders[parts[2]](frames), c, uc, like=x)
+            sigmas = schedules[parts[1]](steps)
+            yield key, names[name](**settings)(denoise, x, sigmas, noise=lambda like, draws=draws: next(draws))
 
 
 def check_samplers(folder: Path) -> None:

@@ -5,20 +5,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from sgm import CAMERA_MOVES, FITS, GUIDERS, SAMPLERS, VERSIONS, Progress, UserError, VideoRequest
+from sgm import (
+    CAMERA_MOVES,
+    FITS,
+    GUIDERS,
+    SAMPLERS,
+    VERSIONS,
+    Field,
+    Progress,
+    UserError,
+    VideoRequest,
+    all_fields,
+)
 
 
 @pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 def test_what_is_left_out_is_the_versions_default(version: Any) -> None:
     request = VideoRequest(version.name)
-    names = "frames height width steps fps motion_bucket cond_aug sampler guider min_guidance max_guidance fit"
-    for name in names.split():
+    names = "frames height width steps fps cond_aug sampler guider min_guidance max_guidance fit"
+    for name in f"{names}{'' if request.family.orbits else ' motion_bucket'}".split():
         assert getattr(request, name) == getattr(version, name), name
-    assert None not in dataclasses.asdict(request).values()
+    assert None not in request.settings().values()
     assert request.decode_chunk == request.frames
 
 
@@ -45,12 +56,14 @@ def test_frozen() -> None:
         VideoRequest(),
         VideoRequest("svd", frames=3, height=64, width=128, steps=2, seed=2**31 - 1, decode_chunk=1, fit="pad"),
         VideoRequest("sv3d_p", elevation=-12.5, sampler="dpmpp_2m", guider="cfg", max_guidance=4, cond_aug=0),
+        VideoRequest("sv3d_p", orbit="list", azimuths=[17 * i for i in range(1, 22)], crop_x=1, fit="pad"),
+        VideoRequest("svd", guider="triangle", period=[1, 0.25], period_fusing="mean", sampler="lcm", s_noise=0.7),
         VideoRequest("svd_tiny", camera="pan_left", motion_bucket=511),
     ],
 )
 def test_settings_come_back_the_same_through_json(request_: VideoRequest) -> None:
     settings = json.loads(json.dumps(request_.settings()))
-    assert set(settings) == {field.name for field in dataclasses.fields(VideoRequest)}
+    assert set(settings) == {"version", *request_.fields()}
     assert VideoRequest(**settings) == request_
 
 
@@ -109,13 +122,14 @@ NUMBERS = {
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_are_checked(name: str) -> None:
     low, high = NUMBERS[name]
+    version = "sv3d_p" if name in ("image_frame_ratio", "elevation") else "svd_tiny"
     for given in (low - 0.01, high + 0.01, math.nan, math.inf, "1", True, [1]):
         with pytest.raises(UserError) as caught:
-            VideoRequest(**{name: given})
+            VideoRequest(version, **{name: given})
         assert str(caught.value) == f"{name} must be a number from {low} to {high}; got {given!r}."
     both = {"min_guidance": 0, "max_guidance": 100}
     for given in (low, high, (low + high) / 3):
-        assert getattr(VideoRequest(**{**both, name: given}), name) == given
+        assert getattr(VideoRequest(version, **{**both, name: given}), name) == given
 
 
 def test_guidance_does_not_fall() -> None:
@@ -167,10 +181,117 @@ def test_a_user_error_is_a_value_error() -> None:
         VideoRequest(frames=0)
 
 
-@pytest.mark.parametrize("name", ["seed", "camera", "elevation", "orbit", "azimuths", "image_frame_ratio", "version"])
-def test_none_is_refused_where_no_version_has_a_default_of_its_own(name: str) -> None:
-    with pytest.raises(UserError, match=f"^{name} must be .*; got None"):
-        VideoRequest(**{name: None})
+@pytest.mark.parametrize("version", ["svd_tiny", "sv3d_p"])
+def test_none_is_no_value(version: str) -> None:
+    for name in ("version", *VideoRequest(version).fields()):
+        with pytest.raises(UserError, match=f"^{name} must be .*; got None"):
+            VideoRequest(**{"version": version, name: None})
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        ({"elevation": 60}, "elevation does not belong to version 'svd_tiny', but to sv3d_p."),
+        ({"version": "svd", "camera": "pan_left"}, "camera does not belong to version 'svd', but to svd_tiny."),
+        ({"azimuths": [1]}, "azimuths does not belong to version 'svd_tiny', but to sv3d_p with orbit list."),
+        ({"eta": 1}, "eta does not belong to sampler 'euler_edm', but to euler_ancestral and dpmpp_2s_ancestral."),
+        ({"guider": "linear", "edge_perc": 0.2}, "edge_perc does not belong to guider 'linear', but to trapezoid."),
+        ({"image_frame_ratio": 0.5}, "image_frame_ratio does not belong to fit 'crop', but to object."),
+        ({"version": "sv3d_u", "motion_bucket": 1}, "motion_bucket does not belong to version 'sv3d_u', but to svd_"),
+        ({"stepps": 3}, "stepps is not a setting of a video. Near it: steps"),
+        ({"guider": "spatiotemporal", "num_views": 3}, "num_views must divide the number of frames, 14; got 3"),
+        ({"guider": "triangle", "period": []}, "period must be one number or more; got none"),
+        ({"version": "svd_xt_lcm", "steps": 41}, "distilled on 40 sigmas; 41 steps were asked for"),
+        ({"sigma_min": 3, "sigma_max": 3}, "sigma_max must exceed sigma_min; got 3.0 and 3.0."),
+    ],
+)
+def test_what_is_not_taken_is_refused_and_who_takes_it_is_said(choices: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        VideoRequest(**choices)
+    assert str(caught.value).startswith(said)
+
+
+def test_every_option_of_every_sampler_guider_and_fit_can_be_set() -> None:
+    for chooser, registry in {"sampler": SAMPLERS, "guider": GUIDERS, "fit": FITS}.items():
+        for name, choice in registry.items():
+            for field in choice.options.values():
+                high = "multiply" if field.choices else (0.5,) if field.kind is tuple else field.kind(field.high)
+                if field.name == "num_views":
+                    high = 7
+                chosen = {"max_guidance": 100, field.name: high} if field.name == "min_guidance" else {field.name: high}
+                request = VideoRequest("svd", **{chooser: name}, **chosen)
+                assert getattr(request, field.name) == high
+                assert VideoRequest(**request.settings()) == request
+
+
+def test_a_choice_that_follows_a_default_follows_the_new_one() -> None:
+    request = VideoRequest("svd", sampler="euler_ancestral", eta=0.5, s_noise=0.9, seed=3)
+    other = request.replace(sampler="euler_edm", frames=10)
+    assert (other.s_noise, other.decode_chunk, other.seed) == (0.9, 10, 3)
+    assert "eta" not in other.options
+    assert request.replace(version="svd_xt").frames == 25
+    assert request.replace(version="svd_xt").replace(version="svd") == request
+    assert request.replace() == request
+    with pytest.raises(UserError, match="eta does not belong"):
+        request.replace(sampler="euler_edm", eta=1)
+
+
+def test_of_settings_from_elsewhere_what_fits_is_taken() -> None:
+    request = VideoRequest.fitting("svd_tiny", {"elevation": 60, "steps": 4, "eta": 0.3})
+    assert request == VideoRequest("svd_tiny", steps=4)
+    with pytest.raises(UserError, match="steps must be a whole number"):
+        VideoRequest.fitting("svd_tiny", {"steps": 0})
+
+
+def test_texts_of_values_are_read_back_to_the_last_digit() -> None:
+    values = {"cond_aug": 0.1 + 0.2, "rho": 7.123456789012345, "seed": 2**31 - 1, "sigma_max": 80.0, "fit": "pad"}
+    values |= {"elevation": -12.3, "azimuths": (1.5, 1 / 3, 360.0)}
+    for name, value in values.items():
+        field = all_fields()[name]
+        assert field.parse(field.text(value)) == value
+    with pytest.raises(UserError, match=r"azimuths must be numbers with commas between.*got 'b'"):
+        all_fields()["azimuths"].parse("1, b")
+    with pytest.raises(UserError, match="frames must be a whole number; got 'many'"):
+        all_fields()["frames"].parse("many")
+
+
+class Halving(SAMPLERS["euler_edm"]):
+    """A sampler with an option of its own."""
+
+    title = "Halving"
+    evaluations = 3
+    options: ClassVar = {"strength": Field("strength", float, "Strength", "How much.", 0, 2, default=0.5)}
+
+    def __init__(self, strength: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.strength = strength
+
+
+class Falling(GUIDERS["linear"]):
+    """A guider with an option of its own."""
+
+    options: ClassVar = {**GUIDERS["linear"].options, "drop": Field("drop", int, "Drop", "How far.", 0, 9, default=3)}
+
+    def __init__(self, drop: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.drop = drop
+
+
+def test_a_sampler_and_a_guider_that_are_added_bring_their_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SAMPLERS, "halving", Halving)
+    monkeypatch.setitem(GUIDERS, "falling", Falling)
+    assert {"strength", "drop"} <= all_fields().keys()
+    request = VideoRequest("svd", sampler="halving", guider="falling", strength=1.5, drop=4)
+    sampler, guider = request.build_sampler(), request.build_guider()
+    assert isinstance(sampler, Halving)
+    assert isinstance(guider, Falling)
+    assert (sampler.strength, guider.drop, guider.max_scale) == (1.5, 4, 2.5)
+    assert VideoRequest(**json.loads(json.dumps(request.settings()))) == request
+    assert VideoRequest("svd", sampler="halving").strength == 0.5
+    with pytest.raises(UserError, match="strength does not belong to sampler 'euler_edm', but to halving"):
+        VideoRequest("svd", strength=1)
+    with pytest.raises(UserError, match="strength must be a number from 0 to 2; got 3"):
+        VideoRequest("svd", sampler="halving", strength=3)
 
 
 def test_progress_grows_from_nothing_to_all() -> None:

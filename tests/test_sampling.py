@@ -30,8 +30,9 @@ def sample(
     name: str, steps: int, x: Tensor, schedule: Discretization | None = None, seed: int = 1, **options
 ) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    sampler = SAMPLERS[name](schedule or EDMDiscretization(sigma_max=80.0), **options)
-    return sampler(exact, x, {}, num_steps=steps, noise=lambda like: torch.randn(like.shape, generator=generator))
+    sigmas = (schedule or EDMDiscretization(sigma_max=80.0))(steps)
+    sampler = SAMPLERS[name](**options)
+    return sampler(exact, x, sigmas, noise=lambda like: torch.randn(like.shape, generator=generator))
 
 
 @pytest.fixture
@@ -74,18 +75,15 @@ def test_ancestral_samplers_without_noise_are_the_ode(name: str, noise: Tensor) 
 def test_a_consistency_model_needs_few_steps(noise: Tensor, steps: int) -> None:
     generator = torch.Generator().manual_seed(1)
 
-    def end_of_path(x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    def end_of_path(x: Tensor, sigma: Tensor) -> Tensor:
         """Where the probability-flow ODE through x ends: what such a model is distilled to give."""
-        return MEAN + (x - MEAN) * STD / (STD**2 + sigma.view(-1, 1, 1, 1) ** 2).sqrt()
+        return MEAN + (x - MEAN) * STD / (STD**2 + sigma**2).sqrt()
 
     schedule = ConsistencyDiscretization(sigma_max=700.0)
-    sampler = SAMPLERS["lcm"](schedule)
-    out = sampler(
-        end_of_path, noise, {}, num_steps=steps, noise=lambda like: torch.randn(like.shape, generator=generator)
-    )
+    sigmas = schedule(steps)
+    out = SAMPLERS["lcm"]()(end_of_path, noise, sigmas, noise=lambda like: torch.randn(like.shape, generator=generator))
     assert float(out.mean()) == pytest.approx(MEAN, abs=0.03)
     assert float(out.std()) == pytest.approx(STD, rel=0.03)
-    sigmas = schedule(steps)
     grid = EDMDiscretization(sigma_max=700.0)(40)
     assert torch.equal(sigmas[:-1], grid[torch.arange(steps) * (40 // steps)])
     assert float(sigmas[-1]) == 0
@@ -104,8 +102,7 @@ def test_one_step_is_enough_to_be_finite(name: str, noise: Tensor) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_tells_of_each_step_in_order(name: str, noise: Tensor) -> None:
     told: list[tuple[int, int]] = []
-    sampler = SAMPLERS[name](EDMDiscretization())
-    sampler(exact, noise, {}, num_steps=5, on_step=lambda i, n: told.append((i, n)))
+    SAMPLERS[name]()(exact, noise, EDMDiscretization()(5), on_step=lambda i, n: told.append((i, n)))
     assert told == [(i, 5) for i in range(1, 6)]
 
 
@@ -113,11 +110,11 @@ def test_tells_of_each_step_in_order(name: str, noise: Tensor) -> None:
 def test_a_step_runs_the_network_as_often_as_its_sampler_says(name: str, noise: Tensor) -> None:
     runs = [0]
 
-    def counted(x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    def counted(x: Tensor, sigma: Tensor) -> Tensor:
         runs[-1] += 1
-        return exact(x, sigma, cond)
+        return exact(x, sigma)
 
-    SAMPLERS[name](EDMDiscretization())(counted, noise, {}, num_steps=5, on_step=lambda *_: runs.append(0))
+    SAMPLERS[name]()(counted, noise, EDMDiscretization()(5), on_step=lambda *_: runs.append(0))
     assert runs[:4] == [SAMPLERS[name].evaluations] * 4  # the last step, to sigma 0, needs one
     assert runs[4:] == [1, 0]
 
@@ -130,9 +127,9 @@ class Cancelled(Exception):
 def test_stops_where_it_is_told_and_can_start_again(name: str, noise: Tensor) -> None:
     calls = []
 
-    def counted(x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        calls.append(float(sigma[0]))
-        return exact(x, sigma, cond)
+    def counted(x: Tensor, sigma: Tensor) -> Tensor:
+        calls.append(float(sigma))
+        return exact(x, sigma)
 
     def stop(i: int, n: int) -> None:
         if i == 2:
@@ -142,18 +139,24 @@ def test_stops_where_it_is_told_and_can_start_again(name: str, noise: Tensor) ->
         generator = torch.Generator().manual_seed(5)
         return lambda like: torch.randn(like.shape, generator=generator)
 
-    sampler = SAMPLERS[name](EDMDiscretization())
+    sampler, sigmas = SAMPLERS[name](), EDMDiscretization()(8)
     with pytest.raises(Cancelled):
-        sampler(counted, noise, {}, num_steps=8, noise=draws(), on_step=stop)
+        sampler(counted, noise, sigmas, noise=draws(), on_step=stop)
     assert 2 <= len(calls) <= 4
-    again = sampler(exact, noise, {}, num_steps=8, noise=draws())
-    assert torch.equal(again, SAMPLERS[name](EDMDiscretization())(exact, noise, {}, num_steps=8, noise=draws()))
+    again = sampler(exact, noise, sigmas, noise=draws())
+    assert torch.equal(again, SAMPLERS[name]()(exact, noise, sigmas, noise=draws()))
 
 
-@pytest.mark.parametrize("steps", [None, 0, -3])
-def test_a_number_of_steps_is_needed(steps: int | None, noise: Tensor) -> None:
-    with pytest.raises(ValueError, match=f"num_steps must be a positive whole number; got {steps}"):
-        SAMPLERS["euler_edm"](EDMDiscretization())(exact, noise, {}, num_steps=steps)
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_step_is_needed(count: int, noise: Tensor) -> None:
+    with pytest.raises(ValueError, match=f"sigmas must be two or more, the last one 0; got {count}"):
+        SAMPLERS["euler_edm"]()(exact, noise, torch.zeros(count))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_options_of_a_request_start_as_the_samplers_own_parameters_do(name: str, noise: Tensor) -> None:
+    options = {parameter: field.default for parameter, field in SAMPLERS[name].options.items()}
+    assert torch.equal(sample(name, 4, noise, **options), sample(name, 4, noise))
 
 
 def test_legacy_schedule_refuses_more_steps_than_it_has() -> None:
