@@ -5,6 +5,7 @@ from .config import instantiate_from_config as instantiate_from_config
 from .convert import convert_weights as convert_weights
 from .diffusion.guidance import GUIDERS as GUIDERS
 from .diffusion.sampling import SAMPLERS as SAMPLERS
+from .engine import choose_device as choose_device
 from .engine import load_engine as load_engine
 from .errors import UserError as UserError
 from .families import FAMILIES as FAMILIES
@@ -46,6 +47,7 @@ from .request import VideoRequest as VideoRequest
 from .request import all_fields as all_fields
 from .request import curves as curves
 from .request import prepare_picture as prepare_picture
+from .request import takers as takers
 from .run import Progress as Progress
 from .versions import DEFAULT_VERSION as DEFAULT_VERSION
 from .versions import VERSIONS as VERSIONS

@@ -152,8 +152,8 @@ def load_engine(
     path = row.checkpoint_path if checkpoint is None else Path(checkpoint)
     if path is None:
         raise WeightsError(f"The weights of {version} are missing. {row.how_to_get}")
-    place = _device(device)
-    dtype = dtype or default_dtype(place)
+    target = choose_device(device)
+    dtype = dtype or default_dtype(target)
     if dtype not in _DTYPES:
         raise UserError(f"dtype '{dtype}' is unknown; choose one of {', '.join(_DTYPES)}.")
     engine = build_engine(row.config_path)
@@ -162,7 +162,7 @@ def load_engine(
         raise WeightsError(
             f"{version} is laid over {row.base}, whose weights are missing. {VERSIONS[row.base].how_to_get}"
         )
-    load_weights(engine, path, place, _DTYPES[dtype], base=base, on_progress=on_progress)
+    load_weights(engine, path, target, _DTYPES[dtype], base=base, on_progress=on_progress)
     for embedder in engine.conditioner.embedders:
         if _DTYPES[dtype] is torch.float16 and hasattr(embedder, "encoder"):
             embedder.encoder.float()  # an image encoder overflows float16
@@ -207,7 +207,8 @@ def copy_to(module: nn.Module, device: torch.device) -> Any:
     return copy
 
 
-def _device(name: str | None) -> torch.device:
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name, or the best there is. Raises UserError for one that cannot be used here."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

@@ -260,20 +260,31 @@ def _own_schedule(version: str) -> EDMDiscretization:
     return instantiate_from_config(params["discretization_config"])
 
 
+def takers(name: str) -> str:
+    """Who takes a field, in words: versions, or choices of another field; "" where every version does."""
+    found: dict[str, list[str]] = {}
+    for field, chooser, taker in _with_takers():
+        if field.name == name:
+            found.setdefault(chooser, []).append(taker)
+    if not found or found.get("version") == list(VERSIONS):
+        return ""
+    return " or ".join(f"{chooser} {_all(names)}" for chooser, names in found.items())
+
+
 def _refusal(name: str, values: Mapping[str, Any]) -> str:
     """Why a field is not taken: who takes it, or that there is none of this name."""
-    takers = [(chooser, taker) for field, chooser, taker in _with_takers() if field.name == name]
-    if not takers:
+    owners = [(chooser, taker) for field, chooser, taker in _with_takers() if field.name == name]
+    if not owners:
         near = difflib.get_close_matches(name, all_fields(), n=3)
         hint = f" Near it: {', '.join(near)}." if near else ""
         return f"{name} is not a setting of a video.{hint}"
-    chooser, owners = takers[0][0], _all([taker for _, taker in takers])
+    chooser, names = owners[0][0], _all([taker for _, taker in owners])
     if chooser in values:
-        return f"{name} does not belong to {chooser} {values[chooser]!r}, but to {owners}."
+        return f"{name} does not belong to {chooser} {values[chooser]!r}, but to {names}."
     versions = _all(
         [taker for field, _, taker in _of_versions() if field.name == chooser]
     )  # those that have the chooser
-    return f"{name} does not belong to version {values['version']!r}, but to {versions} with {chooser} {owners}."
+    return f"{name} does not belong to version {values['version']!r}, but to {versions} with {chooser} {names}."
 
 
 def _all(names: list[str]) -> str:

@@ -79,7 +79,15 @@ def test_help_answers_at_once() -> None:
         (["sample", "FOLDER", "--out", "clip.mp4"], "folder"),
         (["sample", "."], "holds no pictures"),
         (["sample", "PICTURE", "--dtype", "int8"], "--dtype"),
-        (["sample", "PICTURE", "--orbit", "spiral"], "dynamic"),
+        (["sample", "PICTURE", "--version", "sv3d_p", "--orbit", "spiral"], "dynamic"),
+        (["sample", "PICTURE", "--elevation", "60"], "elevation does not belong to version 'svd_tiny', but to sv3d_p."),
+        (["sample", "PICTURE", "--eta", "1"], "but to euler_ancestral and dpmpp_2s_ancestral"),
+        (["sample", "PICTURE", "--turntable"], "needs an orbit"),
+        (["sample", "PICTURE", "--steps"], "'--steps' requires an argument"),
+        (["sample", "PICTURE", "--steps=x"], "steps must be a whole number; got 'x'"),
+        (["sample", "PICTURE", "--stepps", "4"], "--stepps"),
+        (["sample", "--recipe", "PICTURE"], "holds no settings of ours"),
+        (["recipe", "PICTURE", "--as", "json"], "--as"),
         (["app", "--port", "0"], "--port"),
         (["train", "missing.yaml"], "missing.yaml"),
         (["train", "PICTURE", "nonsense"], "key.subkey=value"),
@@ -272,10 +280,10 @@ def test_an_orbit_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
     from tests.test_parity import OWN, golden_weights
 
     def load(version: str, **unused: object):
-        engine = instantiate_from_config(load_config(OWN / "sv3d_p_small.yaml")["model"]).eval().requires_grad_(False)
+        engine = instantiate_from_config(load_config(OWN / "sv3d_p_small.yaml")["model"])
         golden_weights(OWN).fill(engine)
         engine.version = version
-        return engine
+        return engine.freeze()
 
     monkeypatch.setattr("sgm.load_engine", load, raising=False)
     cut = Image.new("RGBA", (90, 50), (0, 0, 0, 0))
@@ -299,7 +307,7 @@ def test_an_orbit_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
     assert settings is not None
     assert (settings["orbit"], settings["azimuths"]) == ("list", [90, 180, 270, 360])
     for wrong, said in (
-        (["--azimuths", "1,b"], "--azimuths must be numbers"),
+        (["--azimuths", "1,b"], "'--azimuths': azimuths must be numbers"),
         (["--azimuths", "1,2"], "must be 4 numbers"),
     ):
         bad = sgm("sample", *args, *wrong)

@@ -201,7 +201,7 @@ def test_none_is_no_value(version: str) -> None:
         ({"stepps": 3}, "stepps is not a setting of a video. Near it: steps"),
         ({"guider": "spatiotemporal", "num_views": 3}, "num_views must divide the number of frames, 14; got 3"),
         ({"guider": "triangle", "period": []}, "period must be one number or more; got none"),
-        ({"version": "svd_xt_lcm", "steps": 41}, "distilled on 40 sigmas; 41 steps were asked for"),
+        ({"version": "svd_xt_lcm", "steps": 41}, "This model was distilled on 40 sigmas; 41 steps were asked for."),
         ({"sigma_min": 3, "sigma_max": 3}, "sigma_max must exceed sigma_min; got 3.0 and 3.0."),
     ],
 )

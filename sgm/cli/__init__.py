@@ -1,0 +1,57 @@
+"""The command line: `sgm sample`, `recipe`, `models`, `download`, `convert`, `app` and `train`.
+
+Every command imports what it needs itself, so that `sgm --help` answers at once. Exit codes: 0; 1, it failed; 2, it was
+asked wrongly; 130, stopped by Ctrl-C. Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Annotated
+
+import typer
+
+from sgm import __version__
+from sgm.cli.page import app
+from sgm.cli.recipe import recipe
+from sgm.cli.sample import SampleCommand, sample
+from sgm.cli.train import train
+from sgm.cli.weights import convert, download, models
+from sgm.process import run_and_exit
+
+cli = typer.Typer(
+    help="Turn pictures into videos on your own machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain errors: one line that can be read, copied and searched for
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    """Print the program's version and leave: the callback of `--version`."""
+    if wanted:
+        typer.echo(f"sgm-video {__version__}")
+        raise typer.Exit
+
+
+@cli.callback()
+def _prepare(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and leave.")
+    ] = False,
+) -> None:
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot spell must not end a finished run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+cli.command(cls=SampleCommand)(sample)
+for command in (recipe, models, download, convert, app, train):
+    cli.command()(command)
+
+
+def main() -> None:
+    """The console script `sgm`."""
+    run_and_exit(cli)

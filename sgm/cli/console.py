@@ -1,0 +1,54 @@
+"""What all commands share: how they speak, how they fail, their progress bar, free names for files."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import typer
+
+from sgm.errors import UserError
+
+tell = partial(typer.echo, err=True)
+
+
+@contextmanager
+def errors_as_sentences(code: int = 1) -> Iterator[None]:
+    """Say an error that is meant for the user as its one sentence, and leave with `code`."""
+    try:
+        yield
+    except UserError as error:
+        tell(f"Error: {error}")
+        raise typer.Exit(code) from None
+    except KeyboardInterrupt:
+        tell("Stopped.")
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, float], None]]:
+    """A progress bar on stderr; gives the function that takes what is being done and the share done, 0 to 1."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description:<13}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda phase, share: bar.update(task, description=phase, completed=share)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written before the work rather than after it."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"Nothing can be written to {folder}: choose another place with --out.")
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or the same with -2, -3, ... before its suffix: nothing that exists is overwritten."""
+    others = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(2))
+    return next(p for p in itertools.chain([path], others) if not p.exists())

@@ -1,0 +1,82 @@
+"""`sgm app`: the page, from this machine only."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgm.cli.console import errors_as_sentences
+from sgm.errors import UserError
+from sgm.versions import bundle
+
+
+def app(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8501,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
+) -> None:
+    """Open the page in your browser. It can be reached from this machine only."""
+    with errors_as_sentences():
+        from sgm.outputs import outputs_folder, reserve
+
+        address = f"http://127.0.0.1:{port}"
+        _check_port(port, address)
+        reserve(outputs_folder(), address)  # until the page takes it over
+        from streamlit.web.cli import main as streamlit
+
+        root = bundle()
+        # `import app` must work here and in processes that the page starts.
+        sys.path.insert(0, str(root))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+        flags = [*_streamlit_flags(root), f"--server.port={port}", f"--server.headless={str(no_browser).lower()}"]
+        flags.append("--logger.hideWelcomeMessage=true")  # with it go Streamlit's own offers, on the page too
+        typer.echo(f"The page is at {address}; Ctrl-C ends it.")
+        streamlit(["run", str(root / "app" / "main.py"), *flags], standalone_mode=False)
+
+
+def _streamlit_flags(root: Path) -> list[str]:
+    """The values of .streamlit/config.toml as flags, since Streamlit looks for that file in the current folder only."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]
+    settings = tomllib.loads((root / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
+    values = ((f"{section}.{key}", value) for section, pairs in settings.items() for key, value in pairs.items())
+    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in values]
+
+
+def _check_port(port: int, address: str) -> None:
+    """Refuse a port that is taken, and say what is running there if it is this app."""
+    from sgm.outputs import outputs_folder, owner_of
+
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        if probe.connect_ex(("127.0.0.1", port)):
+            return
+    other = f"choose another port with --port {port % 65535 + 1}"
+    owner = owner_of(outputs_folder())
+    if owner and owner.address == address:
+        raise UserError(
+            f"sgm app is already running at {address} ({owner}): open it, or {other} and another folder in SGM_OUTPUTS."
+        )
+    if _is_app(port):
+        raise UserError(f"sgm app is already running at {address}, with another outputs folder: open it, or {other}.")
+    raise UserError(f"Port {port} is taken by another program: {other}.")
+
+
+def _is_app(port: int) -> bool:
+    """Whether this app answers on a port of this machine: it serves the file app/static/sgm-video.txt."""
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)  # never by way of a proxy
+    try:
+        connection.request("GET", "/app/static/sgm-video.txt")
+        return connection.getresponse().read(64).startswith(b"sgm app")
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

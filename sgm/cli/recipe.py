@@ -1,0 +1,28 @@
+"""`sgm recipe`: the settings that made a clip, as YAML, as a command or as a Python program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sgm.cli.console import errors_as_sentences
+from sgm.process import importing_torch
+
+
+def recipe(
+    clip: Annotated[Path, typer.Argument(help="A video that was made here, or a YAML of settings.")],
+    form: Annotated[
+        Literal["yaml", "command", "python"],
+        typer.Option("--as", help="yaml: all settings, for `sgm sample --recipe`; command or python: what to run."),
+    ] = "yaml",
+) -> None:
+    """Print the settings that made a clip."""
+    with errors_as_sentences():
+        with importing_torch():
+            from sgm import RECIPE_TEXTS, read_recipe, request_of
+
+        settings = read_recipe(clip)
+        request_of(settings)  # refuses values that no clip can have been made with
+        typer.echo(RECIPE_TEXTS[form](settings).rstrip("\n"))

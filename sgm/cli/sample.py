@@ -1,0 +1,295 @@
+"""`sgm sample`: pictures to videos. Its settings are the fields of a request, read from their one table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+import typer.core
+
+from sgm.cli.console import check_writable, errors_as_sentences, free_name, progress_bar, tell
+from sgm.errors import UserError
+from sgm.process import importing_torch, reuse_freed_memory
+from sgm.versions import DEFAULT_VERSION
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sgm import Field, VideoRequest
+
+PICTURE_SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+class SampleCommand(typer.core.TyperCommand):
+    """The command with an option for each field of a request, the options of samplers and guiders among them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the fields' options out of `args`, into the context, and parse the others as usual."""
+        with errors_as_sentences():
+            fields = _fields()
+        rest, values, words = [], {}, iter(args)
+        for word in words:
+            if word == "--":
+                rest += [word, *words]
+                break
+            option, equals, text = word.partition("=")
+            field = fields.get(option)
+            if field is None:
+                rest.append(word)
+                continue
+            text = text if equals else next(words, None)
+            if text is None:
+                ctx.fail(f"Option '{option}' requires an argument.")
+            try:
+                values[field.name] = field.parse(text)
+            except UserError as error:
+                raise typer.BadParameter(str(error), ctx=ctx, param_hint=f"'{option}'") from None
+        ctx.meta["fields"] = values
+        return super().parse_args(ctx, rest)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The fields' part of the help."""
+        with formatter.section("Settings of the video (unless given, the version's own)"):
+            formatter.write_dl([(f"{name} {_metavar(field)}", _about(field)) for name, field in _fields().items()])
+
+
+def _fields() -> dict[str, Field]:
+    """Option -> field."""
+    with importing_torch():
+        from sgm import all_fields
+
+    return {f"--{name.replace('_', '-')}": field for name, field in all_fields().items()}
+
+
+def _metavar(field: Field) -> str:
+    """What an option takes: the names, or the range."""
+    if field.choices:
+        return f"<{'|'.join(field.choices())}>"
+    numbers = f"{field.low:g} to {field.high:.10g}"
+    return f"<{numbers}, ...>" if field.kind is tuple else f"<{numbers}>"
+
+
+def _about(field: Field) -> str:
+    """A field's help, and who takes it where not all do."""
+    from sgm import takers
+
+    owners = takers(field.name)
+    return f"{field.help} (Of {owners}.)" if owners else field.help
+
+
+def sample(
+    ctx: typer.Context,
+    picture: Annotated[
+        Path | None,
+        typer.Argument(help="A picture, or a folder of pictures: each becomes a video.", show_default=False),
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option(help=f"Model version; `sgm models` lists them. Unless given, {DEFAULT_VERSION}.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Settings to start from: a video that was made here, or a YAML.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="A folder, or a name ending in .mp4. A taken name gets -2, -3, ... at its end.")
+    ] = Path("outputs"),
+    background_model: Annotated[str, typer.Option(help="rembg's model that removes the background, SV3D.")] = "u2net",
+    turntable: Annotated[bool, typer.Option("--turntable", help="Also write the orbit as an endless .webp.")] = False,
+    orbit_plot: Annotated[Path | None, typer.Option(help="Write a picture of the orbit there, a .png.")] = None,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Take as little of the GPU's memory as can be; a bit slower.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Unless given, the fastest.")] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="Unless given, what suits the device.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Other weights: a file or a diffusers folder.")] = None,
+    base: Annotated[Path | None, typer.Option(help="What a checkpoint of the network alone is laid over.")] = None,
+) -> None:
+    """Turn a picture, or each picture of a folder, into a video. Prints the path of each video.
+
+    With --recipe, the settings of a video that was made here; those given beside it override. Without a picture, that
+    video's own frame stands in for it.
+    """
+    choices: dict[str, Any] = ctx.meta["fields"]
+    with errors_as_sentences(code=2):
+        if picture is None and recipe is None:
+            raise UserError("Missing argument 'PICTURE': give a picture, or a folder of pictures.")
+        to_file = _is_file_name(out, batch=picture is not None and picture.is_dir())
+        pictures = _pictures(picture) if picture else []
+        request, settings = _request(version, choices, recipe)
+        if turntable and not request.family.orbits:
+            raise UserError(f"--turntable needs an orbit, which {request.version} does not make: take an SV3D version.")
+    with errors_as_sentences():
+        from sgm import load_engine
+
+        check_writable(out.parent if to_file else out)
+        dtype = dtype or _recipes_dtype(settings, device)
+        load = partial(load_engine, request.version, checkpoint=checkpoint, base=base, device=device, dtype=dtype)
+        if orbit_plot is not None:
+            _plot(request, orbit_plot)
+        sources = [(path.stem, path) for path in pictures]
+        if not sources and recipe is not None:
+            sources = [(recipe.stem, _own_picture(recipe, request))]
+        work = _Batch(request, out, to_file, load, background_model, turntable, low_memory, settings)
+        failed = sum(not made for made in work.run(sources))
+    if failed and len(sources) > 1:
+        tell(f"{failed} of {len(sources)} pictures failed.")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _request(
+    version: str | None, choices: dict[str, Any], recipe: Path | None
+) -> tuple[VideoRequest, dict[str, Any] | None]:
+    """The request, and the recipe's settings where it starts from one."""
+    with importing_torch():
+        from sgm import VideoRequest, read_recipe, request_of
+
+    if "orbit" not in choices and ("elevations" in choices or "azimuths" in choices):
+        choices = {**choices, "orbit": "list"}
+    if recipe is None:
+        return VideoRequest(version or DEFAULT_VERSION, **choices), None
+    settings = read_recipe(recipe)
+    if version:
+        choices = {**choices, "version": version}
+    return request_of(settings).replace(**choices), settings
+
+
+def _recipes_dtype(settings: dict[str, Any] | None, device: str | None) -> str | None:
+    """The dtype of a recipe, where this device is of the kind that it was made on."""
+    from sgm import choose_device
+
+    made = (settings or {}).get("sgm") or {}
+    dtype = made.get("dtype")
+    if dtype not in ("float32", "float16", "bfloat16") or made.get("device") != choose_device(device).type:
+        return None
+    return dtype
+
+
+def _own_picture(recipe: Path, request: VideoRequest) -> Image.Image:
+    """A picture for a recipe without one: the page's own copy beside the clip, else the clip's frame that shows it."""
+    from PIL import Image
+
+    from sgm import open_picture, read_frames
+
+    if recipe.suffix.lower() in (".yaml", ".yml"):
+        raise UserError(f"{recipe} holds settings, but no picture: give one, as in sgm sample PICTURE --recipe …")
+    stored = recipe.with_name("input.png")
+    if stored.is_file() and recipe.with_name("job.json").is_file():
+        return open_picture(stored, keep_alpha=request.fit == "object")
+    frame = request.family.input_frame
+    which = "last" if frame else "first"
+    tell(f"No picture is given: the {which} frame of {recipe.name} stands in for it; the video will differ a little.")
+    return Image.fromarray(read_frames(recipe)[0][frame])
+
+
+class _Batch:
+    """One video a picture, with one request. The model is loaded once, when it is needed."""
+
+    def __init__(
+        self,
+        request: VideoRequest,
+        out: Path,
+        to_file: bool,
+        load: Any,
+        background_model: str,
+        turntable: bool,
+        low_memory: bool,
+        settings: dict[str, Any] | None,
+    ) -> None:
+        self.request, self.out, self.to_file, self.load = request, out, to_file, load
+        self.background_model, self.turntable, self.low_memory = background_model, turntable, low_memory
+        self.settings = settings
+        self.notes: set[str] = set()
+
+    def run(self, sources: list[tuple[str, Path | Image.Image]]) -> Iterator[bool]:
+        """For each name and picture, whether its video was made: not if the picture cannot be read."""
+        from sgm import PictureError, differences, generate, orbit_of, write_turntable, write_video
+
+        engine, request = None, self.request
+        for stem, source in sources:
+            target = self.out if self.to_file else self.out / f"{stem}-{request.version}-{request.seed}.mp4"
+            try:
+                image = self._open(source, target)
+            except PictureError as error:
+                tell(f"Error: {error}")
+                yield False
+                continue
+            with progress_bar() as show:
+                if engine is None:
+                    start = time.perf_counter()
+                    engine = self.load(on_progress=partial(show, "load"))
+                    if (seconds := time.perf_counter() - start) > 5:
+                        tell(f"The weights took {seconds:.0f} s to load.")
+                on_step = partial(self._follow, show)
+                with reuse_freed_memory():
+                    clip = generate(engine, request, image, on_step, low_memory=self.low_memory)
+            for sentence in differences(self.settings or {}, clip.settings):
+                tell(sentence)
+            written = write_video(free_name(target), clip.frames, clip.fps, clip.settings)
+            typer.echo(written)
+            if self.turntable:
+                loop = free_name(written.with_name(f"{written.stem}-turntable.webp"))
+                tell(f"Turntable: {write_turntable(loop, clip.frames, clip.fps, *orbit_of(request))}")
+            yield True
+
+    def _open(self, source: Path | Image.Image, target: Path) -> Image.Image:
+        """The picture, its object cut out if that is wanted; says what becomes of it."""
+        from sgm import describe_fit, open_picture
+
+        request, cut = self.request, self.request.fit == "object"
+        name = source.name if isinstance(source, Path) else target.name
+        image = open_picture(source, keep_alpha=cut) if isinstance(source, Path) else source
+        if not cut:
+            tell(f"{name}: {describe_fit(image.size, *request.size, request.fit)}")
+            return image
+        tell(f"{name}: looking for the object")
+        picture = request.family.prepare(image, request, self.background_model)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shown = free_name(target.with_name(f"{target.stem}-input.png"))
+        picture.frame().save(shown)
+        tell(f"{name}: cut out as {shown}")
+        return picture.image
+
+    def _follow(self, show: Any, progress: Any) -> None:
+        """Show a generation's progress, and once each what it says about memory."""
+        if progress.note and progress.note not in self.notes:
+            self.notes.add(progress.note)
+            tell(progress.note)
+        show(f"{progress.phase} {progress.step}/{progress.total}", progress.fraction)
+
+
+def _pictures(source: Path) -> list[Path]:
+    """The picture itself, or the pictures of a folder by name."""
+    if not source.is_dir():
+        return [source]
+    found = [p for p in source.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")]
+    if not found:
+        raise UserError(f"{source} holds no pictures: expected files ending in {', '.join(PICTURE_SUFFIXES)}.")
+    return sorted(found)
+
+
+def _is_file_name(out: Path, batch: bool) -> bool:
+    """Whether `--out` names one video rather than a folder."""
+    if out.is_dir() or not (out.suffix or out.exists()):
+        return False
+    if out.suffix.lower() != ".mp4":
+        raise UserError(f"--out {out} is neither a folder nor a name ending in .mp4: give one of the two.")
+    if batch:
+        raise UserError(f"--out {out} is one video, but a folder of pictures makes several: give a folder.")
+    return True
+
+
+def _plot(request: VideoRequest, path: Path) -> None:
+    from sgm import draw_orbit, orbit_of
+
+    if not request.family.orbits or path.suffix.lower() != ".png":
+        raise UserError(f"--orbit-plot {path} needs an SV3D version and a name ending in .png.")
+    check_writable(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path = free_name(path)
+    draw_orbit(*orbit_of(request)).save(path)
+    tell(f"Orbit: {path}")

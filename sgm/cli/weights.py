@@ -1,0 +1,91 @@
+"""`sgm models`, `download` and `convert`: what weights are here, how others come here, and in which format."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgm.cli.console import errors_as_sentences, progress_bar, tell
+from sgm.errors import UserError
+from sgm.process import importing_torch
+from sgm.versions import VERSIONS, checkpoint_folders
+
+
+def models() -> None:
+    """List the model versions, which of them are installed, and the names that `sgm sample` takes."""
+    with errors_as_sentences():
+        with importing_torch():
+            from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, version_status
+
+        typer.echo(f"{'version':<22}{'frames':>6}  {'size':<10}{'steps':>5}  weights")
+        pages: dict[str, list[str]] = {}  # licence and page -> the versions that are missing
+        for version in VERSIONS.values():
+            status = version_status(version.name)
+            size = f"{version.width}x{version.height}"
+            place = status.place or status.command or status.problem
+            typer.echo(
+                f"{version.name:<22}{version.frames:>6}  {size:<10}{version.steps:>5}  {status.state:<8} {place}"
+            )
+            if status.path and status.problem:
+                typer.echo(f"{'':<47}{status.problem}{f' Run `{status.command}`.' if status.command else ''}")
+            if not status.path and status.page:
+                pages.setdefault(f"{status.page} ({status.licence})", []).append(version.name)
+        if pages:
+            typer.echo("\nAccept the licence of what is missing before you download it:")
+            for page, names in pages.items():
+                typer.echo(f"  {', '.join(names):<27} {page}")
+            typer.echo(f"Files that you have already belong into {checkpoint_folders()[0]}")
+        typer.echo(f"\nsamplers: {', '.join(SAMPLERS)}\nguiders:  {', '.join(GUIDERS)}")
+        typer.echo(f"cameras:  {', '.join(CAMERA_MOVES)}")
+
+
+def download(
+    version: Annotated[str, typer.Argument(help="Model version; `sgm models` lists them.")],
+    to: Annotated[Path | None, typer.Option(help="Folder. Unless given, where weights are looked for.")] = None,
+) -> None:
+    """Bring a version's weights from the Hugging Face hub; goes on where an earlier download broke off."""
+    with errors_as_sentences(code=2):
+        if version not in VERSIONS:
+            raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")
+    with errors_as_sentences():
+        with importing_torch():
+            from sgm import download_weights
+
+        tell(f"Licence: {VERSIONS[version].licence}")
+        with progress_bar() as show:
+            path = download_weights(version, to, on_progress=show)
+        base = VERSIONS[version].base
+        if base and VERSIONS[base].checkpoint_path is None:
+            tell(f"{version} is laid over {base}, which is missing: run `sgm download {base}`, too.")
+        typer.echo(path)
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="A .safetensors or .ckpt file, or a diffusers folder.")],
+    target: Annotated[Path, typer.Argument(help="A new name: ending in .safetensors, or a folder.")],
+    to: Annotated[str, typer.Option(help="sgm: one official file; diffusers: a folder.")] = "sgm",
+    dtype: Annotated[str | None, typer.Option(help="fp16, bf16 or fp32. Unless given, as it is stored.")] = None,
+    version: Annotated[str | None, typer.Option(help="Whose weights they are. Unless given, recognised.")] = None,
+    base: Annotated[Path | None, typer.Option(help="What a network alone is laid over.")] = None,
+    config: Annotated[Path | None, typer.Option(help="The YAML of a model that is no known version.")] = None,
+) -> None:
+    """Write weights in another format or precision, one tensor in memory at a time."""
+    with errors_as_sentences():
+        with importing_torch():
+            from sgm import convert_weights
+
+        with progress_bar() as show:
+            path = convert_weights(
+                source,
+                target,
+                to,
+                dtype,
+                version=version,
+                base=base,
+                config=config,
+                on_progress=partial(show, "convert"),
+            )
+        typer.echo(path)
