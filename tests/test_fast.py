@@ -20,6 +20,7 @@ from sgm.engine import DiffusionEngine
 from sgm.fast import kernels
 from sgm.fast.decoder import decode
 from sgm.layers.residual import TemporalConv
+from sgm.unet.video_unet import VideoUNet
 from tests import small_model
 
 F64 = torch.float64
@@ -65,7 +66,8 @@ def test_the_kernels_compile_for_a_gpu(name: str) -> None:
     from triton.compiler import ASTSource, compile
 
     kernel, sizes = getattr(compiled, name), SIZES[name]
-    kinds = dict.fromkeys(("mean", "deviation", "shift"), "*fp32") | dict.fromkeys(("eps", "of_a", "of_b"), "fp32")
+    kinds: dict[str, str] = {}
+    kinds |= dict.fromkeys(("mean", "deviation", "shift"), "*fp32") | dict.fromkeys(("eps", "of_a", "of_b"), "fp32")
     kinds |= dict.fromkeys(("x", "out", "a", "b", "add", "weight", "bias", "qkv"), "*fp16")
     kinds["scale"] = "fp32" if name == "attend" else "*fp32"
     signature = {
@@ -213,6 +215,9 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 def test_the_network(made_up: Callable[[str], DiffusionEngine]) -> None:
     engine, frames, cpu = made_up("svd_small"), 3, torch.device("cpu")
     unet = engine.model.diffusion_model
+    assert isinstance(unet, VideoUNet)
+    assert unet.context_dim
+    assert unet.vector_channels
     before = {name: value.clone() for name, value in unet.state_dict().items()}
     x, noise = draw(6, 4, 8, 12, device=cpu), torch.linspace(-1, 1, 2).repeat_interleave(frames)
     c = {

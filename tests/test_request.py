@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -76,7 +76,7 @@ def test_names_are_checked(name: str, known: Any, given: Any) -> None:
         assert getattr(VideoRequest(**{name: right}), name) == right
 
 
-WHOLE = {
+WHOLE: dict[str, tuple[int, int]] = {
     "frames": (1, 200),
     "steps": (1, 1000),
     "fps": (1, 120),
@@ -89,15 +89,17 @@ WHOLE = {
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole_numbers_are_checked(name: str) -> None:
     low, high = WHOLE[name]
-    for given in (low - 1, high + 1, low + 0.5, str(low), True, math.nan, [low]):
+    wrong: list[Any] = [low - 1, high + 1, low + 0.5, str(low), True, math.nan, [low]]
+    for given in wrong:
         with pytest.raises(UserError) as caught:
             VideoRequest(**{name: given})
         assert str(caught.value) == f"{name} must be a whole number from {low} to {high}; got {given!r}."
-    for given in (low, high):
+    right: list[Any] = [low, high]
+    for given in right:
         assert getattr(VideoRequest(**{name: given}), name) == given
 
 
-NUMBERS = {
+NUMBERS: dict[str, tuple[float, float]] = {
     "image_frame_ratio": (0.1, 1),
     "cond_aug": (0, 1),
     "min_guidance": (0, 100),
@@ -109,11 +111,12 @@ NUMBERS = {
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_are_checked(name: str) -> None:
     low, high = NUMBERS[name]
-    for given in (low - 0.01, high + 0.01, math.nan, math.inf, "1", True, [1]):
+    wrong: list[Any] = [low - 0.01, high + 0.01, math.nan, math.inf, "1", True, [1]]
+    for given in wrong:
         with pytest.raises(UserError) as caught:
             VideoRequest(**{name: given})
         assert str(caught.value) == f"{name} must be a number from {low} to {high}; got {given!r}."
-    both = {"min_guidance": 0, "max_guidance": 100}
+    both: dict[str, Any] = {"min_guidance": 0, "max_guidance": 100}
     for given in (low, high, (low + high) / 3):
         assert getattr(VideoRequest(**{**both, name: given}), name) == given
 
@@ -170,7 +173,7 @@ def test_a_user_error_is_a_value_error() -> None:
 @pytest.mark.parametrize("name", ["seed", "camera", "elevation", "orbit", "azimuths", "image_frame_ratio", "version"])
 def test_none_is_refused_where_no_version_has_a_default_of_its_own(name: str) -> None:
     with pytest.raises(UserError, match=f"^{name} must be .*; got None"):
-        VideoRequest(**{name: None})
+        VideoRequest(**{name: cast(Any, None)})
 
 
 def test_progress_grows_from_nothing_to_all() -> None:

@@ -200,7 +200,7 @@ def test_orbits_are_chosen_checked_and_shown_before_anything_runs(home: Path) ->
     ok(page.toggle(key="new_seed").set_value(False).run())
     wanted = orbit_of(VideoRequest("sv3d_p", frames=4, orbit="dynamic", seed=5, elevation=-20))
     ok(page.button_group(key="orbit").set_value("list").run())  # starts as what was shown
-    assert [float(word) for word in page.text_area(key="azimuths").value.split(",")] == pytest.approx(
+    assert [float(word) for word in (page.text_area(key="azimuths").value or "").split(",")] == pytest.approx(
         wanted[1], abs=0.06
     )
     assert "Elevation" not in labels(page)
@@ -228,7 +228,7 @@ def test_orbits_are_chosen_checked_and_shown_before_anything_runs(home: Path) ->
 def test_motion_goes_with_the_version_until_it_is_set(home: Path) -> None:
     page = opened(version="svd_xt")
 
-    def motion(version: str) -> int:
+    def motion(version: str) -> object:
         ok(page.selectbox(key="version").set_value(version).run())
         return page.slider(key="motion_bucket").value
 
