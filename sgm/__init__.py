@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from sgm.pipeline import FITS, Clip, Progress, VideoRequest, curves, generate, orbit_of, prepare_picture
     from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
 
+__version__ = "0.2.0"
+
 __all__ = [
     "CAMERA_MOVES",
     "DEFAULT_VERSION",

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from sgm import __version__
 from sgm.errors import UserError
 from sgm.versions import DEFAULT_VERSION, VERSIONS, bundle, checkpoint_folders
 
@@ -43,8 +44,19 @@ cli = typer.Typer(
 tell = partial(typer.echo, err=True)
 
 
+def _version(wanted: bool) -> None:
+    """Print the program's version and leave: the callback of `--version`."""
+    if wanted:
+        typer.echo(f"sgm-video {__version__}")
+        raise typer.Exit
+
+
 @cli.callback()
-def _prepare() -> None:
+def _prepare(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and leave.")
+    ] = False,
+) -> None:
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot spell must not end a finished run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
