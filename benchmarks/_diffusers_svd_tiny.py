@@ -26,6 +26,7 @@ from sgm.conditioning.clip import MEAN, STD, resize
 from sgm.config import load_config
 from sgm.pipeline import get_batch
 from sgm.versions import VERSIONS
+from sgm.weights import to_channels_last
 from tests.diffusers_weights import autoencoder, image_tower, part, unet
 
 
@@ -53,7 +54,7 @@ def main(picture: str, out: str, dtype: torch.dtype, channels_last: bool) -> Non
         model.to(dtype)
     if channels_last:
         for model in models[:2]:
-            model.to(memory_format=torch.channels_last)
+            to_channels_last(model)
 
     generator = torch.Generator().manual_seed(request.seed)
     factor = 2 ** (len(decoder_config["ch_mult"]) - 1)
