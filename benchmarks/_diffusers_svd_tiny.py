@@ -11,11 +11,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
-from diffusers import EulerDiscreteScheduler
-from omegaconf import OmegaConf
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from safetensors.torch import load_file
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -25,19 +26,20 @@ from sgm.conditioning.clip import MEAN, STD, resize
 from sgm.config import load_config
 from sgm.pipeline import get_batch
 from sgm.versions import VERSIONS
+from sgm.weights import to_channels_last
 from tests.diffusers_weights import autoencoder, image_tower, part, unet
 
 
 @torch.inference_mode()
 def main(picture: str, out: str, dtype: torch.dtype, channels_last: bool) -> None:
-    request = VideoRequest()
-    frames, steps = request.frames, request.steps
-    params = OmegaConf.to_container(OmegaConf.create(load_config(VERSIONS["svd_tiny"].config_path)), resolve=True)
-    params = params["model"]["params"]
+    version, request = VERSIONS["svd_tiny"], VideoRequest()
+    assert version.checkpoint_path is not None
+    frames = version.frames
+    params = load_config(version.config_path)["model"]["params"]
     embedders = {e["input_key"]: e for e in params["conditioner_config"]["params"]["emb_models"]}
     keys = list(embedders)
     decoder_config = params["first_stage_config"]["params"]["decoder_config"]["params"]
-    state = load_file(VERSIONS["svd_tiny"].checkpoint_path)
+    state = load_file(version.checkpoint_path)
     network = unet(params["network_config"]["params"], part(state, "model.diffusion_model"), frames)
     vae = autoencoder(
         decoder_config,
@@ -47,21 +49,22 @@ def main(picture: str, out: str, dtype: torch.dtype, channels_last: bool) -> Non
     tower_at = f"conditioner.embedders.{keys.index('cond_frames_without_noise')}.open_clip.model.visual"
     arch = embedders["cond_frames_without_noise"]["params"]["open_clip_embedding_config"]["params"]["arch"]
     tower = image_tower(arch, part(state, tower_at))
-    for model in (network, vae, tower):
+    models: list[nn.Module] = [network, vae, tower]
+    for model in models:
         model.to(dtype)
     if channels_last:
-        network.to(memory_format=torch.channels_last)
-        vae.to(memory_format=torch.channels_last)
+        for model in models[:2]:
+            to_channels_last(model)
 
     generator = torch.Generator().manual_seed(request.seed)
     factor = 2 ** (len(decoder_config["ch_mult"]) - 1)
-    like_engine = SimpleNamespace(factor=factor, conditioner=SimpleNamespace(input_keys=keys))
+    like_engine: Any = SimpleNamespace(factor=factor, conditioner=SimpleNamespace(input_keys=keys))
     batch = get_batch(like_engine, request, open_picture(picture), generator)
 
     small = resize(batch["cond_frames_without_noise"], (arch["vision_cfg"]["image_size"],) * 2)
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, STD))
     context = tower((((small + 1) / 2 - mean) / std).to(dtype)).image_embeds[:1, None]  # (1, 1, d)
-    picture_latents = vae.encode(batch["cond_frames"].to(dtype)).latent_dist.mode().float()
+    picture_latents = vae.encode(batch["cond_frames"].to(dtype), return_dict=False)[0].mode().float()
     rays = CameraRayEmbedder(embedders["camera"]["params"]["frequencies"])(batch["camera"])
     concat = torch.cat([picture_latents.expand(frames, -1, -1, -1), rays], dim=1)[None]  # (1, t, c, h, w)
     ids = torch.stack([batch[key][0] for key in ("fps_id", "motion_bucket_id", "cond_aug")])[None]
@@ -75,19 +78,20 @@ def main(picture: str, out: str, dtype: torch.dtype, channels_last: bool) -> Non
         timestep_type="continuous",
         timestep_spacing="leading",
     )
-    scheduler.set_timesteps(steps)
-    shape = (1, frames, decoder_config["z_channels"], request.height // factor, request.width // factor)
+    scheduler.set_timesteps(version.steps)
+    shape = (1, frames, decoder_config["z_channels"], version.height // factor, version.width // factor)
     latents = torch.randn(shape, generator=generator) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         model_input = torch.cat([scheduler.scale_model_input(latents, t), concat], dim=2)
         prediction = network(
             model_input.to(dtype), t, encoder_hidden_states=context, added_time_ids=ids, return_dict=False
         )
-        latents = scheduler.step(prediction[0].float(), t, latents).prev_sample
+        latents = scheduler.step(prediction[0].float(), t, latents, return_dict=False)[0]
 
-    video = vae.decode((latents[0] / params["scale_factor"]).to(dtype), num_frames=frames).sample.float()
+    z = (latents[0] / params["scale_factor"]).to(dtype)
+    video = vae.decode(z, num_frames=frames, return_dict=False)[0].float()
     video = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    write_video(Path(out), video, request.fps)
+    write_video(Path(out), video, version.fps)
 
 
 if __name__ == "__main__":

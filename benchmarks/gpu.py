@@ -24,26 +24,24 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 GIB = 2**30
-SIZE = {"height": 576, "width": 1024}
+SIZE: dict[str, Any] = {"height": 576, "width": 1024}
 FRAMES = 25
 
 
 def weights(folder: Path) -> None:
     """A diffusers folder in half precision: SVD-XT's architecture, weights such that activations keep their size."""
-    from diffusers import (
-        AutoencoderKLTemporalDecoder,
-        EulerDiscreteScheduler,
-        StableVideoDiffusionPipeline,
-        UNetSpatioTemporalConditionModel,
-    )
+    from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder
+    from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel
+    from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import StableVideoDiffusionPipeline
+    from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    from tests.diffusers_weights import down_blocks
 
     torch.manual_seed(0)
     with torch.device("cuda"):
         unet = UNetSpatioTemporalConditionModel(num_attention_heads=(5, 10, 20, 20), num_frames=FRAMES)
-        vae = AutoencoderKLTemporalDecoder(
-            down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=(128, 256, 512, 512), layers_per_block=2
-        )
+        vae = AutoencoderKLTemporalDecoder(**down_blocks((128, 256, 512, 512)), layers_per_block=2)
         vision = CLIPVisionConfig(
             hidden_size=1280,
             intermediate_size=5120,
@@ -145,7 +143,7 @@ def ours(
 
 def theirs(folder: str, steps: int, repeat: int, offload: bool = False, compiled: bool = False) -> dict[str, Any]:
     start = time.time()
-    from diffusers import StableVideoDiffusionPipeline
+    from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import StableVideoDiffusionPipeline
 
     pipeline = StableVideoDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float16, variant="fp16")
     if offload:
@@ -211,7 +209,8 @@ def measured(run: Any, repeat: int, start: float) -> dict[str, Any]:
 @torch.inference_mode()
 def errors(folder: str) -> dict[str, Any]:
     """Relative error in half precision against float32, of a step's network and of decoding, 9 frames of 320x512."""
-    from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+    from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder
+    from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel
 
     from sgm import load_engine
 
@@ -228,8 +227,9 @@ def errors(folder: str) -> dict[str, Any]:
     def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
         return float((value.float() - reference).norm() / reference.norm())
 
-    unet = UNetSpatioTemporalConditionModel.from_pretrained(folder, subfolder="unet", variant="fp16").cuda()
-    vae = AutoencoderKLTemporalDecoder.from_pretrained(folder, subfolder="vae", variant="fp16").cuda()
+    unet: Any = UNetSpatioTemporalConditionModel.from_pretrained(folder, subfolder="unet", variant="fp16")
+    vae: Any = AutoencoderKLTemporalDecoder.from_pretrained(folder, subfolder="vae", variant="fp16")
+    unet, vae = unet.cuda(), vae.cuda()
     torch.backends.cudnn.allow_tf32 = False
 
     def network(unet: Any, dtype: torch.dtype) -> torch.Tensor:

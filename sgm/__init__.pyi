@@ -54,3 +54,4 @@ from .versions import VERSIONS as VERSIONS
 from .versions import Version as Version
 
 __all__: list[str]
+__version__: str

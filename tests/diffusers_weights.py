@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder
 from diffusers.models.unets.unet_3d_blocks import MidBlockTemporalDecoder
+from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -59,17 +60,18 @@ def unet(params: Mapping[str, Any], state: State, frames: int) -> UNetSpatioTemp
     return filled(network, renamed(state, unet_places(state)))
 
 
+def down_blocks(channels: Sequence[int]) -> dict[str, Any]:
+    """AutoencoderKLTemporalDecoder's arguments for one block a level, which diffusers annotates as tuples of one."""
+    return {"down_block_types": ("DownEncoderBlock2D",) * len(channels), "block_out_channels": tuple(channels)}
+
+
 def autoencoder(ddconfig: Mapping[str, Any], encoder: State, decoder: State) -> AutoencoderKLTemporalDecoder:
     """diffusers' autoencoder. ddconfig: the YAML's; encoder: an encoder's state (`encoder.*` and, if it has one,
     `quant_conv.*`); decoder: the state of a VideoDecoder."""
-    levels, z = len(ddconfig["ch_mult"]), ddconfig["z_channels"]
-    channels = [mult * ddconfig["ch"] for mult in ddconfig["ch_mult"]]
+    z, channels = ddconfig["z_channels"], [mult * ddconfig["ch"] for mult in ddconfig["ch_mult"]]
     with torch.device("meta"):
         model = AutoencoderKLTemporalDecoder(
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            block_out_channels=tuple(channels),
-            layers_per_block=ddconfig["num_res_blocks"],
-            latent_channels=z,
+            **down_blocks(channels), layers_per_block=ddconfig["num_res_blocks"], latent_channels=z
         )
         # diffusers leaves the middle's attention out of decoders of one block a level; the official ones have it.
         model.decoder.mid_block = MidBlockTemporalDecoder(channels[-1], channels[-1], channels[-1], num_layers=2)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, read_settings
+from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, __version__, read_settings
 from sgm.cli import cli
 from sgm.config import instantiate_from_config, load_config
 
@@ -59,6 +59,12 @@ def test_help_answers_at_once() -> None:
         assert done.returncode == 0
         assert all(name in done.stdout for name in ("sample", "models", "download", "convert", "app", "train"))
     assert min(taken) < 1.0
+
+
+@pytest.mark.parametrize("args", [["--version"], ["--version", "sample"]])
+def test_says_its_version(args: list[str]) -> None:
+    done = sgm(*args)
+    assert (done.exit_code, done.stdout, done.stderr) == (0, f"sgm-video {__version__}\n", "")
 
 
 @pytest.mark.parametrize(

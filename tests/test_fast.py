@@ -20,6 +20,7 @@ from sgm.fast.decoder import decode
 from sgm.fast.ops import Ops, for_device
 from sgm.fast.torch_ops import TorchOps
 from sgm.layers.residual import TemporalConv
+from sgm.unet.video_unet import VideoUNet
 from tests import small_model
 
 F64 = torch.float64
@@ -69,7 +70,8 @@ def test_the_kernels_compile_for_a_gpu(name: str) -> None:
     from triton.compiler import ASTSource, compile
 
     kernel, sizes = getattr(compiled, name), SIZES[name]
-    kinds = dict.fromkeys(("mean", "deviation", "shift"), "*fp32") | dict.fromkeys(("eps", "of_a", "of_b"), "fp32")
+    kinds: dict[str, str] = {}
+    kinds |= dict.fromkeys(("mean", "deviation", "shift"), "*fp32") | dict.fromkeys(("eps", "of_a", "of_b"), "fp32")
     kinds |= dict.fromkeys(("x", "out", "a", "b", "add", "weight", "bias", "qkv"), "*fp16")
     kinds["scale"] = "fp32" if name == "attend" else "*fp32"
     signature = {
@@ -215,6 +217,9 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 def test_the_network(made_up: Callable[[str], DiffusionEngine]) -> None:
     engine, frames, cpu = made_up("svd_small"), 3, torch.device("cpu")
     unet = engine.model.diffusion_model
+    assert isinstance(unet, VideoUNet)
+    assert unet.context_dim
+    assert unet.vector_channels
     before = {name: value.clone() for name, value in unet.state_dict().items()}
     x, noise = draw(6, 4, 8, 12, device=cpu), torch.linspace(-1, 1, 2).repeat_interleave(frames)
     c = {

@@ -163,7 +163,9 @@ def test_diffusers_modules_of_full_size_take_the_official_tensors(layout: str) -
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_folder_in_diffusers_own_pipeline_makes_our_frames(models: dict[str, Model], case: str) -> None:
+def test_the_folder_in_diffusers_own_pipeline_makes_our_frames(
+    models: dict[str, Model], case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     diffusers = pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
     pipeline = diffusers.StableVideoDiffusionPipeline.from_pretrained(models[case].folder)
@@ -178,7 +180,7 @@ def test_the_folder_in_diffusers_own_pipeline_makes_our_frames(models: dict[str,
     load_weights(engine, models[case].folder, CPU, torch.float32)
     taken: list[Tensor] = []
     decode = engine.decode_clip
-    engine.decode_clip = lambda *arguments: taken.append(decode(*arguments)) or taken[-1]
+    monkeypatch.setattr(engine, "decode_clip", lambda *arguments: taken.append(decode(*arguments)) or taken[-1])
     generate(engine, request, picture)
     ours = (taken[0].clamp(-1, 1) + 1) / 2
 

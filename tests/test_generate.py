@@ -33,7 +33,7 @@ from tests import small_model
 
 SAMPLES = bundle() / "app" / "samples"
 GOLDENS = Path(__file__).parent / "data" / "goldens"
-SMALL = {"frames": 3, "steps": 2, "height": 64, "width": 64}
+SMALL: dict[str, Any] = {"frames": 3, "steps": 2, "height": 64, "width": 64}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,11 @@ import sgm
 def test_public_name_is_there(name: str) -> None:
     assert getattr(sgm, name) is getattr(sgm, name)
     assert name in dir(sgm)
+
+
+def test_version_is_one_that_packages_can_have() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", sgm.__version__)
+    assert "__version__" in dir(sgm)
 
 
 def test_unknown_name_is_an_attribute_error() -> None:

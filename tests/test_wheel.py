@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sgm import __version__
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -41,6 +43,12 @@ def test_holds_the_page_the_configs_and_the_small_model_only(unpacked: Path) -> 
     assert (bundle / ".streamlit" / "config.toml").is_file()
     assert {p.name for p in (bundle / "checkpoints").iterdir()} == {"README.md", "svd_tiny.safetensors"}
     assert {p.name for p in unpacked.iterdir() if not p.name.endswith(".dist-info")} == {"sgm"}
+
+
+def test_says_its_version_and_carries_types(unpacked: Path) -> None:
+    (metadata,) = unpacked.glob("*.dist-info/METADATA")
+    assert f"Version: {__version__}" in metadata.read_text(encoding="utf-8").splitlines()
+    assert (unpacked / "sgm" / "py.typed").is_file()
 
 
 def test_samples(unpacked: Path, environment: dict[str, str], tmp_path: Path) -> None:

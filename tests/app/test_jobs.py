@@ -26,7 +26,7 @@ LIMIT = 20.0  # seconds, for what takes milliseconds
 FILES = ["clip.mp4", "frames.mkv", "input.png", "job.json", "poster.jpg"]  # of a finished job
 
 
-def draw(job: Job, on_step: Callable[[Progress], None], check: Callable[[], None] = bool) -> Clip:
+def draw(job: Job, on_step: Callable[[Progress], None], check: Callable[[], object] = bool) -> Clip:
     """The picture, shifted a little further in each frame."""
     pixels = np.asarray(open_picture(job.picture))
     steps, frames = job.request.steps or 1, job.request.frames or 1
@@ -160,7 +160,7 @@ def test_a_waiting_job_leaves_the_queue_at_once(held: tuple[Table, Held], pictur
 def test_a_failure_is_told_and_the_next_job_runs(
     tmp_path: Path, picture: Image.Image, error: Exception, message: str
 ) -> None:
-    def fails_on_seed_0(job: Job, on_step: Callable[[Progress], None], check: Callable[[], None] = bool) -> Clip:
+    def fails_on_seed_0(job: Job, on_step: Callable[[Progress], None], check: Callable[[], object] = bool) -> Clip:
         if job.request.seed == 0:
             raise error
         return draw(job, on_step)
@@ -349,7 +349,7 @@ def test_an_outputs_folder_that_cannot_be_written(tmp_path: Path, picture: Image
 def test_progress_and_the_time_left(tmp_path: Path, picture: Image.Image) -> None:
     seen: list[tuple[int, float | None]] = []
 
-    def steady(job: Job, on_step: Callable[[Progress], None], check: Callable[[], None] = bool) -> Clip:
+    def steady(job: Job, on_step: Callable[[Progress], None], check: Callable[[], object] = bool) -> Clip:
         def watched(progress: Progress) -> None:
             on_step(progress)
             at = table.get(job.id)

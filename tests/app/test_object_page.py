@@ -46,6 +46,7 @@ def home(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> Iterat
         monkeypatch.setenv(name, proxy)
     for name in ("HOME", "U2NET_HOME", "SGM_CHECKPOINTS"):
         monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("MODEL_CHECKSUM_DISABLED", "1")  # rembg's releases for Python 3.10 take their own models only
     module._session.cache_clear()
     write_empty(tmp_path / "sv3d_p.safetensors", official_layout("sv3d_p"))
 
@@ -200,7 +201,7 @@ def test_orbits_are_chosen_checked_and_shown_before_anything_runs(home: Path) ->
     ok(page.toggle(key="new_seed").set_value(False).run())
     wanted = orbit_of(VideoRequest("sv3d_p", frames=4, orbit="dynamic", seed=5, elevation=-20))
     ok(page.button_group(key="orbit").set_value("list").run())  # starts as what was shown
-    assert [float(word) for word in page.text_area(key="azimuths").value.split(",")] == pytest.approx(
+    assert [float(word) for word in (page.text_area(key="azimuths").value or "").split(",")] == pytest.approx(
         wanted[1], abs=0.06
     )
     assert "Elevation" not in labels(page)
@@ -228,7 +229,7 @@ def test_orbits_are_chosen_checked_and_shown_before_anything_runs(home: Path) ->
 def test_motion_goes_with_the_version_until_it_is_set(home: Path) -> None:
     page = opened(version="svd_xt")
 
-    def motion(version: str) -> int:
+    def motion(version: str) -> object:
         ok(page.selectbox(key="version").set_value(version).run())
         return page.slider(key="motion_bucket").value
 

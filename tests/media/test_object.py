@@ -115,6 +115,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(name, proxy)
     monkeypatch.setenv("U2NET_HOME", str(tmp_path))
+    monkeypatch.setenv("MODEL_CHECKSUM_DISABLED", "1")  # rembg's releases for Python 3.10 take their own models only
     monkeypatch.setenv("HOME", str(tmp_path))
     module._session.cache_clear()
     return tmp_path
