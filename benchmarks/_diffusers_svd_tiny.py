@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
@@ -24,7 +22,6 @@ from sgm import VideoRequest, open_picture, write_video
 from sgm.conditioning.camera import CameraRayEmbedder
 from sgm.conditioning.clip import MEAN, STD, resize
 from sgm.config import load_config
-from sgm.pipeline import get_batch
 from sgm.versions import VERSIONS
 from sgm.weights import to_channels_last
 from tests.diffusers_weights import autoencoder, image_tower, part, unet
@@ -58,8 +55,7 @@ def main(picture: str, out: str, dtype: torch.dtype, channels_last: bool) -> Non
 
     generator = torch.Generator().manual_seed(request.seed)
     factor = 2 ** (len(decoder_config["ch_mult"]) - 1)
-    like_engine: Any = SimpleNamespace(factor=factor, conditioner=SimpleNamespace(input_keys=keys))
-    batch = get_batch(like_engine, request, open_picture(picture), generator)
+    batch = request.family.batch(request.family.prepare(open_picture(picture), request), factor, generator)
 
     small = resize(batch["cond_frames_without_noise"], (arch["vision_cfg"]["image_size"],) * 2)
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, STD))

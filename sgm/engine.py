@@ -52,7 +52,7 @@ class DiffusionEngine(nn.Module):
         self.weights: dict[str, Any] = {}  # the checkpoint's name and hash, and its base's, for recipes
         self.latent_channels: int = self.first_stage_model.decoder.z_channels
         self.factor: int = 2 ** (len(self.first_stage_model.decoder.up) - 1)  # pixels a latent, along each side
-        self.network: FastUNet | None = None
+        self._network: FastUNet | None = None
         self.device = torch.device("cpu")  # where it computes; the weights may lie elsewhere, see `keep_on`
         self._moving = threading.Lock()
 
@@ -60,9 +60,16 @@ class DiffusionEngine(nn.Module):
         """Lay the weights out for inference, once they are all in; the engine itself."""
         self.eval().requires_grad_(False)
         channels_last(self)
-        self.network = FastUNet(self.model)
+        self._network = FastUNet(self.model)
         self.device = next(self.model.parameters()).device
         return self
+
+    @property
+    def network(self) -> FastUNet:
+        """The network for inference. Raises ValueError while the engine is not frozen."""
+        if self._network is None:
+            raise ValueError("The engine is not frozen yet: call its freeze() once the weights are in.")
+        return self._network
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,11 +92,11 @@ class DiffusionEngine(nn.Module):
             self.conditioner = copy_to(self.conditioner, device)
             self.first_stage_model = copy_to(self.first_stage_model, device)
             self.model = cast(OpenAIWrapper, copy_to(self.model, device))
-            self.network = FastUNet(self.model)
+            self._network = FastUNet(self.model)
 
     def denoise(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], **inputs: Any) -> Tensor:
         """Estimate the clean latents of x: (b t, c, h, w), sigma: (b t,)."""
-        return self.denoiser(self.network or self.model, x, sigma, cond, **inputs)
+        return self.denoiser(self._network or self.model, x, sigma, cond, **inputs)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """(n, 3, h, w) in [-1, 1] -> scaled latents (n, c, h / f, w / f), from whichever encoder the model has."""

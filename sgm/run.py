@@ -150,8 +150,6 @@ class Run:
     def _on_device(self, name: str) -> Any:
         """A part of the engine on the device: its own or, while weights are offloaded, a copy; one part at a time."""
         device, network = self.engine.device, self.engine.network
-        if network is None:
-            raise ValueError("The engine is not frozen yet: call its freeze() once the weights are in.")
         module = network.model if name == "network" else self.engine.parts[name]
         if next(module.parameters()).device == device:
             self._copy = None

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -147,7 +148,9 @@ def compute_samplers(golden: dict[str, Tensor], meta: dict[str, str]) -> Iterato
             yield key, ((x + 1) / 2 - mean) / std
         elif len(parts) == 3 and parts[0].split("(")[0] in names:
             name, _, options = parts[0].partition("(")
-            settings = {k: float(v) for k, v in (item.split("=") for item in options.rstrip(")").split(",") if item)}
+            settings: dict[str, Any] = {
+                k: float(v) for k, v in (item.split("=") for item in options.rstrip(")").split(",") if item)
+            }
             if "order" in settings:
                 settings["order"] = int(settings["order"])
             settings |= churn if "s_churn" in settings else {}

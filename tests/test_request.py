@@ -21,6 +21,8 @@ from sgm import (
     VideoRequest,
     all_fields,
 )
+from sgm.diffusion.guidance import LinearPredictionGuider
+from sgm.diffusion.sampling import EulerEDMSampler
 
 
 @pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
@@ -104,10 +106,10 @@ def test_whole_numbers_are_checked(name: str) -> None:
     low, high = WHOLE[name]
     for given in (low - 1, high + 1, low + 0.5, str(low), True, math.nan, [low]):
         with pytest.raises(UserError) as caught:
-            VideoRequest(**{name: given})
+            VideoRequest("svd_tiny", **{name: given})
         assert str(caught.value) == f"{name} must be a whole number from {low} to {high}; got {given!r}."
     for given in (low, high):
-        assert getattr(VideoRequest(**{name: given}), name) == given
+        assert getattr(VideoRequest("svd_tiny", **{name: given}), name) == given
 
 
 NUMBERS = {
@@ -255,7 +257,7 @@ def test_texts_of_values_are_read_back_to_the_last_digit() -> None:
         all_fields()["frames"].parse("many")
 
 
-class Halving(SAMPLERS["euler_edm"]):
+class Halving(EulerEDMSampler):
     """A sampler with an option of its own."""
 
     title = "Halving"
@@ -267,10 +269,13 @@ class Halving(SAMPLERS["euler_edm"]):
         self.strength = strength
 
 
-class Falling(GUIDERS["linear"]):
+class Falling(LinearPredictionGuider):
     """A guider with an option of its own."""
 
-    options: ClassVar = {**GUIDERS["linear"].options, "drop": Field("drop", int, "Drop", "How far.", 0, 9, default=3)}
+    options: ClassVar = {
+        **LinearPredictionGuider.options,
+        "drop": Field("drop", int, "Drop", "How far.", 0, 9, default=3),
+    }
 
     def __init__(self, drop: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)

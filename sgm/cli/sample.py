@@ -41,11 +41,11 @@ class SampleCommand(typer.core.TyperCommand):
             if field is None:
                 rest.append(word)
                 continue
-            text = text if equals else next(words, None)
-            if text is None:
+            given = text if equals else next(words, None)
+            if given is None:
                 ctx.fail(f"Option '{option}' requires an argument.")
             try:
-                values[field.name] = field.parse(text)
+                values[field.name] = field.parse(str(given))
             except UserError as error:
                 raise typer.BadParameter(str(error), ctx=ctx, param_hint=f"'{option}'") from None
         ctx.meta["fields"] = values
@@ -127,11 +127,11 @@ def sample(
         from sgm import load_engine
 
         check_writable(out.parent if to_file else out)
-        dtype = dtype or _recipes_dtype(settings, device)
-        load = partial(load_engine, request.version, checkpoint=checkpoint, base=base, device=device, dtype=dtype)
+        kind = dtype or _recipes_dtype(settings, device)
+        load = partial(load_engine, request.version, checkpoint=checkpoint, base=base, device=device, dtype=kind)
         if orbit_plot is not None:
             _plot(request, orbit_plot)
-        sources = [(path.stem, path) for path in pictures]
+        sources: list[tuple[str, Path | Image.Image]] = [(path.stem, path) for path in pictures]
         if not sources and recipe is not None:
             sources = [(recipe.stem, _own_picture(recipe, request))]
         work = _Batch(request, out, to_file, load, background_model, turntable, low_memory, settings)
