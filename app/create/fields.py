@@ -94,7 +94,7 @@ def draw(
             )
     elif field.kind is tuple:
         label = f"{field.label}, in {field.unit}" if field.unit else field.label
-        st.text_area(label, value, key=key, help=about, height=80)
+        st.text_area(label, value, key=key, help=about, height="content")
     elif slider and field.usual:
         _draw_slider(field, key, value, about)
     else:
