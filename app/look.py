@@ -85,6 +85,9 @@ _STYLE = """
 .st-key-preset > div:first-child p { font-size: 0.875rem; } /* as the labels of fields */
 .st-key-presets button { min-height: 2.25rem; padding: 0 0.75rem; }
 .st-key-presets button[kind="primary"] { background: rgb(26 154 148 / 12%); color: inherit; border-color: #1a9a94; }
+@media (min-width: 641px) { /* three in a row leave no room for the buttons beside a number */
+  .stHorizontalBlock:has(> .stColumn:nth-child(3)) :is([data-testid="stNumberInputStepDown"],
+    [data-testid="stNumberInputStepUp"]) { display: none; } }
 [class*="st-key-options_"] { border-left: 2px solid rgb(26 154 148 / 45%); padding-left: 0.75rem; }
 .st-key-samples { display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 0.5rem; }
 .st-key-samples > div, .st-key-samples .stButton, .st-key-samples button { width: 100%; }
@@ -94,7 +97,10 @@ _STYLE = """
 .st-key-samples button:hover, .st-key-samples button:focus { color: #fff; filter: brightness(1.12); }
 .st-key-samples button[kind="primary"] { outline: 3px solid #1a9a94; outline-offset: 2px; }
 @media (max-width: 640px) {
-  [class*="st-key-options_"] { border-left: 2px solid rgb(26 154 148 / 45%); padding-left: 0.75rem; }
+  @media (min-width: 641px) { /* three in a row leave no room for the buttons beside a number */
+  .stHorizontalBlock:has(> .stColumn:nth-child(3)) :is([data-testid="stNumberInputStepDown"],
+    [data-testid="stNumberInputStepUp"]) { display: none; } }
+[class*="st-key-options_"] { border-left: 2px solid rgb(26 154 148 / 45%); padding-left: 0.75rem; }
 .st-key-samples { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .st-key-samples button { aspect-ratio: 8 / 5; }
 }

@@ -61,8 +61,8 @@ def offer_link(job: Job) -> None:
     """The clip's address, and its recipe as text."""
     with st.popover("Link", icon=":material/link:"):
         st.caption("Opens this clip, with its settings, on this computer:")
-        st.code(f"{(st.context.url or '').partition('?')[0]}?job={job.id}", language=None)
-        st.caption("Makes it again, here or elsewhere:")
+        st.code(f"{(st.context.url or '').partition('?')[0]}?job={job.id}", language=None, wrap_lines=True)
+        st.caption("Its recipe makes it again. PICTURE stands for the path of the picture.")
         try:
             texts = {name: text(job.settings) for name, text in RECIPE_TEXTS.items()}
         except UserError as error:

@@ -35,7 +35,7 @@ def settings_of(request: VideoRequest, engine: DiffusionEngine, picture: Image.I
     made = {
         "format": FORMAT,
         "program": program_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of its own, which YAML does not know
         "device": engine.device.type,
         "dtype": str(engine.dtype).removeprefix("torch."),
         "weights": engine.weights,

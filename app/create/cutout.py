@@ -50,7 +50,7 @@ def show_object(key: str, image: Image.Image, name: str, width: int, height: int
     if work is None or work.key != key:
         note = fetched_first(image)
         if note:
-            st.info(f"This model wants the object alone, on white. {plain(note)}", icon=":material/download:")
+            st.info(f"The object is to stand alone, on white. {plain(note)}", icon=":material/download:")
             if not st.button("Fetch it and cut the object out", icon=":material/content_cut:"):
                 st.caption("Or give a picture whose background is transparent already.")
                 return None

@@ -93,8 +93,10 @@ def draw(
                 on_change=on_change,
             )
     elif field.kind is tuple:
-        label = f"{field.label}, in {field.unit}" if field.unit else field.label
-        st.text_area(label, value, key=key, help=about, height="content")
+        if field.unit:  # one for each frame, then
+            st.text_area(f"{field.label}, in {field.unit}", value, key=key, help=about, height="content")
+        else:
+            st.text_input(field.label, value, key=key, help=about)
     elif slider and field.usual:
         _draw_slider(field, key, value, about)
     else:

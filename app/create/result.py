@@ -33,8 +33,8 @@ def show_result(job: Job | None) -> None:
         _show_clip(job)
     else:
         show = st.error if job.state == "failed" else st.info
-        kept = "" if job.state == "failed" else " Your settings are kept."
-        show(look.plain(job.message) + kept)
+        comfort = "" if job.state == "failed" else " Your settings are kept."
+        show(look.plain(job.message) + comfort)
         st.button("Run again", icon=":material/replay:", on_click=session.submit, args=(table().again, job.id))
         _still(job)
 

@@ -80,7 +80,7 @@ def choose_settings(version: Version) -> VideoRequest:
     with left:
         draw(fields["seed"], version, disabled=bool(st.session_state.get("new_seed")))
     right.toggle("New seed each time", bool(st.session_state.get("new_seed")), key="new_seed")
-    with st.expander("Research settings"):
+    with st.expander("Research settings", key="research"):
         _draw_all((field for name, field in fields.items() if name not in (*_FIRST, *_WITH_PICTURE)), version)
         _choose_ranges(version)
         request = _request(version)
@@ -137,7 +137,7 @@ def _draw_all(fields: Iterable[Field], version: Version) -> None:
         if numbers:
             for start in range(0, len(row), _COLUMNS):
                 cells = row[start : start + _COLUMNS]
-                for column, field in zip(st.columns(max(2, min(_COLUMNS, len(row)))), cells, strict=False):
+                for column, field in zip(st.columns(len(cells)), cells, strict=True):
                     with column:
                         draw(field, version)
             continue
