@@ -16,9 +16,10 @@ def choose_orbit(field: Field, version: Version) -> None:
     """The orbit's kind, and the lists that it may need."""
     draw(field, version, on_change=lambda: _start_lists(version))
     if lists := options_of(field, version):
-        for option in lists:
-            draw(option, version)
-        st.button("Start from an even orbit", icon=":material/restart_alt:", on_click=_even, args=(version,))
+        with st.container(key=f"options_{field.name}"):
+            for option in lists:
+                draw(option, version)
+            st.button("Start from an even orbit", icon=":material/restart_alt:", on_click=_even, args=(version,))
 
 
 def without_effect(values: Mapping[Any, Any]) -> set[str]:
