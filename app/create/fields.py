@@ -39,7 +39,10 @@ def taken(fields: Iterable[Field], version: Version) -> Iterator[Field]:
 
 
 def key_of(field: Field, version: Version) -> str:
-    """The field's key in the session, with the start value in place; of each version where that is its own."""
+    """The field's key in the session, which is set to the start value if it is new.
+
+    A field whose default is the version's own has a key for each version, so that each goes on with its own value.
+    """
     shared = field.default is not None or field.name in FOLLOWING
     key = field.name if shared else f"{field.name}:{version.name}"
     if key not in st.session_state:
