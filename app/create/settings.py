@@ -137,7 +137,7 @@ def _draw_all(fields: Iterable[Field], version: Version) -> None:
         if numbers:
             for start in range(0, len(row), _COLUMNS):
                 cells = row[start : start + _COLUMNS]
-                for column, field in zip(st.columns(len(cells)), cells, strict=True):
+                for column, field in zip(st.columns(len(cells), vertical_alignment="bottom"), cells, strict=True):
                     with column:
                         draw(field, version)
             continue
