@@ -5,7 +5,8 @@ from __future__ import annotations
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from app import controls, create, look
+from app import look
+from app.create import page as create
 from app.jobs import Job, table
 from sgm import VERSIONS, UserError
 
@@ -51,7 +52,8 @@ def show_page() -> None:
 def _fits(job: Job, text: str, version: str | None, unfinished: bool) -> bool:
     if not (unfinished or job.state == "done") or (version and job.request.version != version):
         return False
-    words = f"{job.name} seed {job.request.seed} {job.request.sampler} {job.request.camera} {job.id}".lower()
+    names = " ".join(value for value in job.request.settings().values() if isinstance(value, str))  # what was chosen
+    words = f"{job.name} seed {job.request.seed} {names} {job.id}".lower()
     return all(word in words for word in text.split())
 
 
@@ -66,7 +68,7 @@ def _card(job: Job) -> None:
             st.image(still, width="stretch", alt=f"First frame of the clip of {job.name}")
         version = VERSIONS[job.request.version]
         end = _ENDS.get(job.state)
-        st.markdown(f"**{controls.plain(job.name)}**" + (f" · {end}" if end else ""))
+        st.markdown(f"**{look.plain(job.name)}**" + (f" · {end}" if end else ""))
         st.caption(f"{version.title} · seed {job.request.seed} · {look.when(job.created)}")
         with st.container(horizontal=True):
             if st.button("Open", key=f"open_{job.id}", help=f"Open the clip of {job.name}"):
@@ -78,7 +80,7 @@ def _card(job: Job) -> None:
 
 @st.dialog("Delete this clip?")
 def _confirm(job: Job) -> None:
-    st.write(f"The clip of {controls.plain(job.name)} and its settings will be removed from this computer for good.")
+    st.write(f"The clip of {look.plain(job.name)} and its settings will be removed from this computer for good.")
     with st.container(horizontal=True, horizontal_alignment="right"):
         if st.button("Keep it"):
             st.rerun()
@@ -86,6 +88,6 @@ def _confirm(job: Job) -> None:
             try:
                 table().delete(job.id)
             except (UserError, OSError) as error:
-                st.error(controls.plain(str(error)))
+                st.error(look.plain(str(error)))
                 return
             st.rerun()

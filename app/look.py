@@ -35,6 +35,11 @@ def address() -> str:
     return f"{scheme}://{host}:{st.get_option('server.port')}/{path}".rstrip("/")
 
 
+def plain(text: str) -> str:
+    """Text as it is, where Markdown is read: paths have underscores, and on Windows backslashes."""
+    return "".join(f"\\{char}" if char in r"\`*_[]<>$:~#" else char for char in text)
+
+
 def inline(jpeg: bytes) -> str:
     """A JPEG as an address of its own, so that a polled picture leaves nothing behind on the server."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
@@ -80,6 +85,10 @@ _STYLE = """
 .st-key-preset > div:first-child p { font-size: 0.875rem; } /* as the labels of fields */
 .st-key-presets button { min-height: 2.25rem; padding: 0 0.75rem; }
 .st-key-presets button[kind="primary"] { background: rgb(26 154 148 / 12%); color: inherit; border-color: #1a9a94; }
+@media (min-width: 641px) { /* three in a row leave no room for the buttons beside a number */
+  .stHorizontalBlock:has(> .stColumn:nth-child(3)) :is([data-testid="stNumberInputStepDown"],
+    [data-testid="stNumberInputStepUp"]) { display: none; } }
+[class*="st-key-options_"] { border-left: 2px solid rgb(26 154 148 / 45%); padding-left: 0.75rem; }
 .st-key-samples { display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 0.5rem; }
 .st-key-samples > div, .st-key-samples .stButton, .st-key-samples button { width: 100%; }
 .st-key-samples button { aspect-ratio: 1; align-items: end; padding: 0 0 0.2rem; border: none; color: #fff;
@@ -88,7 +97,11 @@ _STYLE = """
 .st-key-samples button:hover, .st-key-samples button:focus { color: #fff; filter: brightness(1.12); }
 .st-key-samples button[kind="primary"] { outline: 3px solid #1a9a94; outline-offset: 2px; }
 @media (max-width: 640px) {
-  .st-key-samples { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  @media (min-width: 641px) { /* three in a row leave no room for the buttons beside a number */
+  .stHorizontalBlock:has(> .stColumn:nth-child(3)) :is([data-testid="stNumberInputStepDown"],
+    [data-testid="stNumberInputStepUp"]) { display: none; } }
+[class*="st-key-options_"] { border-left: 2px solid rgb(26 154 148 / 45%); padding-left: 0.75rem; }
+.st-key-samples { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .st-key-samples button { aspect-ratio: 8 / 5; }
 }
 @media (max-width: 1000px) {

@@ -6,7 +6,7 @@ from typing import Literal
 
 import streamlit as st
 
-from app.controls import plain
+from app.look import plain
 from sgm import DEFAULT_VERSION, VERSIONS, Version, VersionStatus, version_status
 
 _BADGES: dict[str, tuple[str, str, Literal["green", "orange", "gray"]]] = {

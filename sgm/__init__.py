@@ -10,10 +10,14 @@ from typing import Any
 from lazy_loader import attach_stub
 
 __version__ = "0.2.0"
-_load, __dir__, __all__ = attach_stub(__name__, __file__)
+_load, _list, __all__ = attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'sgm' has no attribute {name!r}")  # Python's own words
     return _load(name)
+
+
+def __dir__() -> list[str]:
+    return [*_list(), "__version__"]

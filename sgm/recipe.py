@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import OmegaConf
 
+from sgm import __version__
 from sgm.errors import UserError
 from sgm.request import VideoRequest
 
@@ -34,21 +34,14 @@ def settings_of(request: VideoRequest, engine: DiffusionEngine, picture: Image.I
     """
     made = {
         "format": FORMAT,
-        "program": program_version(),
-        "torch": torch.__version__,
+        "program": __version__,
+        "torch": str(torch.__version__),  # a class of its own, which YAML does not know
         "device": engine.device.type,
         "dtype": str(engine.dtype).removeprefix("torch."),
         "weights": engine.weights,
         "picture": hashlib.sha256(picture.tobytes()).hexdigest(),
     }
     return {**request.settings(), MARK: made}
-
-
-def program_version() -> str:
-    try:
-        return version("sgm-video")
-    except PackageNotFoundError:  # a checkout that is not installed
-        return "unknown"
 
 
 def is_recipe(settings: object) -> bool:

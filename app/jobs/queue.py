@@ -82,7 +82,9 @@ class Table:
         frames, _ = read_frames(job.frames if job.frames.is_file() else job.clip)
         if len(frames) <= -JOIN:
             raise UserError(f"A clip needs more than {-JOIN} frames to be gone on from; this one has {len(frames)}.")
-        return self.submit(job.request, Image.fromarray(frames[JOIN]), job.name, owner, parent=job.id)
+        # An object stands on its white already.
+        request = job.request.replace(fit="crop") if job.request.fit == "object" else job.request
+        return self.submit(request, Image.fromarray(frames[JOIN]), job.name, owner, parent=job.id)
 
     def save_again(self, job_id: str) -> Job | None:
         """Write a finished clip for which there was no room before; the job's message is empty if all is saved now."""

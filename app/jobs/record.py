@@ -1,8 +1,8 @@
 """A job: one clip to be made, and its record on disk.
 
-`<outputs>/<id>/` holds `input.png`, the part of the picture that the model sees, `job.json`, what was asked for and
-what became of it, `clip.mp4`, `frames.mkv`, the same without loss, `poster.jpg`, and, for a clip that goes on from
-another, `film.mp4`, all of them joined.
+`<outputs>/<id>/` holds `input.png`, the whole picture or the object that was cut out of it, `job.json`, what was asked
+for and what became of it, `clip.mp4`, `frames.mkv`, the same without loss, `poster.jpg`, and, for a clip that goes on
+from another, `film.mp4`, all of them joined.
 """
 
 from __future__ import annotations

@@ -13,14 +13,14 @@ CAMERA = Field(
     "camera",
     str,
     "Camera",
-    "Where the camera goes. auto: the seed decides.",
+    "Where the camera goes. auto leaves it to the seed.",
     default="auto",
     choices=lambda: {name: Named(_TITLES.get(name, "")) for name in CAMERA_MOVES},
 )
 
 
 class CameraFamily(ImageFamily):
-    fields = (CAMERA, *ImageFamily.fields)
+    fields = (*ImageFamily.fields, CAMERA)
 
     def batch(self, picture: Picture, factor: int, generator: torch.Generator) -> Batch:
         """SVD's, but `cond_frames` is what the camera sees, (t, 3, h, w); `camera`: its rays, (t, 2, h / f, w / f)."""

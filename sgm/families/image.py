@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 Batch = dict[str, Tensor]
 
 _CROP = {
-    name: Field(name, float, label, f"{about} 0.5: the middle.", 0, 1, default=0.5, step=0.05)
+    name: Field(name, float, label, about, 0, 1, default=0.5, step=0.05)
     for name, label, about in (
-        ("crop_x", "Crop, sideways", "Which part of a wider picture is used: 0 the left, 1 the right."),
-        ("crop_y", "Crop, up and down", "Which part of a taller picture is used: 0 the top, 1 the bottom."),
+        ("crop_x", "Position, left to right", "What is kept of a wider picture, where a padded one stands. 0: left."),
+        ("crop_y", "Position, top to bottom", "What is kept of a taller picture, where a padded one stands. 0: top."),
     )
 }
 IMAGE_FRAME_RATIO = Field(
@@ -34,6 +34,7 @@ IMAGE_FRAME_RATIO = Field(
     0.1,
     1,
     default=0.9,
+    usual=(0.1, 1),
     step=0.05,
 )
 # How a picture is brought to the model's shape.
@@ -46,7 +47,7 @@ MOTION_BUCKET = Field(
     "motion_bucket",
     int,
     "Motion",
-    "Motion bucket id. Higher moves more, and tears sooner; 127 is usual.",
+    "Motion bucket id. Higher moves more, and tears sooner; 127 is usual, and training ended at 255.",
     0,
     511,
     usual=(1, 255),

@@ -29,13 +29,20 @@ ELEVATION = Field(
 )
 _LISTS = {
     "elevations": Field(
-        "elevations", tuple, "Elevations", "A degree for each frame. Empty: one elevation.", -90, 90, (), unit="degrees"
+        "elevations",
+        tuple,
+        "Elevations",
+        "A degree for each frame, -90 to 90. Empty: one elevation all around.",
+        -90,
+        90,
+        (),
+        unit="degrees",
     ),
     "azimuths": Field(
         "azimuths",
         tuple,
         "Azimuths",
-        "A degree for each frame, rising; the last one is the picture's own view. Empty: evenly around.",
+        "A degree for each frame, 0 to 360, rising; the last is the picture's own view. Empty: evenly around.",
         0,
         360,
         (),
@@ -51,7 +58,7 @@ ORBIT = Field(
     "orbit",
     str,
     "Orbit",
-    "same: evenly around at one elevation; dynamic: uneven, up and down, drawn from the seed; list: a degree a frame.",
+    "Evenly around at one elevation; uneven, up and down, as the seed has it; or a list, a degree for each frame.",
     default="same",
     choices=lambda: ORBITS,
 )

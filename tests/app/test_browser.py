@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from PIL import Image
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
 from app.jobs import Job, Table
-from sgm import Clip, VideoRequest, fit_picture, open_picture, read_frames, read_settings
+from sgm import Clip, VideoRequest, open_picture, read_frames, read_settings
 from sgm.outputs import owner_of
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
@@ -224,7 +225,7 @@ def test_from_a_photograph_to_a_playing_clip(page: Any, site: Server, tmp_path: 
     expect(page.get_by_role("slider", name="Motion")).to_have_value("128")
     page.wait_for_url(re.compile("motion_bucket=128"))
     page.reload()
-    expect(page.get_by_text("Scaled 640×384 to 160×96.")).to_be_visible()  # the job's own copy of the picture
+    expect(page.get_by_text("Cropped 1024×576 to 960×576 (5:3), scaled to 160×96.")).to_be_visible()  # its own copy
     expect(page.get_by_role("slider", name="Motion")).to_have_value("128")  # and what was touched since
     page.locator("video").wait_for(timeout=LATER)
     assert job in page.url
@@ -257,7 +258,7 @@ def test_from_a_photograph_to_a_playing_clip(page: Any, site: Server, tmp_path: 
     assert settings is not None
     assert (settings["version"], settings["steps"], settings["motion_bucket"]) == ("svd_tiny", 2, 127)
     seen = np.asarray(open_picture(folder / "input.png"))
-    assert np.array_equal(seen, np.asarray(fit_picture(open_picture(photograph), 640, 384)))  # for zooms: 4 times
+    assert np.array_equal(seen, np.asarray(open_picture(photograph)))  # whole: the request says what is used of it
 
     button(page, "New take").click()
     take = next_job(page, job)
@@ -284,6 +285,13 @@ def test_a_link_shows_the_clip_and_its_file_brings_the_settings(
     page.goto(f"{site.address}?job={past[1]}")
     page.locator("video").wait_for()
     expect(page.get_by_text(re.compile("What ran: SVD tiny · seed 4711 · motion 61"))).to_be_visible()
+    button(page, "Link").click()
+    expect(page.get_by_text(f"?job={past[1]}")).to_be_visible()
+    expect(page.get_by_text("motion_bucket: 61")).to_be_visible()
+    for name, text in (("Command line", "--motion-bucket 61"), ("Python", "motion_bucket=61")):
+        page.get_by_role("tab", name=name).click()
+        expect(page.get_by_text(text)).to_be_visible()
+    page.keyboard.press("Escape")
     button(page, "More formats").click()
     drawn, _ = read_frames(clip.with_name("frames.mkv"))
     for name, magic in (("GIF", b"GIF89a"), ("WebP", b"RIFF"), ("PNG frames", b"PK"), ("Last frame", b"\x89PNG")):
@@ -304,6 +312,26 @@ def test_a_link_shows_the_clip_and_its_file_brings_the_settings(
     expect(page.get_by_role("slider", name="Motion")).to_have_value("61")
     expect(page.get_by_label("Seed", exact=True)).to_have_value("4711")
     page.wait_for_url(re.compile("seed=4711"))
+
+
+def test_numbers_of_a_link_are_kept_to_the_last_digit(page: Any, site: Server) -> None:
+    expect = sync_api.expect
+    given = "rho=7.123456789&cond_aug=0.0123456789012&elevation=12.345678&image_frame_ratio=0.8765432101&fps=60"
+    page.goto(f"{site.address}?{given}&version=sv3d_p")
+    button(page, "Lake").click()
+    expect(page.get_by_role("slider", name="Object's share")).to_be_visible()
+    expect(page.get_by_role("slider", name="Elevation")).to_have_attribute("aria-valuetext", "12.345678°")
+    page.get_by_text("Research settings").click()
+    expect(page.get_by_role("spinbutton", name="Rho")).to_have_value("7.123456789")
+    expect(page.get_by_role("spinbutton", name="Conditioning noise")).to_have_value("0.0123456789012")
+    page.get_by_role("spinbutton", name="Rho").click()  # to look into a field changes nothing
+    page.get_by_role("slider", name="Steps").press("ArrowRight")
+    page.wait_for_url(re.compile("steps=51"))
+    expect(page.get_by_role("slider", name="Frames a second")).to_have_value("60")
+    address = dict(parse_qsl(page.url.partition("?")[2]))
+    assert address == dict(parse_qsl(given)) | {"version": "sv3d_p", "steps": "51"}
+    page.get_by_role("slider", name="Elevation").press("ArrowRight")
+    page.wait_for_url(re.compile(r"elevation=13(&|$)"))
 
 
 def fill(path: Path) -> None:

@@ -9,7 +9,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,7 @@ def test_a_job_becomes_a_clip_on_disk(tmp_path: Path, picture: Image.Image) -> N
 
 def test_first_come_first_served(held: tuple[Table, Held], picture: Image.Image) -> None:
     table, runner = held
-    submitted = [table.submit(replace(REQUEST, seed=seed), picture) for seed in range(3)]
+    submitted = [table.submit(REQUEST.replace(seed=seed), picture) for seed in range(3)]
     runner.reach_step()
     states = [job.state for job in reversed(table.jobs())]
     assert states == ["running", "queued", "queued"]
@@ -166,7 +165,7 @@ def test_a_failure_is_told_and_the_next_job_runs(
         return draw(job, on_step)
 
     table = Table(tmp_path, fails_on_seed_0)
-    bad, good = table.submit(replace(REQUEST, seed=0), picture), table.submit(REQUEST, picture)
+    bad, good = table.submit(REQUEST.replace(seed=0), picture), table.submit(REQUEST, picture)
     failed = finished(table, bad)
     assert failed.state == "failed"
     assert failed.message.startswith(message)
@@ -275,7 +274,7 @@ def test_the_time_left_in_a_line_counts_every_worker() -> None:
 
 def test_a_film_goes_on_from_near_the_end_and_ends_at_four_clips(tmp_path: Path, picture: Image.Image) -> None:
     table = Table(tmp_path, draw)
-    job = finished(table, table.submit(replace(REQUEST, frames=6), picture, "hill.jpg"))
+    job = finished(table, table.submit(REQUEST.replace(frames=6), picture, "hill.jpg"))
     for links in range(2, jobs.LONGEST_CHAIN + 1):
         earlier = read_frames(job.frames)[0]
         job = finished(table, table.extend(job.id))
@@ -292,6 +291,16 @@ def test_a_film_goes_on_from_near_the_end_and_ends_at_four_clips(tmp_path: Path,
     table.delete(job.parent)
     assert table.chain(job.id) == []
     assert len(table.frames(job)[0]) == 3 * 3 + 6  # of the joined film, which is still there
+    table.close()
+
+
+def test_an_object_goes_on_without_being_cut_out_again(tmp_path: Path, picture: Image.Image) -> None:
+    """A frame shows the object on its white already; to look for it again would take long, and move it."""
+    table = Table(tmp_path, draw)
+    job = finished(table, table.submit(REQUEST.replace(fit="object", image_frame_ratio=0.5), picture))
+    film = finished(table, table.extend(job.id))
+    assert film.request == REQUEST
+    assert table.again(job.id).request == job.request
     table.close()
 
 
@@ -361,7 +370,7 @@ def test_progress_and_the_time_left(tmp_path: Path, picture: Image.Image) -> Non
         return draw(job, watched)
 
     table = Table(tmp_path, steady)
-    ended = finished(table, table.submit(replace(REQUEST, steps=10), picture))
+    ended = finished(table, table.submit(REQUEST.replace(steps=10), picture))
     table.close()
     assert [step for step, _ in seen] == list(range(1, 11))
     left = [seconds for _, seconds in seen]
@@ -371,7 +380,7 @@ def test_progress_and_the_time_left(tmp_path: Path, picture: Image.Image) -> Non
     assert ended.seconds >= 0.5
     sampling = ended.phases["sample"]
     assert 0.4 < sampling < ended.seconds
-    longer, same = (table.seconds_for(replace(REQUEST, steps=steps)) for steps in (20, 10))
+    longer, same = (table.seconds_for(REQUEST.replace(steps=steps)) for steps in (20, 10))
     assert longer is not None
     assert same is not None
     assert longer - same == pytest.approx(sampling)

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image, ImageDraw
 from streamlit.testing.v1 import AppTest
 
-from app import cutout, jobs
+from app import jobs
+from app.create import cutout
 from app.jobs import Job, Table, open_stored
 from sgm import Clip, VideoRequest, fetched_share, orbit_of, place_object, prepare_picture, read_frames
 from sgm import generate as generate_clip
@@ -34,7 +35,7 @@ LIMIT = 30.0  # seconds
 def engine() -> Any:
     engine = instantiate_from_config(load_config(OWN / "sv3d_p_small.yaml")["model"]).eval().requires_grad_(False)
     engine.version = "sv3d_p"
-    return golden_weights(OWN).fill(engine)
+    return golden_weights(OWN).fill(engine).freeze()
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def test_what_is_shown_is_what_the_model_sees_and_the_clip_s_last_frame(home: Pa
     ok(page.run())
     assert "Turntable (WebP)" in [button.proto.label for button in page.get("download_button")]
     assert next(button for button in page.button if button.label == "Extend").disabled
-    assert "own orbit" in said(page)
+    assert "orbit own list · " in said(page)
 
     again = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)  # by its link
     again.query_params["job"] = job.id
@@ -136,6 +137,19 @@ def test_what_is_shown_is_what_the_model_sees_and_the_clip_s_last_frame(home: Pa
     ok(fresh.file_uploader[0].set_value(("orbit.mp4", job.clip.read_bytes(), "video/mp4")).run())
     assert fresh.text_area(key="azimuths").value == "90, 180, 270, 360"
     assert "Its last frame stands in for the picture." in fresh.success[0].value
+
+
+def test_the_page_s_clip_is_that_of_the_library_with_the_whole_picture(home: Path, engine: Any) -> None:
+    page = opened(fit="crop", crop_x="0.3", steps="2")
+    x, y = np.meshgrid(np.arange(300), np.arange(170))
+    photo = Image.fromarray(np.stack([x % 256, y % 256, (3 * x + y) % 256], -1).astype(np.uint8))
+    uploaded(page, photo)
+    assert page.select_slider(key="crop_x").value == 0.3
+    ok(generate(page).click().run())
+    job = ended(job_of(page))
+    assert job.state == "done", job.message
+    assert job.request == VideoRequest("sv3d_p", fit="crop", crop_x=0.3, width=64, height=64, frames=4, steps=2)
+    assert np.array_equal(read_frames(job.frames)[0], generate_clip(engine, job.request, photo).frames)
 
 
 def test_rembg_cuts_out_what_has_no_transparency(home: Path, shown: list[Image.Image]) -> None:
@@ -207,7 +221,7 @@ def test_orbits_are_chosen_checked_and_shown_before_anything_runs(home: Path) ->
     assert "Elevation" not in labels(page)
     assert "azimuths must be 4 numbers, one a frame; got 3" in tell("azimuths", "90 180 270")
     assert not plot()
-    assert "Azimuths must be numbers with commas between, as in 0, 12.5, 30; got 'b'" in tell("azimuths", "1, b")
+    assert "azimuths must be numbers with commas between, as in 0, 12.5, 30; got 'b'" in tell("azimuths", "1, b")
     assert "Steps" in labels(page)
     assert "azimuths must rise strictly; number 3 is 90 after 180" in tell("azimuths", "80, 180, 90, 360")
     assert "number 4 is 361" in tell("azimuths", "90, 180, 270, 361")
@@ -221,7 +235,7 @@ def test_orbits_are_chosen_checked_and_shown_before_anything_runs(home: Path) ->
     assert "at elevations of -20° to -20°" in plot()
     ok(page.selectbox(key="version").set_value("sv3d_u").run())
     assert not {"Elevation", "Motion"} & labels(page)
-    assert not page.text_area
+    assert not {"elevations", "azimuths"} & {area.key for area in page.text_area}
     assert "at elevations of 0° to 0°" in plot()
     assert jobs.table().jobs() == []
 

@@ -20,9 +20,22 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from app import create, jobs
-from app.jobs import Job, Table
-from sgm import VERSIONS, Clip, Progress, UserError, VideoRequest, fit_picture, open_picture, read_frames, read_settings
+from app import jobs
+from app.create import result
+from app.jobs import Job, Table, open_stored
+from sgm import (
+    FAMILIES,
+    VERSIONS,
+    Clip,
+    Progress,
+    UserError,
+    VideoRequest,
+    fit_picture,
+    open_picture,
+    prepare_picture,
+    read_frames,
+    read_settings,
+)
 from tests.small_model import official_layout, write_empty
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,7 +189,7 @@ def test_a_sample_becomes_a_clip(stage: Stage) -> None:
         motion_bucket=40, fps=12, steps=3, seed=99, frames=5, camera="zoom_in", sampler="heun_edm"
     )
     sample = open_picture(ROOT / "app" / "samples" / "kitten.jpg")
-    assert same(open_picture(job.picture), fit_picture(sample, 960, 576))  # sharper than the model's size, for zooms
+    assert same(open_picture(job.picture), sample)  # whole: the request says which part of it is used
     ok(page.run())
     assert clips(page) == 1
     downloads = [button.proto.label for button in page.get("download_button")]
@@ -189,23 +202,29 @@ def test_an_upload_and_its_frame(stage: Stage) -> None:
     page = opened()
     ok(page.file_uploader[0].set_value(("tall.png", photograph(400, 900), "image/png")).run())
     assert "Cropped 400×900 to 400×240 (5:3)" in said(page)
-    ok(page.select_slider(key="position").set_value(0.0).run())
+    assert "Position, left to right" not in labels(page)
+    ok(page.select_slider(key="crop_y").set_value(0.0).run())
+    assert page.query_params["crop_y"] in ("0", ["0"])
     ok(generate(page).click().run())
     stage.go_on.set()
     upper = ended(job_of(page))
     tall = open_picture(photograph(400, 900))
-    expected = fit_picture(tall, 400, 240, "crop", (0.5, 0.0))
-    assert same(open_picture(upper.picture), expected)
+    assert upper.request == VideoRequest(crop_y=0)
+    assert same(open_stored(upper.picture), tall)
+    assert same(prepare_picture(open_stored(upper.picture), upper.request), fit_picture(tall, 320, 192, "crop", (0, 0)))
     assert upper.name == "tall.png"
 
     ok(page.run())
-    ok(page.button_group(key="fit").set_value("pad").run())
+    ok(page.button_group(key="fit:svd_tiny").set_value("pad").run())
     assert "edges filled with a blurred copy" in said(page)
-    assert "Crop position" not in labels(page)
+    assert "Position, top to bottom" not in labels(page)
+    ok(page.select_slider(key="crop_x").set_value(1.0).run())
     ok(generate(page).click().run())
     padded = ended(job_of(page))
-    assert padded.request.fit == "pad"
-    assert same(open_picture(padded.picture), fit_picture(tall, 1280, 768, "pad"))  # four times the model's size
+    assert (padded.request.fit, padded.request.crop_x) == ("pad", 1)
+    again = opened(padded.id)  # the whole picture is there to be moved again
+    assert again.select_slider(key="crop_x").value == 1
+    assert f"Scaled 400×900 to {85}×192, edges filled with a blurred copy to 320×192." in said(again)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +283,7 @@ def test_a_link_reopens_a_running_job(stage: Stage) -> None:
     assert "Step 1 of 6" in said(again)
     assert again.slider(key="motion_bucket").value == 60
     assert again.number_input(key="seed").value == 5
-    assert "Scaled 960×576 to 320×192." in said(again)  # the job's own copy of the picture
+    assert "Cropped 1024×576 to 960×576 (5:3), scaled to 320×192." in said(again)  # the job's own copy of the picture
     stage.go_on.set()
     first = ended(job_id)
     ok(again.run())
@@ -352,9 +371,11 @@ def test_missing_weights_say_how_to_get_them(stage: Stage, tmp_path: Path) -> No
         assert generate(page).disabled == missing
         assert (f"(https://huggingface.co/{version.repo})" in said(page)) == missing
         assert (str(tmp_path / "checkpoints" / f"{name}.safetensors") in said(page).replace("\\", "")) == missing
-        assert ("Motion" in labels(page)) == (not version.sv3d)
+        taken = {field.name for field in FAMILIES[version.family].fields}
+        for label, field in (("Motion", "motion_bucket"), ("Elevation", "elevation"), ("Camera", "camera")):
+            assert (label in labels(page)) == (field in taken)
+        assert ("Motion" in labels(page)) == (not name.startswith("sv3d"))
         assert ("Elevation" in labels(page)) == (name == "sv3d_p")
-        assert ("Camera" in labels(page)) == version.camera
 
 
 def test_weights_that_arrive_are_looked_at(stage: Stage, tmp_path: Path) -> None:
@@ -423,8 +444,7 @@ def test_a_new_seed_each_time(stage: Stage) -> None:
     assert len(seeds) == 3
 
 
-def test_settings_from_elsewhere_are_brought_into_range(stage: Stage) -> None:
-    """A job of another program may hold what the page does not offer; its link must open all the same."""
+def test_settings_beyond_the_sliders_are_kept_and_shown(stage: Stage) -> None:
     stage.go_on.set()
     odd = VideoRequest(motion_bucket=500, fps=60, steps=300, cond_aug=0, decode_chunk=3)
     job = ended(jobs.table().submit(odd, Image.new("RGB", (320, 192))).id)
@@ -433,8 +453,13 @@ def test_settings_from_elsewhere_are_brought_into_range(stage: Stage) -> None:
     assert "motion 500" in said(page)
     assert page.slider(key="motion_bucket").value == 500
     assert "Outside the usual range" in said(page)
-    assert page.slider(key="fps:svd_tiny").value == 30
+    assert page.slider(key="fps:svd_tiny").value == 60
     assert page.number_input(key="decode_chunk:svd_tiny").value == 3
+    assert page.number_input(key="cond_aug:svd_tiny").value == 0
+    ok(page.slider(key="motion_bucket").set_value(100).run())
+    assert page.slider(key="motion_bucket").max == 500  # as long as it may be wanted back
+    ok(generate(page).click().run())
+    assert ended(job_of(page)).request == odd.replace(motion_bucket=100)
 
 
 def test_a_field_that_is_drawn_late_shows_its_value(stage: Stage) -> None:
@@ -469,7 +494,7 @@ def test_an_address_holds_the_settings(stage: Stage) -> None:
     ok(page.number_input(key="eta").set_value(0.5).run())
     ok(page.number_input(key="sigma_max:svd_tiny").set_value(40.0).run())
     address = {name: value if isinstance(value, str) else value[0] for name, value in page.query_params.items()}
-    changed = {"motion_bucket": "60", "sampler": "euler_ancestral", "eta": "0.5", "sigma_max": "40.0"}
+    changed = {"motion_bucket": "60", "sampler": "euler_ancestral", "eta": "0.5", "sigma_max": "40"}
     assert address == changed | {"version": "svd_tiny"}  # named, for another may be the best one tomorrow
     again = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)
     again.query_params.update(address)
@@ -486,7 +511,7 @@ def test_nonsense_in_an_address_is_told_and_ignored(stage: Stage) -> None:
     page = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)
     page.query_params.update({"steps": "many", "colour": "blue"})
     ok(page.run())
-    assert "steps must be a number; got 'many'" in page.error[0].value.replace("\\", "")
+    assert "steps must be a whole number; got 'many'" in page.error[0].value.replace("\\", "")
     assert page.slider(key="steps:svd_tiny").value == 6
 
 
@@ -585,7 +610,7 @@ def show_history() -> None:
 def test_what_runs_is_what_was_imported(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages that were read anew would meet modules of an older release after an update under a running server."""
     page = opened()
-    monkeypatch.setattr(create, "_result", lambda job: create.st.info("as imported"))
+    monkeypatch.setattr(result, "show_result", lambda job: result.st.info("as imported"))
     assert "as imported" in said(ok(page.run()))
 
 

@@ -8,7 +8,7 @@ import time
 import streamlit as st
 from PIL import Image, ImageOps
 
-from app.controls import plain
+from app.look import plain
 from sgm import UserError, cut_out, fetched_first, fetched_share, place_object
 
 _LARGEST = 2304  # pixels along the longer side: four times the models' own
@@ -41,13 +41,16 @@ class _CutOut:
             self.ended.set()
 
 
-def show_object(key: str, image: Image.Image, name: str, width: int, height: int) -> Image.Image | None:
-    """Show exactly what the model will see of a picture's object; the cut-out as RGBA, None while there is none."""
+def show_object(key: str, image: Image.Image, name: str, width: int, height: int, share: float) -> Image.Image | None:
+    """Show exactly what the model will see of a picture's object; the cut-out as RGBA, None while there is none.
+
+    share: the object's longer side against the frame's.
+    """
     work: _CutOut | None = st.session_state.get("cutting")
     if work is None or work.key != key:
         note = fetched_first(image)
         if note:
-            st.info(f"This model wants the object alone, on white. {plain(note)}", icon=":material/download:")
+            st.info(f"The object is to stand alone, on white. {plain(note)}", icon=":material/download:")
             if not st.button("Fetch it and cut the object out", icon=":material/content_cut:"):
                 st.caption("Or give a picture whose background is transparent already.")
                 return None
@@ -60,26 +63,13 @@ def show_object(key: str, image: Image.Image, name: str, width: int, height: int
         st.error(plain(work.error), icon=":material/content_cut:")
         st.button("Try again", on_click=lambda: st.session_state.pop("cutting"))
         return None
-    shown = st.container()
-    st.session_state.setdefault("image_frame_ratio", 0.9)
-    share = st.slider(
-        "Object's share of the frame",
-        *(0.1, 1.0, st.session_state["image_frame_ratio"], 0.05),
-        format="percent",
-        key="image_frame_ratio",
-        help="Its longer side against the frame's. The model was trained on about nine tenths.",
-    )
-    with shown:
-        try:
-            placed = place_object(work.found, width, height, share)
-            st.image(placed, width="stretch", output_format="PNG", alt=f"The object of {name}")
-        except UserError as error:
-            st.error(plain(str(error)), icon=":material/content_cut:")
-            return None
-        st.caption(
-            f"The model sees exactly this: the object on white, {width}×{height}.",
-            text_alignment="center",
-        )
+    try:
+        placed = place_object(work.found, width, height, share)
+    except UserError as error:
+        st.error(plain(str(error)), icon=":material/content_cut:")
+        return None
+    st.image(placed, width="stretch", output_format="PNG", alt=f"The object of {name}")
+    st.caption(f"The model sees exactly this: the object on white, {width}×{height}.", text_alignment="center")
     return work.found
 
 

@@ -1,0 +1,30 @@
+"""Charts of a request: what its settings mean, before anything is computed."""
+
+from __future__ import annotations
+
+import altair as alt
+import streamlit as st
+
+from sgm import VideoRequest, curves
+
+_LINE = "#1a9a94"  # reads on white and on black
+
+
+def show_curves(request: VideoRequest) -> None:
+    """The sigma of each step, the guidance scale of each frame."""
+    sigmas, scales = curves(request)
+    for title, values, axis, scale in (
+        ("Noise (sigma) at each step", sigmas, "Step", alt.Scale(type="log")),
+        ("Guidance scale of each frame", scales, "Frame", alt.Scale(zero=False)),
+    ):
+        st.caption(title)
+        points = [{axis: i, "value": round(value, 6)} for i, value in enumerate(values, 1)]
+        line = alt.Chart(alt.Data(values=points)).mark_line(color=_LINE, point={"size": 18, "color": _LINE})
+        ticks = alt.Axis(tickMinStep=1, tickCount=6, grid=False, format="d")
+        st.altair_chart(
+            line.encode(
+                x=alt.X(f"{axis}:Q", axis=ticks, scale=alt.Scale(domain=[1, max(2, len(values))])),
+                y=alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=4, format="~g")),
+                tooltip=[f"{axis}:Q", "value:Q"],
+            ).properties(height=130, description=f"{title}: from {values[0]:.4g} to {values[-1]:.4g}.")
+        )

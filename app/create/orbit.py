@@ -1,0 +1,72 @@
+"""The widgets of an orbit around an object, and what it looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import streamlit as st
+from PIL import Image
+
+from app.create.fields import draw, options_of, own_fields, set_value, value_of
+from sgm import ORBITS, Field, Version, VideoRequest, draw_orbit, orbit_of
+
+
+def choose_orbit(field: Field, version: Version) -> None:
+    """The orbit's kind, and the lists that it may need."""
+    draw(field, version, on_change=lambda: _start_lists(version))
+    if lists := options_of(field, version):
+        with st.container(key=f"options_{field.name}"):
+            for option in lists:
+                draw(option, version)
+            st.button("Start from an even orbit", icon=":material/restart_alt:", on_click=_even, args=(version,))
+
+
+def without_effect(values: Mapping[Any, Any]) -> set[str]:
+    """The fields that change nothing beside these values: one elevation, where there is one for each frame."""
+    return {"elevation"} if values.get("orbit") == "list" and _given(values, "elevations") else set()
+
+
+def show_orbit(request: VideoRequest) -> None:
+    """Where the camera goes, before anything is computed."""
+    orbit = st.session_state["orbit_shown"] = orbit_of(request)
+    low, high = min(orbit[0]), max(orbit[0])
+    st.image(
+        _drawn(*orbit, st.context.theme.type == "dark"),
+        width="stretch",
+        output_format="PNG",
+        alt=f"The orbit: {request.frames} views around the object, at elevations of {low:.4g}° to {high:.4g}°",
+    )
+    if request.options.get("orbit") == "dynamic" and st.session_state.get("new_seed"):
+        st.caption("Each new seed draws another orbit than this one.", text_alignment="center")
+
+
+def _start_lists(version: Version) -> None:
+    """Lists start as the orbit that was shown before."""
+    if st.session_state["orbit"] == "list" and not any(
+        _given(st.session_state, name) for name in ORBITS["list"].options
+    ):
+        _write(st.session_state.get("orbit_shown", ((), ())), version)
+
+
+def _even(version: Version) -> None:
+    fields = own_fields(version.name)
+    values = {name: value_of(fields[name], version) for name in ("frames", "elevation")}
+    _write(orbit_of(VideoRequest.fitting(version.name, values)), version)
+
+
+def _write(orbit: tuple[Sequence[float], Sequence[float]], version: Version) -> None:
+    lists = ORBITS["list"].options
+    for name, values in zip(("elevations", "azimuths"), orbit, strict=True):
+        set_value(lists[name], version, [round(value, 1) for value in values])
+
+
+def _given(values: Mapping[Any, Any], name: str) -> bool:
+    """Whether a list is given, as numbers or as the text of a widget."""
+    value = values.get(name) or ()
+    return bool(value.strip() if isinstance(value, str) else value)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _drawn(elevations: tuple[float, ...], azimuths: tuple[float, ...], dark: bool) -> Image.Image:
+    return draw_orbit(elevations, azimuths, dark=dark)

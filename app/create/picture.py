@@ -1,0 +1,172 @@
+"""The picture of a clip: how it is chosen, and how much of it the model sees."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import streamlit as st
+from PIL import Image
+
+from app import look
+from app.create import cutout, settings
+from app.create.fields import draw, key_of, options_of, own_fields, value_of
+from app.jobs import Job, open_stored
+from app.link import request_of_clip
+from sgm import Field, UserError, Version, describe_fit, fit_picture, open_picture, read_frames
+
+# crop_x and crop_y: five named positions, and whatever else has been set.
+_POSITIONS = {
+    "crop_x": ("Left", "Left of centre", "Centre", "Right of centre", "Right"),
+    "crop_y": ("Top", "Upper", "Centre", "Lower", "Bottom"),
+}
+_LARGEST_UPLOAD = 20  # MB; checked again below, since the browser alone enforces it
+_LARGEST_SIDE = 4096  # pixels: as large as any clip; a picture beyond is stored scaled down
+_UNREADABLE = f"We can't read that file as a picture. Use a JPG, PNG or WebP under {_LARGEST_UPLOAD} MB."
+
+
+class Opened(NamedTuple):
+    """A picture that was chosen, upright and whole, and its name; `key` tells it from others."""
+
+    key: str
+    image: Image.Image
+    name: str
+
+
+class Picture(NamedTuple):
+    """What a job is made of: the whole picture, or the object that was cut out of it (RGBA), and its name."""
+
+    image: Image.Image
+    name: str
+
+
+def choose_picture(version: Version, width: int, height: int) -> Picture | None:
+    """Let a picture be chosen, and show how much of it the model sees. None while there is none."""
+    st.file_uploader(
+        "Drop, paste or choose a picture",
+        ["jpg", "png", "webp", "avif", "gif", "bmp", "tiff", "mp4"],
+        key="upload",
+        on_change=_open_upload,
+        max_upload_size=_LARGEST_UPLOAD,
+        help="Drop an MP4 that was made here to restore its settings.",
+    )
+    opened: Opened | None = st.session_state.get("opened")
+    st.caption("Or start from a sample")
+    with st.container(horizontal=True, gap="xsmall", key="samples"):
+        for sample in look.SAMPLES:
+            chosen = "primary" if opened and opened.key == sample else "secondary"
+            st.button(
+                sample.capitalize(),
+                key=f"sample_{sample}",
+                type=chosen,
+                on_click=_open_sample,
+                args=(sample,),
+                width="stretch",
+            )
+    if refused := st.session_state.get("refused"):
+        headline, reason = refused
+        st.error(f"{headline}\n\n{look.plain(reason)}", icon=":material/broken_image:")
+    if restored := st.session_state.get("restored"):
+        st.success(look.plain(restored), icon=":material/settings_backup_restore:")
+    return _fitted(opened, version, width, height) if opened else None
+
+
+def open_job_picture(job: Job) -> None:
+    """The job's own copy: a browser forgets its upload at a reload."""
+    try:
+        _open(job.id, open_stored(job.picture), job.name)
+    except OSError:
+        st.session_state["opened"] = None
+
+
+def refuse(headline: str, reason: str) -> None:
+    """Say with the picture that something was not done, until another picture is opened."""
+    st.session_state["refused"] = headline, reason
+
+
+def _open(key: str, image: Image.Image, name: str) -> None:
+    if max(image.size) > _LARGEST_SIDE:
+        image = image.copy()
+        image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
+    st.session_state["opened"] = Opened(key, image, name)
+    st.session_state["refused"] = st.session_state["restored"] = None
+
+
+def _open_sample(name: str) -> None:
+    _open(name, open_picture(look.SAMPLES[name]), f"{name}.jpg")
+
+
+def _open_upload() -> None:
+    """Read what was dropped: a picture, or a clip made here, which brings its settings and its picture's frame."""
+    file = st.session_state["upload"]
+    st.session_state["opened"] = st.session_state["refused"] = st.session_state["restored"] = None
+    if file is None:
+        return
+    content = file.getvalue()
+    clip = file.name.lower().endswith(".mp4")
+    try:
+        if not clip:
+            _open(file.file_id, open_picture(content, file.name, keep_alpha=True), file.name)
+            return
+        if len(content) > _LARGEST_UPLOAD * 2**20:
+            raise UserError(f"{file.name} is larger than {_LARGEST_UPLOAD} MB.")
+        request = request_of_clip(content, file.name)
+        settings.restore(request)
+        frames, _ = read_frames(content)
+        _open(file.file_id, Image.fromarray(frames[request.family.input_frame]), file.name)
+        which = "last" if request.family.input_frame else "first"
+        st.session_state["restored"] = f"Settings of {file.name} restored. Its {which} frame stands in for the picture."
+    except UserError as error:
+        refuse("We can't restore settings from that clip." if clip else _UNREADABLE, str(error))
+
+
+def _fitted(opened: Opened, version: Version, width: int, height: int) -> Picture | None:
+    """Show what the model will see of the picture, and the widgets that decide about it."""
+    shown = st.container()
+    chooser = own_fields(version.name)["fit"]
+    draw(chooser, version)
+    options = {field.name: field for field in options_of(chooser, version)}
+    if axis := _free_axis(opened.image, width, height, value_of(chooser, version)):
+        _choose_position(options[axis], version)
+    for name, field in options.items():
+        if name not in _POSITIONS:
+            draw(field, version, slider=True)
+    values = {name: value_of(field, version) for name, field in options.items()}
+    with shown:
+        if value_of(chooser, version) == "object":
+            found = cutout.show_object(*opened, width, height, values["image_frame_ratio"])
+            return Picture(found, opened.name) if found else None
+        _show_frame(opened, width, height, value_of(chooser, version), (values["crop_x"], values["crop_y"]))
+        return Picture(opened.image, opened.name)
+
+
+def _free_axis(image: Image.Image, width: int, height: int, fit: str) -> str:
+    """The field that moves the picture in its frame; "" where there is no room to move it."""
+    if fit not in ("crop", "pad") or image.width * height == image.height * width:
+        return ""
+    wider = image.width * height > image.height * width
+    return "crop_x" if wider == (fit == "crop") else "crop_y"
+
+
+def _choose_position(field: Field, version: Version) -> None:
+    key = key_of(field, version)
+    value = st.session_state[key]
+    names = {i / 4: name for i, name in enumerate(_POSITIONS[field.name])}
+    st.select_slider(
+        field.label,
+        sorted({*names, value}),
+        value,
+        format_func=lambda position: names.get(position) or field.text(position),
+        key=key,
+        help=field.help,
+    )
+
+
+def _show_frame(opened: Opened, width: int, height: int, fit: str, position: tuple[float, float]) -> None:
+    """The frame as the model sees it, drawn as the job will draw it."""
+    wanted = (opened.key, width, height, fit, position)
+    if st.session_state.get("frame", (None,))[0] != wanted:
+        st.session_state["frame"] = wanted, fit_picture(opened.image, width, height, fit, position)
+    st.image(st.session_state["frame"][1], width="stretch", alt=f"What the model sees of {opened.name}")
+    st.caption(describe_fit(opened.image.size, width, height, fit), text_alignment="center")
+    if opened.image.width < width or opened.image.height < height:
+        st.caption(":material/warning: Very small picture; the clip will look soft.", text_alignment="center")

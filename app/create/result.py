@@ -1,0 +1,141 @@
+"""What has become of a job: its preview, its clip or its end, what can be made of it, and the clips before it."""
+
+from __future__ import annotations
+
+import html
+import io
+from pathlib import Path
+
+import streamlit as st
+
+from app import look, player
+from app.create import session
+from app.create.orbit import without_effect
+from app.jobs import LONGEST_CHAIN, Job, open_stored, table
+from sgm import VideoRequest, prepare_picture
+
+_PREVIEW_SIDE = 960  # pixels
+
+
+def show_result(job: Job | None) -> None:
+    """The job as it is now. The video stands outside the polling fragments, so that it plays on."""
+    if job is None and st.session_state["job"]:
+        st.info("This clip is no longer on the server.", icon=":material/link_off:")
+        st.button("Start anew", on_click=session.forget_job)
+    elif job is None:
+        st.html('<div class="stage"><b>Your clip will play here</b>Choose a picture, then press Generate.</div>')
+    elif job.active:
+        _watch(job.id)
+        st.caption(
+            f"Making a clip of {look.plain(job.name)}. Change settings or reload meanwhile: it will not be lost."
+        )
+    elif job.state == "done":
+        _show_clip(job)
+    else:
+        show = st.error if job.state == "failed" else st.info
+        comfort = "" if job.state == "failed" else " Your settings are kept."
+        show(look.plain(job.message) + comfort)
+        st.button("Run again", icon=":material/replay:", on_click=session.submit, args=(table().again, job.id))
+        _still(job)
+
+
+def show_recent(shown: Job | None) -> None:
+    """The latest other clips, to go back to."""
+    others = [job for job in table().jobs() if job.state == "done" and job.poster.is_file()]
+    others = [job for job in others if shown is None or job.id != shown.id][:4]
+    if not others:
+        return
+    st.header("Recent clips", anchor=False)
+    with st.container(key="recent"):
+        for job in others:
+            with st.container():
+                st.image(job.poster, width="stretch", alt=f"First frame of the clip of {job.name}")
+                st.button(
+                    "Open",
+                    key=f"recent_{job.id}",
+                    help=f"{job.name}, seed {job.request.seed}, {look.when(job.created)}",
+                    on_click=session.reopen,
+                    args=(job.id,),
+                    width="stretch",
+                )
+
+
+def summary(request: VideoRequest) -> str:
+    """One line that says what ran: the model, the seed, what its family alone takes, and what all take."""
+    fields, unused = request.fields(), without_effect(request.options)
+    own = [field for field in request.family.fields if field.name not in unused]
+    parts = [
+        request.row.title,
+        f"seed {request.seed}",
+        *(f"{field.label.lower()} {field.title(getattr(request, field.name)).lower()}" for field in own),
+        f"{request.steps} steps",
+        fields["sampler"].title(request.sampler),
+        f"{request.frames} frames at {request.fps} fps",
+        f"{request.width} × {request.height}",
+    ]
+    return " · ".join(parts)
+
+
+@st.fragment(run_every=2 * look.POLL)
+def _watch(job_id: str) -> None:
+    """The live preview, from the first steps on."""
+    if job := table().get(job_id):
+        _still(job)
+
+
+def _still(job: Job) -> None:
+    """The preview of a job, or the frame that it starts from."""
+    try:
+        address = look.inline(job.preview or _frame(job.picture, job.request))
+    except OSError:
+        return
+    about = f"{'A preview of the clip of' if job.preview else 'The picture'} {job.name}"
+    st.html(f'<div class="stage live"><img src="{address}" alt="{html.escape(about)}"></div>')
+
+
+@st.cache_data(max_entries=16)
+def _frame(path: Path, _request: VideoRequest) -> bytes:
+    scale = max(1, _PREVIEW_SIDE // max(_request.size))
+    image = prepare_picture(open_stored(path), _request, scale)
+    image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=88)
+    return file.getvalue()
+
+
+def _show_clip(job: Job) -> None:
+    try:
+        content = job.unsaved or job.film.read_bytes()
+    except OSError:
+        st.info("This clip has been deleted from the server.", icon=":material/link_off:")
+        return
+    if job.message:
+        st.warning(look.plain(job.message), icon=":material/save:")
+    if job.unwritten and st.button("Save again", icon=":material/save:"):
+        with st.spinner("Saving …"):
+            saved = table().save_again(job.id)
+        if saved is None or not saved.message:
+            st.rerun()
+        st.toast("There is still no room.", icon=":material/save:")
+    player.play(job, content)
+    links = len(table().chain(job.id))
+    with st.container(horizontal=True, key="actions"):
+        player.offer_downloads(job, content)
+        st.button(
+            "New take",
+            icon=":material/casino:",
+            help="The same with the next seed.",
+            on_click=session.submit,
+            args=(table().new_take, job.id),
+        )
+        st.button(
+            "Extend",
+            icon=":material/add:",
+            disabled=bool(job.unsaved) or job.request.family.orbits or not 0 < links < LONGEST_CHAIN,
+            help=f"Go on from near the end, as one film of at most {LONGEST_CHAIN} clips. This is clip {links or 1}.",
+            on_click=session.submit,
+            args=(table().extend, job.id),
+        )
+        player.offer_link(job)
+    film = f"{links} clips joined · last of them: " if links > 1 else ""
+    st.caption(f"What ran: {film}{summary(job.request)} · {look.duration(job.seconds)}")

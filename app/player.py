@@ -1,0 +1,88 @@
+"""A finished clip: it plays, its files, its link and its recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import streamlit as st
+
+from app import look
+from app.jobs import Job, table
+from sgm import EXPORTS, RECIPE_TEXTS, UserError, loop_order, orbit_of
+
+_RECIPES = {"yaml": "YAML", "command": "Command line", "python": "Python"}
+_LANGUAGES = {"yaml": "yaml", "command": "sh", "python": "python"}
+
+
+def play(job: Job, content: bytes) -> None:
+    """The clip, looping and without a sound."""
+    with st.container(key="clip"):
+        st.video(content, loop=True, autoplay=True, muted=True, alt=f"The clip made of {job.name}")
+
+
+def offer_downloads(job: Job, content: bytes) -> None:
+    """The MP4, and the other formats."""
+    name = f"{Path(job.name).stem}-{job.id}"
+    st.download_button(
+        "Download MP4",
+        content,
+        f"{name}.mp4",
+        "video/mp4",
+        type="primary",
+        icon=":material/download:",
+        on_click="ignore",
+    )
+    with st.popover("More formats"):
+        for title, (suffix, mime, _) in EXPORTS.items():
+            st.download_button(
+                title, _exported(job, title), f"{name}{suffix}", mime, on_click="ignore", width="stretch"
+            )
+        if job.request.family.orbits:
+            suffix, mime, _ = EXPORTS["WebP"]
+            st.download_button(
+                "Turntable (WebP)",
+                _turntable(job),
+                f"{name}-turntable{suffix}",
+                mime,
+                on_click="ignore",
+                width="stretch",
+                help="Loops without a seam: from the last view to the first it is one step of the orbit.",
+            )
+        lossless = table().lossless(job)
+        st.caption(
+            "Made of the frames as the model drew them: the PNGs have lost nothing."
+            if lossless
+            else "Made of the MP4: the frames as the model drew them were not kept."
+        )
+
+
+def offer_link(job: Job) -> None:
+    """The clip's address, and its recipe as text."""
+    with st.popover("Link", icon=":material/link:"):
+        st.caption("Opens this clip, with its settings, on this computer:")
+        st.code(f"{(st.context.url or '').partition('?')[0]}?job={job.id}", language=None, wrap_lines=True)
+        st.caption("Its recipe makes it again. PICTURE stands for the path of the picture.")
+        try:
+            texts = {name: text(job.settings) for name, text in RECIPE_TEXTS.items()}
+        except UserError as error:
+            st.info(look.plain(str(error)))
+            return
+        for tab, (name, text) in zip(st.tabs([_RECIPES.get(name, name) for name in texts]), texts.items(), strict=True):
+            with tab:
+                st.code(text, language=_LANGUAGES.get(name), wrap_lines=True)
+
+
+def _exported(job: Job, title: str) -> Callable[[], bytes]:
+    """For a download button: made when it is asked for."""
+    return lambda: EXPORTS[title][2](*table().frames(job))
+
+
+def _turntable(job: Job) -> Callable[[], bytes]:
+    """For a download button: one round, for ever."""
+
+    def write() -> bytes:
+        frames, fps = table().frames(job)
+        return EXPORTS["WebP"][2](frames[loop_order(*orbit_of(job.request))], fps)
+
+    return write
