@@ -178,6 +178,7 @@ def test_the_folder_in_diffusers_own_pipeline_makes_our_frames(
 
     engine = build_engine(models[case].config)
     load_weights(engine, models[case].folder, CPU, torch.float32)
+    engine.freeze()
     taken: list[Tensor] = []
     decode = engine.decode_clip
     monkeypatch.setattr(engine, "decode_clip", lambda *arguments: taken.append(decode(*arguments)) or taken[-1])
