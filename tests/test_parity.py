@@ -88,13 +88,11 @@ def compute_case(folder: Path, case: str) -> Iterator[tuple[str, Tensor]]:
         args = (torch.cat([x, x]), torch.full((2 * frames,), 0.3), both)
         yield "unet.image_only", engine.model(*args, num_video_frames=frames, image_only_indicator=only)
     sampler = instantiate_from_config(model["params"]["sampler_config"])
-    guider = instantiate_from_config(sampler.guider_config)
-    schedule = instantiate_from_config(sampler.discretization_config)
 
     def denoiser(cond: dict[str, Tensor]) -> Denoise:
         return lambda x, sigma: engine.denoise(x, sigma, cond, num_video_frames=frames)
 
-    yield "sampled", sampler(guided(denoiser, guider, c, uc, like=x), x, schedule(steps))
+    yield "sampled", sampler(guided(denoiser, sampler.guider, c, uc, like=x), x, sampler.discretization(steps))
     for key in golden:
         if key.startswith("decoded.chunk_"):
             chunks = golden["sampled"].split(int(key.removeprefix("decoded.chunk_")))

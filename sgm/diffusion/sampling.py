@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm.diffusion.guidance import Denoise
+from sgm.config import instantiate_from_config
+from sgm.diffusion.discretization import Discretization
+from sgm.diffusion.guidance import Denoise, Guider, IdentityGuider
 from sgm.fields import Field
 
 Noise = Callable[[Tensor], Tensor]  # a tensor -> fresh standard normal noise of its shape
@@ -50,8 +52,8 @@ class Sampler(ABC):
     step i of n and may raise. title: for people. options: the parameters that a request may set, by their names here.
     evaluations: of the network, a step.
 
-    An official YAML gives schedule, guider and number of steps to the sampler. It carries these configs for the caller,
-    who builds them and brings sigmas and `guided` denoiser; sampling itself does not look at them.
+    An official YAML names schedule, guider and number of steps beside the sampler: they become `discretization`,
+    `guider` and `num_steps`, for the caller to use (see `guided`); sampling itself does not look at them.
     """
 
     title: ClassVar[str] = ""
@@ -66,7 +68,10 @@ class Sampler(ABC):
         verbose: bool = False,
         device: str | None = None,
     ) -> None:
-        self.discretization_config, self.guider_config = discretization_config, guider_config
+        self.discretization: Discretization | None = (
+            None if discretization_config is None else instantiate_from_config(discretization_config)
+        )
+        self.guider: Guider = IdentityGuider() if guider_config is None else instantiate_from_config(guider_config)
         self.num_steps = num_steps
 
     def __call__(
