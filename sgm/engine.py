@@ -123,7 +123,7 @@ class DiffusionEngine(nn.Module):
         """The same of the whole clip in one window, whatever memory there is: see `sgm.fast.decoder`.
 
         frames_at_once: how many frames are worked on at once (default: what keeps the device busy). first_stage: a
-        copy of `first_stage_model` on z's device, where the weights are offloaded. on_block, check: as `decode` takes them.
+        copy of `first_stage_model` on z's device, where the weights are offloaded. on_block, check: `decode`'s.
         """
         model: Any = first_stage or self.first_stage_model
         z = model.to_decoder(self._unscaled(z))
