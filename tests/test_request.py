@@ -248,10 +248,10 @@ def test_a_request_shows_how_to_make_it_and_can_be_copied() -> None:
         assert hash(again) == hash(request)
     if sys.version_info >= (3, 13):
         assert copy.replace(request, seed=1) == request.replace(seed=1)
-    with pytest.raises(UserError, match="self is not a setting of a video"):
-        VideoRequest(**{"self": 1})
-    with pytest.raises(UserError, match="self is not a setting of a video"):
-        request.replace(**{"self": 1})
+    named: dict[str, Any] = {"self": 1}
+    for make in (VideoRequest, request.replace):
+        with pytest.raises(UserError, match="self is not a setting of a video"):
+            make(**named)
 
 
 @pytest.mark.parametrize("name", all_fields())
