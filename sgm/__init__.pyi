@@ -40,6 +40,7 @@ from .pipeline import Clip as Clip
 from .pipeline import generate as generate
 from .recipe import RECIPE_TEXTS as RECIPE_TEXTS
 from .recipe import differences as differences
+from .recipe import input_frame as input_frame
 from .recipe import is_recipe as is_recipe
 from .recipe import read_recipe as read_recipe
 from .recipe import request_of as request_of

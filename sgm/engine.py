@@ -118,16 +118,17 @@ class DiffusionEngine(nn.Module):
         frames_at_once: int | None = None,
         on_block: Callable[[int, int], None] = lambda done, of: None,
         first_stage: nn.Module | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """The same of the whole clip in one window, whatever memory there is: see `sgm.fast.decoder`.
 
         frames_at_once: how many frames are worked on at once (default: what keeps the device busy). first_stage: a
-        copy of `first_stage_model` on z's device, where the weights are offloaded.
+        copy of `first_stage_model` on z's device, where the weights are offloaded. on_block, check: `decode`'s.
         """
         model: Any = first_stage or self.first_stage_model
         z = model.to_decoder(self._unscaled(z))
         limit = MAX_VALUES if frames_at_once is None else frames_at_once * frame_values(model.decoder, *z.shape[-2:])
-        return decode(model.decoder, z, min(limit, MAX_VALUES), on_block).float()
+        return decode(model.decoder, z, min(limit, MAX_VALUES), on_block, check).float()
 
     def _unscaled(self, z: Tensor) -> Tensor:
         dtype = next(self.first_stage_model.parameters()).dtype

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(ValueError):
     """Something the user gave or can mend; the message says what was given, what was expected and what to do."""
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+_short.maxlevel = 2
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: its repr, shortened where that is long, as a file from elsewhere may make it."""
+    try:
+        return _short.repr(value)
+    except ValueError:  # Python writes no more than some thousand digits of an int
+        return f"a number of {value.bit_length()} bits"
 
 
 @contextmanager

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Protocol
 
-from sgm.errors import UserError
+import numpy as np
+
+from sgm.errors import UserError, shown
 
 
 class Choice(Protocol):
@@ -57,24 +60,25 @@ class Field:
         if self.choices is not None:
             known = self.choices()
             if not isinstance(value, str) or value not in known:
-                raise UserError(f"{self.name} must be one of {', '.join(known)}; got {value!r}.")
+                raise UserError(f"{self.name} must be one of {', '.join(known)}; got {shown(value)}.")
             return value
         if self.kind is tuple:
             return self._check_list(value)
         whole = self.kind is int
-        if not _is_number(value, whole) or not self.low <= value <= self.high:
+        if not is_number(value, whole) or not self.low <= value <= self.high:
             kind = "a whole number" if whole else "a number"
-            raise UserError(f"{self.name} must be {kind} from {self.low:g} to {self._high}; got {value!r}.")
+            raise UserError(f"{self.name} must be {kind} from {self.low:g} to {self._high}; got {shown(value)}.")
         return self.kind(value)
 
     def _check_list(self, values: Any) -> tuple[float, ...]:
+        values = values.tolist() if isinstance(values, np.ndarray) else values
         if not isinstance(values, (list, tuple)):
-            raise UserError(f"{self.name} must be a list of {self.unit or 'numbers'}; got {values!r}.")
+            raise UserError(f"{self.name} must be a list of {self.unit or 'numbers'}; got {shown(values)}.")
         for i, value in enumerate(values, start=1):
-            if not _is_number(value) or not self.low <= value <= self.high:
+            if not is_number(value) or not self.low <= value <= self.high:
                 raise UserError(
                     f"{self.name} must be numbers from {self.low:g} to {self._high}{self.unit and ' '}{self.unit}; "
-                    f"number {i} is {value!r}."
+                    f"number {i} is {shown(value)}."
                 )
         return tuple(float(value) for value in values)
 
@@ -93,15 +97,15 @@ class Field:
             try:
                 return tuple(float(word) for word in text.replace(",", " ").split())
             except ValueError as error:
-                word = str(error).rpartition(": ")[2]
+                word = str(error).rpartition(": ")[2][1:-1]
                 raise UserError(
-                    f"{self.name} must be numbers with commas between, as in 0, 12.5, 30; got {word}."
+                    f"{self.name} must be numbers with commas between, as in 0, 12.5, 30; got {shown(word)}."
                 ) from None
         try:
             return self.kind(text)
         except ValueError:
             kind = "a whole number" if self.kind is int else "a number"
-            raise UserError(f"{self.name} must be {kind}; got {text!r}.") from None
+            raise UserError(f"{self.name} must be {kind}; got {shown(text)}.") from None
 
     def text(self, value: Any) -> str:
         """The value as text that `parse` reads back to the last digit."""
@@ -117,5 +121,6 @@ class Field:
         return f"{self.text(value)}°" if self.unit == "degrees" else self.text(value)
 
 
-def _is_number(value: Any, whole: bool = False) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int if whole else (int, float))
+def is_number(value: Any, whole: bool = False) -> bool:
+    """Whether a value is a real number, or a whole one: Python's own or numpy's, but no truth value."""
+    return not isinstance(value, bool) and isinstance(value, Integral if whole else Real)

@@ -41,11 +41,10 @@ def generate(
     check: Callable[[], None] | None = None,
     low_memory: bool = False,
 ) -> Clip:
-    """Turn a picture into a clip. `on_step` is told of progress; `check` is called before each block of a network.
-
-    What either raises ends the job, in whichever phase, and reaches the caller. All noise comes from one generator on
-    the CPU, seeded by the request, so one seed is one video. Any number of threads may share the engine. Memory: see
-    `Run`.
+    """Turn a picture into a clip. `on_step` is told of progress; `check` is called before each block of a network
+    and each chunk of the decoder. What either raises ends the job, in whichever phase, and reaches the caller. All
+    noise comes from one generator on the CPU, seeded by the request, so one seed is one video. Any number of threads
+    may share the engine. Memory: see `Run`.
     Raises UserError for a request that is for another version than the engine's, PictureError for a picture that cannot
     be used, and UserError where no plan finds the memory.
     """

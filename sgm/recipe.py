@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 MARK, FORMAT = "sgm", 1  # the key under which a recipe says what wrote it, and the number of its layout
 _BESIDE = (MARK, "links")  # what is no field; links: the recipes of the clips that this one goes on from
+_INTERPOLATION, _ESCAPED = "${", "\\${"  # the beginning of omegaconf's, and how a text that holds it is written
 # Files of before the mark: they held all of these, and each version the fields of all others.
 _BEFORE_MARK = {"version", "frames", "height", "width", "steps", "fps", "motion_bucket", "cond_aug", "seed", "sampler"}
 
@@ -38,10 +41,21 @@ def settings_of(request: VideoRequest, engine: DiffusionEngine, picture: Image.I
         "torch": str(torch.__version__),  # a class of its own, which YAML does not know
         "device": engine.device.type,
         "dtype": str(engine.dtype).removeprefix("torch."),
-        "weights": engine.weights,
+        "weights": copy.deepcopy(engine.weights),
         "picture": hashlib.sha256(picture.tobytes()).hexdigest(),
     }
     return {**request.settings(), MARK: made}
+
+
+def input_frame(frames: np.ndarray, request: VideoRequest) -> tuple[np.ndarray, str]:
+    """The frame (H, W, 3) of a video (T, H, W, 3) that shows the picture of its recipe, and which it is, in words.
+
+    A film of several clips has the last clip's recipe, so the frame is that clip's.
+    """
+    if request.family.input_frame:
+        return frames[-1], "last"
+    clip = frames[-request.frames :]
+    return clip[0], "first" if len(clip) == len(frames) else "last clip's first"
 
 
 def is_recipe(settings: object) -> bool:
@@ -50,8 +64,25 @@ def is_recipe(settings: object) -> bool:
         return False
     if MARK in settings:
         mark = settings[MARK]
-        return isinstance(mark, Mapping) and isinstance(mark.get("format"), int) and "version" in settings
+        return isinstance(mark, Mapping) and type(mark.get("format")) is int and "version" in settings
     return settings.keys() >= _BEFORE_MARK and isinstance(settings["version"], str)
+
+
+def made_by(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe's mark says made the clip: texts by key; "weights" and "base": mappings of texts.
+
+    A file from elsewhere may hold anything there: what is of another kind is left out.
+    """
+    mark = settings.get(MARK)
+    weights = mark.get("weights") if isinstance(mark, Mapping) else None
+    base = weights.get("base") if isinstance(weights, Mapping) else None
+    return {**_texts(mark), "weights": _texts(weights), "base": _texts(base)}
+
+
+def _texts(values: object) -> dict[str, str]:
+    """The texts of a mapping; {} of what is none."""
+    items = values.items() if isinstance(values, Mapping) else ()
+    return {str(key): value for key, value in items if isinstance(value, str)}
 
 
 def request_of(settings: Mapping[str, Any]) -> VideoRequest:
@@ -81,15 +112,16 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{path} holds no settings of ours: only clips that were made here do.")
         return settings
     try:
-        settings = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        # Not resolved: an interpolation could read the environment of whoever opens another's recipe.
+        settings = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except FileNotFoundError:
         raise UserError(f"There is no recipe at {path}.") from None
     except Exception as error:  # PyYAML's errors share no base with omegaconf's
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("version"), str):
         raise UserError(f"{path} is no recipe: a recipe is a mapping of settings, such as version: svd_tiny.")
-    settings = {str(name): value for name, value in settings.items()}
-    return settings if MARK in settings else {**settings, MARK: {"format": FORMAT}}
+    settings = _replaced({str(name): value for name, value in settings.items()}, _ESCAPED, _INTERPOLATION)
+    return settings if MARK in settings or is_recipe(settings) else {**settings, MARK: {"format": FORMAT}}
 
 
 def differences(settings: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
@@ -97,14 +129,13 @@ def differences(settings: Mapping[str, Any], again: Mapping[str, Any]) -> list[s
 
     Where there is nothing, the same request gives the same frames.
     """
-    before, now = settings.get(MARK) or {}, again.get(MARK) or {}
+    before, now = made_by(settings), made_by(again)
     said = []
     for key, label in (("program", "Program version"), ("torch", "torch"), ("device", "Device"), ("dtype", "dtype")):
         if key in before and before[key] != now.get(key):
             said.append(f"{label}: {before[key]} then, {now.get(key)} now.")
-    old_weights, new_weights = before.get("weights") or {}, now.get("weights") or {}
-    base = old_weights.get("base", {}), new_weights.get("base", {})
-    for label, (old, new) in {"Weights": (old_weights, new_weights), "Base weights": base}.items():
+    for key, label in (("weights", "Weights"), ("base", "Base weights")):
+        old, new = before[key], now[key]
         if old and old.get("sha256") != new.get("sha256"):
             said.append(f"{label}: {old.get('name')} ({str(old.get('sha256'))[:8]}) then, another now.")
     if "picture" in before and before["picture"] != now.get("picture"):
@@ -114,7 +145,16 @@ def differences(settings: Mapping[str, Any], again: Mapping[str, Any]) -> list[s
 
 def as_yaml(settings: Mapping[str, Any]) -> str:
     """A recipe as YAML, which `read_recipe` reads."""
-    return OmegaConf.to_yaml(OmegaConf.create(dict(settings)))
+    return OmegaConf.to_yaml(OmegaConf.create(_replaced(dict(settings), _INTERPOLATION, _ESCAPED)))
+
+
+def _replaced(value: Any, old: str, new: str) -> Any:
+    """JSON's kinds of values, with one text replaced by another in all texts."""
+    if isinstance(value, str):
+        return value.replace(old, new)
+    if isinstance(value, dict):
+        return {key: _replaced(entry, old, new) for key, entry in value.items()}
+    return [_replaced(entry, old, new) for entry in value] if isinstance(value, list) else value
 
 
 def as_command(settings: Mapping[str, Any], picture: str = "PICTURE") -> str:
@@ -123,7 +163,7 @@ def as_command(settings: Mapping[str, Any], picture: str = "PICTURE") -> str:
     words = ["sgm", "sample", picture, "--version", request.version]
     for name, value in _said(request).items():
         words += [f"--{name.replace('_', '-')}", request.fields()[name].text(value)]
-    if dtype := (settings.get(MARK) or {}).get("dtype"):
+    if dtype := made_by(settings).get("dtype"):
         words += ["--dtype", dtype]
     return shlex.join(words)
 
@@ -132,7 +172,7 @@ def as_python(settings: Mapping[str, Any], picture: str = "PICTURE") -> str:
     """A recipe as a program: what differs from the version's own values."""
     request = request_of(settings)
     choices = "".join(f", {name}={value!r}" for name, value in _said(request).items())
-    dtype = (settings.get(MARK) or {}).get("dtype")
+    dtype = made_by(settings).get("dtype")
     return f"""from sgm import VideoRequest, generate, load_engine, open_picture, write_video
 
 engine = load_engine({request.version!r}{f", dtype={dtype!r}" if dtype else ""})

@@ -12,9 +12,9 @@ from sgm.config import instantiate_from_config, load_config
 from sgm.diffusion.discretization import EDMDiscretization
 from sgm.diffusion.guidance import GUIDERS, Guider
 from sgm.diffusion.sampling import SAMPLERS, Sampler
-from sgm.errors import UserError
+from sgm.errors import UserError, shown
 from sgm.families import FAMILIES, FITS, ImageFamily
-from sgm.fields import Field
+from sgm.fields import Field, is_number
 from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _of_versions() -> Iterator[tuple[Field, str, str]]:
         yield from ((field, "version", version.name) for field in (*COMMON, *FAMILIES[version.family].fields))
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class VideoRequest:
     """What to make. What is left out is the version's default; every value is concrete and checked.
 
@@ -113,8 +113,11 @@ class VideoRequest:
     decode_chunk: int
     _options: tuple[tuple[str, Any], ...]
 
-    def __init__(self, version: str = DEFAULT_VERSION, **choices: Any) -> None:
+    def __init__(self, /, version: str = DEFAULT_VERSION, **choices: Any) -> None:
         self._fill(version, choices, {})
+
+    def __repr__(self) -> str:
+        return f"VideoRequest({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
 
     @classmethod
     def fitting(cls, version: str, values: Mapping[str, Any]) -> VideoRequest:
@@ -126,7 +129,7 @@ class VideoRequest:
     def _fill(self, version: str, choices: Mapping[str, Any], carried: Mapping[str, Any]) -> None:
         """Resolve and check all values. carried: what counts only where it is taken."""
         if not isinstance(version, str) or version not in VERSIONS:
-            raise UserError(f"version must be one of {', '.join(VERSIONS)}; got {version!r}.")
+            raise UserError(f"version must be one of {', '.join(VERSIONS)}; got {shown(version)}.")
         values: dict[str, Any] = {"version": version}
         queue = [*COMMON, *FAMILIES[VERSIONS[version].family].fields]
         for field in queue:  # grows by the options of what is chosen
@@ -158,9 +161,14 @@ class VideoRequest:
         self.family.check(self)
         try:
             self.build_guider()
-            self.build_schedule()(self.steps)
+            sigmas = self.build_schedule()(self.steps)
         except ValueError as error:  # by their own constructors
             raise UserError(str(error)) from None
+        if not (sigmas[:-1] > sigmas[1:]).all():
+            raise UserError(
+                f"sigma_max {self.sigma_max:g}, sigma_min {self.sigma_min:g} and rho {self.rho:g} give {self.steps} "
+                "sigmas of which some are the same in float32. Take fewer steps, a wider range or a higher rho."
+            )
 
     def __getattr__(self, name: str) -> Any:
         for option, value in self.__dict__.get("_options", ()):
@@ -202,7 +210,7 @@ class VideoRequest:
         usual = {name: _default(field, values) for name, field in self.fields().items()}
         return {name: getattr(self, name) for name in usual if getattr(self, name) != usual[name]}
 
-    def replace(self, **choices: Any) -> VideoRequest:
+    def replace(self, /, **choices: Any) -> VideoRequest:
         """The request with other choices. What followed a default follows the new one; what is not taken any more goes.
 
         Raises UserError as the constructor does.
@@ -211,6 +219,8 @@ class VideoRequest:
         version = choices.pop("version", self.version)
         made._fill(version, choices, {name: v for name, v in self.choices().items() if name not in choices})
         return made
+
+    __replace__ = replace  # copy.replace
 
     def build_schedule(self) -> EDMDiscretization:
         """The version's own noise schedule, with this request's sigmas."""
@@ -278,7 +288,7 @@ def _refusal(name: str, values: Mapping[str, Any]) -> str:
     if not owners:
         near = difflib.get_close_matches(name, all_fields(), n=3)
         hint = f" Near it: {', '.join(near)}." if near else ""
-        return f"{name} is not a setting of a video.{hint}"
+        return f"{name if len(name) < 80 else shown(name)} is not a setting of a video.{hint}"
     chooser, names = owners[0][0], _all([taker for _, taker in owners])
     if chooser in values:
         return f"{name} does not belong to {chooser} {values[chooser]!r}, but to {names}."
@@ -295,9 +305,10 @@ def _all(names: list[str]) -> str:
 
 def _check_size(field: Field, value: Any, multiple: int) -> None:
     """Refuse what is no multiple that the network takes; name the nearest that are."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
+    whole = is_number(value, whole=True)
+    value = int(value) if whole else value
     if whole and field.low <= value <= field.high and value % multiple == 0:
         return
     low = max(value // multiple, 1) * multiple if whole else multiple
     near = f"{low} or {low + multiple}" if whole and 0 < value < field.high else f"{multiple} to {field.high}"
-    raise UserError(f"{field.name} must be a multiple of {multiple} (nearest: {near}); got {value!r}.")
+    raise UserError(f"{field.name} must be a multiple of {multiple} (nearest: {near}); got {shown(value)}.")

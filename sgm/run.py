@@ -57,7 +57,8 @@ class Run:
 
     On a GPU the fastest plan is taken that fits into its free memory (low_memory: the smallest). Where memory runs out
     nevertheless, the smallest takes its place, and only the evaluation that failed is done again. `check` is called
-    before each block of a network; what it or `on_step` raises ends the run and reaches the caller.
+    before each block of a network and each chunk of the decoder; what it or `on_step` raises ends the run and reaches
+    the caller.
     """
 
     def __init__(
@@ -120,11 +121,10 @@ class Run:
         """Scaled latents (t, c, h, w) -> frames, uint8 (t, h, w, 3)."""
 
         def on_block(done: int, of: int) -> None:
-            self.check()
             self.report("decode", done, of)
 
         def paint(first_stage: nn.Module) -> Tensor:
-            video = self.engine.decode_clip(z, self.request.decode_chunk, on_block, first_stage)
+            video = self.engine.decode_clip(z, self.request.decode_chunk, on_block, first_stage, self.check)
             return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
         return self._with_part("autoencoder", paint).numpy()

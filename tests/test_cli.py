@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -15,8 +17,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, __version__, read_settings
+from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, UserError, __version__, read_settings
 from sgm.cli import cli
+from sgm.cli.console import write_new
 from sgm.config import instantiate_from_config, load_config
 
 SMALL = ["--frames", "2", "--steps", "1"]
@@ -188,6 +191,29 @@ def test_sample_writes_what_was_asked_and_never_over_a_file(picture: Path) -> No
     assert named.stdout == "clip-2.mp4\n"
     assert Path("clip.mp4").read_bytes() == b"mine"
     assert not np.array_equal(frames_of("clip-2.mp4"), one)
+
+
+def test_those_who_write_one_name_at_once_write_over_nothing(tmp_path: Path) -> None:
+    path, ready = tmp_path / "new" / "clip.mp4", threading.Barrier(8)
+
+    def one(i: int) -> Path:
+        ready.wait()
+        return write_new(path, lambda name: name.write_text(str(i)))
+
+    with ThreadPoolExecutor(8) as pool:
+        written = list(pool.map(one, range(8)))
+    assert [name.read_text() for name in written] == [str(i) for i in range(8)]
+    assert {name.name for name in written} == {"clip.mp4", *(f"clip-{n}.mp4" for n in range(2, 9))}
+    for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
+
+        def fail(name: Path, error: BaseException = error) -> None:
+            name.write_text("half")
+            raise error
+
+        with pytest.raises((UserError, KeyboardInterrupt)) as caught:
+            write_new(tmp_path / "half.mp4", fail)
+        assert "No space left" in str(caught.value) or caught.type is KeyboardInterrupt
+        assert not list(tmp_path.glob("half*"))
 
 
 def test_a_folder_is_a_batch_whose_results_do_not_depend_on_each_other(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 
 from sgm import (
     GUIDERS,
@@ -284,6 +286,44 @@ def test_a_check_stops_in_the_midst_of_any_phase(tiny: DiffusionEngine, kitten: 
         generate(tiny, VideoRequest(**SMALL), kitten, told.append, check)
     assert told[-1].phase == phase
     assert told[-1].step < told[-1].total
+
+
+class Products(TorchFunctionMode):
+    """Counts convolutions and matrix products: since the last check, and the most between two checks of each phase."""
+
+    KINDS = (F.conv2d, F.conv3d, F.conv_transpose2d, F.linear, torch.Tensor.addmm_)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.since = 0
+        self.phase = "encode"
+        self.most: dict[str, int] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.since += func in self.KINDS
+        return func(*args, **(kwargs or {}))
+
+    def check(self) -> None:
+        self.most[self.phase] = max(self.most.get(self.phase, 0), self.since)
+        self.since = 0
+
+    def on_step(self, progress: Progress) -> None:
+        self.check()
+        self.phase = "sample" if (progress.phase, progress.step) == ("encode", 1) else progress.phase
+
+
+def test_the_work_between_two_checks_does_not_grow_with_the_clip(tiny: DiffusionEngine, kitten: Image.Image) -> None:
+    counts = []
+    for frames in (2, 6):
+        with Products() as products:
+            request = VideoRequest(**{**SMALL, "frames": frames, "decode_chunk": 1})
+            generate(tiny, request, kitten, products.on_step, products.check)
+        counts.append(products.most)
+    assert counts[0] == counts[1]
+    assert counts[0].keys() == {"encode", "sample", "decode"}
+    assert counts[0]["encode"] <= 16
+    assert counts[0]["sample"] <= 80  # what is computed once for the condition, and the first block
+    assert counts[0]["decode"] <= 8
 
 
 def test_the_last_preview_is_like_the_clip(tiny: DiffusionEngine, kitten: Image.Image) -> None:

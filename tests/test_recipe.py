@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import subprocess
@@ -17,12 +18,16 @@ from typer.testing import CliRunner
 
 from sgm import (
     GUIDERS,
+    RECIPE_TEXTS,
     SAMPLERS,
     Field,
     UserError,
     VideoRequest,
     differences,
+    generate,
+    input_frame,
     is_recipe,
+    load_engine,
     read_frames,
     read_recipe,
     read_settings,
@@ -131,6 +136,20 @@ def test_without_a_picture_the_clips_own_stands_in(made: tuple[Path, Path]) -> N
     assert (done.exit_code, done.stderr.count("Missing argument")) == (2, 1)
 
 
+def test_of_a_film_the_last_clips_first_frame_stands_in(made: tuple[Path, Path]) -> None:
+    settings, frames = read_recipe(made[1]), read_frames(made[1])[0]
+    red = np.zeros_like(frames) + np.array([200, 0, 0], np.uint8)
+    film = write_video("film.mp4", np.concatenate([red, frames]), 7, settings | {"links": [settings, settings]})
+    done = sgm("sample", "--recipe", film, "--out", "again.mp4")
+    assert done.exit_code == 0, done.stderr
+    assert "the last clip's first frame of film.mp4 stands in for it" in done.stderr
+    assert sgm("sample", "--recipe", made[1], "--out", "wanted.mp4").exit_code == 0
+    again, wanted = (read_frames(name)[0].astype(int) for name in ("again.mp4", "wanted.mp4"))
+    assert np.abs(again - wanted).mean() < 3  # the film was encoded once more
+    orbit = VideoRequest("sv3d_u", frames=2)
+    np.testing.assert_array_equal(input_frame(frames, orbit)[0], frames[-1])
+
+
 def test_a_difference_of_weights_program_or_picture_is_said(made: tuple[Path, Path]) -> None:
     settings = read_recipe(made[1])
     other = json.loads(json.dumps(settings))
@@ -157,6 +176,7 @@ def test_recipes_of_before_the_mark_still_load() -> None:
         {"version": "svd_tiny"},
         {"sgm": "mine", "version": "svd_tiny"},
         {"sgm": {"format": "x"}, "version": "svd_tiny"},
+        {"sgm": {"format": True}, "version": "svd_tiny"},
         [1, 2],
         7,
     ],
@@ -190,6 +210,60 @@ def test_a_newer_programs_recipe_and_wrong_values_are_refused(made: tuple[Path, 
         assert done.exit_code == 1
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_a_recipe_reads_nothing_of_its_readers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_SECRET", "hunter2")
+    read = "${oc.env:A_SECRET}"
+    for line in (f"sampler: {read}", f"steps: ${{oc.decode:{read}}}", f"{read}: 1", None):
+        text = f"version: svd_tiny\n{line}\n" if line else f"version: {read}\n"
+        (tmp_path / "given.yaml").write_text(text, encoding="utf-8")
+        done = sgm("recipe", tmp_path / "given.yaml")
+        assert done.exit_code == 1
+        assert "${oc." in done.stderr
+        assert "hunter2" not in done.output
+
+
+def test_weights_of_any_name_are_written_and_read(made: tuple[Path, Path], tmp_path: Path) -> None:
+    settings = read_recipe(made[1])
+    names = "a${b.safetensors", "${oc.env:HOME}", "???", "C:\\my weights\\'x\".safetensors", "1e5", "żółw", "- a: #"
+    for name in names:
+        settings["sgm"]["weights"]["name"] = name
+        (tmp_path / "again.yaml").write_text(RECIPE_TEXTS["yaml"](settings), encoding="utf-8")
+        assert read_recipe(tmp_path / "again.yaml") == settings
+
+
+def test_texts_of_a_recipe_of_before_the_mark_are_recipes_too(tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "old.mp4", np.zeros((2, 32, 32, 3), np.uint8), 7, BEFORE_THE_MARK)
+    (tmp_path / "old.yaml").write_text(sgm("recipe", clip).stdout, encoding="utf-8")
+    for path in (clip, tmp_path / "old.yaml"):
+        assert request_of(read_recipe(path)) == request_of(BEFORE_THE_MARK)
+        assert "--camera pan_left" in sgm("recipe", path, "--as", "command").stdout
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        {"dtype": [1], "program": {}, "weights": 7},
+        {"weights": {"base": [1], "name": [2], "sha256": 3}},
+        {"weights": {"base": {"name": {}, "sha256": None}}},
+        {"weights": [], "device": None},
+    ],
+)
+def test_a_mark_that_somebody_wrote_by_hand_breaks_nothing(mark: dict[str, Any], made: tuple[Path, Path]) -> None:
+    settings = {"version": "svd_tiny", "sgm": {"format": 1, **mark}}
+    for text in RECIPE_TEXTS.values():
+        assert "svd_tiny" in text(settings)
+    for pair in ((settings, read_recipe(made[1])), (read_recipe(made[1]), settings), (settings, settings)):
+        assert all(isinstance(sentence, str) for sentence in differences(*pair))
+
+
+def test_a_clips_recipe_is_its_own(made: tuple[Path, Path]) -> None:
+    engine = load_engine("svd_tiny", device="cpu", dtype="float32")
+    before = copy.deepcopy(engine.weights)
+    request = VideoRequest(frames=1, steps=1, height=32, width=32)
+    generate(engine, request, Image.new("RGB", (32, 32))).settings["sgm"]["weights"]["name"] = "another"
+    assert engine.weights == before
 
 
 def test_the_quick_hash_tells_weights_apart(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
+import pickle
+import sys
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from sgm import (
@@ -224,6 +228,63 @@ def test_every_option_of_every_sampler_guider_and_fit_can_be_set() -> None:
                 request = VideoRequest("svd", **{chooser: name}, **chosen)
                 assert getattr(request, field.name) == high
                 assert VideoRequest(**request.settings()) == request
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    request = VideoRequest("svd", frames=np.int64(5), cond_aug=np.float32(0.5), width=np.uint8(64), seed=np.int32(7))
+    assert request == VideoRequest("svd", frames=5, cond_aug=0.5, width=64, seed=7)
+    assert json.dumps(request.settings())
+    orbit = VideoRequest("sv3d_p", orbit="list", azimuths=np.linspace(20, 360, 21))
+    assert orbit.azimuths[-1] == 360.0
+    for wrong in (np.bool_(True), np.float64(5), np.array(5), np.uint8(0)):
+        with pytest.raises(UserError, match="frames must be a whole number"):
+            VideoRequest(frames=wrong)
+
+
+def test_a_request_shows_how_to_make_it_and_can_be_copied() -> None:
+    request = VideoRequest("svd", guider="triangle", period=[0.5, 0.1 + 0.2], cond_aug=1 / 3)
+    for again in (eval(repr(request)), pickle.loads(pickle.dumps(request)), copy.deepcopy(request)):
+        assert again == request
+        assert hash(again) == hash(request)
+    if sys.version_info >= (3, 13):
+        assert copy.replace(request, seed=1) == request.replace(seed=1)
+    named: dict[str, Any] = {"self": 1}
+    for make in (VideoRequest, request.replace):
+        with pytest.raises(UserError, match="self is not a setting of a video"):
+            make(**named)
+
+
+@pytest.mark.parametrize("name", all_fields())
+def test_whatever_is_given_the_message_is_short(name: str) -> None:
+    version = "sv3d_p" if name in ("orbit", "elevation", "elevations", "azimuths") else "svd_tiny"
+    chosen = {
+        field.name: taker
+        for field in VideoRequest(version).fields().values()
+        for taker, choice in (field.choices() if field.choices else {}).items()
+        if name in {option.name for option in choice.options.values()}
+    }
+    for given in ("x" * 10**6, 10**5000, [[["y"] * 1000] * 1000] * 1000, {"z": "x" * 10**6}, [math.nan] * 10**5):
+        with pytest.raises(UserError, match=f"^{name} must be ") as caught:
+            VideoRequest(version, **{**chosen, name: given})
+        assert len(str(caught.value)) < 600
+    with pytest.raises(UserError) as caught:
+        all_fields()[name].check(all_fields()[name].parse("9" * 5000))
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"steps": 2, "sigma_min": 1e-4, "sigma_max": 1e4, "rho": 1},
+        {"steps": 1000, "sigma_min": 9999, "sigma_max": 10000},
+    ],
+)
+def test_sigmas_that_do_not_fall_are_refused_for_no_sampler_can_step_along_them(choices: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"sigmas of which some are the same in float32\. Take fewer steps"):
+        VideoRequest("svd", **choices)
+    for version in VERSIONS:
+        for steps in (1, 2, 40 if version == "svd_xt_lcm" else 1000):
+            assert VideoRequest(version, steps=steps).steps == steps
 
 
 def test_a_choice_that_follows_a_default_follows_the_new_one() -> None:

@@ -12,7 +12,7 @@ from app.create import cutout, settings
 from app.create.fields import draw, key_of, options_of, own_fields, value_of
 from app.jobs import Job, open_stored
 from app.link import request_of_clip
-from sgm import Field, UserError, Version, describe_fit, fit_picture, open_picture, read_frames
+from sgm import Field, UserError, Version, describe_fit, fit_picture, input_frame, open_picture, read_frames
 
 # crop_x and crop_y: five named positions, and whatever else has been set.
 _POSITIONS = {
@@ -112,8 +112,8 @@ def _open_upload() -> None:
         request = request_of_clip(content, file.name)
         settings.restore(request)
         frames, _ = read_frames(content)
-        _open(file.file_id, Image.fromarray(frames[request.family.input_frame]), file.name)
-        which = "last" if request.family.input_frame else "first"
+        frame, which = input_frame(frames, request)
+        _open(file.file_id, Image.fromarray(frame), file.name)
         st.session_state["restored"] = f"Settings of {file.name} restored. Its {which} frame stands in for the picture."
     except UserError as error:
         refuse("We can't restore settings from that clip." if clip else _UNREADABLE, str(error))

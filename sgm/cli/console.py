@@ -48,7 +48,27 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"Nothing can be written to {folder}: choose another place with --out.")
 
 
-def free_name(path: Path) -> Path:
-    """`path`, or the same with -2, -3, ... before its suffix: nothing that exists is overwritten."""
-    others = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(2))
-    return next(p for p in itertools.chain([path], others) if not p.exists())
+def write_new(path: Path, write: Callable[[Path], object]) -> Path:
+    """Have a file written as `path`, or with -2, -3, ... before its suffix: nothing that exists is overwritten.
+
+    An empty file takes the name before `write` begins, so that no other process can take it; the folder is made.
+    Returns the name. Raises UserError if nothing can be written there.
+    """
+    name, numbers = path, itertools.count(2)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                name.open("x").close()
+                break
+            except FileExistsError:
+                name = path.with_name(f"{path.stem}-{next(numbers)}{path.suffix}")
+        try:
+            write(name)
+        except BaseException:
+            name.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{name} cannot be written ({reason}): make room there or choose another place.") from error
+    return name

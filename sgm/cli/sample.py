@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 import typer.core
 
-from sgm.cli.console import check_writable, errors_as_sentences, free_name, progress_bar, tell
+from sgm.cli.console import check_writable, errors_as_sentences, progress_bar, tell, write_new
 from sgm.errors import UserError
 from sgm.process import importing_torch, reuse_freed_memory
 from sgm.versions import DEFAULT_VERSION
@@ -161,8 +161,9 @@ def _request(
 def _recipes_dtype(settings: dict[str, Any] | None, device: str | None) -> str | None:
     """The dtype of a recipe, where this device is of the kind that it was made on."""
     from sgm import choose_device
+    from sgm.recipe import made_by
 
-    made = (settings or {}).get("sgm") or {}
+    made = made_by(settings or {})
     dtype = made.get("dtype")
     if dtype not in ("float32", "float16", "bfloat16") or made.get("device") != choose_device(device).type:
         return None
@@ -173,17 +174,16 @@ def _own_picture(recipe: Path, request: VideoRequest) -> Image.Image:
     """A picture for a recipe without one: the page's own copy beside the clip, else the clip's frame that shows it."""
     from PIL import Image
 
-    from sgm import open_picture, read_frames
+    from sgm import input_frame, open_picture, read_frames
 
     if recipe.suffix.lower() in (".yaml", ".yml"):
         raise UserError(f"{recipe} holds settings, but no picture: give one, as in sgm sample PICTURE --recipe …")
     stored = recipe.with_name("input.png")
     if stored.is_file() and recipe.with_name("job.json").is_file():
         return open_picture(stored, keep_alpha=request.fit == "object")
-    frame = request.family.input_frame
-    which = "last" if frame else "first"
+    frame, which = input_frame(read_frames(recipe)[0], request)
     tell(f"No picture is given: the {which} frame of {recipe.name} stands in for it; the video will differ a little.")
-    return Image.fromarray(read_frames(recipe)[0][frame])
+    return Image.fromarray(frame)
 
 
 class _Batch:
@@ -229,11 +229,13 @@ class _Batch:
                     clip = generate(engine, request, image, on_step, low_memory=self.low_memory)
             for sentence in differences(self.settings or {}, clip.settings):
                 tell(sentence)
-            written = write_video(free_name(target), clip.frames, clip.fps, clip.settings)
+            written = write_new(target, partial(write_video, frames=clip.frames, fps=clip.fps, settings=clip.settings))
             typer.echo(written)
             if self.turntable:
-                loop = free_name(written.with_name(f"{written.stem}-turntable.webp"))
-                tell(f"Turntable: {write_turntable(loop, clip.frames, clip.fps, *orbit_of(request))}")
+                elevations, azimuths = orbit_of(request)
+                clip_of = {"frames": clip.frames, "fps": clip.fps, "elevations": elevations, "azimuths": azimuths}
+                loop = written.with_name(f"{written.stem}-turntable.webp")
+                tell(f"Turntable: {write_new(loop, partial(write_turntable, **clip_of))}")
             yield True
 
     def _open(self, source: Path | Image.Image, target: Path) -> Image.Image:
@@ -248,9 +250,7 @@ class _Batch:
             return image
         tell(f"{name}: looking for the object")
         picture = request.family.prepare(image, request, self.background_model)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shown = free_name(target.with_name(f"{target.stem}-input.png"))
-        picture.frame().save(shown)
+        shown = write_new(target.with_name(f"{target.stem}-input.png"), picture.frame().save)
         tell(f"{name}: cut out as {shown}")
         return picture.image
 
@@ -289,7 +289,4 @@ def _plot(request: VideoRequest, path: Path) -> None:
     if not request.family.orbits or path.suffix.lower() != ".png":
         raise UserError(f"--orbit-plot {path} needs an SV3D version and a name ending in .png.")
     check_writable(path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path = free_name(path)
-    draw_orbit(*orbit_of(request)).save(path)
-    tell(f"Orbit: {path}")
+    tell(f"Orbit: {write_new(path, draw_orbit(*orbit_of(request)).save)}")

@@ -29,11 +29,13 @@ def decode(
     z: Tensor,
     max_values: int = MAX_VALUES,
     on_block: Callable[[int, int], None] = lambda done, of: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Latents of one clip (t, z_channels, h, w) -> its frames (t, out_ch, f h, f w), in z's dtype.
 
     max_values: how many values the activations of a chunk may hold; less is slower, and a spatial layer takes at least
-    one frame. on_block(done, of) is called before each of the decoder's `of` blocks and after the last.
+    one frame. on_block(done, of) is called before each of the decoder's `of` blocks and after the last. check: called
+    before each chunk; what it raises ends the decoding.
     """
     ops = for_device(z.device)
     max_values = min(max_values, ops.max_chunk)
@@ -58,6 +60,7 @@ def decode(
         on_block(done, len(blocks))
         if isinstance(block, AttnBlock):
             for i in range(t):
+                check()
                 x[i] = _attention(ops, block, x[i])
         elif isinstance(block, ResnetBlock):
             factor, channels = 1 if upsample is None else 2, block.conv2.out_channels
@@ -67,15 +70,20 @@ def decode(
             values = out[0, :, :, 0].numel() * max(block.conv1.in_channels, channels)
             step = max(max_values // (3 * values), 1)
             for i in range(0, t, step):
+                check()
                 # Frame i of `out` ends before frame i + 1 of x begins, for both end together and x is no larger.
                 _spatial(ops, block, x[i : i + step], out[i : i + step], upsample, upsample_weight)
             x, upsample = out, None
             if isinstance(block, VideoResnetBlock):
-                _temporal(ops, block, x.flatten(1, 2), max_values)
+                _temporal(ops, block, x.flatten(1, 2), max_values, check)
         else:
             upsample, upsample_weight = block, None if block is None else ops.for_doubled(block.conv.weight)
     step = max(max_values // (3 * x[0].numel()), 1)
-    video = torch.cat([_last(ops, decoder, part) for part in x.split(step)])
+    frames = []
+    for part in x.split(step):
+        check()
+        frames.append(_last(ops, decoder, part))
+    video = torch.cat(frames)
     on_block(len(blocks), len(blocks))
     last = decoder.conv_out
     if not isinstance(last, VideoConv):
@@ -127,7 +135,7 @@ def _temporal_weight(block: VideoResnetBlock) -> float:
     return float(torch.sigmoid(block.mix_factor))
 
 
-def _temporal(ops: Ops, block: VideoResnetBlock, x: Tensor, max_values: int) -> None:
+def _temporal(ops: Ops, block: VideoResnetBlock, x: Tensor, max_values: int, check: Callable[[], None]) -> None:
     """The temporal residual block, blended, in place. x: (t, s, c), which includes `_temporal_bias`."""
     t, s, c = x.shape
     stack = block.time_stack
@@ -140,12 +148,14 @@ def _temporal(ops: Ops, block: VideoResnetBlock, x: Tensor, max_values: int) -> 
     moments = ops.empty_moments(t, s, c, x.device)
     stored: list[Tensor] = []
     for part in parts:
+        check()
         y = ops.over_frames(x[:, part], first, conv_1, t)
         moments.measure(y, part.start)
         if len(parts) == 1 or x.numel() <= _MAX_STORED:  # else recomputed, for all of it would take as much as x
             stored.append(y)
     second = moments.norm(norm_2, t, conv_1.bias)
     for part in reversed(parts):
+        check()
         y = stored.pop() if stored else ops.over_frames(x[:, part], first, conv_1, t)
         ops.over_frames(y, second, conv_2, t, onto=x[:, part], of=weight)
 
