@@ -170,14 +170,14 @@ def load_engine(
         raise WeightsError(
             f"{version} is laid over {row.base}, whose weights are missing. {VERSIONS[row.base].how_to_get}"
         )
-    load_weights(engine, path, target, _DTYPES[dtype], base=base, on_progress=on_progress)
+    laid_over = load_weights(engine, path, target, _DTYPES[dtype], base=base, on_progress=on_progress)
     for embedder in engine.conditioner.embedders:
         if _DTYPES[dtype] is torch.float16 and hasattr(embedder, "encoder"):
             embedder.encoder.float()  # an image encoder overflows float16
     engine.version = version
     engine.weights = quick_hash(path)
-    if base is not None and Path(base) != Path(path):
-        engine.weights["base"] = quick_hash(base)
+    if laid_over is not None:
+        engine.weights["base"] = quick_hash(laid_over)
     return engine.freeze()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,11 @@ def test_every_page_of_docs_is_linked_from_the_readme() -> None:
 def test_tables_name_all_there_are(page: str, names: dict[str, object]) -> None:
     rows = re.findall(r"^\| `(\w+)`", (ROOT / page).read_text("utf-8"), re.M)
     assert [name for name in names if name not in rows] == []
+
+
+def test_the_recipes_page_is_what_the_table_of_fields_says() -> None:
+    text = (ROOT / "docs" / "recipe.md").read_text("utf-8")
+    assert runpy.run_path(str(ROOT / "docs" / "recipe.py"))["page"](text) == text, "Run python docs/recipe.py."
 
 
 def test_the_versions_of_the_program_agree() -> None:

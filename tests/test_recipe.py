@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from sgm import (
     GUIDERS,
     RECIPE_TEXTS,
     SAMPLERS,
+    VERSIONS,
     Field,
     UserError,
     VideoRequest,
@@ -283,6 +286,18 @@ def test_the_quick_hash_tells_weights_apart(tmp_path: Path) -> None:
     path.rename(tmp_path / "folder" / "unet" / path.name)
     (tmp_path / "folder" / "notes.txt").write_text("of no matter")
     assert quick_hash(tmp_path / "folder")["name"] == "folder"
+
+
+def test_a_base_is_in_the_recipe_where_weights_are_laid_over_it_alone(tmp_path: Path) -> None:
+    own = VERSIONS["svd_tiny"].checkpoint_path
+    assert own
+    whole = tmp_path / "whole.safetensors"
+    shutil.copy(own, whole)
+    assert load_engine("svd_tiny", checkpoint=whole).weights == {**quick_hash(own), "name": whole.name}
+    state = {name: value for name, value in load_file(whole).items() if name.startswith("model.diffusion_model.")}
+    alone = tmp_path / "alone.safetensors"
+    save_file(state, alone)
+    assert load_engine("svd_tiny", checkpoint=alone).weights == {**quick_hash(alone), "base": quick_hash(own)}
 
 
 def adding(base: Any, field: Field, **parameters: Any) -> Any:
