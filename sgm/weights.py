@@ -55,12 +55,22 @@ _OTHERS = (
 
 
 class Weights:
-    """Open weights under our names, whatever the format. layout: name -> (dtype, shape); `read(name)`: the tensor."""
+    """Open weights under our names, whatever the format. layout: name -> (dtype, shape); `read(name)`: the tensor.
+
+    base: the weights over which a network alone is laid, None for a whole model.
+    """
 
     def __init__(
-        self, path: Path, layout: Layout, read: Callable[[str], Tensor], close: Callable[[], None], form: str
+        self,
+        path: Path,
+        layout: Layout,
+        read: Callable[[str], Tensor],
+        close: Callable[[], None],
+        form: str,
+        base: Path | None = None,
     ) -> None:
         self.path, self.layout, self.read, self.close, self.form = path, dict(layout), read, close, form
+        self.base = base
 
     def __enter__(self) -> Weights:
         return self
@@ -105,11 +115,12 @@ def load_weights(
     *,
     base: str | Path | None = None,
     on_progress: OnProgress | None = None,
-) -> None:
+) -> Path | None:
     """Fill a module that was built on `meta` from a checkpoint file or a diffusers folder, known by its content.
 
     A file that holds the network alone is laid over `base`. Tensor by tensor to the device in the dtype asked for; a
     file in float16 never becomes a float32 model in between. `on_progress` is told the share that is done, 0 to 1.
+    Returns the base if it was used, None if the weights are whole.
     Raises WeightsError that lists missing, unexpected and wrongly shaped keys; then nothing has been loaded.
     """
     start = time.perf_counter()
@@ -129,6 +140,7 @@ def load_weights(
     if rest:
         raise WeightsError(f"{path} leaves {_some(rest)} without a value.")
     logger.info("Loaded %s (%s) in %.1f s.", path, weights.form, time.perf_counter() - start)
+    return weights.base
 
 
 def open_weights(path: str | Path, wanted: Shapes, base: str | Path | None = None) -> Weights:
@@ -191,7 +203,7 @@ def _overlay(file: TensorFile, form: str, wanted: Shapes, base: Weights) -> Weig
     def read(name: str) -> Tensor:
         return file.read(over[name]) if name in over else base.read(name)
 
-    return Weights(file.path, layout, read, close, f"{form} over {base.path}")
+    return Weights(file.path, layout, read, close, f"{form} over {base.path}", base.path)
 
 
 def _of_folder(folder: Folder, wanted: Shapes) -> Weights:

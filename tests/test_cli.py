@@ -92,6 +92,7 @@ def test_says_its_version(args: list[str]) -> None:
         (["sample", "PICTURE", "--elevation", "60"], "elevation does not belong to version 'svd_tiny', but to sv3d_p."),
         (["sample", "PICTURE", "--eta", "1"], "but to euler_ancestral and dpmpp_2s_ancestral"),
         (["sample", "PICTURE", "--turntable"], "needs an orbit"),
+        (["sample", "PICTURE", "--orbit-plot", "orbit.png"], "needs an SV3D version"),
         (["sample", "PICTURE", "--steps"], "'--steps' requires an argument"),
         (["sample", "PICTURE", "--steps=x"], "steps must be a whole number; got 'x'"),
         (["sample", "PICTURE", "--stepps", "4"], "--stepps"),

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from sgm import (
     GUIDERS,
     RECIPE_TEXTS,
     SAMPLERS,
+    VERSIONS,
     Field,
     UserError,
     VideoRequest,
@@ -264,6 +266,21 @@ def test_a_clips_recipe_is_its_own(made: tuple[Path, Path]) -> None:
     request = VideoRequest(frames=1, steps=1, height=32, width=32)
     generate(engine, request, Image.new("RGB", (32, 32))).settings["sgm"]["weights"]["name"] = "another"
     assert engine.weights == before
+
+
+def test_a_base_is_named_where_it_was_used_and_refused_where_it_is_not(tmp_path: Path) -> None:
+    shipped = VERSIONS["svd_tiny"].checkpoint_path
+    assert shipped is not None
+    state = load_file(shipped)
+    whole, network = tmp_path / "whole.safetensors", tmp_path / "network.safetensors"
+    save_file(state, whole)
+    save_file({name: value for name, value in state.items() if name.startswith("model.diffusion_model.")}, network)
+    assert "base" not in load_engine(checkpoint=whole, device="cpu").weights
+    for base in (None, whole):
+        weights = load_engine(checkpoint=network, base=base, device="cpu").weights
+        assert weights == {**quick_hash(network), "base": quick_hash(base or shipped)}
+    with pytest.raises(UserError, match=r"whole\.safetensors is a whole model.*leave out the base"):
+        load_engine(checkpoint=whole, base=tmp_path / "missing", device="cpu")
 
 
 def test_the_quick_hash_tells_weights_apart(tmp_path: Path) -> None:
