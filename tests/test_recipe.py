@@ -152,6 +152,15 @@ def test_of_a_film_the_last_clips_first_frame_stands_in(made: tuple[Path, Path])
     np.testing.assert_array_equal(input_frame(frames, orbit)[0], frames[-1])
 
 
+def test_the_printed_command_needs_no_quotes_which_each_shell_has_of_its_own() -> None:
+    for request in (
+        VideoRequest("sv3d_p", orbit="list", azimuths=[17 * i for i in range(1, 22)], elevations=[-5.5] * 21),
+        VideoRequest("svd", guider="triangle", period=[1, 0.25], max_guidance=1e-5, min_guidance=0),
+    ):
+        command = RECIPE_TEXTS["command"]({**request.settings(), "sgm": {"format": 1, "dtype": "float16"}})
+        assert not set(command) & set("'\"\\$`&|<>^%!*?()")
+
+
 def test_a_difference_of_weights_program_or_picture_is_said(made: tuple[Path, Path]) -> None:
     settings = read_recipe(made[1])
     other = json.loads(json.dumps(settings))
