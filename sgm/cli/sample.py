@@ -213,7 +213,8 @@ class _Batch:
 
         engine, request = None, self.request
         for stem, source in sources:
-            target = self.out if self.to_file else self.out / f"{stem}-{request.version}-{request.seed}.mp4"
+            short = stem.encode()[:200].decode(errors="ignore")  # of the 255 bytes that a name may have
+            target = self.out if self.to_file else self.out / f"{short}-{request.version}-{request.seed}.mp4"
             try:
                 image = self._open(source, target)
             except PictureError as error:
