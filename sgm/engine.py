@@ -151,8 +151,8 @@ def load_engine(
     holds the network alone is laid over `base` (default: as the version says). on_progress is told the share of the
     weights that are in. device: "cuda", "mps", "cpu" ... (default: the best there is). dtype: "float32", "float16",
     "bfloat16" (default: see `default_dtype`).
-    Raises UserError for a name that is unknown and where memory runs out, WeightsError for weights that are missing or
-    do not fit.
+    Raises UserError for a name that is unknown, for a base beside a whole model and where memory runs out, WeightsError
+    for weights that are missing or do not fit.
     """
     if version not in VERSIONS:
         raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")
@@ -165,19 +165,21 @@ def load_engine(
     if dtype not in _DTYPES:
         raise UserError(f"dtype '{dtype}' is unknown; choose one of {', '.join(_DTYPES)}.")
     engine = build_engine(row.config_path)
-    base = row.base_path if base is None else base
-    if row.base and checkpoint is None and base is None:
+    under = row.base_path if base is None else base
+    if row.base and checkpoint is None and under is None:
         raise WeightsError(
             f"{version} is laid over {row.base}, whose weights are missing. {VERSIONS[row.base].how_to_get}"
         )
-    laid_over = load_weights(engine, path, target, _DTYPES[dtype], base=base, on_progress=on_progress)
+    used = load_weights(engine, path, target, _DTYPES[dtype], base=under, on_progress=on_progress)
+    if base is not None and used is None:
+        raise UserError(f"{path} is a whole model, which takes nothing from a base: leave out the base {base}.")
     for embedder in engine.conditioner.embedders:
         if _DTYPES[dtype] is torch.float16 and hasattr(embedder, "encoder"):
             embedder.encoder.float()  # an image encoder overflows float16
     engine.version = version
     engine.weights = quick_hash(path)
-    if laid_over is not None:
-        engine.weights["base"] = quick_hash(laid_over)
+    if used is not None:
+        engine.weights["base"] = quick_hash(used)
     return engine.freeze()
 
 

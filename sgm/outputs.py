@@ -110,8 +110,10 @@ def take(folder: Path, address: str = "") -> FolderLock:
 def _read(folder: Path) -> Owner | None:
     try:
         content = json.loads((folder / OWNER).read_text(encoding="utf-8"))
-        return Owner(int(content["pid"]), str(content["address"]), float(content["since"]))
-    except (OSError, ValueError, TypeError, KeyError):
+        owner = Owner(int(content["pid"]), str(content["address"]), float(content["since"]))
+        str(owner)  # of a date that there is
+        return owner
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 

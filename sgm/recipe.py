@@ -162,7 +162,8 @@ def as_command(settings: Mapping[str, Any], picture: str = "PICTURE") -> str:
     request = request_of(settings)
     words = ["sgm", "sample", picture, "--version", request.version]
     for name, value in _said(request).items():
-        words += [f"--{name.replace('_', '-')}", request.fields()[name].text(value)]
+        # Lists without spaces: each system's shell has quotes of its own.
+        words += [f"--{name.replace('_', '-')}", request.fields()[name].text(value).replace(", ", ",")]
     if dtype := made_by(settings).get("dtype"):
         words += ["--dtype", dtype]
     return shlex.join(words)

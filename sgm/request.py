@@ -131,8 +131,7 @@ class VideoRequest:
         if not isinstance(version, str) or version not in VERSIONS:
             raise UserError(f"version must be one of {', '.join(VERSIONS)}; got {shown(version)}.")
         values: dict[str, Any] = {"version": version}
-        queue = [*COMMON, *FAMILIES[VERSIONS[version].family].fields]
-        for field in queue:  # grows by the options of what is chosen
+        for field in _taken(version, values):
             given = next((source[field.name] for source in (choices, carried) if field.name in source), None)
             if field.name in choices or given is not None:
                 if field.unit == "pixels":
@@ -140,8 +139,6 @@ class VideoRequest:
                 values[field.name] = field.check(given)
             else:
                 values[field.name] = _default(field, values)
-            if field.choices:
-                queue += field.choices()[values[field.name]].options.values()
         for name in choices:
             if name not in values:
                 raise UserError(_refusal(name, values))
@@ -196,8 +193,7 @@ class VideoRequest:
 
     def fields(self) -> dict[str, Field]:
         """The fields that it takes, by name: the common ones, then its family's, fit's, sampler's and guider's."""
-        known = all_fields()
-        return {name: known[name] for name in self.settings() if name != "version"}
+        return {field.name: field for field in _taken(self.version, self.settings())}
 
     def settings(self) -> dict[str, Any]:
         """Every value by its field's name, as JSON can hold it; `VideoRequest(**settings)` gives the same request."""
@@ -225,8 +221,7 @@ class VideoRequest:
     def build_schedule(self) -> EDMDiscretization:
         """The version's own noise schedule, with this request's sigmas."""
         own = _own_schedule(self.version)
-        wanted = {name: getattr(self, name) for name in _SCHEDULE}
-        return own if wanted == {name: getattr(own, name) for name in _SCHEDULE} else type(own)(**wanted)
+        return type(own)(**vars(own) | {name: getattr(self, name) for name in _SCHEDULE})
 
     def build_guider(self) -> Guider:
         guider = GUIDERS[self.guider]
@@ -252,6 +247,15 @@ def curves(request: VideoRequest) -> tuple[list[float], list[float]]:
     """What a request will do, before any of it is done: the sigma of each step, the guidance scale of each frame."""
     scales = request.build_guider().scales().expand(request.frames)
     return request.build_schedule()(request.steps, do_append_zero=False).tolist(), scales.tolist()
+
+
+def _taken(version: str, values: Mapping[str, Any]) -> Iterator[Field]:
+    """The fields of a version, then those of its fit, sampler, guider and orbit, which `values` must hold by then."""
+    queue = [*COMMON, *FAMILIES[VERSIONS[version].family].fields]
+    for field in queue:  # grows by the options of what is chosen
+        yield field
+        if field.choices:
+            queue += field.choices()[values[field.name]].options.values()
 
 
 def _default(field: Field, values: Mapping[str, Any]) -> Any:

@@ -57,7 +57,7 @@ _OTHERS = (
 class Weights:
     """Open weights under our names, whatever the format. layout: name -> (dtype, shape); `read(name)`: the tensor.
 
-    base: the weights that these are laid over, if they are a network alone.
+    base: the weights over which a network alone is laid, None for a whole model.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ def load_weights(
 
     A file that holds the network alone is laid over `base`. Tensor by tensor to the device in the dtype asked for; a
     file in float16 never becomes a float32 model in between. `on_progress` is told the share that is done, 0 to 1.
-    Returns the base if the weights were laid over it, None for whole ones.
+    Returns the base if it was used, None if the weights are whole.
     Raises WeightsError that lists missing, unexpected and wrongly shaped keys; then nothing has been loaded.
     """
     start = time.perf_counter()

@@ -92,6 +92,7 @@ def test_says_its_version(args: list[str]) -> None:
         (["sample", "PICTURE", "--elevation", "60"], "elevation does not belong to version 'svd_tiny', but to sv3d_p."),
         (["sample", "PICTURE", "--eta", "1"], "but to euler_ancestral and dpmpp_2s_ancestral"),
         (["sample", "PICTURE", "--turntable"], "needs an orbit"),
+        (["sample", "PICTURE", "--orbit-plot", "orbit.png"], "needs an SV3D version"),
         (["sample", "PICTURE", "--steps"], "'--steps' requires an argument"),
         (["sample", "PICTURE", "--steps=x"], "steps must be a whole number; got 'x'"),
         (["sample", "PICTURE", "--stepps", "4"], "--stepps"),
@@ -191,6 +192,23 @@ def test_sample_writes_what_was_asked_and_never_over_a_file(picture: Path) -> No
     assert named.stdout == "clip-2.mp4\n"
     assert Path("clip.mp4").read_bytes() == b"mine"
     assert not np.array_equal(frames_of("clip-2.mp4"), one)
+
+
+def test_a_name_as_long_as_the_system_takes(tmp_path: Path) -> None:
+    picture = save_picture(tmp_path / f"{'猫' * 80}.png")
+    done = sgm("sample", picture, *SMALL, "--height", "64", "--width", "64")
+    assert done.exit_code == 0, done.stderr
+    (written,) = Path("outputs").iterdir()
+    assert written.name == f"{'猫' * 66}-svd_tiny-23.mp4"
+    assert done.stdout == f"{written}\n"
+    for command in (
+        ["sample", picture, *SMALL, "--out", f"{'x' * 300}.mp4"],
+        ["sample", "x" * 300],
+        ["recipe", "x" * 300],
+    ):
+        done = sgm(*command)
+        assert done.exit_code in (1, 2)
+        assert done.stderr.splitlines()[-1].startswith("Error: ")
 
 
 def test_those_who_write_one_name_at_once_write_over_nothing(tmp_path: Path) -> None:

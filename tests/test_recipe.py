@@ -153,6 +153,15 @@ def test_of_a_film_the_last_clips_first_frame_stands_in(made: tuple[Path, Path])
     np.testing.assert_array_equal(input_frame(frames, orbit)[0], frames[-1])
 
 
+def test_the_printed_command_needs_no_quotes_which_each_shell_has_of_its_own() -> None:
+    for request in (
+        VideoRequest("sv3d_p", orbit="list", azimuths=[17 * i for i in range(1, 22)], elevations=[-5.5] * 21),
+        VideoRequest("svd", guider="triangle", period=[1, 0.25], max_guidance=1e-5, min_guidance=0),
+    ):
+        command = RECIPE_TEXTS["command"]({**request.settings(), "sgm": {"format": 1, "dtype": "float16"}})
+        assert not set(command) & set("'\"\\$`&|<>^%!*?()")
+
+
 def test_a_difference_of_weights_program_or_picture_is_said(made: tuple[Path, Path]) -> None:
     settings = read_recipe(made[1])
     other = json.loads(json.dumps(settings))
@@ -267,6 +276,21 @@ def test_a_clips_recipe_is_its_own(made: tuple[Path, Path]) -> None:
     request = VideoRequest(frames=1, steps=1, height=32, width=32)
     generate(engine, request, Image.new("RGB", (32, 32))).settings["sgm"]["weights"]["name"] = "another"
     assert engine.weights == before
+
+
+def test_a_base_is_named_where_it_was_used_and_refused_where_it_is_not(tmp_path: Path) -> None:
+    shipped = VERSIONS["svd_tiny"].checkpoint_path
+    assert shipped is not None
+    state = load_file(shipped)
+    whole, network = tmp_path / "whole.safetensors", tmp_path / "network.safetensors"
+    save_file(state, whole)
+    save_file({name: value for name, value in state.items() if name.startswith("model.diffusion_model.")}, network)
+    assert "base" not in load_engine(checkpoint=whole, device="cpu").weights
+    for base in (None, whole):
+        weights = load_engine(checkpoint=network, base=base, device="cpu").weights
+        assert weights == {**quick_hash(network), "base": quick_hash(base or shipped)}
+    with pytest.raises(UserError, match=r"whole\.safetensors is a whole model.*leave out the base"):
+        load_engine(checkpoint=whole, base=tmp_path / "missing", device="cpu")
 
 
 def test_the_quick_hash_tells_weights_apart(tmp_path: Path) -> None:

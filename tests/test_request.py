@@ -360,6 +360,22 @@ def test_a_sampler_and_a_guider_that_are_added_bring_their_options(monkeypatch: 
         VideoRequest("svd", sampler="halving", strength=3)
 
 
+class Thirding(Halving):
+    """Another's option has the same name, and other values."""
+
+    options: ClassVar = {"strength": Field("strength", float, "Strength", "How much.", 0, 9, default=3.0)}
+
+
+def test_two_that_are_added_may_call_their_options_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SAMPLERS, "halving", Halving)
+    monkeypatch.setitem(SAMPLERS, "thirding", Thirding)
+    for strength in (0.5, 3.0, 7.0):
+        request = VideoRequest("svd", sampler="thirding", strength=strength)
+        assert request.fields()["strength"] is Thirding.options["strength"]
+        assert request.replace(seed=1).strength == strength
+        assert request.choices().get("strength", 3.0) == strength
+
+
 def test_progress_grows_from_nothing_to_all() -> None:
     course = [Progress("encode", i, 1) for i in range(2)]
     course += [Progress("sample", i, 5) for i in range(1, 6)]

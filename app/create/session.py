@@ -29,7 +29,7 @@ def current_job() -> Job | None:
         try:
             settings.restore(request_from(st.query_params.to_dict(), job and job.request))
         except UserError as error:
-            picture.refuse("Some settings in the address were ignored.", str(error))
+            picture.refuse("The settings in the address were ignored.", str(error))
             if job:
                 settings.restore(job.request)
     job_id = st.session_state["job"]

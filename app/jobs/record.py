@@ -26,7 +26,12 @@ from sgm import Clip, Progress, VideoRequest
 log = logging.getLogger(__name__)
 
 ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
-_SAVED = ("state", "name", "created", "seconds", "message", "settings", "owner", "parent", "phases")
+_NUMBER = (int, float)
+_SAVED: dict[str, Any] = {  # what of a job stands in job.json beside its request, and of which kind it is
+    **dict.fromkeys(("state", "name", "message", "owner", "parent"), str),
+    **dict.fromkeys(("created", "seconds"), _NUMBER),
+    **dict.fromkeys(("settings", "phases"), dict),
+}
 
 
 @dataclass
@@ -133,8 +138,9 @@ def restore(folder: Path) -> Job | None:
         saved = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         values = saved.pop("request")
         request = VideoRequest.fitting(values.pop("version"), values)  # an earlier program's may have had other fields
+        _check_kinds(saved)
         job = Job(id=folder.name, folder=folder, request=request, **saved)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         log.warning("%s is left out of the history: %s", folder, error)
         return None
     if job.active:
@@ -147,6 +153,16 @@ def restore(folder: Path) -> Job | None:
     elif job.state == "done" and not job.clip.is_file():
         job.state, job.message = "failed", "The clip's file is no longer on the server."
     return job
+
+
+def _check_kinds(saved: dict[str, Any]) -> None:
+    """Raise TypeError, ValueError or OverflowError for values of a record that no job has."""
+    for name, value in saved.items():
+        if name in _SAVED and not isinstance(value, _SAVED[name]):
+            raise TypeError(f"{name} is {value!r}")
+    time.localtime(saved.get("created"))  # a date that there is
+    if not all(isinstance(seconds, _NUMBER) for seconds in saved.get("phases", {}).values()):
+        raise TypeError(f"phases are {saved['phases']}")
 
 
 def open_stored(path: Path) -> Image.Image:

@@ -24,6 +24,11 @@ def errors_as_sentences(code: int = 1) -> Iterator[None]:
     except UserError as error:
         tell(f"Error: {error}")
         raise typer.Exit(code) from None
+    except OSError as error:
+        if error.filename is None:  # else the system refuses a path, such as a name that is too long
+            raise
+        tell(f"Error: {error.filename}: {error.strerror}.")
+        raise typer.Exit(code) from None
     except KeyboardInterrupt:
         tell("Stopped.")
         raise typer.Exit(130) from None

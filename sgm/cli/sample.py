@@ -123,6 +123,8 @@ def sample(
         request, settings = _request(version, choices, recipe)
         if turntable and not request.family.orbits:
             raise UserError(f"--turntable needs an orbit, which {request.version} does not make: take an SV3D version.")
+        if orbit_plot and not (request.family.orbits and orbit_plot.suffix.lower() == ".png"):
+            raise UserError(f"--orbit-plot {orbit_plot} needs an SV3D version and a name ending in .png.")
     with errors_as_sentences():
         from sgm import load_engine
 
@@ -211,7 +213,8 @@ class _Batch:
 
         engine, request = None, self.request
         for stem, source in sources:
-            target = self.out if self.to_file else self.out / f"{stem}-{request.version}-{request.seed}.mp4"
+            short = stem.encode()[:200].decode(errors="ignore")  # of the 255 bytes that a name may have
+            target = self.out if self.to_file else self.out / f"{short}-{request.version}-{request.seed}.mp4"
             try:
                 image = self._open(source, target)
             except PictureError as error:
@@ -286,7 +289,5 @@ def _is_file_name(out: Path, batch: bool) -> bool:
 def _plot(request: VideoRequest, path: Path) -> None:
     from sgm import draw_orbit, orbit_of
 
-    if not request.family.orbits or path.suffix.lower() != ".png":
-        raise UserError(f"--orbit-plot {path} needs an SV3D version and a name ending in .png.")
     check_writable(path.parent)
     tell(f"Orbit: {write_new(path, draw_orbit(*orbit_of(request)).save)}")

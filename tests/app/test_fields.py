@@ -229,7 +229,7 @@ def test_the_whole_range_of_the_sliders(stage: Stage) -> None:
 def test_what_a_link_cannot_ask_for_is_said(stage: Stage, given: dict[str, str], sentence: str) -> None:
     page = linked(given)
     (error,) = page.error
-    assert error.value.startswith("Some settings in the address were ignored.")
+    assert error.value.startswith("The settings in the address were ignored.")
     assert sentence in error.value.replace("\\", "")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import shutil
 import threading
 import time
@@ -222,18 +223,21 @@ def test_what_is_not_a_job_is_left_alone(tmp_path: Path, picture: Image.Image) -
     for place in (outside, folder / "my own notes", folder / "20250101-000000-0123ABCD"):
         place.mkdir()
         (place / "job.json").write_text(content, encoding="utf-8")
-    for number, broken in enumerate(['{"state": "do', "[]", "{}", content.replace("svd_tiny", "svd_huge")]):
-        place = folder / f"20250101-00000{number}-0123abcd"
+    wrong: list[dict[str, Any]] = [{"created": 1e300}, {"created": "x"}, {"created": math.nan}, {"phases": [1]}]
+    wrong += [{"phases": {"sample": "x"}}, {"name": 3}, {"settings": []}, {"state": None}]
+    texts = ['{"state": "do', "[]", "{}", content.replace("svd_tiny", "svd_huge"), "[" * 100_000]
+    for number, broken in enumerate([*texts, *(json.dumps(json.loads(content) | values) for values in wrong)], 10):
+        place = folder / f"20250101-0000{number}-0123abcd"
         place.mkdir()
         (place / "job.json").write_text(broken, encoding="utf-8")
     (folder / "20250101-000009-0123abcd").mkdir()
-    (folder / "20250101-000010-0123abcd").write_text("a file", encoding="utf-8")
+    (folder / "20250101-000008-0123abcd").write_text("a file", encoding="utf-8")
     later = Table(folder, draw)
     assert [known.id for known in later.jobs()] == [job.id]
-    for wrong in ("", ".", "..", f"../{outside.name}", str(outside), "my own notes", job.id + "\n"):
-        assert later.get(wrong) is None
-        later.cancel(wrong)
-        assert later.ahead(wrong) == 0
+    for name in ("", ".", "..", f"../{outside.name}", str(outside), "my own notes", job.id + "\n"):
+        assert later.get(name) is None
+        later.cancel(name)
+        assert later.ahead(name) == 0
     later.close()
 
 

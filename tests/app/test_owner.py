@@ -138,6 +138,9 @@ def test_a_second_process_leaves_a_running_job_alone_and_takes_over_after_a_kill
         '{"pid": 1}',
         '{"pid": [], "address": 1, "since": ""}',
         '{"pid": 1, "address": "http://x", "since": 0}',
+        '{"pid": 1, "address": "http://x", "since": 1e300}',
+        '{"pid": Infinity, "address": "http://x", "since": NaN}',
+        "[" * 100_000,
     ],
 )
 def test_an_owners_file_means_nothing_without_the_lock(tmp_path: Path, left: str | None) -> None:
