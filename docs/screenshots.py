@@ -26,7 +26,7 @@ def save(page: Any, name: str, settled: bool = True) -> None:
     """One picture, 1000 pixels wide at most; `settled`: once all is drawn."""
     if settled:
         page.wait_for_function("document.querySelector('.stApp').dataset.testScriptState === 'notRunning'")
-        page.wait_for_timeout(1500)  # pictures and fades
+        page.wait_for_timeout(4500)  # pictures and fades, last those of the player's controls
     image = Image.open(io.BytesIO(page.screenshot()))
     image.thumbnail((1000, 1000))
     image.save(HERE / f"{name}.webp", quality=82, method=6)
