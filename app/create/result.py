@@ -65,7 +65,7 @@ def summary(request: VideoRequest) -> str:
     fields, unused = request.fields(), without_effect(request.options)
     own = [field for field in request.family.fields if field.name not in unused]
     parts = [
-        request.row.title,
+        request.model.title,
         f"seed {request.seed}",
         *(f"{field.label.lower()} {field.title(getattr(request, field.name)).lower()}" for field in own),
         f"{request.steps} steps",

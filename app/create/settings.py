@@ -102,8 +102,8 @@ def restore(request: VideoRequest) -> None:
     """Set the fields to a request. To be called before they are drawn."""
     st.session_state["version"] = request.version
     st.session_state["new_seed"] = False
-    st.session_state["followed"] = request.row
-    set_all(request, request.row)
+    st.session_state["followed"] = request.model
+    set_all(request, request.model)
 
 
 @contextmanager
