@@ -47,7 +47,7 @@ class VScaling(Scaling):
 
 
 class VScalingWithEDMcNoise(VScaling):
-    """v-prediction told 0.25 ln sigma: Stable Video Diffusion's."""
+    """v-prediction with c_noise = 0.25 ln sigma, as in Stable Video Diffusion."""
 
     def __call__(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return (*super().__call__(sigma)[:3], 0.25 * sigma.log())
@@ -56,7 +56,7 @@ class VScalingWithEDMcNoise(VScaling):
 class Denoiser:
     """`denoiser(network, x, sigma, *cond)` estimates the clean x: (n, c, h, w), sigma: (n,), returns x's shape.
 
-    network: (x, c_noise, *cond) -> output; it may hold its condition itself.
+    network: (x, c_noise, *cond) -> output. cond is left out where the network already holds its condition.
     """
 
     def __init__(self, scaling_config: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Noise schedules: how many sigmas, and which."""
+"""Noise schedules: the sigmas of a given number of steps."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class EDMDiscretization(Discretization):
 class ConsistencyDiscretization(EDMDiscretization):
     """n of the `num_timesteps` sigmas on which a consistency model was distilled, from the largest on, evenly spaced.
 
-    The smallest is left out: a consistency model's last step goes to the clean sample from wherever it stands.
+    The smallest is left out: a consistency model's last step goes to the clean sample from any sigma. Raises UserError
+    for more steps than sigmas.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class ConsistencyDiscretization(EDMDiscretization):
 
 
 class LegacyDDPMDiscretization(Discretization):
-    """Stable Diffusion's linear-in-sqrt(beta) DDPM schedule, n of its timesteps about evenly spaced."""
+    """Stable Diffusion's DDPM schedule, linear in sqrt(beta): n of its timesteps, about evenly spaced."""
 
     def __init__(self, linear_start: float = 0.00085, linear_end: float = 0.0120, num_timesteps: int = 1000) -> None:
         self.num_timesteps = num_timesteps
