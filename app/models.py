@@ -22,7 +22,7 @@ def show_status(version: Version) -> bool:
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="model_status"):
         _badge(status)
         if status.state == "ready":
-            st.caption(plain(status.place))
+            st.caption(plain(status.location))
         else:
             st.button("Check again", icon=":material/refresh:", type="tertiary")
         if st.button("All models", icon=":material/list:", type="tertiary"):
@@ -53,7 +53,7 @@ def _all_models() -> None:
             if status.state != "ready":
                 _remedy(version, status)
             else:
-                st.caption(f"{plain(status.place)} · {plain(status.licence)}")
+                st.caption(f"{plain(status.location)} · {plain(status.licence)}")
 
 
 def _badge(status: VersionStatus) -> None:
@@ -64,7 +64,7 @@ def _badge(status: VersionStatus) -> None:
 def _remedy(version: Version, status: VersionStatus) -> None:
     """What is wrong, the licence to accept first, and the command that can be copied."""
     if status.path:
-        st.caption(f"{plain(status.place)}. {plain(status.problem)}")
+        st.caption(f"{plain(status.location)}. {plain(status.problem)}")
     if not status.page:
         st.caption(plain(version.how_to_get))
     elif not status.path:

@@ -22,8 +22,8 @@ def make_orbit(
 ) -> Orbit:
     """Elevations (-90 to 90) and azimuths (above 0 to 360, rising; 360 is the input view's) in degrees, one a frame.
 
-    "same": evenly around at one elevation. "dynamic": as SV3D's authors draw them, uneven azimuths and a sum of sines as
-    elevation, from `seed`; it ends at `elevation`. "list": `elevations` and `azimuths`; where one of them is
+    "same": evenly around at one elevation. "dynamic": as SV3D's authors draw them from a seed, uneven azimuths and a
+    sum of sines as elevation, which ends at `elevation`. "list": `elevations` and `azimuths`; where one of them is
     empty, that of "same". Raises UserError for lists of the wrong length or order.
     """
     even = tuple(360 * (i + 1) / frames for i in range(frames))
