@@ -65,9 +65,9 @@ def _go_to(page: int) -> None:
 
 def _card(job: Job) -> None:
     with st.container(border=True):
-        still = next((path for path in (job.poster, job.picture) if path.is_file()), None)
-        if still:
-            st.image(still, width="stretch", alt=f"First frame of the clip of {job.name}")
+        poster = next((path for path in (job.poster, job.picture) if path.is_file()), None)
+        if poster:
+            st.image(poster, width="stretch", alt=f"First frame of the clip of {job.name}")
         version = VERSIONS[job.request.version]
         end = _STATES.get(job.state)
         st.markdown(f"**{look.plain(job.name)}**" + (f" · {end}" if end else ""))

@@ -62,9 +62,9 @@ class Field:
             return value
         if self.kind is tuple:
             return self._check_list(value)
-        whole = self.kind is int
-        if not _is_number(value, whole) or not self.low <= value <= self.high:
-            kind = "a whole number" if whole else "a number"
+        integer = self.kind is int
+        if not _is_number(value, integer) or not self.low <= value <= self.high:
+            kind = "a whole number" if integer else "a number"
             raise UserError(f"{self.name} must be {kind} from {self.low:g} to {self._high}; got {value!r}.")
         return self.kind(value)
 
@@ -118,5 +118,5 @@ class Field:
         return f"{self.text(value)}°" if self.unit == "degrees" else self.text(value)
 
 
-def _is_number(value: Any, whole: bool = False) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int if whole else (int, float))
+def _is_number(value: Any, integer: bool = False) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int if integer else (int, float))

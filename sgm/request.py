@@ -264,7 +264,7 @@ def _default_schedule(version: str) -> EDMDiscretization:
 
 
 def takers(name: str) -> str:
-    """Who takes a field, in words: versions, or choices of another field; "" where every version does."""
+    """The versions, or the choices of another field, that have a field, in words; "" where every version has it."""
     owners: dict[str, list[str]] = {}
     for field, chooser, owner in _fields_with_owners():
         if field.name == name:
@@ -289,15 +289,15 @@ def _refusal(name: str, values: Mapping[str, Any]) -> str:
 
 
 def _joined(names: list[str]) -> str:
-    *most, last = dict.fromkeys(names)
-    return f"{', '.join(most)} and {last}" if most else last
+    *others, last = dict.fromkeys(names)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _check_size(field: Field, value: Any, multiple: int) -> None:
     """Raise UserError for a size that is no multiple of `multiple`; the message names the nearest sizes."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if whole and field.low <= value <= field.high and value % multiple == 0:
+    integer = isinstance(value, int) and not isinstance(value, bool)
+    if integer and field.low <= value <= field.high and value % multiple == 0:
         return
-    low = max(value // multiple, 1) * multiple if whole else multiple
-    near = f"{low} or {low + multiple}" if whole and 0 < value < field.high else f"{multiple} to {field.high}"
+    low = max(value // multiple, 1) * multiple if integer else multiple
+    near = f"{low} or {low + multiple}" if integer and 0 < value < field.high else f"{multiple} to {field.high}"
     raise UserError(f"{field.name} must be a multiple of {multiple} (nearest: {near}); got {value!r}.")

@@ -80,8 +80,8 @@ class Weights:
             f"{n} {shapes[n]} instead of {expected[n]}" for n in expected if shapes.get(n, expected[n]) != expected[n]
         ]
         faults = [
-            f"{len(names)} {what}: {_shortened(names)}"
-            for what, names in (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", wrong))
+            f"{len(names)} {fault}: {_shortened(names)}"
+            for fault, names in (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", wrong))
             if names
         ]
         if faults:
@@ -131,9 +131,9 @@ def load_weights(
     for name, buffer in module.named_buffers():
         if not buffer.is_meta:
             _assign(module, name, buffer.to(device))
-    rest = [name for name, value in (*module.named_parameters(), *module.named_buffers()) if value.is_meta]
-    if rest:
-        raise WeightsError(f"{path} leaves {_shortened(rest)} without a value.")
+    empty = [name for name, value in (*module.named_parameters(), *module.named_buffers()) if value.is_meta]
+    if empty:
+        raise WeightsError(f"{path} leaves {_shortened(empty)} without a value.")
     logger.info("Loaded %s (%s) in %.1f s.", path, weights.form, time.perf_counter() - start)
 
 
@@ -175,9 +175,9 @@ def _recognised(file: TensorFile, expected: Shapes) -> str:
     theirs = {counterpart.names[0] for counterpart in unet_counterparts(bare).values()} if bare else set()
     if any(name in theirs for name in names):
         return "diffusers network"
-    what = next((what for marks, what in _OTHER_KINDS if any(mark in name for name in names for mark in marks)), None)
-    if what:
-        raise WeightsError(f"{file.path} is {what} (it holds {_shortened(names, 3)}).")
+    kind = next((kind for marks, kind in _OTHER_KINDS if any(mark in name for name in names for mark in marks)), None)
+    if kind:
+        raise WeightsError(f"{file.path} is {kind} (it holds {_shortened(names, 3)}).")
     raise WeightsError(f"{file.path} is of no known format. It holds {_shortened(names, 5) or 'nothing'}; {_FORMATS}.")
 
 

@@ -103,15 +103,15 @@ def draw(
     elif slider and field.usual:
         _draw_slider(field, key, value, about)
     else:
-        whole = field.kind is int
-        step = version.multiple if field.unit == "pixels" else field.step or (1 if whole else 0.01)
+        integer = field.kind is int
+        step = version.multiple if field.unit == "pixels" else field.step or (1 if integer else 0.01)
         st.number_input(
             field.label,
             field.kind(field.low),
             field.kind(field.high),
             value,
             field.kind(step),
-            "%d" if whole else _EXACT,
+            "%d" if integer else _EXACT,
             key,
             about,
             placeholder=_EMPTY.get(field.name),

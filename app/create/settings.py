@@ -158,8 +158,8 @@ def _choose_ranges(version: Version) -> None:
         for field in sliders
         if field.usual != (field.low, field.high)
     )
-    whole = bool(st.session_state.get("whole_ranges"))
-    st.toggle("Sliders over the whole range", whole, key="whole_ranges", help=f"All that is accepted: {ends}.")
+    is_on = bool(st.session_state.get("whole_ranges"))
+    st.toggle("Sliders over the whole range", is_on, key="whole_ranges", help=f"All that is accepted: {ends}.")
 
 
 def _follow_version(version: Version) -> None:

@@ -80,8 +80,8 @@ def seconds_left(job: Job, learned: dict[str, float]) -> float | None:
         return max(0.0, left) + sum(learned.get(phase, 0.0) for phase in later)
     if pace is None or job.phase not in PHASES or PHASES[job.phase].share < 0.1:  # too short to extrapolate from
         return None
-    whole = pace * progress.total / PHASES[job.phase].share
-    return max(0.0, left) + whole * sum(PHASES[phase].share for phase in later)
+    total = pace * progress.total / PHASES[job.phase].share
+    return max(0.0, left) + total * sum(PHASES[phase].share for phase in later)
 
 
 def seconds_queued(running: Sequence[float | None], queued: Sequence[float | None], workers: int) -> float | None:

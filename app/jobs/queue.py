@@ -158,7 +158,7 @@ class Table:
             return max(0, len(self._running()) + queue.index(job_id) - self._workers + 1)
 
     def seconds_for(self, request: VideoRequest) -> float | None:
-        """Seconds for a request after its model is loaded, from finished jobs of its version; None if there are none."""
+        """Seconds for a request after its model is loaded, from finished jobs of its version; None without any."""
         with self._changed:
             return estimate.seconds_loaded(self._learned(request))
 

@@ -112,7 +112,7 @@ def save(job: Job) -> None:
 
 
 def save_or_log(job: Job) -> None:
-    """Write job.json; failures are only logged, for jobs that go on in memory if the disk is full or the folder gone."""
+    """Write job.json; failures are logged, for jobs that go on in memory if the disk is full or the folder gone."""
     try:
         save(job)
     except OSError as error:

@@ -70,6 +70,6 @@ class LegacyDDPMDiscretization(Discretization):
     def get_sigmas(self, n: int) -> Tensor:
         if n > self.num_timesteps:
             raise ValueError(f"This schedule has {self.num_timesteps} timesteps; {n} steps were asked for.")
-        chosen = np.linspace(self.num_timesteps - 1, 0, n, endpoint=False).astype(int)  # falling
-        alphas = self.alphas_cumprod[chosen]
+        timesteps = np.linspace(self.num_timesteps - 1, 0, n, endpoint=False).astype(int)  # falling
+        alphas = self.alphas_cumprod[timesteps]
         return torch.from_numpy(((1 - alphas) / alphas) ** 0.5)

@@ -171,7 +171,7 @@ class TrapezoidPredictionGuider(LinearPredictionGuider):
 
 
 class SpatiotemporalPredictionGuider(LinearPredictionGuider):
-    """For (t v) frames of v views: half a rise over time, half a triangle over the views."""
+    """For (t v) frames, v views at each time: the mean of a linear rise over time and a triangle over the views."""
 
     title = "Per view and frame"
     options: ClassVar = {

@@ -239,9 +239,9 @@ class LinearMultistepSampler(Sampler):
     def weight(self, order: int, i: int, j: int) -> float:
         """Integral over step i of the Lagrange polynomial that is 1 at node i - j and 0 at the other `order` - 1."""
         others = [self.nodes[i - k] for k in range(order) if k != j]
-        here = self.nodes[i - j]
+        node = self.nodes[i - j]
         integral = np.poly1d(np.poly(others) if others else [1.0]).integ()
-        scale = np.prod([here - other for other in others]) if others else 1.0
+        scale = np.prod([node - other for other in others]) if others else 1.0
         return float((integral(self.nodes[i + 1]) - integral(self.nodes[i])) / scale)
 
 

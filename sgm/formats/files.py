@@ -224,9 +224,9 @@ def _header(path: Path) -> tuple[dict[str, tuple[torch.dtype, Shape]], dict[str,
             )
         layout[name], offsets[name], end = (_DTYPES[kind], shape), 8 + length + begin, stop
     if 8 + length + end != size:
-        what = "is cut short" if size < 8 + length + end else "has something behind its end"
+        problem = "is cut short" if size < 8 + length + end else "has something behind its end"
         raise WeightsError(
-            f"{path} {what}: its header speaks of {8 + length + end:,} bytes, it has {size:,}. Get the file again."
+            f"{path} {problem}: its header speaks of {8 + length + end:,} bytes, it has {size:,}. Get the file again."
         )
     return layout, offsets
 
@@ -234,20 +234,20 @@ def _header(path: Path) -> tuple[dict[str, tuple[torch.dtype, Shape]], dict[str,
 def _check_start(path: Path, start: bytes) -> None:
     """Raise WeightsError for other kinds of files; the message names those that failed downloads leave."""
     text = start.lstrip().lower()
-    what = None
+    problem = None
     if start[8:9] == b"{":
         return
     if not start:
-        what = "is empty"
+        problem = "is empty"
     elif start.startswith(b"version https://git-lfs"):
-        what = "is a pointer that git-lfs left in place of the file (run `git lfs pull`)"
+        problem = "is a pointer that git-lfs left in place of the file (run `git lfs pull`)"
     elif text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        what = "is a web page: the download brought a notice rather than the file"
+        problem = "is a web page: the download brought a notice rather than the file"
     elif start.startswith(b"\x80"):
-        what = "is a bare pickle, which can hold code and is not opened; weights come as .safetensors"
+        problem = "is a bare pickle, which can hold code and is not opened; weights come as .safetensors"
     elif len(start) > 8:
-        what = "cannot be read as safetensors, nor as a PyTorch checkpoint"
-    raise WeightsError(f"{path} {what or 'is cut short'}; get the file again.")
+        problem = "cannot be read as safetensors, nor as a PyTorch checkpoint"
+    raise WeightsError(f"{path} {problem or 'is cut short'}; get the file again.")
 
 
 def _check_zip(path: Path) -> None:
@@ -276,9 +276,9 @@ def _check_zip(path: Path) -> None:
 
 def _unpickling_message(path: Path, reason: str) -> str:
     match = re.search(r"(?:GLOBAL|function|class) ([\w.]+)", reason)
-    what = f"needs {match.group(1)} to be opened" if match else f"cannot be opened ({reason.splitlines()[0]})"
+    problem = f"needs {match.group(1)} to be opened" if match else f"cannot be opened ({reason.splitlines()[0]})"
     return (
-        f"{path} {what}, which is more than tensors and plain values: it could run code, so nothing of it was. "
+        f"{path} {problem}, which is more than tensors and plain values: it could run code, so nothing of it was. "
         "Get the weights as .safetensors."
     )
 

@@ -51,9 +51,9 @@ class Folder:
     def _part(self, folder: Path) -> dict[str, TensorFile]:
         names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
         for suffix in (".safetensors", ".bin"):  # safetensors first, which cannot hold code; full precision before fp16
-            whole = [n for n in names if n.endswith(suffix) and "-of-0" not in n]
+            single = [n for n in names if n.endswith(suffix) and "-of-0" not in n]
             indexes = [n for n in names if f"{suffix}.index" in n and n.endswith(".json")]
-            for name in sorted([*whole, *indexes], key=lambda name: ("fp16" in name, len(name))):
+            for name in sorted([*single, *indexes], key=lambda name: ("fp16" in name, len(name))):
                 files = self._sharded(folder / name) if name.endswith(".json") else [self._open(folder / name)]
                 return {key: file for file in files for key in file.layout}
         raise WeightsError(

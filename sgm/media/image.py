@@ -83,8 +83,8 @@ def fit_picture(
     if min(width, height) < 1 or not all(0 <= p <= 1 for p in position):
         raise ValueError(f"Cannot fit to {width}×{height} at {position}: sizes start at 1, positions lie in 0 to 1.")
     image = _upright_rgb(image, "The picture")
-    whole, corner = _covering(image.size, width, height, position)
-    per_x, per_y = image.width / whole[0], image.height / whole[1]
+    size, corner = _covering(image.size, width, height, position)
+    per_x, per_y = image.width / size[0], image.height / size[1]
     box = corner[0] * per_x, corner[1] * per_y, (corner[0] + width) * per_x, (corner[1] + height) * per_y
     width, height = width * scale, height * scale
     cover = image.resize(
@@ -128,8 +128,8 @@ def _covering(
     Both in whole pixels, as if the picture were resized, then cropped: other tools do so, and frames match theirs.
     """
     scale = max(width / size[0], height / size[1])
-    whole = max(width, round(size[0] * scale)), max(height, round(size[1] * scale))
-    return whole, (int((whole[0] - width) * position[0]), int((whole[1] - height) * position[1]))
+    scaled = max(width, round(size[0] * scale)), max(height, round(size[1] * scale))
+    return scaled, (int((scaled[0] - width) * position[0]), int((scaled[1] - height) * position[1]))
 
 
 def _contained(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:

@@ -137,9 +137,9 @@ class FolderClips:
         """Crop as `fit_picture` does, with OpenCV, in a fifth of the time: (H, W, 3) -> (h, w, 3), uint8."""
         h, w = self.size
         scale = max(h / pixels.shape[0], w / pixels.shape[1])
-        whole = max(w, round(pixels.shape[1] * scale)), max(h, round(pixels.shape[0] * scale))
-        pixels = cv2.resize(pixels, whole, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-        left, top = (whole[0] - w) // 2, (whole[1] - h) // 2
+        size = max(w, round(pixels.shape[1] * scale)), max(h, round(pixels.shape[0] * scale))
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        left, top = (size[0] - w) // 2, (size[1] - h) // 2
         return pixels[top : top + h, left : left + w]
 
     def draw(self, n: int, frames: int, device: torch.device) -> ClipBatch:
@@ -163,9 +163,9 @@ class FolderClips:
             fps.append(self.fps[i] / stride - 1)
         pixels = torch.stack(video).to(device).float() / 127.5 - 1
         unknown = torch.full((n, frames, 2, h // 8, w // 8), float("nan"), device=device)
-        still = pixels[:, :1].expand_as(pixels)
+        first = pixels[:, :1].expand_as(pixels)
         return ClipBatch(
-            pixels, still, unknown, torch.tensor(bucket, device=device).clamp(max=511), torch.tensor(fps, device=device)
+            pixels, first, unknown, torch.tensor(bucket, device=device).clamp(max=511), torch.tensor(fps, device=device)
         )
 
 

@@ -234,14 +234,15 @@ def flicker(video: Tensor, rays: Tensor) -> Tensor:
     h, w = video.shape[-2:]
     middle, inside = video[:, 1:-1].flatten(0, 1), torch.ones((), device=video.device)
     difference = -2 * middle
-    for other in (slice(None, -2), slice(2, None)):
-        here, there = rays[:, 1:-1].flatten(0, 1), rays[:, other].flatten(0, 1)
-        points = identity_rays(*rays.shape[-2:]).to(rays).expand_as(here)
+    for neighbour in (slice(None, -2), slice(2, None)):  # the frames before and after
+        own_rays, neighbour_rays = rays[:, 1:-1].flatten(0, 1), rays[:, neighbour].flatten(0, 1)
+        points = identity_rays(*rays.shape[-2:]).to(rays).expand_as(own_rays)
         for _ in range(4):  # fixed-point iteration for the neighbour's pixel that shows the same point
-            points = points + here - F.grid_sample(there, _grid(points), padding_mode="border", align_corners=False)
+            sampled = F.grid_sample(neighbour_rays, _grid(points), padding_mode="border", align_corners=False)
+            points = points + own_rays - sampled
         grid = _grid(F.interpolate(points, size=(h, w), mode="bilinear")).to(video)
         inside = inside * (grid.abs() < 0.95).all(dim=-1)[:, None]
-        difference = difference + F.grid_sample(video[:, other].flatten(0, 1), grid, "bicubic", align_corners=False)
+        difference = difference + F.grid_sample(video[:, neighbour].flatten(0, 1), grid, "bicubic", align_corners=False)
     return (difference.abs() * inside).sum() / (inside.sum() * video.shape[2]).clamp(min=1)
 
 
