@@ -106,9 +106,11 @@ def recognise(path: str | Path) -> list[str]:
         names = [name for name in shapes if name.startswith(FIRST_STAGE)]
     label = next((shapes[name] for name in _LABELS if name in shapes), None)
     alone = not path.is_dir() and not list(names)  # a network alone has no decoder
-    prints = {name: _fingerprint(version) for name, version in VERSIONS.items()}
+    fingerprints = {name: _fingerprint(version) for name, version in VERSIONS.items()}
     return [
-        n for n, (shape, temporal) in prints.items() if shape == label and (alone or temporal == is_temporal(names))
+        n
+        for n, (shape, temporal) in fingerprints.items()
+        if shape == label and (alone or temporal == is_temporal(names))
     ]
 
 

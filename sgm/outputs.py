@@ -116,7 +116,7 @@ def _read(folder: Path) -> Owner | None:
 
 
 def _write(folder: Path, owner: Owner) -> None:
-    """Write the owner's file, whole or not at all: on a full disk messages say less."""
+    """Write the owner's file atomically. Failures are ignored: messages then say less."""
     temporary = folder / f"{OWNER}.tmp"
     try:
         temporary.write_text(json.dumps(asdict(owner)), encoding="utf-8")

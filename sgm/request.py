@@ -24,7 +24,9 @@ _SIZE = "Pixels, a multiple of 64 (svd_tiny: of 32). The size of the training wo
 # The fields that every model version takes; `all_fields` adds those of families, fits, samplers and guiders.
 COMMON: tuple[Field, ...] = (
     Field("seed", int, "Seed", "The same seed and settings give the same clip.", 0, 2**31 - 1, 23, step=1),
-    Field("fps", int, "Frames a second", "The clip plays at it; SVD is told it, too.", 1, 120, usual=(5, 30), step=1),
+    Field(
+        "fps", int, "Frames a second", "The clip's frame rate; SVD is conditioned on it.", 1, 120, usual=(5, 30), step=1
+    ),
     Field("steps", int, "Steps", "Sampling steps. More take longer and draw finer.", 1, 1000, usual=(1, 200), step=1),
     Field("frames", int, "Frames", "How many frames the clip has.", 1, 200, usual=(1, 60), step=1),
     Field("width", int, "Width", _SIZE, 1, 4096, unit="pixels"),

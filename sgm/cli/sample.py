@@ -239,7 +239,7 @@ class _Batch:
             yield True
 
     def _open(self, source: Path | Image.Image, target: Path) -> Image.Image:
-        """Open a picture, for a fit of "object" without its background, and print how it is fitted."""
+        """Open a picture (for a fit of "object", remove its background) and print how it is fitted."""
         from sgm import describe_fit, open_picture
 
         request, cut = self.request, self.request.fit == "object"

@@ -21,8 +21,8 @@ class FrozenOpenCLIPImageEmbedder(nn.Module):
     """Pictures (n, 3, h, w) in [-1, 1] -> embeddings (n, embed_dim).
 
     arch: the name of an open_clip architecture, or the same as a mapping (embed_dim, vision_cfg, text_cfg). Nothing is
-    downloaded: the weights come with the checkpoint (`version` is accepted and not used). Of the text tower the
-    parameters that official checkpoints carry are kept.
+    downloaded: the weights come with the checkpoint (`version` is accepted and not used). Of the text tower,
+    the parameters in official checkpoints are included.
     """
 
     mean: Tensor

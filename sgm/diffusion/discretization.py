@@ -12,7 +12,7 @@ from sgm.errors import UserError
 
 
 class Discretization(ABC):
-    """Called with the number of steps n: n falling sigmas, then zero, (n + 1,) float32."""
+    """Base of schedules: `schedule(n)` gives n falling sigmas, then zero, (n + 1,) float32."""
 
     def __call__(
         self, n: int, do_append_zero: bool = True, device: torch.device | str = "cpu", flip: bool = False

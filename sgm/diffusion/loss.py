@@ -14,7 +14,7 @@ from sgm.diffusion.discretization import Discretization
 
 
 class EDMSampling:
-    """ln sigma ~ N(p_mean, p_std^2) (Karras et al. 2022, table 1)."""
+    """Log-normal sigmas: ln sigma ~ N(p_mean, p_std^2) (Karras et al. 2022, table 1)."""
 
     def __init__(self, p_mean: float = -1.2, p_std: float = 1.2) -> None:
         self.p_mean, self.p_std = p_mean, p_std

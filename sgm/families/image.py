@@ -22,8 +22,8 @@ Batch = dict[str, Tensor]
 _CROP = {
     name: Field(name, float, label, about, 0, 1, default=0.5, step=0.05)
     for name, label, about in (
-        ("crop_x", "Position, left to right", "What is kept of a wider picture, where a padded one stands. 0: left."),
-        ("crop_y", "Position, top to bottom", "What is kept of a taller picture, where a padded one stands. 0: top."),
+        ("crop_x", "Position, left to right", "Which part of a wider picture is used; where a padded one is. 0: left."),
+        ("crop_y", "Position, top to bottom", "Which part of a taller picture is used; where a padded one is. 0: top."),
     )
 }
 IMAGE_FRAME_RATIO = Field(

@@ -74,7 +74,7 @@ def write_turntable(
 def draw_orbit(
     elevations: Sequence[float], azimuths: Sequence[float], width: int = 960, dark: bool = False
 ) -> Image.Image:
-    """A picture, `width` x 0.45 `width`: elevation over azimuth, and the camera's way around the object in 3-D.
+    """A picture, `width` x 0.45 `width`: elevation over azimuth, and the camera's path around the object in 3D.
 
     elevations (-90 to 90) and azimuths (0 to 360): degrees, one for each frame. The last one, the input view, is
     highlighted and in front. dark: light on dark. Thread-safe.

@@ -25,7 +25,7 @@ _CLIPS = {".mp4", ".webm", ".mov"}
 
 @dataclass
 class ClipBatch:
-    """n clips.
+    """A batch of n clips.
 
     video: (n, t, 3, h, w) in [-1, 1]; warped: the first frame warped by the rays of each frame, mirrored at its edges,
     of the same shape; rays: (n, t, 2, h / 8, w / 8), NaN where the camera is unknown; motion_bucket_id, fps_id: (n,).
