@@ -1,1 +1,1 @@
-"""The Streamlit app. It uses nothing of `sgm` but its public names."""
+"""The Streamlit app. Of `sgm` it imports public names only."""

@@ -1,4 +1,4 @@
-"""The History page: the clips that lie on disk, a page of them at a time."""
+"""The History page: all clips on disk, a page of them at a time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from app.create import page as create
 from app.jobs import Job, table
 from sgm import VERSIONS, UserError
 
-_A_PAGE = 12
-_ENDS = {"failed": "Failed", "cancelled": "Cancelled", "interrupted": "Interrupted", "queued": "Waiting"}
+_PER_PAGE = 12
+_STATES = {"failed": "Failed", "cancelled": "Cancelled", "interrupted": "Interrupted", "queued": "Waiting"}
 
 
 def page() -> StreamlitPage:
@@ -31,48 +31,50 @@ def show_page() -> None:
         key="history_version",
     )
     unfinished = right.toggle("Unfinished, too", key="history_unfinished")
-    found = [job for job in table().jobs() if _fits(job, text, version, unfinished)]
-    if not found:
+    matching = [job for job in table().jobs() if _fits(job, text, version, unfinished)]
+    if not matching:
         st.info("No clip fits." if text or version else "No clips yet. What you create is kept here.")
         return
-    pages = -(-len(found) // _A_PAGE)
+    pages = -(-len(matching) // _PER_PAGE)
     page = min(st.session_state.get("history_page", 1), pages)
     with st.container(key="cards"):
-        cards = found[(page - 1) * _A_PAGE : page * _A_PAGE]
+        cards = matching[(page - 1) * _PER_PAGE : page * _PER_PAGE]
         for row in range(0, len(cards), 4):
             for column, job in zip(st.columns(4), cards[row : row + 4], strict=False):
                 with column:
                     _card(job)
     with st.container(horizontal=True, horizontal_alignment="center", vertical_alignment="center"):
-        st.button("Newer", icon=":material/chevron_left:", disabled=page == 1, on_click=_turn, args=(page - 1,))
-        st.caption(f"Page {page} of {pages} · {len(found)} {'clip' if len(found) == 1 else 'clips'}", width="content")
-        st.button("Older", icon=":material/chevron_right:", disabled=page == pages, on_click=_turn, args=(page + 1,))
+        st.button("Newer", icon=":material/chevron_left:", disabled=page == 1, on_click=_go_to, args=(page - 1,))
+        st.caption(
+            f"Page {page} of {pages} · {len(matching)} {'clip' if len(matching) == 1 else 'clips'}", width="content"
+        )
+        st.button("Older", icon=":material/chevron_right:", disabled=page == pages, on_click=_go_to, args=(page + 1,))
 
 
 def _fits(job: Job, text: str, version: str | None, unfinished: bool) -> bool:
     if not (unfinished or job.state == "done") or (version and job.request.version != version):
         return False
-    names = " ".join(value for value in job.request.settings().values() if isinstance(value, str))  # what was chosen
+    names = " ".join(value for value in job.request.settings().values() if isinstance(value, str))
     words = f"{job.name} seed {job.request.seed} {names} {job.id}".lower()
     return all(word in words for word in text.split())
 
 
-def _turn(page: int) -> None:
+def _go_to(page: int) -> None:
     st.session_state["history_page"] = page
 
 
 def _card(job: Job) -> None:
     with st.container(border=True):
-        still = next((path for path in (job.poster, job.picture) if path.is_file()), None)
-        if still:
-            st.image(still, width="stretch", alt=f"First frame of the clip of {job.name}")
+        poster = next((path for path in (job.poster, job.picture) if path.is_file()), None)
+        if poster:
+            st.image(poster, width="stretch", alt=f"First frame of the clip of {job.name}")
         version = VERSIONS[job.request.version]
-        end = _ENDS.get(job.state)
+        end = _STATES.get(job.state)
         st.markdown(f"**{look.plain(job.name)}**" + (f" · {end}" if end else ""))
         st.caption(f"{version.title} · seed {job.request.seed} · {look.when(job.created)}")
         with st.container(horizontal=True):
             if st.button("Open", key=f"open_{job.id}", help=f"Open the clip of {job.name}"):
-                st.session_state.pop("job", None)  # Create takes over what its address names
+                st.session_state.pop("job", None)  # so that the Create page opens the job of its address
                 st.switch_page(create.page(), query_params={"job": job.id})
             if st.button("Delete", key=f"delete_{job.id}", help=f"Delete the clip of {job.name}", disabled=job.active):
                 _confirm(job)

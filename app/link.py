@@ -1,4 +1,4 @@
-"""Requests as addresses and as clips: query parameters of the page, settings in an MP4. Knows no Streamlit."""
+"""Requests as query parameters of the page's address, and as recipes in MP4 files. Does not import Streamlit."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from sgm import UserError, VideoRequest, all_fields, best_version, is_recipe, re
 
 
 def request_from(address: Mapping[str, Any], base: VideoRequest | None = None) -> VideoRequest:
-    """The request of an address's parameters, text or values, over `base` or else the version's own values.
+    """The request of query parameters, text or values; other fields are those of `base` or the version's defaults.
 
-    What is no field at all is another's parameter, and ignored. Raises UserError where a value is wrong, or belongs to
-    another version, fit, sampler or guider than the address's.
+    Parameters that are no fields are ignored. Raises UserError where a value is wrong or its field belongs to another
+    version, fit, sampler or guider.
     """
-    known = all_fields()
+    fields = all_fields()
     version = str(address.get("version", base.version if base else best_version()))
     start = base if base and base.version == version else VideoRequest(version)
     return start.replace(
         **{
-            name: known[name].parse(value) if isinstance(value, str) else value
+            name: fields[name].parse(value) if isinstance(value, str) else value
             for name, value in address.items()
-            if name in known
+            if name in fields
         }
     )
 
 
 def address_of(request: VideoRequest, base: VideoRequest | None = None) -> dict[str, str]:
-    """The parameters of which `request_from` makes the request again: what differs from `base`, or the version's own.
+    """The query parameters for `request_from`: the values that differ from `base` or the version's defaults.
 
-    Empty where all is as the page opens; else it names the version, since another may be the best one tomorrow.
+    Without `base`, they are empty for the page's initial settings, and otherwise include the version, since the initial
+    one depends on the installed weights.
     """
     start = base if base and base.version == request.version else VideoRequest(request.version)
-    chosen, usual = request.choices(), start.choices()
+    choices, start_choices = request.choices(), start.choices()
     address = {
         name: field.text(getattr(request, name))
         for name, field in request.fields().items()
-        if chosen.get(name) != usual.get(name)
+        if choices.get(name) != start_choices.get(name)
     }
     if request.version != base.version if base else address or request.version != best_version():
         address["version"] = request.version
@@ -44,9 +45,9 @@ def address_of(request: VideoRequest, base: VideoRequest | None = None) -> dict[
 
 
 def request_of_clip(content: bytes, name: str) -> VideoRequest:
-    """The request of the recipe in an MP4's content; `name` is what messages call the file.
+    """The request of the recipe in an MP4's content; `name` is the file's name in messages.
 
-    Raises UserError for what is no video, holds no recipe of ours, or a newer program's.
+    Raises UserError for content that is no video, has no recipe, or a newer program's recipe.
     """
     settings = read_settings(content)
     if settings is None or not is_recipe(settings):

@@ -1,4 +1,4 @@
-"""How the pages look where Streamlit's theme does not reach, and the words and pictures that they share."""
+"""Style sheet, icon and text formats of the pages."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from PIL import Image, ImageDraw
 
 from sgm import fit_picture, open_picture
 
-POLL = float(os.environ.get("SGM_POLL") or 0.5)  # seconds between two looks at a running job
+POLL = float(os.environ.get("SGM_POLL") or 0.5)  # seconds between two polls of a running job
 SAMPLES = {path.stem: path for path in sorted((Path(__file__).parent / "samples").glob("*.jpg"))}
 
 
 def duration(seconds: float) -> str:
+    """Seconds as text, in minutes and seconds."""
     minutes, rest = divmod(max(1, round(seconds)), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
@@ -28,7 +29,7 @@ def when(created: float) -> str:
 
 
 def address() -> str:
-    """Where this server's page is, as Streamlit was told."""
+    """The address of this server's page, by Streamlit's options."""
     scheme = "https" if st.get_option("server.sslCertFile") else "http"
     host = st.get_option("server.address") or "127.0.0.1"
     path = str(st.get_option("server.baseUrlPath")).strip("/")
@@ -36,18 +37,18 @@ def address() -> str:
 
 
 def plain(text: str) -> str:
-    """Text as it is, where Markdown is read: paths have underscores, and on Windows backslashes."""
+    """Text escaped for Markdown, so that it is shown as it is: paths have underscores, and on Windows backslashes."""
     return "".join(f"\\{char}" if char in r"\`*_[]<>$:~#" else char for char in text)
 
 
 def inline(jpeg: bytes) -> str:
-    """A JPEG as an address of its own, so that a polled picture leaves nothing behind on the server."""
+    """A JPEG as a data URL: Streamlit would store every picture of a poll on the server."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 @st.cache_data
 def icon() -> Image.Image:
-    """The browser tab's: drawn here, for Streamlit's named ones come from another computer."""
+    """The browser tab's icon, drawn here, since Streamlit loads its named icons from another server."""
     picture = Image.new("RGBA", (128, 128))
     drawing = ImageDraw.Draw(picture)
     drawing.rounded_rectangle((0, 0, 127, 127), 28, "#0b6e6b")
@@ -85,7 +86,7 @@ _STYLE = """
 .st-key-preset > div:first-child p { font-size: 0.875rem; } /* as the labels of fields */
 .st-key-presets button { min-height: 2.25rem; padding: 0 0.75rem; }
 .st-key-presets button[kind="primary"] { background: rgb(26 154 148 / 12%); color: inherit; border-color: #1a9a94; }
-@media (min-width: 641px) { /* three in a row leave no room for the buttons beside a number */
+@media (min-width: 641px) { /* three columns are too narrow for the buttons beside a number */
   .stHorizontalBlock:has(> .stColumn:nth-child(3)) :is([data-testid="stNumberInputStepDown"],
     [data-testid="stNumberInputStepUp"]) { display: none; } }
 [class*="st-key-options_"] { border-left: 2px solid rgb(26 154 148 / 45%); padding-left: 0.75rem; }
@@ -97,7 +98,7 @@ _STYLE = """
 .st-key-samples button:hover, .st-key-samples button:focus { color: #fff; filter: brightness(1.12); }
 .st-key-samples button[kind="primary"] { outline: 3px solid #1a9a94; outline-offset: 2px; }
 @media (max-width: 640px) {
-  @media (min-width: 641px) { /* three in a row leave no room for the buttons beside a number */
+  @media (min-width: 641px) { /* three columns are too narrow for the buttons beside a number */
   .stHorizontalBlock:has(> .stColumn:nth-child(3)) :is([data-testid="stNumberInputStepDown"],
     [data-testid="stNumberInputStepUp"]) { display: none; } }
 [class*="st-key-options_"] { border-left: 2px solid rgb(26 154 148 / 45%); padding-left: 0.75rem; }

@@ -1,8 +1,8 @@
-"""The app's entry: `streamlit run app/main.py`, or `sgm app`."""
+"""The app's entry point: `streamlit run app/main.py`, or `sgm app`."""
 
 from __future__ import annotations
 
-import pandas  # noqa: F401 - else the first charts import it, and another session meets half of it
+import pandas  # noqa: F401 - charts import it lazily, and a second session at that time would fail
 import streamlit as st
 
 from app import history, look

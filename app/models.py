@@ -1,4 +1,4 @@
-"""What of each model version is on this computer, and how the rest comes there."""
+"""The status of the model versions: which weights are installed, and how to get the others."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ _BADGES: dict[str, tuple[str, str, Literal["green", "orange", "gray"]]] = {
 
 
 def show_status(version: Version) -> bool:
-    """Say what of a version is here, and what brings the rest; whether it can run."""
+    """Show whether a version's weights are installed, and how to get them. Returns whether it can run."""
     status = version_status(version.name)
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="model_status"):
         _badge(status)
         if status.state == "ready":
-            st.caption(plain(status.place))
+            st.caption(plain(status.location))
         else:
             st.button("Check again", icon=":material/refresh:", type="tertiary")
         if st.button("All models", icon=":material/list:", type="tertiary"):
             _all_models()
     if status.state != "ready":
-        told = "has weights that cannot be used" if status.path else "has no weights on this computer"
-        st.warning(f"**{version.title} {told}.**", icon=":material/download:")
-        _remedy(version, status)
+        problem = "has weights that cannot be used" if status.path else "has no weights on this computer"
+        st.warning(f"**{version.title} {problem}.**", icon=":material/download:")
+        _show_remedy(version, status)
         if not status.path and status.page:
-            place = f"{plain(version.hub_file)} from there, if you have it, at {plain(str(version.home))}"
-            st.caption(f"or put {place}")
+            location = f"{plain(version.hub_file)} from there, if you have it, at {plain(str(version.home))}"
+            st.caption(f"or put {location}")
     return status.state == "ready"
 
 
 @st.dialog("Models", width="large")
 def _all_models() -> None:
-    """Every version; "Check again" redraws the dialog alone."""
+    """The dialog with every version's status; "Check again" redraws the dialog alone."""
     left, right = st.columns([5, 2], vertical_alignment="center")
-    place = plain(str(VERSIONS[DEFAULT_VERSION].home.parent))
-    left.caption(f"Weights that you have already belong into the folder {place}, under the name in the command.")
+    location = plain(str(VERSIONS[DEFAULT_VERSION].home.parent))
+    left.caption(f"Weights that you have already belong into the folder {location}, under the name in the command.")
     right.button("Check again", icon=":material/refresh:", key="check_all", width="stretch")
     for version in VERSIONS.values():
         status = version_status(version.name)
@@ -51,9 +51,9 @@ def _all_models() -> None:
                 st.markdown(f"**{version.title}** · {version.frames} frames · {version.width} × {version.height}")
                 _badge(status)
             if status.state != "ready":
-                _remedy(version, status)
+                _show_remedy(version, status)
             else:
-                st.caption(f"{plain(status.place)} · {plain(status.licence)}")
+                st.caption(f"{plain(status.location)} · {plain(status.licence)}")
 
 
 def _badge(status: VersionStatus) -> None:
@@ -61,10 +61,10 @@ def _badge(status: VersionStatus) -> None:
     st.badge(label, icon=icon, color=color)
 
 
-def _remedy(version: Version, status: VersionStatus) -> None:
-    """What is wrong, the licence to accept first, and the command that can be copied."""
+def _show_remedy(version: Version, status: VersionStatus) -> None:
+    """Show the problem, the licence to accept first, and the command to copy."""
     if status.path:
-        st.caption(f"{plain(status.place)}. {plain(status.problem)}")
+        st.caption(f"{plain(status.location)}. {plain(status.problem)}")
     if not status.page:
         st.caption(plain(version.how_to_get))
     elif not status.path:

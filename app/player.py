@@ -1,4 +1,4 @@
-"""A finished clip: it plays, its files, its link and its recipe."""
+"""The player of a finished clip, with its downloads, its link and its recipe."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _LANGUAGES = {"yaml": "yaml", "command": "sh", "python": "python"}
 
 
 def play(job: Job, content: bytes) -> None:
-    """The clip, looping and without a sound."""
+    """Show the video, looping and muted."""
     with st.container(key="clip"):
         st.video(content, loop=True, autoplay=True, muted=True, alt=f"The clip made of {job.name}")
 
 
 def offer_downloads(job: Job, content: bytes) -> None:
-    """The MP4, and the other formats."""
+    """Buttons that download the clip as MP4 and in other formats."""
     name = f"{Path(job.name).stem}-{job.id}"
     st.download_button(
         "Download MP4",
@@ -58,7 +58,7 @@ def offer_downloads(job: Job, content: bytes) -> None:
 
 
 def offer_link(job: Job) -> None:
-    """The clip's address, and its recipe as text."""
+    """A popover with the clip's address and its recipe as text."""
     with st.popover("Link", icon=":material/link:"):
         st.caption("Opens this clip, with its settings, on this computer:")
         st.code(f"{(st.context.url or '').partition('?')[0]}?job={job.id}", language=None, wrap_lines=True)
@@ -74,12 +74,12 @@ def offer_link(job: Job) -> None:
 
 
 def _exported(job: Job, title: str) -> Callable[[], bytes]:
-    """For a download button: made when it is asked for."""
+    """The exported file for a download button, encoded only when it is clicked."""
     return lambda: EXPORTS[title][2](*table().frames(job))
 
 
 def _turntable(job: Job) -> Callable[[], bytes]:
-    """For a download button: one round, for ever."""
+    """The turntable for a download button, encoded only when it is clicked."""
 
     def write() -> bytes:
         frames, fps = table().frames(job)

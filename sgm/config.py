@@ -1,4 +1,4 @@
-"""YAML -> plain values with overrides -> objects."""
+"""Configs: reading a YAML with overrides, and building the objects that it names."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from sgm.targets import TARGETS
 
 
 class ConfigError(UserError):
-    """A config that cannot be read, or that names what we do not know."""
+    """A config that cannot be read, or that names an unknown target."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a YAML, lay `a.b=value` overrides over it, resolve interpolations, and check every `target`.
+    """Read a YAML, merge `a.b=value` overrides into it, resolve interpolations, and check every `target`.
 
-    A YAML may say `base: OTHER.yaml`, a file beside it, over which it is laid.
+    A YAML may say `base: OTHER.yaml`, a file beside it, into which it is merged.
 
     Raises ConfigError with the file's name when it is missing, not YAML, without the key `model`, or names an unknown
     target; and for an override that cannot be read.
     """
     try:
-        over = OmegaConf.from_dotlist(list(overrides))
+        changes = OmegaConf.from_dotlist(list(overrides))
     except Exception as error:  # PyYAML's errors share no base with omegaconf's
-        raise ConfigError(f"{' '.join(overrides)} cannot be read as key.subkey=value: {_line(error)}") from error
+        raise ConfigError(f"{' '.join(overrides)} cannot be read as key.subkey=value: {_one_line(error)}") from error
     try:
         config = OmegaConf.load(path)
         if isinstance(config, DictConfig) and "base" in config:
@@ -38,19 +38,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
             config = OmegaConf.merge(base, config)
         if not isinstance(config, DictConfig) or "model" not in config:
             raise ConfigError(f"{path} is not a config: a config is a mapping with the key 'model'.")
-        plain = OmegaConf.to_container(OmegaConf.merge(config, over), resolve=True)
+        plain = OmegaConf.to_container(OmegaConf.merge(config, changes), resolve=True)
     except FileNotFoundError as error:
         raise ConfigError(f"There is no config at {error.filename or path}.") from None
     except ConfigError:
         raise
     except (OmegaConfBaseException, ValueError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as a config: {_line(error)}") from error
+        raise ConfigError(f"{path} cannot be read as a config: {_one_line(error)}") from error
     except Exception as error:
-        raise ConfigError(f"{path} is not valid YAML: {_line(error)}") from error
+        raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
     assert isinstance(plain, dict)
-    for place, target in _targets(plain):
+    for location, target in _targets(plain):
         if target not in TARGETS:
-            raise ConfigError(f"{path}: {_unknown(target, place)}")
+            raise ConfigError(f"{path}: {_unknown(target, location)}")
     return {str(key): value for key, value in plain.items()}
 
 
@@ -81,23 +81,24 @@ def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
         raise ConfigError(f"{target}: {str(error).replace('__init__() ', '')}") from error
 
 
-def _targets(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
+def _targets(node: Any, location: str = "") -> Iterator[tuple[str, str]]:
+    """Every target below a node, with its dotted key."""
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
-        here = f"{place}.{key}" if place else str(key)
+        here = f"{location}.{key}" if location else str(key)
         if key == "target":
             yield here, str(value)
         else:
             yield from _targets(value, here)
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _unknown(target: str, place: str) -> str:
+def _unknown(target: str, location: str) -> str:
     name = target.rsplit(".", 1)[-1]
     by_name = {known.rsplit(".", 1)[-1]: known for known in TARGETS}
     near = difflib.get_close_matches(name, by_name, n=3, cutoff=0.5)
     hint = f"Near it: {', '.join(by_name[n] for n in near)}." if near else f"Known: {', '.join(sorted(by_name))}."
-    return f"{place} is '{target}', which is not a known target. {hint}"
+    return f"{location} is '{target}', which is not a known target. {hint}"

@@ -1,4 +1,4 @@
-"""Weights from one format into another, one tensor in memory at a time."""
+"""Conversion of weights from one format into another, one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sgm.conditioning.vision import read_architecture
 from sgm.config import load_config
 from sgm.engine import build_engine
 from sgm.errors import UserError
-from sgm.formats.diffusers import folder_places, is_temporal
+from sgm.formats.diffusers import folder_counterparts, is_temporal
 from sgm.formats.files import replacing, write_tensors
 from sgm.formats.folder import LEFTOVERS
 from sgm.installed import recognise
@@ -43,12 +43,13 @@ def convert_weights(
     config: str | Path | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> Path:
-    """Write the weights in `source`, whatever their format, as one official file ("sgm") or as a diffusers folder.
+    """Write weights of any supported format as an official checkpoint file ("sgm") or as a diffusers folder.
 
-    dtype: "fp16", "bf16" or "fp32" (default: as stored). version: whose weights they are (default: recognised by the
-    network's inputs and the decoder's kind). base: what a network alone is laid over. config: the YAML of a model that
-    is no known version. The target appears when it is complete, and has then been opened again and checked.
-    Raises UserError where the target exists or the choice is unknown, WeightsError for what is wrong with the source.
+    dtype: "fp16", "bf16" or "fp32" (default: as stored). version: the weights' model version (default: recognised by
+    the network's inputs and the type of decoder). base: the weights that supply the rest where `source` holds the
+    network alone. config: the YAML of a model that is no known version. on_progress(share) is called with the share
+    that is written, 0 to 1. The target appears when it is complete; it is then opened again and checked.
+    Raises UserError where the target exists or an option is unknown, WeightsError for unusable sources.
     """
     source, target = Path(source), Path(target)
     _one_of("--to", to, FORMATS)
@@ -60,23 +61,23 @@ def convert_weights(
         raise UserError(f"{target} exists already: give a new name.")
     if to == "sgm" and target.suffix != ".safetensors":
         raise UserError(f"{target} must end in .safetensors.")
-    row = VERSIONS[version or _recognised(source, base)] if config is None else None
-    path = row.config_path if row else Path(str(config))
-    wanted = {name: tuple(value.shape) for name, value in build_engine(path).state_dict().items()}
+    model = VERSIONS[version or _recognised(source, base)] if config is None else None
+    path = model.config_path if model else Path(str(config))
+    expected = {name: tuple(value.shape) for name, value in build_engine(path).state_dict().items()}
     params = load_config(path)["model"]["params"]
     if to == "diffusers":
-        _check_inputs(params, row.name if row else str(config))
-    frames = row.frames if row else 14
+        _check_inputs(params, model.name if model else str(config))
+    frames = model.frames if model else 14
     try:
-        with open_weights(source, wanted, base) as weights:
-            weights.check(wanted)
+        with open_weights(source, expected, base) as weights:
+            weights.check(expected)
             total = _write(weights, target, to, DTYPES[dtype] if dtype else None, params, frames, on_progress)
     except OSError as error:
         raise UserError(
             f"{target} cannot be written ({error.strerror or error}): make room or choose another."
         ) from error
-    with open_weights(target, wanted) as written:
-        written.check(wanted)
+    with open_weights(target, expected) as written:
+        written.check(expected)
     logger.info("Wrote %s, %.2f GB.", target, total / 1e9)
     return target
 
@@ -95,7 +96,7 @@ def _write(
         for name, (stored, shape) in weights.layout.items()
     }
     total = sum(math.prod(shape) * kind.itemsize for kind, shape in layout.values())
-    _check_room(target, total)
+    _check_disk_space(target, total)
     done = 0
 
     def on_read(size: int) -> None:
@@ -111,34 +112,34 @@ def _write(
     if to == "sgm":
         write_tensors(target, layout, read, on_read)
         return total
-    places, homeless = folder_places(layout)
-    parts: dict[str, dict[str, tuple[str, int]]] = {}  # part -> their name -> (our name, which of its pieces)
-    for name, (part, place) in places.items():
-        parts.setdefault(part, {}).update({theirs: (name, i) for i, theirs in enumerate(place.names)})
+    counterparts, unmapped = folder_counterparts(layout)
+    parts: dict[str, dict[str, tuple[str, int]]] = {}  # part -> their name -> (our name, index among its counterparts)
+    for name, (part, counterpart) in counterparts.items():
+        parts.setdefault(part, {}).update({theirs: (name, i) for i, theirs in enumerate(counterpart.names)})
     with _new_folder(target) as folder:
         for file, value in _descriptions(params, layout, frames).items():
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         for part, names in parts.items():
             file = "model.safetensors" if part == "image_encoder" else "diffusion_pytorch_model.safetensors"
-            there = {
-                theirs: (layout[name][0], tuple(_pieces(places[name][1], layout[name])[i].shape))
+            part_layout = {
+                theirs: (layout[name][0], tuple(_pieces(counterparts[name][1], layout[name])[i].shape))
                 for theirs, (name, i) in names.items()
             }
             write_tensors(
                 folder / part / file,
-                there,
-                lambda theirs, names=names: places[names[theirs][0]][1].theirs(read(names[theirs][0]))[
+                part_layout,
+                lambda theirs, names=names: counterparts[names[theirs][0]][1].theirs(read(names[theirs][0]))[
                     names[theirs][1]
                 ],
                 on_read,
             )
-        write_tensors(folder / LEFTOVERS, {name: layout[name] for name in homeless}, read, on_read)
+        write_tensors(folder / LEFTOVERS, {name: layout[name] for name in unmapped}, read, on_read)
     return total
 
 
-def _pieces(place: Any, entry: tuple[torch.dtype, tuple[int, ...]]) -> list[Tensor]:
-    return place.theirs(torch.empty(entry[1], device="meta"))
+def _pieces(counterpart: Any, entry: tuple[torch.dtype, tuple[int, ...]]) -> list[Tensor]:
+    return counterpart.theirs(torch.empty(entry[1], device="meta"))
 
 
 @contextlib.contextmanager
@@ -168,16 +169,16 @@ def _recognised(source: Path, base: str | Path | None) -> str:
 
 def _check_inputs(params: Mapping[str, Any], name: str) -> None:
     keys = {config["input_key"] for config in params["conditioner_config"]["params"]["emb_models"]}
-    wanted = {"cond_frames_without_noise", "cond_frames", "fps_id", "motion_bucket_id", "cond_aug"}
-    if keys != wanted:
-        other = ", ".join(sorted(keys ^ wanted))
+    expected = {"cond_frames_without_noise", "cond_frames", "fps_id", "motion_bucket_id", "cond_aug"}
+    if keys != expected:
+        other = ", ".join(sorted(keys ^ expected))
         raise UserError(
-            f"{name} cannot become a diffusers folder: its pipeline there differs in {other}. Use --to sgm."
+            f"{name} cannot become a diffusers folder: its pipeline part_layout differs in {other}. Use --to sgm."
         )
 
 
-def _check_room(target: Path, size: int) -> None:
-    nearest = next(place for place in target.absolute().parents if place.exists())
+def _check_disk_space(target: Path, size: int) -> None:
+    nearest = next(folder for folder in target.absolute().parents if folder.exists())
     free = shutil.disk_usage(nearest).free
     if free < size + (64 << 20):
         raise UserError(f"{target} needs {size / 1e9:.2f} GB, but {nearest} has {free / 1e9:.2f} GB free: make room.")

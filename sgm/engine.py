@@ -1,4 +1,4 @@
-"""DiffusionEngine: the loaded parts of one model, and how to load them."""
+"""DiffusionEngine: the modules of one model, and how to load their weights."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 
 class DiffusionEngine(nn.Module):
-    """Network, denoiser, conditioner and first stage: the weights of a model, shared by any number of threads.
+    """Network, denoiser, conditioner and first stage (autoencoder) of a model, shared by any number of threads.
 
-    Parameters are the official YAMLs'; `sampler_config` is kept for whoever wants the YAML's own sampler. `freeze` ends
-    the building; from then on no value changes. What changes during a job belongs to its `sgm.run.Run`.
+    Parameters are named as in the official YAMLs; `sampler_config` describes the YAML's own sampler and is not used
+    here. `freeze` ends the loading; from then on no value changes. The state of a job is in its `sgm.run.Run`.
     """
 
     def __init__(
@@ -49,15 +49,15 @@ class DiffusionEngine(nn.Module):
         self.sampler_config = sampler_config
         self.scale_factor = scale_factor
         self.version = ""
-        self.weights: dict[str, Any] = {}  # the checkpoint's name and hash, and its base's, for recipes
+        self.weights: dict[str, Any] = {}  # name and hash of the checkpoint and of its base, for recipes
         self.latent_channels: int = self.first_stage_model.decoder.z_channels
-        self.factor: int = 2 ** (len(self.first_stage_model.decoder.up) - 1)  # pixels a latent, along each side
+        self.factor: int = 2 ** (len(self.first_stage_model.decoder.up) - 1)  # downsampling factor, pixels to latents
         self._network: FastUNet | None = None
-        self.device = torch.device("cpu")  # where it computes; the weights may lie elsewhere, see `keep_on`
-        self._moving = threading.Lock()
+        self.device = torch.device("cpu")  # the device that computes; weights may be offloaded, see `move_weights`
+        self._weights_lock = threading.Lock()
 
     def freeze(self) -> DiffusionEngine:
-        """Lay the weights out for inference, once they are all in; the engine itself."""
+        """Prepare the loaded weights for inference: no gradients, channels-last memory format. Returns the engine."""
         self.eval().requires_grad_(False)
         channels_last(self)
         self._network = FastUNet(self.model)
@@ -68,7 +68,7 @@ class DiffusionEngine(nn.Module):
     def network(self) -> FastUNet:
         """The network for inference. Raises ValueError while the engine is not frozen."""
         if self._network is None:
-            raise ValueError("The engine is not frozen yet: call its freeze() once the weights are in.")
+            raise ValueError("The engine is not frozen yet: call its freeze() once the weights are loaded.")
         return self._network
 
     @property
@@ -77,16 +77,16 @@ class DiffusionEngine(nn.Module):
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """What a job uses one after the other, by name."""
+        """The modules with weights by name, in the order in which a job uses them."""
         return {"conditioner": self.conditioner, "network": self.model, "autoencoder": self.first_stage_model}
 
-    def keep_on(self, device: torch.device) -> None:
-        """Offload the weights to the processor's memory, or bring them back: the same values, in new tensors.
+    def move_weights(self, device: torch.device) -> None:
+        """Offload the weights to the processor's memory, or move them back: the same values, in new tensors.
 
-        For a GPU whose memory runs short. A job that is using the former tensors goes on with them; their memory is
-        free once no job does.
+        For GPUs with too little memory. A job that is using the old tensors goes on with them; their memory is freed
+        when no job uses them any more.
         """
-        with self._moving:
+        with self._weights_lock:
             if next(self.model.parameters()).device == device:
                 return
             self.conditioner = copy_to(self.conditioner, device)
@@ -99,16 +99,19 @@ class DiffusionEngine(nn.Module):
         return self.denoiser(self._network or self.model, x, sigma, cond, **inputs)
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """(n, 3, h, w) in [-1, 1] -> scaled latents (n, c, h / f, w / f), from whichever encoder the model has."""
+        """Pictures (n, 3, h, w) in [-1, 1] -> scaled latents (n, c, h / f, w / f).
+
+        By the first stage's encoder or, where that has none, the conditioner's.
+        """
         encoder = self.first_stage_model
         if not encoder.can_encode:
             encoder = next(e.encoder for e in self.conditioner.embedders if hasattr(e, "encoder"))
         return encoder.encode(pictures) * self.scale_factor
 
     def decode(self, z: Tensor, timesteps: int) -> Tensor:
-        """Scaled latents (t, c, h, w) of a clip, or of `timesteps` of its frames -> (t, 3, f h, f w), about [-1, 1].
+        """Scaled latents (b t, c, h, w) -> frames (b t, 3, f h, f w), about [-1, 1]. timesteps: t, frames a clip.
 
-        As the original does it: the `timesteps` frames of one call are the temporal decoder's window.
+        As in the original, the temporal decoder sees the `timesteps` frames of a clip and no others.
         """
         return self.first_stage_model.decode(self._unscaled(z), timesteps).float()
 
@@ -120,10 +123,11 @@ class DiffusionEngine(nn.Module):
         first_stage: nn.Module | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """The same of the whole clip in one window, whatever memory there is: see `sgm.fast.decoder`.
+        """Scaled latents (t, c, h, w) of a whole clip -> frames (t, 3, f h, f w), in bounded memory.
 
-        frames_at_once: how many frames are worked on at once (default: what keeps the device busy). first_stage: a
-        copy of `first_stage_model` on z's device, where the weights are offloaded. on_block, check: `decode`'s.
+        The temporal decoder sees all frames: see `sgm.fast.decoder`, also for on_block and check. frames_at_once: how
+        many frames are decoded at once (default: enough to keep the device busy). first_stage: a copy of
+        `first_stage_model` on z's device, where the weights are offloaded.
         """
         model: Any = first_stage or self.first_stage_model
         z = model.to_decoder(self._unscaled(z))
@@ -145,32 +149,32 @@ def load_engine(
     device: str | None = None,
     dtype: str | None = None,
 ) -> DiffusionEngine:
-    """Build a version from its YAML and stream its weights in.
+    """Build a model version from its YAML and load its weights.
 
-    checkpoint: the weights, a file or a diffusers folder (default: the version's own, see `sgm.versions`); one that
-    holds the network alone is laid over `base` (default: as the version says). on_progress is told the share of the
-    weights that are in. device: "cuda", "mps", "cpu" ... (default: the best there is). dtype: "float32", "float16",
-    "bfloat16" (default: see `default_dtype`).
-    Raises UserError for a name that is unknown, for a base beside a whole model and where memory runs out, WeightsError
-    for weights that are missing or do not fit.
+    checkpoint: the weights, a file or a diffusers folder (default: the version's own, see `sgm.versions`); where it
+    holds the network alone, the other weights come from `base` (default: the version's). on_progress(share) is called
+    with the share of the weights that is loaded, 0 to 1. device: "cuda", "mps", "cpu" ... (default: the fastest
+    available). dtype: "float32", "float16", "bfloat16" (default: see `default_dtype`).
+    Raises UserError for an unknown name, for a base beside a whole model and where memory runs out, WeightsError for
+    weights that are missing or do not fit.
     """
     if version not in VERSIONS:
         raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")
-    row = VERSIONS[version]
-    path = row.checkpoint_path if checkpoint is None else Path(checkpoint)
+    model = VERSIONS[version]
+    path = model.checkpoint_path if checkpoint is None else Path(checkpoint)
     if path is None:
-        raise WeightsError(f"The weights of {version} are missing. {row.how_to_get}")
+        raise WeightsError(f"The weights of {version} are missing. {model.how_to_get}")
     target = choose_device(device)
     dtype = dtype or default_dtype(target)
     if dtype not in _DTYPES:
         raise UserError(f"dtype '{dtype}' is unknown; choose one of {', '.join(_DTYPES)}.")
-    engine = build_engine(row.config_path)
-    under = row.base_path if base is None else base
-    if row.base and checkpoint is None and under is None:
+    engine = build_engine(model.config_path)
+    base_path = model.base_path if base is None else base
+    if model.base and checkpoint is None and base_path is None:
         raise WeightsError(
-            f"{version} is laid over {row.base}, whose weights are missing. {VERSIONS[row.base].how_to_get}"
+            f"{version} is laid over {model.base}, whose weights are missing. {VERSIONS[model.base].how_to_get}"
         )
-    used = load_weights(engine, path, target, _DTYPES[dtype], base=under, on_progress=on_progress)
+    used = load_weights(engine, path, target, _DTYPES[dtype], base=base_path, on_progress=on_progress)
     if base is not None and used is None:
         raise UserError(f"{path} is a whole model, which takes nothing from a base: leave out the base {base}.")
     for embedder in engine.conditioner.embedders:
@@ -184,18 +188,19 @@ def load_engine(
 
 
 def default_dtype(device: torch.device) -> str:
-    """The name of the dtype in which a device computes fastest at no visible loss.
+    """The name of the fastest dtype on a device without a visible loss of quality.
 
     float16 on CUDA, as the official models are run; bfloat16 on processors with instructions for it; else float32.
     """
     if device.type == "cuda":
         return "float16"
-    has = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell
-    return "bfloat16" if device.type == "cpu" and (has.get("avx512_bf16") or has.get("amx_bf16")) else "float32"
+    features = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older versions of torch
+    bfloat16 = features.get("avx512_bf16") or features.get("amx_bf16")
+    return "bfloat16" if device.type == "cpu" and bfloat16 else "float32"
 
 
 def build_engine(config: str | Path, overrides: tuple[str, ...] = ()) -> DiffusionEngine:
-    """The modules of a YAML, with their parameters on the `meta` device: no memory, no weights yet."""
+    """The modules of a YAML, with their parameters on the `meta` device: without memory and values."""
     with torch.device("meta"):
         engine = instantiate_from_config(load_config(config, overrides)["model"])
     return engine.eval().requires_grad_(False)
@@ -218,7 +223,7 @@ def copy_to(module: nn.Module, device: torch.device) -> Any:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name, or the best there is. Raises UserError for one that cannot be used here."""
+    """The device of that name, or the fastest available. Raises UserError for one that cannot be used here."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

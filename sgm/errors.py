@@ -1,4 +1,4 @@
-"""The error whose message is written for the person at the keyboard."""
+"""UserError: the error whose message is shown to the user as it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Something the user gave or can mend; the message says what was given, what was expected and what to do."""
+    """An error that the user can fix; the message says what was given, what was expected and what to do."""
 
 
 _short = reprlib.Repr()
@@ -27,13 +27,13 @@ def shown(value: Any) -> str:
 
 @contextmanager
 def enough_memory() -> Iterator[None]:
-    """Raises UserError where memory runs out inside. Also a decorator."""
+    """Context manager or decorator that raises UserError where memory runs out inside."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        said = str(error)
-        # torch has a class of its own for CUDA only.
-        if not (isinstance(error, MemoryError) or "out of memory" in said or "DefaultCPUAllocator" in said):
+        message = str(error)
+        # Only for CUDA has torch an error class of its own.
+        if not (isinstance(error, MemoryError) or "out of memory" in message or "DefaultCPUAllocator" in message):
             raise
         raise UserError(
             "This needs more memory than there is. Close other programs, take fewer frames or a smaller size, or "

@@ -1,7 +1,7 @@
-"""Field: one setting of a video request, with its range, unit, label and help. Choice: one value of a named setting.
+"""Field: one setting of a video request, with range, unit, label and help. Choice: one value of a setting of names.
 
-A field's row stands where what it sets is defined: a sampler's options in its class, a camera's in its family.
-`sgm.request` gathers them; the command line, the page, links and recipes read them there.
+Fields are defined beside the code that they set: a sampler's options in its class, the camera in its family.
+`sgm.request` collects them for the command line, the page, links and recipes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sgm.errors import UserError, shown
 
 
 class Choice(Protocol):
-    """One value of a field of names. title: for people. options: parameter name -> field, for this value alone."""
+    """One value of a field of names, such as a sampler. title: for people. options: its parameters' names -> fields."""
 
     @property
     def title(self) -> str: ...
@@ -28,7 +28,7 @@ class Choice(Protocol):
 
 @dataclass(frozen=True)
 class Named:
-    """A choice that is nothing but its name, its title and its options."""
+    """A choice without a class of its own."""
 
     title: str
     options: Mapping[str, Field] = field(default_factory=dict)
@@ -38,9 +38,10 @@ class Named:
 class Field:
     """One setting. kind: int, float, str (one of `choices`) or tuple (of numbers).
 
-    low, high: what is accepted. usual: the part of it that a slider shows. step: a number field's. default None: the
-    model version's own. unit: "frames", "pixels", "degrees" ...; help: one or two sentences for the page and the
-    command line. choices: name -> choice, looked up at each use, since samplers and guiders may be added.
+    low, high: the range that is accepted. usual: the part of the range that a slider shows. step: the increment of a
+    number field. default: None for the model version's own. unit: "pixels", "degrees" or "". help: one or two sentences
+    for the page and the command line. choices: name -> choice, looked up at each use, since samplers and guiders may be
+    added.
     """
 
     name: str
@@ -56,17 +57,17 @@ class Field:
     choices: Callable[[], Mapping[str, Choice]] | None = None
 
     def check(self, value: Any) -> Any:
-        """The value as its kind. Raises UserError, saying what was given and what was expected."""
+        """The value, converted to `kind`. Raises UserError, saying what was given and what was expected."""
         if self.choices is not None:
-            known = self.choices()
-            if not isinstance(value, str) or value not in known:
-                raise UserError(f"{self.name} must be one of {', '.join(known)}; got {shown(value)}.")
+            choices = self.choices()
+            if not isinstance(value, str) or value not in choices:
+                raise UserError(f"{self.name} must be one of {', '.join(choices)}; got {shown(value)}.")
             return value
         if self.kind is tuple:
             return self._check_list(value)
-        whole = self.kind is int
-        if not is_number(value, whole) or not self.low <= value <= self.high:
-            kind = "a whole number" if whole else "a number"
+        integer = self.kind is int
+        if not is_number(value, integer) or not self.low <= value <= self.high:
+            kind = "a whole number" if integer else "a number"
             raise UserError(f"{self.name} must be {kind} from {self.low:g} to {self._high}; got {shown(value)}.")
         return self.kind(value)
 
@@ -87,9 +88,9 @@ class Field:
         return str(self.high) if isinstance(self.high, int) else f"{self.high:g}"
 
     def parse(self, text: str) -> Any:
-        """The value that a text means, as `text` writes it or as people type it; not yet checked for its range.
+        """The value of a text, as `text` writes it or as people type it; its range is not checked.
 
-        Lists: numbers with commas, spaces or lines between. Raises UserError for what is no number.
+        Lists: numbers separated by commas or white space. Raises UserError for text that is no number.
         """
         if self.kind is str:
             return text
@@ -116,11 +117,11 @@ class Field:
     def title(self, value: Any) -> str:
         """The value for people: a choice's title, a number with its unit."""
         if self.choices is not None:
-            known = self.choices().get(str(value))
-            return (known.title if known else "") or str(value).replace("_", " ").capitalize()
+            choice = self.choices().get(str(value))
+            return (choice.title if choice else "") or str(value).replace("_", " ").capitalize()
         return f"{self.text(value)}°" if self.unit == "degrees" else self.text(value)
 
 
-def is_number(value: Any, whole: bool = False) -> bool:
-    """Whether a value is a real number, or a whole one: Python's own or numpy's, but no truth value."""
-    return not isinstance(value, bool) and isinstance(value, Integral if whole else Real)
+def is_number(value: Any, integer: bool = False) -> bool:
+    """Whether a value is a real number, or an integer, of Python or numpy, but not a bool."""
+    return not isinstance(value, bool) and isinstance(value, Integral if integer else Real)

@@ -1,4 +1,4 @@
-"""Which version a file of weights is, and what of each version is on this machine. Reads headers only."""
+"""The model version of a file of weights, and the versions that are installed. Only headers are read."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sgm.formats.folder import Folder
 from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
 
 _LABELS = (f"{UNET}label_emb.0.0.weight", "label_emb.0.0.weight", "add_embedding.linear_1.weight")
-# The best one first. Not among them: those that circle an object, and svd_xt_lcm, which trades looks for time.
+# The best one first; without SV3D, which needs an object, and svd_xt_lcm, which trades quality for time.
 _BEST = ("svd_xt_1_1", "svd_xt", "svd_xt_image_decoder", "svd", "svd_image_decoder")
 
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """What of a version is on this machine.
+    """Whether a version's weights are installed.
 
-    state: "ready", "on disk" (there, but it cannot run: `problem` says why) or "missing". path: file or folder, `size`
-    bytes. command: what brings it, "" where no command does. licence: whose terms hold; page: where to accept them.
+    state: "ready", "on disk" (present but unusable: `problem` says why) or "missing". path: file or folder, of `size`
+    bytes. command: the command that downloads them, or "". page: the address where the licence is accepted.
     """
 
     version: str
@@ -36,8 +36,8 @@ class VersionStatus:
     problem: str = ""
 
     @property
-    def place(self) -> str:
-        """Path, from the folder one works in if it is there, and size in words; "" where it is missing."""
+    def location(self) -> str:
+        """Path, relative to the current folder if possible, and size in words; "" where the weights are missing."""
         if self.path is None:
             return ""
         here = Path.cwd()
@@ -47,40 +47,40 @@ class VersionStatus:
 
 
 def version_status(version: str) -> VersionStatus:
-    """Look for a version's weights and read their headers; cheap enough for every redraw of a page."""
-    row = VERSIONS[version]
-    page = f"https://huggingface.co/{row.repo}" if row.repo else ""
-    path = row.checkpoint_path
+    """Look for a version's weights and read their headers: fast enough for every redraw of a page."""
+    model = VERSIONS[version]
+    page = f"https://huggingface.co/{model.repo}" if model.repo else ""
+    path = model.checkpoint_path
     if path is None:
-        command = f"sgm download {version}" if row.repo else ""
-        return VersionStatus(version, "missing", None, 0, command, row.licence, page, row.how_to_get)
+        command = f"sgm download {version}" if model.repo else ""
+        return VersionStatus(version, "missing", None, 0, command, model.licence, page, model.how_to_get)
     files = [file for file in ([path] if path.is_file() else sorted(path.glob("*/*"))) if file.is_file()]
     stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    problem, command = _problem(row, path, stamp), ""
-    if not problem and row.base:
-        below = version_status(row.base)
-        if below.state != "ready":
-            problem, command = f"It is laid over {row.base}, which is {below.state}.", below.command
+    problem, command = _problem(model, path, stamp), ""
+    if not problem and model.base:
+        base = version_status(model.base)
+        if base.state != "ready":
+            problem, command = f"It is laid over {model.base}, which is {base.state}.", base.command
     size = sum(size for _, size, _ in stamp)
     state = "on disk" if problem else "ready"
-    return VersionStatus(version, state, path, size, command, row.licence, page, problem)
+    return VersionStatus(version, state, path, size, command, model.licence, page, problem)
 
 
 def best_version() -> str:
-    """The version that a photograph comes out best with, of those that are ready here; the default where none is."""
+    """The best version for photographs among those that are ready; DEFAULT_VERSION where none is."""
     return next((name for name in _BEST if version_status(name).state == "ready"), DEFAULT_VERSION)
 
 
 @lru_cache(maxsize=64)
-def _problem(row: Version, path: Path, stamp: tuple) -> str:
-    """Why these files cannot be the version's, or nothing. `stamp` changes with the files."""
+def _problem(model: Version, path: Path, stamp: tuple) -> str:
+    """Why these files cannot be the version's weights, or "". `stamp` changes with the files: the cache's key."""
     try:
         fits = recognise(path)
     except WeightsError as error:
         return str(error)
-    if row.name not in fits:
-        return f"{path} is not {row.name}: it fits {' or '.join(fits) or 'no known version'}."
-    if path.is_file() and not row.base:
+    if model.name not in fits:
+        return f"{path} is not {model.name}: it fits {' or '.join(fits) or 'no known version'}."
+    if path.is_file() and not model.base:
         file = open_tensors(path)
         file.close()
         if not any(name.startswith(FIRST_STAGE) for name in file.layout):
@@ -89,7 +89,10 @@ def _problem(row: Version, path: Path, stamp: tuple) -> str:
 
 
 def recognise(path: str | Path) -> list[str]:
-    """The versions whose weights these can be, by the network's inputs and the decoder's kind; reads headers only."""
+    """The versions whose weights these can be, by the network's inputs and the type of decoder; reads headers only.
+
+    Raises WeightsError for files that cannot be read.
+    """
     path = Path(path)
     if path.is_dir():
         folder = Folder(path)
@@ -103,12 +106,17 @@ def recognise(path: str | Path) -> list[str]:
         names = [name for name in shapes if name.startswith(FIRST_STAGE)]
     label = next((shapes[name] for name in _LABELS if name in shapes), None)
     alone = not path.is_dir() and not list(names)  # a network alone has no decoder
-    rows = {name: _fingerprint(row) for name, row in VERSIONS.items()}
-    return [n for n, (shape, temporal) in rows.items() if shape == label and (alone or temporal == is_temporal(names))]
+    fingerprints = {name: _fingerprint(version) for name, version in VERSIONS.items()}
+    return [
+        n
+        for n, (shape, temporal) in fingerprints.items()
+        if shape == label and (alone or temporal == is_temporal(names))
+    ]
 
 
 @lru_cache
 def _fingerprint(version: Version) -> tuple[tuple[int, int], bool]:
+    """Shape of the network's `label_emb` weight, and whether the decoder is temporal."""
     params = load_config(version.config_path)["model"]["params"]
     network = params["network_config"]["params"]
     decoder = params["first_stage_config"]["params"].get("decoder_config", {}).get("target", "")

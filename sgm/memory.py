@@ -1,4 +1,4 @@
-"""Plans for a GPU's memory: what of a model is on the device when, chosen from the free memory before a job begins."""
+"""Memory plans for GPUs: which weights are offloaded and how work is split, chosen before a job starts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from sgm.fast.unet import MAX_VALUES
 from sgm.versions import VERSIONS
 
 GIB = 2**30
-_RESERVE = 0.08  # share of the memory that is left to the libraries' workspaces and to fragmentation
-_WORKSPACE = {"network": GIB // 9, "autoencoder": GIB * 7 // 10}  # bytes that no size changes, in half precision
+_RESERVE = 0.08  # share of the free memory that is left to the libraries' workspaces and to fragmentation
+_WORKSPACE = {"network": GIB // 9, "autoencoder": GIB * 7 // 10}  # bytes at any size of clip, in half precision
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One way to spend memory. peak: bytes of tensors on the device at once, as predicted.
+    """One memory plan. peak: predicted bytes of all tensors on the device at once.
 
-    offload: image encoders, network and autoencoder are on the device only while they are used, else in the processor's
-    memory. clip_by_clip and max_values: see `FastUNet`.
+    offload: conditioner, network and autoencoder are on the device only while they are used, else in the processor's
+    memory. clip_by_clip and max_values: see `FastUNet.conditioned`.
     """
 
     title: str = "everything on the device"
@@ -41,9 +41,9 @@ SMALLEST = Plan("each part on the device only while it is used", True, True, MAX
 def choose(
     engine: DiffusionEngine, frames: int, height: int, width: int, guided: bool, free: int | None, low: bool = False
 ) -> Plan:
-    """The fastest plan that fits into `free` bytes (None: any does), else or if `low` the smallest.
+    """The fastest plan that fits into `free` bytes (None: no limit); if none fits, or with `low`, the smallest.
 
-    For a clip of height and width in pixels; guided: whether guidance doubles the batch.
+    height, width: of the clip, in pixels. guided: whether guidance doubles the batch.
     """
     fast, small = (predict(engine, frames, height, width, guided, plan) for plan in (FASTEST, SMALLEST))
     fits = free is None or fast.peak <= (1 - _RESERVE) * free
@@ -51,16 +51,17 @@ def choose(
 
 
 def predict(engine: DiffusionEngine, frames: int, height: int, width: int, guided: bool, plan: Plan) -> Plan:
-    """The plan with its peak: the weights, and what sampling or decoding holds besides, by the version's two numbers.
+    """The plan with its predicted peak: weights, and activations while sampling or decoding, whichever is more.
 
-    The numbers, bytes a latent and bytes a pixel, were measured in half precision; see benchmarks/README.md.
+    Activations follow from the version's bytes for each latent and for each pixel, measured in half precision (see
+    benchmarks/README.md).
     """
-    row, size = VERSIONS.get(engine.version, VERSIONS["svd"]), engine.dtype.itemsize / 2
+    model, size = VERSIONS.get(engine.version, VERSIONS["svd"]), engine.dtype.itemsize / 2
     weights = {name: sum(value.nbytes for value in _values(part)) for name, part in engine.parts.items()}
     clips = 2 if guided and not plan.clip_by_clip else 1
     latents, pixels = clips * frames * height * width // engine.factor**2, frames * height * width
-    sampling = round(size * (row.latent_bytes * latents + _WORKSPACE["network"]))
-    decoding = round(size * (row.pixel_bytes * pixels + _WORKSPACE["autoencoder"]))
+    sampling = round(size * (model.latent_bytes * latents + _WORKSPACE["network"]))
+    decoding = round(size * (model.pixel_bytes * pixels + _WORKSPACE["autoencoder"]))
     if plan.offload:
         peak = max(weights["conditioner"], weights["network"] + sampling, weights["autoencoder"] + decoding)
     else:
@@ -69,7 +70,7 @@ def predict(engine: DiffusionEngine, frames: int, height: int, width: int, guide
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process may yet fill on the device, what it holds already included. None: not known."""
+    """Bytes that this process may use on the device, its present tensors included. None where it is not known."""
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)

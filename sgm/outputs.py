@@ -1,7 +1,7 @@
-"""The app's outputs folder, and the lock by which one process owns it.
+"""The app's outputs folder, and the file lock by which one process owns it.
 
-The system releases the lock when its process ends, however it ends, `kill -9` included. The owner's file beside the
-lock says who holds it; it serves messages only, and means nothing while the lock is free.
+The operating system releases the lock when its process ends, also by `kill -9`. A file beside the lock describes its
+owner; it is for messages only and is ignored while the lock is free.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LOCK, OWNER = "app.lock", "app.json"  # their names in the folder
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds the lock: process id, the page's address ("" if it has none), and since when, seconds since 1970."""
+    """The process that holds the lock. address: of its page, or ""; since: start in seconds since 1970."""
 
     pid: int
     address: str
@@ -31,7 +31,7 @@ class Owner:
 
 
 class FolderInUse(UserError):
-    """The outputs folder has an owner already; `address` is that of its page, "" where it is not known."""
+    """Another process, or this one, owns the outputs folder already. address: of its page, "" where it is not known."""
 
     def __init__(self, folder: Path, owner: Owner | None) -> None:
         self.address = owner.address if owner else ""
@@ -43,13 +43,13 @@ class FolderInUse(UserError):
 
 
 class FolderLock:
-    """Sole ownership of an outputs folder, which is made if need be, until `release` or the end of the process.
+    """Exclusive ownership of an outputs folder, which is created if missing, until `release` or the process's end.
 
-    Raises FolderInUse if the folder has an owner, in this process or another; UserError if no lock can be had there.
+    Raises FolderInUse if the folder has an owner, in this process or another; UserError if it cannot be locked.
     """
 
     def __init__(self, folder: Path, address: str = "") -> None:
-        from filelock import FileLock, Timeout  # `sgm --help` does without
+        from filelock import FileLock, Timeout  # imported here, since `sgm --help` does not need it
 
         self.folder = folder
         self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
@@ -67,7 +67,7 @@ class FolderLock:
         _write(folder, Owner(os.getpid(), address, time.time()))
 
     def release(self) -> None:
-        """Give the folder up. The lock's file stays: another process may have it open."""
+        """Release the lock. Its file stays: another process may have it open."""
         if self._lock.is_locked:
             with suppress(OSError):
                 (self.folder / OWNER).unlink()
@@ -80,7 +80,7 @@ def outputs_folder() -> Path:
 
 
 def owner_of(folder: Path) -> Owner | None:
-    """Who owns a folder now; None if nobody does, or it cannot be told."""
+    """The present owner of a folder; None if it has none or cannot be read."""
     from filelock import FileLock, Timeout
 
     if not (folder / LOCK).is_file():
@@ -98,7 +98,7 @@ _reserved: dict[Path, FolderLock] = {}
 
 
 def reserve(folder: Path, address: str) -> None:
-    """Own a folder from now on, for this process's first `take` of it. Raises as FolderLock does."""
+    """Lock a folder now, for this process's first `take` of it. Raises as FolderLock does."""
     _reserved[folder] = FolderLock(folder, address)
 
 
@@ -118,7 +118,7 @@ def _read(folder: Path) -> Owner | None:
 
 
 def _write(folder: Path, owner: Owner) -> None:
-    """Write the owner's file, whole or not at all: on a full disk messages say less."""
+    """Write the owner's file atomically. Failures are ignored: messages then say less."""
     temporary = folder / f"{OWNER}.tmp"
     try:
         temporary.write_text(json.dumps(asdict(owner)), encoding="utf-8")

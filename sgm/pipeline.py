@@ -1,4 +1,4 @@
-"""From a picture to a clip: the one place where conditioning, sampling and decoding are spelled out."""
+"""The pipeline from a picture to a clip: conditioning, sampling, decoding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Clip:
-    """frames: uint8 (t, height, width, 3); fps; settings: the recipe, all that made it."""
+    """A clip: frames, uint8 (t, height, width, 3); fps; settings, its recipe (see `sgm.recipe`)."""
 
     frames: np.ndarray
     fps: int
@@ -41,12 +41,14 @@ def generate(
     check: Callable[[], None] | None = None,
     low_memory: bool = False,
 ) -> Clip:
-    """Turn a picture into a clip. `on_step` is told of progress; `check` is called before each block of a network
-    and each chunk of the decoder. What either raises ends the job, in whichever phase, and reaches the caller. All
-    noise comes from one generator on the CPU, seeded by the request, so one seed is one video. Any number of threads
-    may share the engine. Memory: see `Run`.
-    Raises UserError for a request that is for another version than the engine's, PictureError for a picture that cannot
-    be used, and UserError where no plan finds the memory.
+    """Turn a picture into a clip.
+
+    `on_step` is called with the progress, `check` before each block of a network and each chunk of the decoder;
+    exceptions of both end the job and reach the caller. All noise comes from one generator on the CPU, seeded by the
+    request, so that one seed gives one video on any device. Any number of threads may share the engine. low_memory: see
+    `Run`.
+    Raises UserError for a request of another version than the engine's and where memory runs out, PictureError for a
+    picture that cannot be used.
     """
     if engine.version not in ("", request.version):
         raise UserError(f"The request is for {request.version}, the engine is {engine.version}; load that version.")
@@ -81,16 +83,16 @@ def generate(
 
 
 def preview(z: Tensor, latents: Tensor, pictures: Tensor) -> np.ndarray:
-    """A latent (c, h, w) as a small picture, uint8 (h, w, 3), by the linear map that suits the conditioning picture.
+    """A latent (c, h, w) as a small picture, uint8 (h, w, 3), by a linear map from latents to RGB.
 
-    The map from the picture's `latents` (n, >= c, h, w) to the picture (m, 3, f h, f w) is a least-squares fit, so that
-    it needs no figures of any model's own.
+    The map is a least-squares fit of the conditioning `pictures` (m, 3, f h, f w) to their `latents` (n, >= c, h, w),
+    so that no model needs coefficients of its own.
     """
     channels = len(z)
-    known = latents[:1, :channels].float().cpu().flatten(2)[0].T  # (h w, c)
+    examples = latents[:1, :channels].float().cpu().flatten(2)[0].T  # (h w, c)
     small = F.interpolate(pictures[:1].float().cpu(), latents.shape[-2:], mode="area").flatten(2)[0].T  # (h w, 3)
-    inputs = torch.cat([known, torch.ones(len(known), 1)], dim=1)
-    ridge = 1e-3 * len(known) * torch.eye(channels + 1)  # flat pictures have no single answer
+    inputs = torch.cat([examples, torch.ones(len(examples), 1)], dim=1)
+    ridge = 1e-3 * len(examples) * torch.eye(channels + 1)  # flat pictures have no single answer
     weights = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ small)
     colours = z.float().cpu().flatten(1).T @ weights[:-1] + weights[-1]
     return ((colours.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).view(*z.shape[1:], 3).numpy()

@@ -22,10 +22,10 @@ _reusing_lock = threading.Lock()
 
 @contextmanager
 def reuse_freed_memory() -> Iterator[None]:
-    """Let the allocator keep freed memory for the next tensor; when the last thread leaves, the system gets it back.
+    """Let glibc's allocator reuse freed memory for later tensors; it is returned to the system when all threads leave.
 
-    By default glibc takes each large tensor's memory from the system anew, which clears it page by page. On a CPU that
-    takes longer than most layers. Where the allocator is another one, nothing is changed.
+    By default glibc requests each large tensor's memory from the system, which clears it page by page. On a CPU that
+    takes longer than most layers. Other allocators are not changed.
     """
     global _reusing
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -52,14 +52,14 @@ def reuse_freed_memory() -> Iterator[None]:
 def freeze_objects() -> None:
     """Exclude all objects that live now from garbage collection, at no cost.
 
-    Streamlit collects after every script run, so at each look at a job's progress. With torch and a model among the
-    objects to search, that stopped the worker for more than half of the time.
+    Streamlit collects garbage after every script run, and so at every poll of a job's progress. With torch and a model
+    among the objects to search, that stopped the worker for more than half of the time.
     """
     gc.freeze()
 
 
 def collect_and_freeze() -> None:
-    """Collect all garbage, that of frozen objects too, then exclude what lives from further collection."""
+    """Collect all garbage, also among frozen objects, then exclude the remaining objects from further collection."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()
@@ -67,10 +67,10 @@ def collect_and_freeze() -> None:
 
 @contextmanager
 def importing_torch() -> Iterator[None]:
-    """For the first import of torch in the process: no garbage collection, and Ctrl-C takes effect at the import's end.
+    """For the process's first import of torch: without garbage collection, and with Ctrl-C delayed until it is done.
 
-    torch's module objects live for ever; excluding them from collection saves 1.3 s. An interrupt in the midst of the
-    import can abort the process.
+    torch's module objects live for ever; excluding them from collection saves 1.3 s. An interrupt during the import can
+    abort the process.
     """
     if "torch" in sys.modules:
         yield
@@ -97,10 +97,10 @@ def importing_torch() -> Iterator[None]:
 
 
 def run_and_exit(program: Callable[[], object]) -> None:
-    """Run a program and end the process with its exit code, without taking torch apart, which takes up to a second.
+    """Run a program and end the process with its exit code, without torch's clean-up, which takes up to a second.
 
-    Exit functions are called, and the standard streams flushed. Where torch is not loaded or other threads run, or the
-    exit carries a message, the process ends as usual.
+    Exit handlers are called and the standard streams flushed. Without torch, with other threads, or with a message
+    instead of an exit code, the process ends as usual.
     """
     try:
         program()

@@ -1,4 +1,4 @@
-"""Recipes: what made a clip, as it stands in the clip's file; read back, told apart from others', written as text."""
+"""Recipes: the settings that made a clip, stored in its file: reading, recognising, comparing and printing them."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
 
     from sgm.engine import DiffusionEngine
 
-MARK, FORMAT = "sgm", 1  # the key under which a recipe says what wrote it, and the number of its layout
-_BESIDE = (MARK, "links")  # what is no field; links: the recipes of the clips that this one goes on from
-_INTERPOLATION, _ESCAPED = "${", "\\${"  # the beginning of omegaconf's, and how a text that holds it is written
-# Files of before the mark: they held all of these, and each version the fields of all others.
+MARK, FORMAT = "sgm", 1  # the key that identifies this program's recipes, and the version of their format
+_NOT_FIELDS = (MARK, "links")  # links: the recipes of the clips that an extended clip continues
+_INTERPOLATION, _ESCAPED = "${", "\\${"  # the start of omegaconf's interpolations, and its escape in a text
+# Keys of recipes from before the mark. These recipes also hold fields that their version does not have.
 _BEFORE_MARK = {"version", "frames", "height", "width", "steps", "fps", "motion_bucket", "cond_aug", "seed", "sampler"}
 
 
 def settings_of(request: VideoRequest, engine: DiffusionEngine, picture: Image.Image) -> dict[str, Any]:
-    """The recipe of a clip: every field's value and, under "sgm", what else decides the frames.
+    """The recipe of a clip: the values of all fields and, under "sgm", everything else that decides the frames.
 
-    Those are the program's and torch's version, the kind of device, the dtype, the weights' name and hash (see
-    `sgm.weights.quick_hash`; `base`, where they are laid over others), and the hash of the picture as the model saw it.
+    Under "sgm": versions of the program and of torch, type of device, dtype, name and hash of the weights and of their
+    base (see `sgm.weights.quick_hash`), and the hash of `picture`, the picture as the model saw it.
     """
-    made = {
+    provenance = {
         "format": FORMAT,
         "program": __version__,
-        "torch": str(torch.__version__),  # a class of its own, which YAML does not know
+        "torch": str(torch.__version__),  # of a subclass of str, which YAML cannot write
         "device": engine.device.type,
         "dtype": str(engine.dtype).removeprefix("torch."),
         "weights": copy.deepcopy(engine.weights),
         "picture": hashlib.sha256(picture.tobytes()).hexdigest(),
     }
-    return {**request.settings(), MARK: made}
+    return {**request.settings(), MARK: provenance}
 
 
 def input_frame(frames: np.ndarray, request: VideoRequest) -> tuple[np.ndarray, str]:
@@ -86,10 +86,10 @@ def _texts(values: object) -> dict[str, str]:
 
 
 def request_of(settings: Mapping[str, Any]) -> VideoRequest:
-    """The request of a recipe. Raises UserError for what is none, is a newer program's, or holds wrong values."""
+    """The request of a recipe. Raises UserError for other settings, a newer program's recipe, and wrong values."""
     if not is_recipe(settings):
         raise UserError("There are no settings of ours: only clips that were made here hold them.")
-    values = {name: value for name, value in settings.items() if name not in _BESIDE}
+    values = {name: value for name, value in settings.items() if name not in _NOT_FIELDS}
     name = values.pop("version")
     if MARK not in settings:
         return VideoRequest.fitting(name, values)
@@ -99,13 +99,13 @@ def request_of(settings: Mapping[str, Any]) -> VideoRequest:
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The recipe in a video made here, or in a YAML of settings, which may leave any out but needs no mark.
+    """The recipe in a video file or in a YAML. The YAML needs the key `version` only.
 
     Raises UserError for a file that cannot be read or holds no recipe.
     """
     path = Path(path)
     if path.suffix.lower() not in (".yaml", ".yml"):
-        from sgm.media.video import read_settings  # late: PyAV's import takes a while
+        from sgm.media.video import read_settings  # imported here, since PyAV's import is slow
 
         settings = read_settings(path)
         if settings is None or not is_recipe(settings):
@@ -125,31 +125,31 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def differences(settings: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
-    """What beside its fields made a clip and is another in a second recipe, in sentences; leaves out what is unknown.
+    """How program, torch, device, dtype, weights and picture of a second recipe differ, in sentences.
 
-    Where there is nothing, the same request gives the same frames.
+    Entries that the first recipe lacks are left out. Without differences, the same request gives the same frames.
     """
     before, now = made_by(settings), made_by(again)
-    said = []
+    sentences = []
     for key, label in (("program", "Program version"), ("torch", "torch"), ("device", "Device"), ("dtype", "dtype")):
         if key in before and before[key] != now.get(key):
-            said.append(f"{label}: {before[key]} then, {now.get(key)} now.")
+            sentences.append(f"{label}: {before[key]} then, {now.get(key)} now.")
     for key, label in (("weights", "Weights"), ("base", "Base weights")):
         old, new = before[key], now[key]
         if old and old.get("sha256") != new.get("sha256"):
-            said.append(f"{label}: {old.get('name')} ({str(old.get('sha256'))[:8]}) then, another now.")
+            sentences.append(f"{label}: {old.get('name')} ({str(old.get('sha256'))[:8]}) then, another now.")
     if "picture" in before and before["picture"] != now.get("picture"):
-        said.append("The picture is another one, or was cropped otherwise.")
-    return said
+        sentences.append("The picture is another one, or was cropped otherwise.")
+    return sentences
 
 
 def as_yaml(settings: Mapping[str, Any]) -> str:
-    """A recipe as YAML, which `read_recipe` reads."""
+    """A recipe as a YAML that `read_recipe` reads."""
     return OmegaConf.to_yaml(OmegaConf.create(_replaced(dict(settings), _INTERPOLATION, _ESCAPED)))
 
 
 def _replaced(value: Any, old: str, new: str) -> Any:
-    """JSON's kinds of values, with one text replaced by another in all texts."""
+    """A JSON value with `old` replaced by `new` in all its strings."""
     if isinstance(value, str):
         return value.replace(old, new)
     if isinstance(value, dict):
@@ -158,10 +158,10 @@ def _replaced(value: Any, old: str, new: str) -> Any:
 
 
 def as_command(settings: Mapping[str, Any], picture: str = "PICTURE") -> str:
-    """A recipe as a command line: what differs from the version's own values."""
+    """A recipe as a `sgm sample` command line, with the values that differ from the version's defaults."""
     request = request_of(settings)
     words = ["sgm", "sample", picture, "--version", request.version]
-    for name, value in _said(request).items():
+    for name, value in _seed_and_choices(request).items():
         # Lists without spaces: each system's shell has quotes of its own.
         words += [f"--{name.replace('_', '-')}", request.fields()[name].text(value).replace(", ", ",")]
     if dtype := made_by(settings).get("dtype"):
@@ -170,9 +170,9 @@ def as_command(settings: Mapping[str, Any], picture: str = "PICTURE") -> str:
 
 
 def as_python(settings: Mapping[str, Any], picture: str = "PICTURE") -> str:
-    """A recipe as a program: what differs from the version's own values."""
+    """A recipe as a Python program, with the values that differ from the version's defaults."""
     request = request_of(settings)
-    choices = "".join(f", {name}={value!r}" for name, value in _said(request).items())
+    choices = "".join(f", {name}={value!r}" for name, value in _seed_and_choices(request).items())
     dtype = made_by(settings).get("dtype")
     return f"""from sgm import VideoRequest, generate, load_engine, open_picture, write_video
 
@@ -183,8 +183,8 @@ write_video("clip.mp4", clip.frames, clip.fps, clip.settings)
 """
 
 
-def _said(request: VideoRequest) -> dict[str, Any]:
-    """What a text says of a request: its seed, and what differs from the version's own values."""
+def _seed_and_choices(request: VideoRequest) -> dict[str, Any]:
+    """A request's seed, and its values that differ from the version's defaults."""
     return {"seed": request.seed, **request.choices()}
 
 

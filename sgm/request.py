@@ -1,4 +1,4 @@
-"""VideoRequest: what to make, in concrete, checked values; and the one table of its fields."""
+"""VideoRequest: the settings of one video, concrete and checked, and the table of its fields."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ _SIZE = "Pixels, a multiple of 64 (svd_tiny: of 32). The size of the training wo
 # The fields that every model version takes; `all_fields` adds those of families, fits, samplers and guiders.
 COMMON: tuple[Field, ...] = (
     Field("seed", int, "Seed", "The same seed and settings give the same clip.", 0, 2**31 - 1, 23, step=1),
-    Field("fps", int, "Frames a second", "The clip plays at it; SVD is told it, too.", 1, 120, usual=(5, 30), step=1),
+    Field(
+        "fps", int, "Frames a second", "The clip's frame rate; SVD is conditioned on it.", 1, 120, usual=(5, 30), step=1
+    ),
     Field("steps", int, "Steps", "Sampling steps. More take longer and draw finer.", 1, 1000, usual=(1, 200), step=1),
     Field("frames", int, "Frames", "How many frames the clip has.", 1, 200, usual=(1, 60), step=1),
     Field("width", int, "Width", _SIZE, 1, 4096, unit="pixels"),
@@ -66,34 +68,33 @@ _SCHEDULE = ("sigma_min", "sigma_max", "rho")
 
 def all_fields() -> dict[str, Field]:
     """Every field by its name: the common ones, then those of families, fits, samplers and guiders."""
-    found: dict[str, Field] = {}
-    for field, *_ in _with_takers():
-        found.setdefault(field.name, field)
-    return found
+    by_name: dict[str, Field] = {}
+    for field, *_ in _fields_with_owners():
+        by_name.setdefault(field.name, field)
+    return by_name
 
 
-def _with_takers() -> Iterator[tuple[Field, str, str]]:
-    """Every field, once for each of those who take it: a version, ("version", name), or a choice, ("fit", "crop")."""
-    yield from _of_versions()
-    choosers = {field.name: field.choices for field, *_ in _of_versions() if field.choices}
+def _fields_with_owners() -> Iterator[tuple[Field, str, str]]:
+    """Every field, once for each owner: a version, as in ("version", "svd"), or a choice, as in ("fit", "crop")."""
+    yield from _version_fields()
+    choosers = {field.name: field.choices for field, *_ in _version_fields() if field.choices}
     for chooser, choices in choosers.items():
         for name, choice in choices().items():
             yield from ((field, chooser, name) for field in choice.options.values())
 
 
-def _of_versions() -> Iterator[tuple[Field, str, str]]:
+def _version_fields() -> Iterator[tuple[Field, str, str]]:
     for version in VERSIONS.values():
         yield from ((field, "version", version.name) for field in (*COMMON, *FAMILIES[version.family].fields))
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class VideoRequest:
-    """What to make. What is left out is the version's default; every value is concrete and checked.
+    """The settings of one video. Fields that are left out get the version's default; every value is checked.
 
     `VideoRequest(version, **choices)` takes each field of `all_fields()` that the version, its fit, sampler and guider
-    have. Those that every version has are attributes of their own; `options` holds the others, which are attributes,
-    too (`request.motion_bucket`).
-    Raises UserError, saying what was given and what was expected, or who takes a field that is not taken here.
+    have. All fields are attributes; `options` holds those that not every version has, such as `motion_bucket`.
+    Raises UserError, saying what was given and what was expected, or which choices have a field that these lack.
     """
 
     version: str
@@ -121,31 +122,31 @@ class VideoRequest:
 
     @classmethod
     def fitting(cls, version: str, values: Mapping[str, Any]) -> VideoRequest:
-        """A request with those of the values that it takes. Raises UserError where one of these is wrong."""
-        made = object.__new__(cls)
-        made._fill(version, {}, values)
-        return made
+        """A request with those of the values whose fields it has. Raises UserError where one of these is wrong."""
+        request = object.__new__(cls)
+        request._fill(version, {}, values)
+        return request
 
-    def _fill(self, version: str, choices: Mapping[str, Any], carried: Mapping[str, Any]) -> None:
-        """Resolve and check all values. carried: what counts only where it is taken."""
+    def _fill(self, version: str, choices: Mapping[str, Any], optional: Mapping[str, Any]) -> None:
+        """Resolve and check all values. optional: values that are ignored where the request has no such field."""
         if not isinstance(version, str) or version not in VERSIONS:
             raise UserError(f"version must be one of {', '.join(VERSIONS)}; got {shown(version)}.")
         values: dict[str, Any] = {"version": version}
-        for field in _taken(version, values):
-            given = next((source[field.name] for source in (choices, carried) if field.name in source), None)
-            if field.name in choices or given is not None:
+        for field in _fields_for(version, values):
+            value = next((source[field.name] for source in (choices, optional) if field.name in source), None)
+            if field.name in choices or value is not None:
                 if field.unit == "pixels":
-                    _check_size(field, given, VERSIONS[version].multiple)
-                values[field.name] = field.check(given)
+                    _check_size(field, value, VERSIONS[version].multiple)
+                values[field.name] = field.check(value)
             else:
                 values[field.name] = _default(field, values)
         for name in choices:
             if name not in values:
                 raise UserError(_refusal(name, values))
-        own = {entry.name for entry in fields(VideoRequest)}
-        for name in values.keys() & own:
+        attributes = {entry.name for entry in fields(VideoRequest)}
+        for name in values.keys() & attributes:
             object.__setattr__(self, name, values[name])
-        object.__setattr__(self, "_options", tuple(entry for entry in values.items() if entry[0] not in own))
+        object.__setattr__(self, "_options", tuple(entry for entry in values.items() if entry[0] not in attributes))
         self._check()
 
     def _check(self) -> None:
@@ -159,7 +160,7 @@ class VideoRequest:
         try:
             self.build_guider()
             sigmas = self.build_schedule()(self.steps)
-        except ValueError as error:  # by their own constructors
+        except ValueError as error:  # of the guider's or the schedule's constructor
             raise UserError(str(error)) from None
         if not (sigmas[:-1] > sigmas[1:]).all():
             raise UserError(
@@ -175,16 +176,18 @@ class VideoRequest:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The values of what its family, fit, sampler and guider take beside the common fields."""
+        """The values of the fields that its family, fit, sampler and guider have beside the common ones."""
         return dict(self._options)
 
     @property
-    def row(self) -> Version:
+    def model(self) -> Version:
+        """The model version with its defaults and weights."""
         return VERSIONS[self.version]
 
     @property
     def family(self) -> ImageFamily:
-        return FAMILIES[self.row.family]
+        """The version's family: how it prepares pictures and conditions."""
+        return FAMILIES[self.model.family]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -192,36 +195,36 @@ class VideoRequest:
         return self.width, self.height
 
     def fields(self) -> dict[str, Field]:
-        """The fields that it takes, by name: the common ones, then its family's, fit's, sampler's and guider's."""
-        return {field.name: field for field in _taken(self.version, self.settings())}
+        """Its fields by name: the common ones, then its family's, fit's, sampler's and guider's."""
+        return {field.name: field for field in _fields_for(self.version, self.settings())}
 
     def settings(self) -> dict[str, Any]:
         """Every value by its field's name, as JSON can hold it; `VideoRequest(**settings)` gives the same request."""
-        own = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "_options"}
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in (own | self.options).items()}
+        attributes = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "_options"}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in (attributes | self.options).items()}
 
     def choices(self) -> dict[str, Any]:
-        """The values that differ from what they are where nothing is chosen."""
+        """The values that differ from their defaults."""
         values = self.settings()
-        usual = {name: _default(field, values) for name, field in self.fields().items()}
-        return {name: getattr(self, name) for name in usual if getattr(self, name) != usual[name]}
+        defaults = {name: _default(field, values) for name, field in self.fields().items()}
+        return {name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]}
 
     def replace(self, /, **choices: Any) -> VideoRequest:
-        """The request with other choices. What followed a default follows the new one; what is not taken any more goes.
+        """The request with other choices. Values at their defaults take the new defaults; fields it loses are dropped.
 
         Raises UserError as the constructor does.
         """
-        made = object.__new__(VideoRequest)
+        request = object.__new__(VideoRequest)
         version = choices.pop("version", self.version)
-        made._fill(version, choices, {name: v for name, v in self.choices().items() if name not in choices})
-        return made
+        request._fill(version, choices, {name: v for name, v in self.choices().items() if name not in choices})
+        return request
 
     __replace__ = replace  # copy.replace
 
     def build_schedule(self) -> EDMDiscretization:
-        """The version's own noise schedule, with this request's sigmas."""
-        own = _own_schedule(self.version)
-        return type(own)(**vars(own) | {name: getattr(self, name) for name in _SCHEDULE})
+        """The version's noise schedule with this request's sigma_min, sigma_max and rho."""
+        default = _default_schedule(self.version)
+        return type(default)(**vars(default) | {name: getattr(self, name) for name in _SCHEDULE})
 
     def build_guider(self) -> Guider:
         guider = GUIDERS[self.guider]
@@ -238,18 +241,19 @@ class VideoRequest:
 def prepare_picture(image: Image.Image, request: VideoRequest, scale: int = 1) -> Image.Image:
     """The picture as the model sees it, RGB of the request's size, or `scale` times as large.
 
-    For a fit of "object", transparency says what the object is; a picture without any goes through rembg.
+    For a fit of "object", the object is where the picture is opaque; of a picture without transparency, rembg removes
+    the background. Raises PictureError for a picture that cannot be used.
     """
     return request.family.prepare(image, request).frame(scale)
 
 
 def curves(request: VideoRequest) -> tuple[list[float], list[float]]:
-    """What a request will do, before any of it is done: the sigma of each step, the guidance scale of each frame."""
+    """The sigma of each step and the guidance scale of each frame, for plots."""
     scales = request.build_guider().scales().expand(request.frames)
     return request.build_schedule()(request.steps, do_append_zero=False).tolist(), scales.tolist()
 
 
-def _taken(version: str, values: Mapping[str, Any]) -> Iterator[Field]:
+def _fields_for(version: str, values: Mapping[str, Any]) -> Iterator[Field]:
     """The fields of a version, then those of its fit, sampler, guider and orbit, which `values` must hold by then."""
     queue = [*COMMON, *FAMILIES[VERSIONS[version].family].fields]
     for field in queue:  # grows by the options of what is chosen
@@ -259,60 +263,58 @@ def _taken(version: str, values: Mapping[str, Any]) -> Iterator[Field]:
 
 
 def _default(field: Field, values: Mapping[str, Any]) -> Any:
-    """A field's default where these other values are chosen."""
+    """A field's default, given the values of the fields before it."""
     if field.default is not None:
         return field.default
     if field.name == "decode_chunk":
         return values["frames"]
     version = values["version"]
-    return getattr(_own_schedule(version) if field.name in _SCHEDULE else VERSIONS[version], field.name)
+    return getattr(_default_schedule(version) if field.name in _SCHEDULE else VERSIONS[version], field.name)
 
 
 @cache
-def _own_schedule(version: str) -> EDMDiscretization:
+def _default_schedule(version: str) -> EDMDiscretization:
     """The noise schedule that a version's YAML names."""
     params = load_config(VERSIONS[version].config_path)["model"]["params"]["sampler_config"]["params"]
     return instantiate_from_config(params["discretization_config"])
 
 
 def takers(name: str) -> str:
-    """Who takes a field, in words: versions, or choices of another field; "" where every version does."""
-    found: dict[str, list[str]] = {}
-    for field, chooser, taker in _with_takers():
+    """The versions, or the choices of another field, that have a field, in words; "" where every version has it."""
+    owners: dict[str, list[str]] = {}
+    for field, chooser, owner in _fields_with_owners():
         if field.name == name:
-            found.setdefault(chooser, []).append(taker)
-    if not found or found.get("version") == list(VERSIONS):
+            owners.setdefault(chooser, []).append(owner)
+    if not owners or owners.get("version") == list(VERSIONS):
         return ""
-    return " or ".join(f"{chooser} {_all(names)}" for chooser, names in found.items())
+    return " or ".join(f"{chooser} {_joined(names)}" for chooser, names in owners.items())
 
 
 def _refusal(name: str, values: Mapping[str, Any]) -> str:
-    """Why a field is not taken: who takes it, or that there is none of this name."""
-    owners = [(chooser, taker) for field, chooser, taker in _with_takers() if field.name == name]
+    """The message for a field that the request does not have: who takes it, or that there is none of this name."""
+    owners = [(chooser, owner) for field, chooser, owner in _fields_with_owners() if field.name == name]
     if not owners:
         near = difflib.get_close_matches(name, all_fields(), n=3)
         hint = f" Near it: {', '.join(near)}." if near else ""
         return f"{name if len(name) < 80 else shown(name)} is not a setting of a video.{hint}"
-    chooser, names = owners[0][0], _all([taker for _, taker in owners])
+    chooser, names = owners[0][0], _joined([owner for _, owner in owners])
     if chooser in values:
         return f"{name} does not belong to {chooser} {values[chooser]!r}, but to {names}."
-    versions = _all(
-        [taker for field, _, taker in _of_versions() if field.name == chooser]
-    )  # those that have the chooser
+    versions = _joined([owner for field, _, owner in _version_fields() if field.name == chooser])
     return f"{name} does not belong to version {values['version']!r}, but to {versions} with {chooser} {names}."
 
 
-def _all(names: list[str]) -> str:
-    *most, last = dict.fromkeys(names)
-    return f"{', '.join(most)} and {last}" if most else last
+def _joined(names: list[str]) -> str:
+    *others, last = dict.fromkeys(names)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _check_size(field: Field, value: Any, multiple: int) -> None:
-    """Refuse what is no multiple that the network takes; name the nearest that are."""
-    whole = is_number(value, whole=True)
-    value = int(value) if whole else value
-    if whole and field.low <= value <= field.high and value % multiple == 0:
+    """Raise UserError for a size that is no multiple of `multiple`; the message names the nearest sizes."""
+    integer = is_number(value, integer=True)
+    value = int(value) if integer else value
+    if integer and field.low <= value <= field.high and value % multiple == 0:
         return
-    low = max(value // multiple, 1) * multiple if whole else multiple
-    near = f"{low} or {low + multiple}" if whole and 0 < value < field.high else f"{multiple} to {field.high}"
+    low = max(value // multiple, 1) * multiple if integer else multiple
+    near = f"{low} or {low + multiple}" if integer and 0 < value < field.high else f"{multiple} to {field.high}"
     raise UserError(f"{field.name} must be a multiple of {multiple} (nearest: {near}); got {shown(value)}.")

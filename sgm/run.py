@@ -1,4 +1,4 @@
-"""Run: one generation's own state, so that the engine need have none: memory plan, progress, cancelling."""
+"""Run: the state of one generation, so that the engine has none: memory plan, progress, cancellation."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Condition = dict[str, Tensor]
 
-# Phase -> (share of the job's time at its start, share of its own), as they usually are.
-_SHARES = {"load": (0.0, 0.0), "encode": (0.0, 0.03), "sample": (0.03, 0.77), "decode": (0.8, 0.2)}
+# Phase -> (share of the job's time before the phase, share that it takes), typical.
+_PHASE_SHARES = {"load": (0.0, 0.0), "encode": (0.0, 0.03), "sample": (0.03, 0.77), "decode": (0.8, 0.2)}
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Step `step` of `total` of a phase ("encode", "sample", "decode"; "load", before them) is done.
+    """Progress of a generation: step `step` of `total` of a phase is done.
 
-    preview: in "sample", draws the middle frame as it stands, uint8 (h, w, 3) at the latents' size. note: how memory is
-    spent, where there is a choice.
+    phase: "load", "encode", "sample" or "decode". note: the memory plan, on a GPU. preview: in "sample", a function
+    that draws the current estimate of the middle frame, uint8 (h, w, 3) at the latents' size.
     """
 
     phase: str
@@ -40,8 +40,8 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """Share of the whole job that is done, 0 to 1, with the phases' usual shares of the time."""
-        start, share = _SHARES[self.phase]
+        """Share of the whole job that is done, 0 to 1, estimated from the phases' typical shares of the time."""
+        start, share = _PHASE_SHARES[self.phase]
         return start + share * self.step / self.total
 
 
@@ -49,16 +49,16 @@ OnStep = Callable[[Progress], None]
 
 
 def _ignore(*_: object) -> None:
-    """Takes anything and does nothing."""
+    """The default callback: does nothing."""
 
 
 class Run:
-    """One generation on an engine that others may be using, too.
+    """One generation on an engine, which other threads may be using, too.
 
-    On a GPU the fastest plan is taken that fits into its free memory (low_memory: the smallest). Where memory runs out
-    nevertheless, the smallest takes its place, and only the evaluation that failed is done again. `check` is called
-    before each block of a network and each chunk of the decoder; what it or `on_step` raises ends the run and reaches
-    the caller.
+    On a GPU, the fastest memory plan that fits into the free memory is used (low_memory: the smallest plan). If memory
+    runs out nevertheless, the smallest plan replaces it and the evaluation that failed is repeated. `check` is called
+    before each block of a network and each chunk of the decoder. Exceptions of `check` and `on_step` end the run and
+    reach the caller.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class Run:
     ) -> None:
         self.engine, self.request = engine, request
         self.on_step, self.check = on_step or _ignore, check or _ignore
-        self.estimate: Tensor  # the middle frame's latest clean latents (c, h, w)
-        self._copy: tuple[nn.Module, Any] | None = None  # an offloaded part, and its copy on the device
+        self.estimate: Tensor  # the latest estimate of the middle frame's clean latents (c, h, w)
+        self._copy: tuple[nn.Module, Any] | None = None  # an offloaded part of the engine, and its copy on the device
         self._clip = request.frames, request.height, request.width, request.build_guider().needs_uc
         self.plan, self.note = Plan(), ""
         free = free_memory(engine.device)
@@ -80,15 +80,16 @@ class Run:
             self.plan = choose(engine, *self._clip, free, low_memory)
             self.note = f"GPU memory: {self.plan} of {free / GIB:.1f} GiB."
             logger.info(self.note)
-            self._place_weights()
+            self._move_weights()
 
     def report(self, phase: str, step: int, total: int, preview: Callable[[], np.ndarray] | None = None) -> None:
+        """Call `on_step` with the progress."""
         self.on_step(Progress(phase, step, total, self.note, preview))
 
     def conditions(self, batch: Condition) -> tuple[Condition, Condition]:
-        """Condition and unconditional condition, one row a frame, of the conditioner's inputs on any device."""
-        wanted = self.engine.conditioner.input_keys
-        inputs = {key: value.to(self.engine.device) for key, value in batch.items() if key in wanted}
+        """Condition and unconditional condition, one row for each frame. batch: the conditioner's inputs by name."""
+        keys = self.engine.conditioner.input_keys
+        inputs = {key: value.to(self.engine.device) for key, value in batch.items() if key in keys}
 
         def embed(conditioner: Any) -> tuple[Condition, Condition]:
             return conditioner.get_unconditional_conditioning(inputs, check=self.check)
@@ -97,7 +98,7 @@ class Run:
         return self._per_frame(c), self._per_frame(uc)
 
     def denoiser(self, cond: Condition) -> Callable[[Tensor, Tensor], Tensor]:
-        """The denoiser for a condition of (b t) rows: x (b t, c, h, w), sigma (b t,) -> estimate of the clean x."""
+        """The denoiser for a condition of (b t) frames: x (b t, c, h, w), sigma (b t,) -> estimate of the clean x."""
         frames = self.request.frames
         conditioned: tuple[FastUNet, Plan, Callable[..., Tensor]] | None = None
 
@@ -106,13 +107,13 @@ class Run:
                 nonlocal conditioned
                 plan = self.plan
                 if conditioned is None or conditioned[0] is not network or conditioned[1] is not plan:
-                    conditioned = None  # what goes first makes room for what comes
+                    conditioned = None  # frees the old one's memory before the new one is built
                     run = network.conditioned(cond, frames, plan.max_values, plan.clip_by_clip, self.check)
                     conditioned = network, plan, run
                 return self.engine.denoiser(conditioned[2], x, sigma)
 
             estimate = self._with_part("network", evaluate)
-            self.estimate = estimate[frames // 2 - frames]  # of a guided batch the conditional estimates stand last
+            self.estimate = estimate[frames // 2 - frames]  # in a guided batch the conditional estimates are the last
             return estimate
 
         return denoise
@@ -123,44 +124,44 @@ class Run:
         def on_block(done: int, of: int) -> None:
             self.report("decode", done, of)
 
-        def paint(first_stage: nn.Module) -> Tensor:
+        def decode_frames(first_stage: nn.Module) -> Tensor:
             video = self.engine.decode_clip(z, self.request.decode_chunk, on_block, first_stage, self.check)
             return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
-        return self._with_part("autoencoder", paint).numpy()
+        return self._with_part("autoencoder", decode_frames).numpy()
 
     def _with_part(self, name: str, work: Callable[[Any], T]) -> T:
-        """`work` with a part of the engine that is on the device; once more with less memory where that runs out."""
+        """The result of `work(part)`, the part on the device; repeated with the smallest plan where memory runs out."""
         while True:
             try:
                 return work(self._on_device(name))
             except torch.cuda.OutOfMemoryError:
                 if not self.note or self.plan.offload:
                     raise
-            # Only here nothing that failed is held any more.
+            # After the except block, since the exception keeps the tensors of the failed evaluation alive.
             self.plan = choose(self.engine, *self._clip, None, low=True)
             self.note = f"GPU memory ran out; from here on {self.plan}."
             logger.warning(self.note)
-            self._place_weights()
+            self._move_weights()
             torch.cuda.empty_cache()
 
-    def _place_weights(self) -> None:
-        self.engine.keep_on(torch.device("cpu") if self.plan.offload else self.engine.device)
+    def _move_weights(self) -> None:
+        self.engine.move_weights(torch.device("cpu") if self.plan.offload else self.engine.device)
 
     def _on_device(self, name: str) -> Any:
-        """A part of the engine on the device: its own or, while weights are offloaded, a copy; one part at a time."""
+        """A part of the engine on the device: the engine's own or, if offloaded, a copy, one part at a time."""
         device, network = self.engine.device, self.engine.network
         module = network.model if name == "network" else self.engine.parts[name]
         if next(module.parameters()).device == device:
             self._copy = None
             return network if name == "network" else module
         if self._copy is None or self._copy[0] is not module:
-            self._copy = None  # what goes first makes room for what comes
+            self._copy = None  # frees the old copy's memory before the new copy is made
             copy = copy_to(module, device)
             self._copy = module, FastUNet(copy) if name == "network" else copy
         return self._copy[1]
 
     def _per_frame(self, cond: Condition) -> Condition:
-        """One row a frame: rows given once a clip are repeated."""
+        """A condition with one row for each frame: where there is one for the clip, it is repeated."""
         frames = self.request.frames
         return {k: v if len(v) == frames else v.repeat_interleave(frames, 0) for k, v in cond.items()}

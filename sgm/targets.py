@@ -1,4 +1,4 @@
-"""Official `target:` names and where each lives here.
+"""Official `target:` names -> the classes of this package.
 
 The table doubles as the allow-list: a YAML can build these classes and nothing else.
 """

@@ -1,4 +1,4 @@
-"""The model versions: one row each, with what they were trained for and where their weights come from."""
+"""The table of model versions: the values they were trained for, and where their weights come from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STABILITY = "Stability AI Community Licence"
 
 @dataclass(frozen=True)
 class Version:
-    """One model version. Sizes: pixels; `cond_aug`: standard deviation of the noise on the conditioning picture."""
+    """One model version. height, width: pixels. cond_aug: standard deviation of the conditioning picture's noise."""
 
     name: str
     title: str
@@ -27,15 +27,14 @@ class Version:
     cond_aug: float
     licence: str
     repo: str | None = None  # Hugging Face repository; None: the weights ship with the project
-    file: str = ""  # the weights' file there, where it is not called after the version
-    base: str = ""  # the version over whose weights these are laid, where they are a network alone
+    file: str = ""  # the weights' file in the repository, if its name is not the version's
+    base: str = ""  # the version whose weights supply the rest, if the file holds the network alone
     sampler: str = "euler_edm"
     motion_bucket: int = 127
-    fit: str = "crop"  # how a picture is made to fit: "crop", "pad" or "object"
-    family: str = "image"  # of `sgm.families`: which settings it takes, what it is shown
+    fit: str = "crop"  # how a picture is brought to the clip's shape: "crop", "pad" or "object"
+    family: str = "image"  # name in `sgm.families.FAMILIES`: its settings and conditioning
     multiple: int = 64  # height and width must be multiples of this
-    # What a step holds on a GPU beside the weights, by the number of latents, and decoding by that of pixels; bytes in
-    # half precision.
+    # GPU memory of activations, bytes in half precision: for each latent while sampling, for each pixel while decoding.
     latent_bytes: int = 6460
     pixel_bytes: int = 256
 
@@ -46,34 +45,34 @@ class Version:
 
     @property
     def checkpoint_path(self) -> Path | None:
-        """Where the weights lie, a file or a diffusers folder; None when they are missing.
+        """Path of the weights, a file or a diffusers folder; None when they are missing.
 
-        Looked for in `checkpoint_folders()`, under the version's name, or named as the hub's repository has them.
+        They are looked for in `checkpoint_folders()`, under the version's name or as named in the hub's repository.
         """
         repo = (self.repo or "").rpartition("/")[2]
         files = [f"{self.name}.safetensors", f"{self.name}.ckpt", self.hub_file, f"{repo}/{self.hub_file}"]
-        # A repository's folder of parts has the temporal decoder.
+        # The diffusers folder in a repository has the temporal decoder.
         folders = [self.name, *([] if self.name.endswith("image_decoder") else [repo])]
-        for place in checkpoint_folders():
-            paths = [place / name for name in files if (place / name).is_file()]
-            paths += [place / name for name in folders if name and (place / name / "unet").is_dir()]
+        for folder in checkpoint_folders():
+            paths = [folder / name for name in files if (folder / name).is_file()]
+            paths += [folder / name for name in folders if name and (folder / name / "unet").is_dir()]
             if paths:
                 return paths[0]
         return None
 
     @property
     def base_path(self) -> Path | None:
-        """The weights over which a network alone is laid."""
+        """Path of the weights that supply the rest where a file holds the network alone."""
         return VERSIONS[self.base or self.name].checkpoint_path
 
     @property
     def hub_file(self) -> str:
-        """The weights' file in `repo`."""
+        """The name of the weights' file in `repo`."""
         return self.file or f"{self.name}.safetensors"
 
     @property
     def how_to_get(self) -> str:
-        """One line that says how to bring the missing weights."""
+        """One line that says how to get the missing weights."""
         if self.repo is None:
             return f"It ships with the project: restore checkpoints/{self.name}.safetensors, or install again."
         return (
@@ -83,7 +82,7 @@ class Version:
 
     @property
     def home(self) -> Path:
-        """Where weights that one has already belong."""
+        """The path at which the user should put weights that were downloaded elsewhere."""
         return checkpoint_folders()[0] / f"{self.name}.safetensors"
 
 
@@ -94,7 +93,7 @@ def bundle() -> Path:
 
 
 def checkpoint_folders() -> list[Path]:
-    """Where weights are looked for, in order: `$SGM_CHECKPOINTS`, `./checkpoints`, the project's own folder."""
+    """Folders in which weights are looked for, in order: `$SGM_CHECKPOINTS`, `./checkpoints`, the project's own."""
     named = os.environ.get("SGM_CHECKPOINTS")
     folders = [Path(named)] if named else []
     folders += [Path("checkpoints").resolve(), bundle() / "checkpoints"]

@@ -1,4 +1,4 @@
-"""Weights from files into modules: any known format, strict, and without a second copy in memory."""
+"""Loading weights from files into modules: several formats, strict, without a second copy in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgm.formats.diffusers import FIRST_STAGE, UNET, folder_places, unet_places
+from sgm.formats.diffusers import FIRST_STAGE, UNET, folder_counterparts, unet_counterparts
 from sgm.formats.files import Layout, TensorFile, WeightsError, open_tensors
 from sgm.formats.folder import Folder
 
@@ -31,12 +31,12 @@ OnProgress = Callable[[float], None]
 Shapes = Mapping[str, tuple[int, ...]]
 
 _SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt")
-_KNOWN = (
+_FORMATS = (
     "known are a whole checkpoint (model.diffusion_model.*, conditioner.*, first_stage_model.*), a diffusers folder, "
     "and a network alone to be laid over a base"
 )
-# What people give by mistake: part of a name that tells it, and what it is.
-_OTHERS = (
+# Weights of other kinds, given by mistake: parts of their tensors' names, and their description for the message.
+_OTHER_KINDS = (
     (
         ("lora_", ".lora.", "lora.", ".alpha", "hada_"),
         "a LoRA, which changes a model and is none; LoRAs are not supported",
@@ -55,9 +55,9 @@ _OTHERS = (
 
 
 class Weights:
-    """Open weights under our names, whatever the format. layout: name -> (dtype, shape); `read(name)`: the tensor.
+    """Open weights, with the names of official checkpoints. layout: name -> (dtype, shape); `read(name)`: the tensor.
 
-    base: the weights over which a network alone is laid, None for a whole model.
+    form: description of the format. base: the weights that supply what a network alone lacks, None for a whole model.
     """
 
     def __init__(
@@ -78,15 +78,17 @@ class Weights:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def check(self, wanted: Shapes) -> None:
-        """Raise WeightsError that lists what is missing, unexpected and wrongly shaped."""
+    def check(self, expected: Shapes) -> None:
+        """Raise WeightsError, listing tensors that are missing, unexpected or of the wrong shape."""
         shapes = {name: shape for name, (_, shape) in self.layout.items()}
-        missing = [name for name in wanted if name not in shapes]
-        unexpected = [name for name in shapes if name not in wanted]
-        wrong = [f"{n} {shapes[n]} instead of {wanted[n]}" for n in wanted if shapes.get(n, wanted[n]) != wanted[n]]
+        missing = [name for name in expected if name not in shapes]
+        unexpected = [name for name in shapes if name not in expected]
+        wrong = [
+            f"{n} {shapes[n]} instead of {expected[n]}" for n in expected if shapes.get(n, expected[n]) != expected[n]
+        ]
         faults = [
-            f"{len(names)} {what}: {_some(names)}"
-            for what, names in (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", wrong))
+            f"{len(names)} {fault}: {_shortened(names)}"
+            for fault, names in (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", wrong))
             if names
         ]
         if faults:
@@ -102,7 +104,7 @@ class Weights:
                     f"{self.path}: {name} holds NaN or infinity. The weights are spoilt; get them again."
                 )
             raise WeightsError(
-                f"{self.path}: {name} exceeds what {_word(value.dtype)} can hold; use bfloat16 or float32."
+                f"{self.path}: {name} exceeds what {_dtype_name(value.dtype)} can hold; use bfloat16 or float32."
             )
         return value
 
@@ -116,44 +118,44 @@ def load_weights(
     base: str | Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Path | None:
-    """Fill a module that was built on `meta` from a checkpoint file or a diffusers folder, known by its content.
+    """Fill a module that was built on the `meta` device from a checkpoint file or a diffusers folder.
 
-    A file that holds the network alone is laid over `base`. Tensor by tensor to the device in the dtype asked for; a
-    file in float16 never becomes a float32 model in between. `on_progress` is told the share that is done, 0 to 1.
-    Returns the base if it was used, None if the weights are whole.
-    Raises WeightsError that lists missing, unexpected and wrongly shaped keys; then nothing has been loaded.
+    base: supplies the other tensors where the file holds the network alone. Tensors go to the device one by one, in
+    `dtype`; a file in float16 never becomes a float32 model in between. on_progress(share) is called with the share
+    that is loaded, 0 to 1. Returns the base if it was used, None if the weights are whole.
+    Raises WeightsError, listing missing, unexpected and wrongly shaped tensors, before anything is loaded.
     """
     start = time.perf_counter()
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    with open_weights(path, wanted, base) as weights:
-        weights.check(wanted)
-        done, total = 0, sum(map(math.prod, wanted.values())) or 1
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    with open_weights(path, expected, base) as weights:
+        weights.check(expected)
+        done, total = 0, sum(map(math.prod, expected.values())) or 1
         for name in weights.layout:
             _assign(module, name, _channels_last(weights.cast(name, dtype, device)))
-            done += math.prod(wanted[name])
+            done += math.prod(expected[name])
             if on_progress is not None:
                 on_progress(done / total)
     for name, buffer in module.named_buffers():
         if not buffer.is_meta:
             _assign(module, name, buffer.to(device))
-    rest = [name for name, value in (*module.named_parameters(), *module.named_buffers()) if value.is_meta]
-    if rest:
-        raise WeightsError(f"{path} leaves {_some(rest)} without a value.")
+    empty = [name for name, value in (*module.named_parameters(), *module.named_buffers()) if value.is_meta]
+    if empty:
+        raise WeightsError(f"{path} leaves {_shortened(empty)} without a value.")
     logger.info("Loaded %s (%s) in %.1f s.", path, weights.form, time.perf_counter() - start)
     return weights.base
 
 
-def open_weights(path: str | Path, wanted: Shapes, base: str | Path | None = None) -> Weights:
-    """Open a checkpoint file, a diffusers folder, or a network alone laid over `base`, as the names in `wanted`.
+def open_weights(path: str | Path, expected: Shapes, base: str | Path | None = None) -> Weights:
+    """Open a checkpoint file, a diffusers folder, or a file of the network alone with `base`, for the names `expected`.
 
-    Raises WeightsError for what is none of them, saying what was found and what is known.
+    The format is recognised by the content. Raises WeightsError for other content, saying what it is.
     """
     path = Path(path)
     if path.is_dir():
-        return _of_folder(Folder(path), wanted)
+        return _open_folder(Folder(path), expected)
     file = open_tensors(path)
     try:
-        form = _form(file, wanted)
+        form = _recognised(file, expected)
         if form == "checkpoint":
             return Weights(path, file.layout, file.read, file.close, form)
         if base is None:
@@ -161,35 +163,37 @@ def open_weights(path: str | Path, wanted: Shapes, base: str | Path | None = Non
                 f"{path} holds the network alone: the image encoder and the autoencoder must come from a base, such as "
                 "svd_xt's weights. Give it with --base."
             )
-        return _overlay(file, form, wanted, open_weights(base, wanted))
+        return _overlay(file, form, expected, open_weights(base, expected))
     except BaseException:
         file.close()
         raise
 
 
-def _form(file: TensorFile, wanted: Shapes) -> str:
+def _recognised(file: TensorFile, expected: Shapes) -> str:
+    """The format of a file: "checkpoint", "network", "bare network" (without prefix) or "diffusers network"."""
     names = list(file.layout)
     network = sum(name.startswith(UNET) for name in names) == len(names)
-    if names and network and any(not name.startswith(UNET) for name in wanted):
+    if names and network and any(not name.startswith(UNET) for name in expected):
         return "network"
-    if any(name in wanted for name in names):
+    if any(name in expected for name in names):
         return "checkpoint"
-    bare = {name.removeprefix(UNET) for name in wanted if name.startswith(UNET)}
+    bare = {name.removeprefix(UNET) for name in expected if name.startswith(UNET)}
     if any(name in bare for name in names):
         return "bare network"
-    theirs = {place.names[0] for place in unet_places(bare).values()} if bare else set()
+    theirs = {counterpart.names[0] for counterpart in unet_counterparts(bare).values()} if bare else set()
     if any(name in theirs for name in names):
         return "diffusers network"
-    what = next((what for marks, what in _OTHERS if any(mark in name for name in names for mark in marks)), None)
-    if what:
-        raise WeightsError(f"{file.path} is {what} (it holds {_some(names, 3)}).")
-    raise WeightsError(f"{file.path} is of no known format. It holds {_some(names, 5) or 'nothing'}; {_KNOWN}.")
+    kind = next((kind for marks, kind in _OTHER_KINDS if any(mark in name for name in names for mark in marks)), None)
+    if kind:
+        raise WeightsError(f"{file.path} is {kind} (it holds {_shortened(names, 3)}).")
+    raise WeightsError(f"{file.path} is of no known format. It holds {_shortened(names, 5) or 'nothing'}; {_FORMATS}.")
 
 
-def _overlay(file: TensorFile, form: str, wanted: Shapes, base: Weights) -> Weights:
+def _overlay(file: TensorFile, form: str, expected: Shapes, base: Weights) -> Weights:
+    """The weights of `base`, the network replaced by that in `file`."""
     if form == "diffusers network":
-        bare = [name.removeprefix(UNET) for name in wanted if name.startswith(UNET)]
-        names = {place.names[0]: UNET + name for name, place in unet_places(bare).items()}
+        bare = [name.removeprefix(UNET) for name in expected if name.startswith(UNET)]
+        names = {counterpart.names[0]: UNET + name for name, counterpart in unet_counterparts(bare).items()}
     else:
         names = {name: UNET + name.removeprefix(UNET) for name in file.layout}
     over = {names.get(name, f"unet/{name}"): name for name in file.layout}
@@ -206,50 +210,50 @@ def _overlay(file: TensorFile, form: str, wanted: Shapes, base: Weights) -> Weig
     return Weights(file.path, layout, read, close, f"{form} over {base.path}", base.path)
 
 
-def _of_folder(folder: Folder, wanted: Shapes) -> Weights:
-    """A diffusers folder under our names; what is in it and has none is called part/name.
+def _open_folder(folder: Folder, expected: Shapes) -> Weights:
+    """A diffusers folder with our names; tensors without one are called part/name.
 
-    A folder that was not made by `sgm convert` lacks tensors that inference does not use: they become zeros. The second
-    copy of the encoder becomes what it is a copy of.
+    Folders other than those of `sgm convert` lack tensors that inference does not use: they become zeros. The first
+    stage's encoder is read from the conditioner's, which is the same.
     """
-    places, homeless = folder_places(wanted)
-    kept = folder.rest.layout if folder.rest else {}
+    counterparts, unmapped = folder_counterparts(expected)
+    rest = folder.rest.layout if folder.rest else {}
     layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     used: set[tuple[str, str]] = set()
-    for name, (part, place) in places.items():
+    for name, (part, counterpart) in counterparts.items():
         files = folder.parts[part]
-        if all(theirs in files for theirs in place.names):
-            entries = [files[theirs].layout[theirs] for theirs in place.names]
-            layout[name] = entries[0][0], place.shape([shape for _, shape in entries])
-            used |= {(part, theirs) for theirs in place.names}
+        if all(theirs in files for theirs in counterpart.names):
+            entries = [files[theirs].layout[theirs] for theirs in counterpart.names]
+            layout[name] = entries[0][0], counterpart.shape([shape for _, shape in entries])
+            used |= {(part, theirs) for theirs in counterpart.names}
     for part, files in folder.parts.items():
         for theirs, file in files.items():
             if (part, theirs) not in used and not theirs.endswith("position_ids"):
                 layout[f"{part}/{theirs}"] = file.layout[theirs]
     dtype = next(iter(layout.values()))[0]
-    for name, twin in homeless.items():
-        layout[name] = kept[name] if name in kept else layout.get(twin or "", (dtype, wanted[name]))
+    for name, substitute in unmapped.items():
+        layout[name] = rest[name] if name in rest else layout.get(substitute or "", (dtype, expected[name]))
 
     def read(name: str) -> Tensor:
-        if name in places:
-            part, place = places[name]
-            return place.ours([folder.parts[part][theirs].read(theirs) for theirs in place.names])
-        if name in kept and folder.rest:
+        if name in counterparts:
+            part, counterpart = counterparts[name]
+            return counterpart.ours([folder.parts[part][theirs].read(theirs) for theirs in counterpart.names])
+        if name in rest and folder.rest:
             return folder.rest.read(name)
-        twin = homeless[name]
-        if twin is None:
+        substitute = unmapped[name]
+        if substitute is None:
             return torch.zeros((), dtype=layout[name][0]).expand(layout[name][1])
-        value = read(twin)
-        quant = twin.partition("encoder.conv_out.")[0] + "quant_conv.weight"
-        if "encoder.conv_out." in twin and quant in layout and f"{FIRST_STAGE}quant_conv.weight" not in wanted:
-            return _after(value, read(quant), read(quant.replace("weight", "bias")))
+        value = read(substitute)
+        quant = substitute.partition("encoder.conv_out.")[0] + "quant_conv.weight"
+        if "encoder.conv_out." in substitute and quant in layout and f"{FIRST_STAGE}quant_conv.weight" not in expected:
+            return _with_conv_folded_in(value, read(quant), read(quant.replace("weight", "bias")))
         return value
 
     return Weights(folder.path, layout, read, folder.close, "diffusers folder")
 
 
-def _after(value: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """A convolution's kernel (o, i, h, w) or bias (o,), with the 1x1 convolution behind it taken in."""
+def _with_conv_folded_in(value: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """A convolution's kernel (o, i, h, w) or bias (o,), with the 1x1 convolution that follows folded in."""
     mixed = torch.einsum("po,o...->p...", kernel[:, :, 0, 0].double(), value.double())
     return (mixed if value.ndim == 4 else mixed + bias.double()).to(value.dtype)
 
@@ -258,10 +262,10 @@ _BLOCKS, _BLOCK = 64, 1 << 16
 
 
 def quick_hash(path: str | Path) -> dict[str, Any]:
-    """What tells weights from others, for recipes: {"name": ..., "sha256": ...}.
+    """Name and partial hash of weights, for recipes: {"name": ..., "sha256": ...}. A file of 10 GB takes milliseconds.
 
-    The SHA-256 of each file's name and size, its first MiB (where the header is) and 64 blocks of 64 KiB that lie
-    evenly in the rest, so that a file of 10 GB takes milliseconds; of a folder, of all its weights in order of name.
+    The SHA-256 of each file's name and size, its first MiB (where the header is) and 64 blocks of 64 KiB, evenly spaced
+    in the rest; for a folder, of all its weights in order of name.
     """
     path = Path(path)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES)
@@ -279,7 +283,7 @@ def quick_hash(path: str | Path) -> dict[str, Any]:
 
 
 def to_channels_last(module: nn.Module) -> None:
-    """Lay the kernels of all convolutions out as the networks' activations are."""
+    """Convert the kernels of all convolutions to channels-last memory format, as the activations have."""
     for parameter in module.parameters():
         parameter.data = _channels_last(parameter.data)
 
@@ -294,15 +298,15 @@ def _finite(value: Tensor) -> bool:
         return True
     if value.dtype.itemsize == 1:  # float8, for which torch has no order
         value = value.float()
-    low, high = value.aminmax()  # NaN where there is one, and many times as fast as looking at each value
+    low, high = value.aminmax()  # NaN if any value is; many times as fast as `isfinite` of each value
     return bool(low.isfinite() & high.isfinite())
 
 
-def _word(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _some(names: Iterable[str], count: int = 8) -> str:
+def _shortened(names: Iterable[str], count: int = 8) -> str:
     names = list(names)
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 

@@ -12,14 +12,14 @@ from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemp
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from sgm.formats.diffusers import Place, autoencoder_places, tower_places, unet_places
+from sgm.formats.diffusers import Counterpart, autoencoder_counterparts, tower_counterparts, unet_counterparts
 
 State = Mapping[str, Tensor]
 
 
-def renamed(state: State, places: Mapping[str, Place]) -> dict[str, Tensor]:
+def renamed(state: State, counterparts: Mapping[str, Counterpart]) -> dict[str, Tensor]:
     """The tensors under their names, in their shapes."""
-    pairs = ((places[key].names, places[key].theirs(value)) for key, value in state.items())
+    pairs = ((counterparts[key].names, counterparts[key].theirs(value)) for key, value in state.items())
     return {name: value.contiguous() for names, values in pairs for name, value in zip(names, values, strict=True)}
 
 
@@ -57,7 +57,7 @@ def unet(params: Mapping[str, Any], state: State, frames: int) -> UNetSpatioTemp
             num_attention_heads=tuple(width // params["num_head_channels"] for width in channels),
             num_frames=frames,
         )
-    return filled(network, renamed(state, unet_places(state)))
+    return filled(network, renamed(state, unet_counterparts(state)))
 
 
 def down_blocks(channels: Sequence[int]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def autoencoder(ddconfig: Mapping[str, Any], encoder: State, decoder: State) -> 
         model.decoder.mid_block = MidBlockTemporalDecoder(channels[-1], channels[-1], channels[-1], num_layers=2)
 
     both = {**encoder, **{f"decoder.{key}": value for key, value in decoder.items()}}
-    state = renamed(both, autoencoder_places(both))
+    state = renamed(both, autoencoder_counterparts(both))
     state.setdefault("quant_conv.weight", torch.eye(2 * z)[:, :, None, None])
     state.setdefault("quant_conv.bias", torch.zeros(2 * z))
     return filled(model, state)
@@ -101,5 +101,5 @@ def image_tower(arch: Mapping[str, Any], state: State) -> CLIPVisionModelWithPro
     )
     # Some versions of transformers put everything one level deeper in memory, though not on disk.
     deep = any(key.startswith("vision_model.") for key in model.state_dict())
-    theirs = renamed(state, tower_places(state))
+    theirs = renamed(state, tower_counterparts(state))
     return filled(model, theirs if deep else {key.removeprefix("vision_model."): v for key, v in theirs.items()})

@@ -50,15 +50,15 @@ def test_the_kernels_in_triton_s_interpreter() -> None:
 
 
 SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers and strides
-    "measure": {"run": 1024, "height": 64, "width": 64},
-    "finish": {"run": 1024, "height": 128, "width": 16},
+    "measure": {"tile": 1024, "height": 64, "width": 64},
+    "combine": {"tile": 1024, "height": 128, "width": 16},
     "scale_shift": {"silu": True, "height": 128, "width": 64},
     "layer_norm": {"c": 320, "height": 16, "width": 64},
     "geglu": {"height": 64, "width": 64},
-    "gated": {"height": 128, "width": 64, "depth": 64},
+    "linear_geglu": {"height": 128, "width": 64, "depth": 64},
     "blend": {"height": 128, "width": 64},
     "interleave": {"height": 64, "width": 64},
-    "attend": {"rows": 32, "d": 64},
+    "temporal_attention": {"rows": 32, "d": 64},
 }
 
 
@@ -71,14 +71,16 @@ def test_the_kernels_compile_for_a_gpu(name: str) -> None:
 
     kernel, sizes = getattr(compiled, name), SIZES[name]
     kinds: dict[str, str] = {}
-    kinds |= dict.fromkeys(("mean", "deviation", "shift"), "*fp32") | dict.fromkeys(("eps", "of_a", "of_b"), "fp32")
+    kinds |= dict.fromkeys(("mean", "deviation", "shift"), "*fp32") | dict.fromkeys(
+        ("eps", "weight_a", "weight_b"), "fp32"
+    )
     kinds |= dict.fromkeys(("x", "out", "a", "b", "add", "weight", "bias", "qkv"), "*fp16")
-    kinds["scale"] = "fp32" if name == "attend" else "*fp32"
+    kinds["scale"] = "fp32" if name == "temporal_attention" else "*fp32"
     signature = {
         argument: "constexpr" if argument in sizes else kinds.get(argument, "i32") for argument in kernel.arg_names
     }
     values = {(kernel.arg_names.index(argument),): value for argument, value in sizes.items()}
-    if name == "gated":
+    if name == "linear_geglu":
         blocks = {"x": "128, 64", "weight": "2, 64, 64", "out": "128, 64"}
         signature |= {argument: f"tensordesc<fp16[{block}]>" for argument, block in blocks.items()}
     built = compile(ASTSource(kernel, signature, values), target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
@@ -161,7 +163,7 @@ def test_layer_norm_geglu_and_blend(ops_and_device: tuple[Ops, torch.device]) ->
     for c, dtype, bound in (16, torch.float32, 3e-6), (16, torch.float16, 6e-4), (64, torch.float16, 6e-4):
         wide, rows = affine(nn.Linear(c, 8 * c).to(device, dtype)), draw(150, c, device=device).to(dtype)
         value, gate = F.linear(rows.double(), wide.weight.double(), wide.bias.double()).chunk(2, dim=1)
-        assert close(ops.gated(rows, wide), value * F.gelu(gate), bound)
+        assert close(ops.geglu(rows, wide), value * F.gelu(gate), bound)
 
 
 def test_attention_within_and_across_frames(ops_and_device: tuple[Ops, torch.device]) -> None:
@@ -184,17 +186,17 @@ def test_convolutions_over_frames_and_of_doubled_pictures(ops_and_device: tuple[
     values = F.silu(x.double() * norm[0][:, None].double() + norm[1][:, None].double())
     wanted = F.conv2d(values.view(2, 3, 40, 64).permute(0, 3, 1, 2), over.weight.double().squeeze(-1), padding=(1, 0))
     wanted = wanted.permute(0, 2, 3, 1).reshape(6, 40, 32)
-    assert close(ops.over_frames(x, norm, over, 3), wanted)
+    assert close(ops.temporal_conv(x, norm, over, 3), wanted)
     base = draw(6, 43, 32, device=device)
     for at in (slice(0, 40), slice(2, 42)):
         onto = base.clone()
-        ops.over_frames(x, norm, over, 3, onto=onto[:, at], of=0.3)
+        ops.temporal_conv(x, norm, over, 3, residual=onto[:, at], branch_weight=0.3)
         assert close(onto[:, at], base[:, at].double() + 0.3 * wanted)
         assert torch.equal(onto[:, : at.start], base[:, : at.start])
     picture, conv = draw(2, 3, 5, 64, device=device), affine(nn.Conv2d(64, 32, 3, padding=1).to(device))
     doubled = F.interpolate(picture.double().permute(0, 3, 1, 2), scale_factor=2.0)
     wanted = F.conv2d(doubled, conv.weight.double(), conv.bias.double(), padding=1).permute(0, 2, 3, 1)
-    assert close(ops.upsampled(picture, ops.for_doubled(conv.weight), conv.bias), wanted)
+    assert close(ops.upsample_conv(picture, ops.fused_upsample_weight(conv.weight), conv.bias), wanted)
 
 
 @pytest.fixture(scope="module")

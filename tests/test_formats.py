@@ -20,7 +20,7 @@ from sgm import VideoRequest, generate
 from sgm.convert import convert_weights
 from sgm.engine import build_engine
 from sgm.errors import UserError
-from sgm.formats.diffusers import UNET, unet_places
+from sgm.formats.diffusers import UNET, unet_counterparts
 from sgm.installed import recognise, version_status
 from sgm.versions import VERSIONS
 from sgm.weights import WeightsError, load_weights
@@ -119,7 +119,7 @@ def test_a_folder_of_shards_and_of_fp16_variants_loads(model: Model, tmp_path: P
 def test_a_network_alone_is_laid_over_a_base(model: Model, tmp_path: Path, names: str) -> None:
     network = {name: value + 1 for name, value in model.state.items() if name.startswith(UNET)}
     bare = {name.removeprefix(UNET): value for name, value in network.items()}
-    places = unet_places(bare)
+    places = unet_counterparts(bare)
     theirs = {places[name].names[0]: value for name, value in bare.items()}
     path = tmp_path / "few_steps.safetensors"
     save_file({"ours": network, "bare": bare, "theirs": theirs}[names], path)
@@ -234,9 +234,9 @@ def test_a_version_s_status_says_ready_on_disk_or_missing(tmp_path: Path, monkey
     ready = version_status("svd_xt")
     assert (ready.state, ready.path, ready.command) == ("ready", path, "")
     assert ready.size == path.stat().st_size > 4.7e9
-    assert ready.place == "svd_xt.safetensors, 4.78 GB"
+    assert ready.location == "svd_xt.safetensors, 4.78 GB"
     monkeypatch.chdir(tmp_path.parent)
-    assert ready.place == f"{Path(tmp_path.name, 'svd_xt.safetensors')}, 4.78 GB"
+    assert ready.location == f"{Path(tmp_path.name, 'svd_xt.safetensors')}, 4.78 GB"
     assert status("svd_xt_lcm") == ("ready", "")
 
     with path.open("r+b") as file:

@@ -165,7 +165,7 @@ def test_an_official_model_is_fine_tuned_on_a_folder_of_clips(
 
 def test_flicker_is_what_does_not_move_with_the_camera() -> None:
     torch.manual_seed(0)
-    clips = PictureClips(SAMPLES, (96, 160), (192, 320)).draw(3, 4, torch.device("cpu"), known=False)
+    clips = PictureClips(SAMPLES, (96, 160), (192, 320)).draw(3, 4, torch.device("cpu"), warped=False)
     steady = flicker(clips.video, clips.rays)
     assert flicker(clips.video + 0.05 * torch.randn_like(clips.video), clips.rays) > steady + 0.05
     assert flicker(clips.video, clips.rays[:, :1].expand_as(clips.rays)) > 3 * steady  # the motion left in

@@ -1,4 +1,4 @@
-"""The Create page: the picture and its movement, the job that they became, and the clip that came of it.
+"""The Create page: choosing a picture and settings, and showing a job's progress and clip.
 
-Nothing is computed in here: a click puts a job into `app.jobs`, and the page shows what has become of it.
+The page computes no clips itself: a click submits a job to `app.jobs`, whose state the page shows.
 """

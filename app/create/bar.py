@@ -1,4 +1,4 @@
-"""The bar at the bottom: Generate and what it will cost, or the running job's progress and Cancel."""
+"""The bar at the bottom: Generate with the expected time, or the active job's progress and Cancel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sgm import UserError, VideoRequest
 
 
 def show_generate(request: VideoRequest | None, picture: Picture | None) -> None:
-    """Generate, and what it will cost. One session has one job at a time, so a second click starts nothing."""
+    """Generate, with the expected time. A session has one job at a time, so a second click submits none."""
     with st.container(horizontal=True, vertical_alignment="center", key="bar"):
         clicked = st.button(
             "Generate",
@@ -27,7 +27,7 @@ def show_generate(request: VideoRequest | None, picture: Picture | None) -> None
         elif request is None:
             st.caption("This cannot run yet: see Movement.")
         else:
-            st.caption(_price(request))
+            st.caption(_cost_caption(request))
     if clicked and request and picture:
         try:
             job = table().submit(settings.ready(request), picture.image, picture.name, session.owner())
@@ -40,12 +40,12 @@ def show_generate(request: VideoRequest | None, picture: Picture | None) -> None
 
 @st.fragment(run_every=look.POLL)
 def show_progress(job_id: str) -> None:
-    """Progress and Cancel. Drawn, and so polled, only while the job is active; its end redraws the page once."""
+    """Progress and Cancel of an active job, redrawn at every poll; when the job ends, the whole page is redrawn."""
     job = table().get(job_id)
     if job is None or not job.active:
         st.rerun()
     with st.container(horizontal=True, vertical_alignment="center", key="bar"):
-        st.progress(job.fraction if job.state == "running" else 0.0, _doing(job))
+        st.progress(job.fraction if job.state == "running" else 0.0, _progress_text(job))
         st.button(
             "Cancel",
             icon=":material/close:",
@@ -58,19 +58,20 @@ def show_progress(job_id: str) -> None:
         st.caption(job.progress.note)
 
 
-def _price(request: VideoRequest) -> str:
+def _cost_caption(request: VideoRequest) -> str:
+    """The clip's length, and the time that the job will take, if it can be estimated."""
     length = f"{request.frames / request.fps:.1f} s of video"
     seconds = table().seconds_for(request)
     return f"{length}, made in about {look.duration(seconds)}" if seconds else length
 
 
-def _doing(job: Job) -> str:
-    """What the job is at, and how long it will be at it."""
+def _progress_text(job: Job) -> str:
+    """The job's position in the queue or its phase, and the time left."""
     left = "" if job.seconds_left is None else look.duration(job.seconds_left)
     if job.stopping:
         return "Stopping, once this part of the model is loaded …" if job.phase == "load" else "Stopping …"
     if job.state == "queued":
-        ahead = table().ahead(job.id)
-        text = f"Number {ahead} in line" if ahead else "Starting"
+        before = table().jobs_before(job.id)
+        text = f"Number {before} in line" if before else "Starting"
         return f"{text}, done in about {left}" if left else text
     return f"{doing(job)} · {left} left" if left else doing(job)

@@ -1,4 +1,4 @@
-"""Charts of a request: what its settings mean, before anything is computed."""
+"""Charts of a request's noise schedule and guidance scales."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LINE = "#1a9a94"  # reads on white and on black
 
 
 def show_curves(request: VideoRequest) -> None:
-    """The sigma of each step, the guidance scale of each frame."""
+    """Draw the sigma of each step and the guidance scale of each frame."""
     sigmas, scales = curves(request)
     for title, values, axis, scale in (
         ("Noise (sigma) at each step", sigmas, "Step", alt.Scale(type="log")),

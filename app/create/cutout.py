@@ -1,4 +1,4 @@
-"""The object of a picture, cut out in a thread of its own: it takes seconds, and the first time a download."""
+"""Background removal in a thread of its own, since it takes seconds, and at the first use a download."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _LARGEST = 2304  # pixels along the longer side: four times the models' own
 
 
 class _CutOut:
-    """What is cut out of one picture: `found`, RGBA, or `error`, once `ended` is set."""
+    """Background removal of one picture: `result`, RGBA, or `error`, once `ended` is set."""
 
     def __init__(self, key: str, image: Image.Image) -> None:
         self.key = key
-        self.found: Image.Image | None = None
+        self.result: Image.Image | None = None
         self.error = ""
         self.ended = threading.Event()
         self.started = time.monotonic()
@@ -27,11 +27,11 @@ class _CutOut:
 
     def _run(self, image: Image.Image) -> None:
         try:
-            found = cut_out(image)
-            found = found.crop(found.getchannel("A").getbbox())
-            found.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
-            # With a clear edge, so that whoever opens it sees that it has been cut out.
-            self.found = ImageOps.expand(found, 1, (255, 255, 255, 0))
+            item = cut_out(image)
+            item = item.crop(item.getchannel("A").getbbox())
+            item.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
+            # A transparent edge marks the picture as cut out for `sgm.cut_out`, even if the object fills it.
+            self.result = ImageOps.expand(item, 1, (255, 255, 255, 0))
         except UserError as error:
             self.error = str(error)
         except Exception as error:  # from any layer of rembg
@@ -42,9 +42,9 @@ class _CutOut:
 
 
 def show_object(key: str, image: Image.Image, name: str, width: int, height: int, share: float) -> Image.Image | None:
-    """Show exactly what the model will see of a picture's object; the cut-out as RGBA, None while there is none.
+    """Show a picture's object as the model will see it. Returns the cut-out as RGBA, None while there is none.
 
-    share: the object's longer side against the frame's.
+    share: the object's longer side over the frame's shorter one.
     """
     work: _CutOut | None = st.session_state.get("cutting")
     if work is None or work.key != key:
@@ -59,23 +59,23 @@ def show_object(key: str, image: Image.Image, name: str, width: int, height: int
     if not work.ended.is_set():
         _watch()
         return None
-    if work.found is None:
+    if work.result is None:
         st.error(plain(work.error), icon=":material/content_cut:")
         st.button("Try again", on_click=lambda: st.session_state.pop("cutting"))
         return None
     try:
-        placed = place_object(work.found, width, height, share)
+        frame = place_object(work.result, width, height, share)
     except UserError as error:
         st.error(plain(str(error)), icon=":material/content_cut:")
         return None
-    st.image(placed, width="stretch", output_format="PNG", alt=f"The object of {name}")
+    st.image(frame, width="stretch", output_format="PNG", alt=f"The object of {name}")
     st.caption(f"The model sees exactly this: the object on white, {width}×{height}.", text_alignment="center")
-    return work.found
+    return work.result
 
 
 @st.fragment(run_every=1.0)
 def _watch() -> None:
-    """How far it is; redraws the page once at the end."""
+    """Show the progress of background removal; when it ends, the whole page is redrawn."""
     work: _CutOut | None = st.session_state.get("cutting")
     if work is None or work.ended.is_set():
         st.rerun()

@@ -1,4 +1,4 @@
-"""The widgets of an orbit around an object, and what it looks like."""
+"""The widgets of an orbit around an object, and its plot."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ from typing import Any
 import streamlit as st
 from PIL import Image
 
-from app.create.fields import draw, options_of, own_fields, set_value, value_of
+from app.create.fields import base_fields, draw, options_of, set_value, value_of
 from sgm import ORBITS, Field, Version, VideoRequest, draw_orbit, orbit_of
 
 
 def choose_orbit(field: Field, version: Version) -> None:
-    """The orbit's kind, and the lists that it may need."""
-    draw(field, version, on_change=lambda: _start_lists(version))
+    """Draw the widgets of the kind of orbit and of its lists of angles."""
+    draw(field, version, on_change=lambda: _fill_lists(version))
     if lists := options_of(field, version):
         with st.container(key=f"options_{field.name}"):
             for option in lists:
                 draw(option, version)
-            st.button("Start from an even orbit", icon=":material/restart_alt:", on_click=_even, args=(version,))
+            st.button(
+                "Start from an even orbit", icon=":material/restart_alt:", on_click=_set_even_orbit, args=(version,)
+            )
 
 
 def without_effect(values: Mapping[Any, Any]) -> set[str]:
-    """The fields that change nothing beside these values: one elevation, where there is one for each frame."""
-    return {"elevation"} if values.get("orbit") == "list" and _given(values, "elevations") else set()
+    """The fields without an effect, given the other values: `elevation`, where each frame has its own."""
+    return {"elevation"} if values.get("orbit") == "list" and _has_list(values, "elevations") else set()
 
 
 def show_orbit(request: VideoRequest) -> None:
-    """Where the camera goes, before anything is computed."""
+    """Show a plot of the camera's path."""
     orbit = st.session_state["orbit_shown"] = orbit_of(request)
     low, high = min(orbit[0]), max(orbit[0])
     st.image(
-        _drawn(*orbit, st.context.theme.type == "dark"),
+        _orbit_plot(*orbit, st.context.theme.type == "dark"),
         width="stretch",
         output_format="PNG",
         alt=f"The orbit: {request.frames} views around the object, at elevations of {low:.4g}° to {high:.4g}°",
@@ -41,32 +43,32 @@ def show_orbit(request: VideoRequest) -> None:
         st.caption("Each new seed draws another orbit than this one.", text_alignment="center")
 
 
-def _start_lists(version: Version) -> None:
-    """Lists start as the orbit that was shown before."""
+def _fill_lists(version: Version) -> None:
+    """Fill empty lists with the orbit that was shown before."""
     if st.session_state["orbit"] == "list" and not any(
-        _given(st.session_state, name) for name in ORBITS["list"].options
+        _has_list(st.session_state, name) for name in ORBITS["list"].options
     ):
-        _write(st.session_state.get("orbit_shown", ((), ())), version)
+        _set_lists(st.session_state.get("orbit_shown", ((), ())), version)
 
 
-def _even(version: Version) -> None:
-    fields = own_fields(version.name)
+def _set_even_orbit(version: Version) -> None:
+    fields = base_fields(version.name)
     values = {name: value_of(fields[name], version) for name in ("frames", "elevation")}
-    _write(orbit_of(VideoRequest.fitting(version.name, values)), version)
+    _set_lists(orbit_of(VideoRequest.fitting(version.name, values)), version)
 
 
-def _write(orbit: tuple[Sequence[float], Sequence[float]], version: Version) -> None:
+def _set_lists(orbit: tuple[Sequence[float], Sequence[float]], version: Version) -> None:
     lists = ORBITS["list"].options
     for name, values in zip(("elevations", "azimuths"), orbit, strict=True):
         set_value(lists[name], version, [round(value, 1) for value in values])
 
 
-def _given(values: Mapping[Any, Any], name: str) -> bool:
-    """Whether a list is given, as numbers or as the text of a widget."""
+def _has_list(values: Mapping[Any, Any], name: str) -> bool:
+    """Whether a list is not empty, as numbers or as the text of a widget."""
     value = values.get(name) or ()
     return bool(value.strip() if isinstance(value, str) else value)
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def _drawn(elevations: tuple[float, ...], azimuths: tuple[float, ...], dark: bool) -> Image.Image:
+def _orbit_plot(elevations: tuple[float, ...], azimuths: tuple[float, ...], dark: bool) -> Image.Image:
     return draw_orbit(elevations, azimuths, dark=dark)

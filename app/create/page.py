@@ -12,7 +12,7 @@ from sgm import UserError
 
 
 def page() -> StreamlitPage:
-    """The page, for navigation: a function, for Streamlit would read a file again while what it imports stays old."""
+    """The page, for navigation. Made of a function: of a page in a file, Streamlit would reload that file alone."""
     return st.Page(show_page, title="Create", icon=":material/movie:", url_path="create", default=True)
 
 

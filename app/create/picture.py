@@ -1,4 +1,4 @@
-"""The picture of a clip: how it is chosen, and how much of it the model sees."""
+"""Choosing the picture of a clip, and showing the frame that the model sees."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from PIL import Image
 
 from app import look
 from app.create import cutout, settings
-from app.create.fields import draw, key_of, options_of, own_fields, value_of
+from app.create.fields import base_fields, draw, key_of, options_of, value_of
 from app.jobs import Job, open_stored
 from app.link import request_of_clip
 from sgm import Field, UserError, Version, describe_fit, fit_picture, input_frame, open_picture, read_frames
 
-# crop_x and crop_y: five named positions, and whatever else has been set.
+# crop_x and crop_y: names of five positions; other values are shown as numbers.
 _POSITIONS = {
     "crop_x": ("Left", "Left of centre", "Centre", "Right of centre", "Right"),
     "crop_y": ("Top", "Upper", "Centre", "Lower", "Bottom"),
 }
 _LARGEST_UPLOAD = 20  # MB; checked again below, since the browser alone enforces it
-_LARGEST_SIDE = 4096  # pixels: as large as any clip; a picture beyond is stored scaled down
+_LARGEST_SIDE = 4096  # pixels, the largest side of a clip: larger pictures are stored scaled down
 _UNREADABLE = f"We can't read that file as a picture. Use a JPG, PNG or WebP under {_LARGEST_UPLOAD} MB."
 
 
 class Opened(NamedTuple):
-    """A picture that was chosen, upright and whole, and its name; `key` tells it from others."""
+    """The chosen picture, upright and uncropped, and its name. key: identifies it."""
 
     key: str
     image: Image.Image
@@ -33,14 +33,14 @@ class Opened(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """What a job is made of: the whole picture, or the object that was cut out of it (RGBA), and its name."""
+    """The picture of a job, uncropped, or its object as RGBA; and its name."""
 
     image: Image.Image
     name: str
 
 
 def choose_picture(version: Version, width: int, height: int) -> Picture | None:
-    """Let a picture be chosen, and show how much of it the model sees. None while there is none."""
+    """Draw the widgets that choose and fit a picture. Returns the picture, None while there is none."""
     st.file_uploader(
         "Drop, paste or choose a picture",
         ["jpg", "png", "webp", "avif", "gif", "bmp", "tiff", "mp4"],
@@ -71,7 +71,7 @@ def choose_picture(version: Version, width: int, height: int) -> Picture | None:
 
 
 def open_job_picture(job: Job) -> None:
-    """The job's own copy: a browser forgets its upload at a reload."""
+    """Choose the job's stored picture: a browser loses its upload when the page is reloaded."""
     try:
         _open(job.id, open_stored(job.picture), job.name)
     except OSError:
@@ -79,7 +79,7 @@ def open_job_picture(job: Job) -> None:
 
 
 def refuse(headline: str, reason: str) -> None:
-    """Say with the picture that something was not done, until another picture is opened."""
+    """Show an error below the upload until another picture is opened."""
     st.session_state["refused"] = headline, reason
 
 
@@ -96,7 +96,7 @@ def _open_sample(name: str) -> None:
 
 
 def _open_upload() -> None:
-    """Read what was dropped: a picture, or a clip made here, which brings its settings and its picture's frame."""
+    """Read the upload: a picture, or a clip with a recipe, whose settings and input frame are restored."""
     file = st.session_state["upload"]
     st.session_state["opened"] = st.session_state["refused"] = st.session_state["restored"] = None
     if file is None:
@@ -120,9 +120,9 @@ def _open_upload() -> None:
 
 
 def _fitted(opened: Opened, version: Version, width: int, height: int) -> Picture | None:
-    """Show what the model will see of the picture, and the widgets that decide about it."""
+    """Show the frame that the model will see, and the widgets that fit the picture to it."""
     shown = st.container()
-    chooser = own_fields(version.name)["fit"]
+    chooser = base_fields(version.name)["fit"]
     draw(chooser, version)
     options = {field.name: field for field in options_of(chooser, version)}
     if axis := _free_axis(opened.image, width, height, value_of(chooser, version)):
@@ -133,14 +133,14 @@ def _fitted(opened: Opened, version: Version, width: int, height: int) -> Pictur
     values = {name: value_of(field, version) for name, field in options.items()}
     with shown:
         if value_of(chooser, version) == "object":
-            found = cutout.show_object(*opened, width, height, values["image_frame_ratio"])
-            return Picture(found, opened.name) if found else None
+            item = cutout.show_object(*opened, width, height, values["image_frame_ratio"])
+            return Picture(item, opened.name) if item else None
         _show_frame(opened, width, height, value_of(chooser, version), (values["crop_x"], values["crop_y"]))
         return Picture(opened.image, opened.name)
 
 
 def _free_axis(image: Image.Image, width: int, height: int, fit: str) -> str:
-    """The field that moves the picture in its frame; "" where there is no room to move it."""
+    """The field of the axis along which the picture can be moved in its frame; "" where there is none."""
     if fit not in ("crop", "pad") or image.width * height == image.height * width:
         return ""
     wider = image.width * height > image.height * width
@@ -162,10 +162,10 @@ def _choose_position(field: Field, version: Version) -> None:
 
 
 def _show_frame(opened: Opened, width: int, height: int, fit: str, position: tuple[float, float]) -> None:
-    """The frame as the model sees it, drawn as the job will draw it."""
-    wanted = (opened.key, width, height, fit, position)
-    if st.session_state.get("frame", (None,))[0] != wanted:
-        st.session_state["frame"] = wanted, fit_picture(opened.image, width, height, fit, position)
+    """Show the frame that the model sees, fitted as in the job."""
+    key = (opened.key, width, height, fit, position)
+    if st.session_state.get("frame", (None,))[0] != key:
+        st.session_state["frame"] = key, fit_picture(opened.image, width, height, fit, position)
     st.image(st.session_state["frame"][1], width="stretch", alt=f"What the model sees of {opened.name}")
     st.caption(describe_fit(opened.image.size, width, height, fit), text_alignment="center")
     if opened.image.width < width or opened.image.height < height:

@@ -1,4 +1,4 @@
-"""What has become of a job: its preview, its clip or its end, what can be made of it, and the clips before it."""
+"""The result of a job: its preview, its clip or its error, actions on the clip, and other recent clips."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PREVIEW_SIDE = 960  # pixels
 
 
 def show_result(job: Job | None) -> None:
-    """The job as it is now. The video stands outside the polling fragments, so that it plays on."""
+    """Show the job's present state. The video is outside the polled fragments, so that polls do not restart it."""
     if job is None and st.session_state["job"]:
         st.info("This clip is no longer on the server.", icon=":material/link_off:")
         st.button("Start anew", on_click=session.forget_job)
@@ -40,7 +40,7 @@ def show_result(job: Job | None) -> None:
 
 
 def show_recent(shown: Job | None) -> None:
-    """The latest other clips, to go back to."""
+    """Show the latest other clips, with buttons that open them."""
     others = [job for job in table().jobs() if job.state == "done" and job.poster.is_file()]
     others = [job for job in others if shown is None or job.id != shown.id][:4]
     if not others:
@@ -61,13 +61,13 @@ def show_recent(shown: Job | None) -> None:
 
 
 def summary(request: VideoRequest) -> str:
-    """One line that says what ran: the model, the seed, what its family alone takes, and what all take."""
+    """One line of a clip's settings: model, seed, the family's fields and some common fields."""
     fields, unused = request.fields(), without_effect(request.options)
-    own = [field for field in request.family.fields if field.name not in unused]
+    family_fields = [field for field in request.family.fields if field.name not in unused]
     parts = [
-        request.row.title,
+        request.model.title,
         f"seed {request.seed}",
-        *(f"{field.label.lower()} {field.title(getattr(request, field.name)).lower()}" for field in own),
+        *(f"{field.label.lower()} {field.title(getattr(request, field.name)).lower()}" for field in family_fields),
         f"{request.steps} steps",
         fields["sampler"].title(request.sampler),
         f"{request.frames} frames at {request.fps} fps",
@@ -78,13 +78,13 @@ def summary(request: VideoRequest) -> str:
 
 @st.fragment(run_every=2 * look.POLL)
 def _watch(job_id: str) -> None:
-    """The live preview, from the first steps on."""
+    """The live preview of an active job."""
     if job := table().get(job_id):
         _still(job)
 
 
 def _still(job: Job) -> None:
-    """The preview of a job, or the frame that it starts from."""
+    """Show the preview of a job or, before there is one, the picture as the model sees it."""
     try:
         address = look.inline(job.preview or _frame(job.picture, job.request))
     except OSError:

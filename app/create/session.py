@@ -1,4 +1,4 @@
-"""The job of a browser session: which one it is, and how it comes by another."""
+"""The job of a browser session, and its link in the page's address."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sgm import UserError, VideoRequest
 
 
 def owner() -> str:
-    """This browser session, as the queue knows it."""
+    """This browser session's id as the owner of jobs."""
     return st.session_state.setdefault("owner", secrets.token_hex(8))
 
 
 def current_job() -> Job | None:
-    """This session's job. A new session takes over the one that its address names, and the settings in it."""
+    """This session's job. A new session opens the job and the settings in the page's address."""
     linked = st.query_params.get("job")
     if "job" not in st.session_state:
         st.session_state["job"] = linked
@@ -37,7 +37,7 @@ def current_job() -> Job | None:
 
 
 def share(request: VideoRequest, job: Job | None) -> None:
-    """Let the address say what the fields say: the job, and what differs from its settings or the model's own."""
+    """Write the job, and the settings that differ from its own or the version's defaults, to the page's address."""
     address = address_of(request, job and job.request)
     if st.session_state["job"]:
         address["job"] = st.session_state["job"]
@@ -46,16 +46,17 @@ def share(request: VideoRequest, job: Job | None) -> None:
 
 
 def follow(job: Job) -> None:
-    """Make a job this session's own."""
+    """Make a job this session's job."""
     st.session_state["job"] = job.id
 
 
 def forget_job() -> None:
+    """Leave this session without a job."""
     st.session_state["job"] = None
 
 
 def submit(make: Callable[[str, str], Job], job_id: str) -> None:
-    """Put a job that follows from another into the queue; its settings become the fields'."""
+    """Submit a job made from another by `make(job_id, owner)`, and show its settings."""
     try:
         job = make(job_id, owner())
     except UserError as error:
@@ -66,7 +67,7 @@ def submit(make: Callable[[str, str], Job], job_id: str) -> None:
 
 
 def reopen(job_id: str) -> None:
-    """Make an earlier job, its settings and its picture this session's own."""
+    """Open an earlier job with its settings and its picture."""
     if job := table().get(job_id):
         settings.restore(job.request)
         picture.open_job_picture(job)

@@ -1,6 +1,6 @@
-"""The jobs of the app: one table of them, one queue, and the workers that make their clips. Knows no Streamlit.
+"""The jobs of the app: a table with a queue, and the workers that make the clips. Does not import Streamlit.
 
-A job outlives the page that started it, and the server, too: all of it lies in the outputs folder.
+Jobs outlive the page that submitted them and the server: they are stored in the outputs folder.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _table_lock = threading.Lock()
 
 
 def table(address: str = "") -> Table:
-    """The process's one table. It lives in this module, which Streamlit imports once, so reruns and reloads keep it.
+    """The process's table of jobs. Streamlit imports this module once, so that reruns and reloads keep the table.
 
-    address: where the page is served, for whoever meets the folder's lock. Raises FolderInUse or UserError as Table.
+    address: of the page, for the message to a second process. Raises FolderInUse or UserError as `Table`.
     """
     global _table
     with _table_lock:

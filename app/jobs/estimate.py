@@ -1,4 +1,4 @@
-"""How long jobs take: the phases of a job, what they cost, and the time left, judged by what finished jobs took."""
+"""Estimates of how long jobs take and how much time is left, from the times of finished jobs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sgm import SAMPLERS, Progress, VideoRequest
 
 
 class Phase(NamedTuple):
-    """A phase of a job, as it is told, and its usual share of the time once the model is loaded.
+    """A phase of a job: texts for people, and its typical share of the time after the model is loaded.
 
-    The texts may hold {step} and {total}.
+    The texts may contain {step} and {total}.
     """
 
     doing: str  # while it runs
@@ -24,7 +24,7 @@ class Phase(NamedTuple):
     share: float = 0.0
 
 
-# In their order. How the time of each grows with a request: see `cost`.
+# In their order. `cost` says how the time of each depends on a request.
 PHASES = {
     "load": Phase("Loading the model, {step} %", "Stopped while loading the model."),
     "encode": Phase("Reading the picture", "Stopped while reading the picture.", 0.03),
@@ -32,11 +32,11 @@ PHASES = {
     "decode": Phase("Painting the frames", "Stopped while painting the frames.", 0.2),
     "save": Phase("Saving", "Stopped while saving."),
 }
-_ALIKE = 5  # finished jobs of a version by which the next is judged
+_SAMPLE_SIZE = 5  # the latest finished jobs of a version that an estimate is based on
 
 
 def cost(request: VideoRequest, phase: str) -> float:
-    """A measure of what a phase costs, good for comparing two requests of the same version."""
+    """A number proportional to a phase's time, for requests of the same version."""
     area = request.height * request.width
     if phase == "load":
         return 1.0
@@ -46,31 +46,31 @@ def cost(request: VideoRequest, phase: str) -> float:
 
 
 def learned_phases(newest_first: Iterable[Job], request: VideoRequest) -> dict[str, float]:
-    """Seconds a phase of a request, judged by the latest finished jobs of its version; {} where there are none."""
-    alike = (
+    """Phase -> seconds that it takes for a request, from the latest finished jobs of its version; {} if none."""
+    finished = (
         job for job in newest_first if job.state == "done" and job.phases and job.request.version == request.version
     )
-    seen: dict[str, list[float]] = {}
-    for job in islice(alike, _ALIKE):
+    samples: dict[str, list[float]] = {}
+    for job in islice(finished, _SAMPLE_SIZE):
         for phase, seconds in job.phases.items():
-            seen.setdefault(phase, []).append(seconds * cost(request, phase) / cost(job.request, phase))
-    return {phase: statistics.median(seconds) for phase, seconds in seen.items()}
+            samples.setdefault(phase, []).append(seconds * cost(request, phase) / cost(job.request, phase))
+    return {phase: statistics.median(seconds) for phase, seconds in samples.items()}
 
 
 def seconds_loaded(learned: dict[str, float]) -> float | None:
-    """What a job takes once its model is loaded; None where nothing was learned."""
+    """Seconds that a job takes after its model is loaded; None where nothing was learned."""
     return sum(seconds for phase, seconds in learned.items() if phase != "load") if learned else None
 
 
 def seconds_left(job: Job, learned: dict[str, float]) -> float | None:
-    """Seconds until a running job ends; None while there is no telling."""
+    """Seconds until a running job ends; None while they cannot be estimated."""
     now = time.monotonic()
-    at = job.progress
-    if at is None:
+    progress = job.progress
+    if progress is None:
         return max(0.0, sum(learned.values()) - (now - job.started)) if learned else None
     pace = _seconds_a_step(job)
     if pace is not None:
-        left = pace * (at.total - job.latest_step[1]) - (now - job.latest_step[0])
+        left = pace * (progress.total - job.latest_step[1]) - (now - job.latest_step[0])
     elif job.phase in learned:
         left = learned[job.phase] - (now - job.phase_started)
     else:
@@ -78,20 +78,20 @@ def seconds_left(job: Job, learned: dict[str, float]) -> float | None:
     later = list(PHASES)[list(PHASES).index(job.phase) + 1 :] if job.phase in PHASES else []
     if learned:
         return max(0.0, left) + sum(learned.get(phase, 0.0) for phase in later)
-    if pace is None or job.phase not in PHASES or PHASES[job.phase].share < 0.1:  # too short to judge the others by
+    if pace is None or job.phase not in PHASES or PHASES[job.phase].share < 0.1:  # too short to extrapolate from
         return None
-    whole = pace * at.total / PHASES[job.phase].share
-    return max(0.0, left) + whole * sum(PHASES[phase].share for phase in later)
+    total = pace * progress.total / PHASES[job.phase].share
+    return max(0.0, left) + total * sum(PHASES[phase].share for phase in later)
 
 
-def seconds_queued(running: Sequence[float | None], line: Sequence[float | None], workers: int) -> float | None:
-    """Seconds until the last of a line ends, if each worker that becomes free takes the next; None if any is None.
+def seconds_queued(running: Sequence[float | None], queued: Sequence[float | None], workers: int) -> float | None:
+    """Seconds until the last queued job ends, if each worker that becomes free takes the next; None if any is None.
 
-    running: what each running job still takes. line: what each queued one takes, in their order.
+    running: seconds left of each running job. queued: seconds that each queued job takes, in their order.
     """
     free = [seconds for seconds in running if seconds is not None]
-    waiting = [seconds for seconds in line if seconds is not None]
-    if len(free) < len(running) or len(waiting) < len(line):
+    waiting = [seconds for seconds in queued if seconds is not None]
+    if len(free) < len(running) or len(waiting) < len(queued):
         return None
     free += [0.0] * (workers - len(free))
     heapq.heapify(free)
@@ -103,30 +103,32 @@ def seconds_queued(running: Sequence[float | None], line: Sequence[float | None]
 
 
 def fraction_done(job: Job, left: float | None) -> float:
-    """Share of a running job that is done, 0 to 1: by time where it can be told, else by steps and usual shares."""
-    at = job.progress
-    if at is None:
+    """Share of a running job that is done, 0 to 1: by the time `left` or, if None, by steps and typical shares."""
+    progress = job.progress
+    if progress is None:
         return 0.0
     if left is not None:
         ran = time.monotonic() - job.started
         return min(1.0, ran / max(ran + left, 1e-6))
-    before = sum(phase.share for phase in list(PHASES.values())[: list(PHASES).index(at.phase)])
-    return before + PHASES[at.phase].share * at.step / at.total
+    before = sum(phase.share for phase in list(PHASES.values())[: list(PHASES).index(progress.phase)])
+    return before + PHASES[progress.phase].share * progress.step / progress.total
 
 
 def doing(job: Job) -> str:
-    """What a running job is at, for people."""
-    at = job.progress
-    return PHASES[job.phase].doing.format(step=at.step, total=at.total) if at else "Loading the model"
+    """A running job's phase and step, for people."""
+    progress = job.progress
+    if progress is None:
+        return "Loading the model"
+    return PHASES[job.phase].doing.format(step=progress.step, total=progress.total)
 
 
 def stopped(job: Job) -> str:
-    """Where a running job was cancelled, for people."""
-    at = job.progress or Progress(job.phase, 0, 0)
-    return PHASES[job.phase].stopped.format(step=at.step, total=at.total)
+    """The phase and step at which a running job was cancelled, for people."""
+    progress = job.progress or Progress(job.phase, 0, 0)
+    return PHASES[job.phase].stopped.format(step=progress.step, total=progress.total)
 
 
 def _seconds_a_step(job: Job) -> float | None:
-    """This very job's pace in its phase, between the phase's first step and its latest."""
+    """Seconds for each step of this job's phase, from its first step to its latest; None before the second."""
     (start, first), (latest, step) = job.first_step, job.latest_step
     return (latest - start) / (step - first) if step > first else None

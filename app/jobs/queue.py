@@ -1,4 +1,4 @@
-"""The table of all jobs: the queue of those that wait, in fair order, and the workers that run them."""
+"""The table of all jobs: the queue, in fair order among browser sessions, and the workers."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from app.jobs.store import Store, film_frames, is_lossless
 from sgm import JOIN, Clip, UserError, VideoRequest, read_frames
 from sgm.process import freeze_objects
 
-LONGEST_CHAIN = 4  # clips, each going on from the one before; by then little of the picture is left
+LONGEST_CHAIN = 4  # clips, each an extension of the one before: quality falls with every extension
 
 
 class Table:
-    """All jobs that lie in `folder`, which the table owns until `close`; `workers` of them run at a time.
+    """All jobs in `folder`, which the table owns until `close`; `workers` of them run at a time.
 
-    address: where the page is served, for whoever meets the folder's lock. Raises FolderInUse if the folder has an
-    owner already, and touches nothing in it; UserError if it cannot be written.
+    address: of the page, for the message to a second process. Raises FolderInUse, before any change, if the folder has
+    an owner already; UserError if it cannot be written.
     """
 
     def __init__(self, folder: Path, runner: Runner | None = None, workers: int = 1, address: str = "") -> None:
         self._store = Store(folder, address)
         self._runner = runner or EngineRunner()
-        self._changed = threading.Condition()  # guards everything below
+        self._changed = threading.Condition()  # guards the attributes below
         self._jobs = {job.id: job for job in self._store.jobs()}
-        self._served: dict[str, float] = {}  # owner -> when a job of theirs last began
+        self._last_started: dict[str, float] = {}  # owner -> when one of its jobs last started, by the monotonic clock
         self._workers = workers
         self._threads: list[threading.Thread] = []  # started with the first job
         self._closed = False
         with self._changed:
-            if self._line():  # left waiting when the server went down
+            if self._queued():  # jobs that were queued when the server was stopped
                 self._start()
 
     @property
@@ -50,7 +50,7 @@ class Table:
     def submit(
         self, request: VideoRequest, picture: Image.Image, name: str = "picture", owner: str = "", parent: str = ""
     ) -> Job:
-        """Put a job into the queue; owners take turns. Raises UserError if the outputs folder cannot be written."""
+        """Queue a job; owners take turns. Raises UserError if the outputs folder cannot be written."""
         job_id = new_id()
         job = Job(job_id, self.folder / job_id, request, name, owner=owner, parent=parent)
         self._store.add(job, picture)
@@ -61,33 +61,33 @@ class Table:
             return replace(job)
 
     def again(self, job_id: str, owner: str = "") -> Job:
-        """Run an ended job once more, as a new one. Raises UserError if it, or its picture, is gone."""
-        job = self._known(job_id)
+        """Queue a job like an ended one. Raises UserError if it, or its picture, has been deleted."""
+        job = self._existing(job_id)
         return self.submit(job.request, self._picture(job), job.name, owner, job.parent)
 
     def new_take(self, job_id: str, owner: str = "") -> Job:
-        """The same with the next seed. Raises UserError as `again` does."""
-        job = self._known(job_id)
+        """Queue a job like an ended one, with the next seed. Raises UserError as `again` does."""
+        job = self._existing(job_id)
         request = job.request.replace(seed=(job.request.seed + 1) % 2**31)
         return self.submit(request, self._picture(job), job.name, owner, job.parent)
 
     def extend(self, job_id: str, owner: str = "") -> Job:
-        """Go on from a clip, with its settings: from near its end, for the very last frames have drifted furthest.
+        """Queue an extension of a clip, with its settings, from the frame JOIN: the very last frames drift furthest.
 
-        Raises UserError for a clip that is gone, too short, or the last of LONGEST_CHAIN.
+        Raises UserError for a clip that has been deleted, is too short, or is the last of LONGEST_CHAIN.
         """
-        job = self._known(job_id)
+        job = self._existing(job_id)
         if len(self.chain(job_id)) >= LONGEST_CHAIN:
             raise UserError(f"This film has {LONGEST_CHAIN} clips already, and more would drift off. Start a new one.")
         frames, _ = read_frames(job.frames if job.frames.is_file() else job.clip)
         if len(frames) <= -JOIN:
             raise UserError(f"A clip needs more than {-JOIN} frames to be gone on from; this one has {len(frames)}.")
-        # An object stands on its white already.
+        # The frame of an object has its white background already.
         request = job.request.replace(fit="crop") if job.request.fit == "object" else job.request
         return self.submit(request, Image.fromarray(frames[JOIN]), job.name, owner, parent=job.id)
 
     def save_again(self, job_id: str) -> Job | None:
-        """Write a finished clip for which there was no room before; the job's message is empty if all is saved now."""
+        """Write a finished clip again after a full disk; the returned job's message is empty if all was written."""
         job = self.get(job_id)
         if job is None or job.unwritten is None:
             return job
@@ -100,7 +100,7 @@ class Table:
         return saved
 
     def chain(self, job_id: str) -> list[Job]:
-        """The clips that make up a job's film, the first one first; [] where one of them is gone."""
+        """The clips that make up a job's film, the first one first; [] if one of them has been deleted."""
         chain: list[Job] = []
         while job_id:
             job = self.get(job_id)
@@ -111,13 +111,13 @@ class Table:
         return chain
 
     def lossless(self, job: Job) -> bool:
-        """Whether `frames` are what the model drew, to the last bit."""
+        """Whether the result of `frames` is lossless."""
         return is_lossless(self.chain(job.id))
 
     def frames(self, job: Job) -> tuple[np.ndarray, float]:
-        """A finished job's film, uint8 (T, H, W, 3), and frames a second: without loss where all of that was kept.
+        """A finished job's film, uint8 (T, H, W, 3), and frames a second: lossless if `lossless`, else from the MP4.
 
-        Raises UserError if its files are gone.
+        Raises UserError if its files have been deleted.
         """
         return film_frames(job, self.chain(job.id))
 
@@ -134,7 +134,7 @@ class Table:
         shutil.rmtree(hidden, ignore_errors=True)
 
     def get(self, job_id: str) -> Job | None:
-        """The job as it is now, or None for an id that is not known here, or is none at all."""
+        """A copy of the job with its present state; None for an unknown id."""
         with self._changed:
             job = self._jobs.get(job_id)
             return job and self._estimated(job)
@@ -145,25 +145,25 @@ class Table:
             return sorted((replace(job) for job in self._jobs.values()), key=lambda job: job.created, reverse=True)
 
     def waiting(self) -> int:
-        """How many jobs wait."""
+        """The number of queued jobs."""
         with self._changed:
-            return len(self._line())
+            return len(self._queued())
 
-    def ahead(self, job_id: str) -> int:
-        """How many jobs end before a queued one starts, the running ones included; 0 for every other job."""
+    def jobs_before(self, job_id: str) -> int:
+        """How many jobs, running ones included, must end before a queued one starts; 0 for a job that is not queued."""
         with self._changed:
-            line = [job.id for job in self._line()]
-            if job_id not in line:
+            queue = [job.id for job in self._queued()]
+            if job_id not in queue:
                 return 0
-            return max(0, len(self._running()) + line.index(job_id) - self._workers + 1)
+            return max(0, len(self._running()) + queue.index(job_id) - self._workers + 1)
 
     def seconds_for(self, request: VideoRequest) -> float | None:
-        """What a request takes once its model is loaded, judged by finished ones of its version; None if none is."""
+        """Seconds for a request after its model is loaded, from finished jobs of its version; None without any."""
         with self._changed:
             return estimate.seconds_loaded(self._learned(request))
 
     def cancel(self, job_id: str) -> None:
-        """Take a job out of the queue, or stop it at its next operation. One that has ended stays as it is."""
+        """Take a job out of the queue, or stop it at its next check. Jobs that have ended are not changed."""
         with self._changed:
             job = self._jobs.get(job_id)
             if job is None or not job.active:
@@ -182,7 +182,7 @@ class Table:
         return self.get(job_id)
 
     def close(self) -> None:
-        """Stop what runs at its next operation, leave the others queued, end the workers and give the folder up."""
+        """Stop running jobs at their next check, leave the others queued, end the workers and release the folder."""
         with self._changed:
             self._closed = True
             for job in self._jobs.values():
@@ -192,18 +192,18 @@ class Table:
             thread.join()
         self._store.close()
 
-    # With the lock held.
+    # Called with the lock held.
 
-    def _line(self) -> list[Job]:
-        """Those that wait, in the order in which they will run: one of each owner, then the next of each."""
+    def _queued(self) -> list[Job]:
+        """The queued jobs in the order in which they will run: one of each owner, then the next of each."""
         turns = Counter(job.owner for job in self._running())
-        line = []
-        for job in self._jobs.values():  # as they came
+        queue = []
+        for job in self._jobs.values():  # in order of submission
             if job.state == "queued":
                 turn = turns[job.owner]
                 turns[job.owner] += 1
-                line.append((turn, self._served.get(job.owner, 0.0) if job.owner else 0.0, job))
-        return [job for *_, job in sorted(line, key=lambda entry: entry[:2])]
+                queue.append((turn, self._last_started.get(job.owner, 0.0) if job.owner else 0.0, job))
+        return [job for *_, job in sorted(queue, key=lambda entry: entry[:2])]
 
     def _running(self) -> list[Job]:
         return [job for job in self._jobs.values() if job.state == "running"]
@@ -212,14 +212,14 @@ class Table:
         """A copy with `seconds_left` and `fraction`."""
         if job.state == "running":
             if job.phase == "load":
-                freeze_objects()  # what was imported and loaded by now; the runner collects at the load's end
+                freeze_objects()  # modules and weights so far; the runner collects garbage when the model is loaded
             left = estimate.seconds_left(job, self._learned(job.request))
             return replace(job, seconds_left=left, fraction=estimate.fraction_done(job, left))
         if job.state == "queued":
-            line = self._line()
-            line = line[: line.index(job) + 1]
+            queue = self._queued()
+            queue = queue[: queue.index(job) + 1]
             running = [estimate.seconds_left(other, self._learned(other.request)) for other in self._running()]
-            waiting = [estimate.seconds_loaded(self._learned(other.request)) for other in line]
+            waiting = [estimate.seconds_loaded(self._learned(other.request)) for other in queue]
             return replace(job, seconds_left=estimate.seconds_queued(running, waiting, self._workers))
         return replace(job)
 
@@ -231,9 +231,9 @@ class Table:
             self._threads.append(threading.Thread(target=self._work, name="clips", daemon=True))
             self._threads[-1].start()
 
-    # Without it.
+    # Called without the lock.
 
-    def _known(self, job_id: str) -> Job:
+    def _existing(self, job_id: str) -> Job:
         job = self.get(job_id)
         if job is None:
             raise UserError("This clip is no longer on the server. Start a new one.")
@@ -248,16 +248,16 @@ class Table:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._line() or self._closed)
+                self._changed.wait_for(lambda: self._queued() or self._closed)
                 if self._closed:
                     return
-                job = self._line()[0]
+                job = self._queued()[0]
                 job.start()
-                self._served[job.owner] = job.started
+                self._last_started[job.owner] = job.started
             save_or_log(job)
             outcome = run(job, self._runner, self._write, self._changed)
             ended = replace(job, seconds=time.monotonic() - job.started, preview=b"", **outcome)
-            save_or_log(ended)  # before anybody hears of it: who sees the end finds it on disk, too
+            save_or_log(ended)  # first on disk, so that nobody sees an end that is not stored
             with self._changed:
                 self._jobs[job.id] = ended
                 self._changed.notify_all()

@@ -1,8 +1,8 @@
-"""A job: one clip to be made, and its record on disk.
+"""Job: one clip to be made, and its record on disk.
 
-`<outputs>/<id>/` holds `input.png`, the whole picture or the object that was cut out of it, `job.json`, what was asked
-for and what became of it, `clip.mp4`, `frames.mkv`, the same without loss, `poster.jpg`, and, for a clip that goes on
-from another, `film.mp4`, all of them joined.
+`<outputs>/<id>/` holds `input.png` (the uncropped picture, or its object as RGBA), `job.json` (request and outcome),
+`clip.mp4`, `frames.mkv` (its frames, lossless), `poster.jpg`, and for an extension of other clips `film.mp4`, all of
+them joined.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SAVED: dict[str, Any] = {  # what of a job stands in job.json beside its reques
 
 @dataclass
 class Job:
-    """One clip to be made. The table hands out copies: they do not change behind the reader's back."""
+    """One clip to be made. The table returns copies, which do not change while they are read."""
 
     id: str
     folder: Path
@@ -45,22 +45,22 @@ class Job:
     state: str = "queued"  # queued, running, done, failed, cancelled, interrupted
     created: float = field(default_factory=time.time)  # seconds since 1970
     seconds: float = 0.0  # that it ran
-    message: str = ""  # why it did not end well
-    settings: dict[str, Any] = field(default_factory=dict)  # what ran, as it stands in the clip's file
-    owner: str = ""  # whose turn it takes in the queue: a browser session
-    parent: str = ""  # id of the clip that this one goes on from
-    phases: dict[str, float] = field(default_factory=dict)  # seconds that each took
-    phase: str = ""  # that is running: one of estimate.PHASES
+    message: str = ""  # what went wrong, for people
+    settings: dict[str, Any] = field(default_factory=dict)  # the clip's recipe
+    owner: str = ""  # the browser session: owners take turns in the queue
+    parent: str = ""  # id of the clip that this one extends
+    phases: dict[str, float] = field(default_factory=dict)  # seconds that each phase took
+    phase: str = ""  # the running phase: one of estimate.PHASES
     progress: Progress | None = None
-    preview: bytes = b""  # a small JPEG of what is being made
-    unsaved: bytes = b""  # the clip's file, where the disk had no room for it
-    unwritten: Clip | None = None  # the clip itself, where something of it could not be written
-    stopping: bool = False  # Cancel was pressed; it stops at its next operation
-    seconds_left: float | None = None  # until its end; None while there is no telling
+    preview: bytes = b""  # a small JPEG of the current estimate
+    unsaved: bytes = b""  # the MP4's content, if the disk was full
+    unwritten: Clip | None = None  # the clip itself, if one of its files could not be written
+    stopping: bool = False  # Cancel was pressed: the job stops at its next check
+    seconds_left: float | None = None  # until its end; None while they cannot be estimated
     fraction: float = 0.0  # share of the running job that is done, 0 to 1
     started: float = 0.0  # when it began to run, by the monotonic clock, as the following
     phase_started: float = 0.0
-    first_step: tuple[float, int] = (0.0, 0)  # of the phase: when it was told, and its number
+    first_step: tuple[float, int] = (0.0, 0)  # the first step reported in the phase: its time and number
     latest_step: tuple[float, int] = (0.0, 0)
 
     @property
@@ -77,13 +77,13 @@ class Job:
 
     @property
     def film(self) -> Path:
-        """The clip, or with the clips that it goes on from where there are any."""
+        """The clip, joined to the clips that it extends if there are any."""
         path = self.folder / "film.mp4"
         return path if path.is_file() else self.clip
 
     @property
     def frames(self) -> Path:
-        """The clip's frames as the model drew them."""
+        """The clip's lossless frames."""
         return self.folder / "frames.mkv"
 
     @property
@@ -91,21 +91,18 @@ class Job:
         return self.folder / "poster.jpg"
 
     def start(self) -> None:
-        """Note that the job runs from now on."""
+        """Set the state to running."""
         self.state, self.started = "running", time.monotonic()
         self.enter("load")
 
     def enter(self, phase: str, progress: Progress | None = None) -> None:
-        """Note that a phase runs from now on.
-
-        Encoding and decoding tell of their start, sampling of its first step only.
-        """
+        """Set the running phase. progress: its first report, with step 0 for encoding and decoding, 1 for sampling."""
         self.phase, self.phase_started = phase, time.monotonic()
         self.first_step = self.latest_step = (self.phase_started, progress.step if progress else 0)
         self.progress = progress or self.progress
 
     def go_on(self, progress: Progress) -> None:
-        """Note progress within the phase."""
+        """Set the progress within the phase."""
         self.latest_step, self.progress = (time.monotonic(), progress.step), progress
 
 
@@ -114,13 +111,13 @@ def new_id() -> str:
 
 
 def save(job: Job) -> None:
-    """Write job.json anew. Raises OSError."""
+    """Write job.json. Raises OSError."""
     content = {name: getattr(job, name) for name in _SAVED} | {"request": job.request.settings()}
     write(job.folder / "job.json", json.dumps(content, indent=1).encode())
 
 
 def save_or_log(job: Job) -> None:
-    """For changes of a job that goes on in memory even if its folder is full or gone."""
+    """Write job.json; failures are logged, for jobs that go on in memory if the disk is full or the folder gone."""
     try:
         save(job)
     except OSError as error:
@@ -128,25 +125,25 @@ def save_or_log(job: Job) -> None:
 
 
 def restore(folder: Path) -> Job | None:
-    """The job of an earlier run of the server; None for a folder that is none, or cannot be read as one.
+    """The job of an earlier run of the server; None for other folders and unreadable ones.
 
-    One that waited still does; one that ran was interrupted, and what it left half-written is removed.
+    A queued job stays queued; a running one becomes interrupted, and its incomplete files are deleted.
     """
     if not ID.fullmatch(folder.name) or not (folder / "job.json").is_file():
         return None
     try:
         saved = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         values = saved.pop("request")
-        request = VideoRequest.fitting(values.pop("version"), values)  # an earlier program's may have had other fields
+        request = VideoRequest.fitting(values.pop("version"), values)  # earlier programs may have had other fields
         _check_kinds(saved)
         job = Job(id=folder.name, folder=folder, request=request, **saved)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         log.warning("%s is left out of the history: %s", folder, error)
         return None
     if job.active:
-        for left in (*folder.glob("*.tmp"), *folder.glob(".*")):
+        for incomplete in (*folder.glob("*.tmp"), *folder.glob(".*")):
             with contextlib.suppress(OSError):
-                left.unlink()
+                incomplete.unlink()
     if job.state == "running":
         job.state, job.message = "interrupted", "The server was stopped before the clip was finished."
         save_or_log(job)
@@ -166,7 +163,7 @@ def _check_kinds(saved: dict[str, Any]) -> None:
 
 
 def open_stored(path: Path) -> Image.Image:
-    """A picture that the table itself has stored, RGBA if it is an object that was cut out. Raises OSError."""
+    """Open a job's stored picture: RGB, or RGBA for an object. Raises OSError."""
     with Image.open(path) as image:
         return image.convert("RGBA" if image.mode == "RGBA" else "RGB")
 
@@ -180,7 +177,7 @@ def small_jpeg(image: Image.Image) -> bytes:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all. Raises OSError."""
+    """Write a file atomically, by a temporary name. Raises OSError."""
     temporary = path.with_suffix(".tmp")
     try:
         temporary.write_bytes(content)

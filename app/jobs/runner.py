@@ -1,6 +1,6 @@
-"""The runner, which makes a job's clip, and one run of a job: its progress, its preview and how it ended.
+"""Runners, which make a job's clip, and `run`, which follows one: progress, preview and outcome of the job.
 
-The runner is the seam: today a thread with an engine, later perhaps a process or another machine.
+The runner is the interface for other ways to make clips, such as another process or machine.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ log = logging.getLogger(__name__)
 
 # (job, on_step, check) -> clip. Both functions may raise; `check` is to be called often.
 Runner = Callable[[Job, Callable[[Progress], None], Callable[[], None]], Clip]
-_PREVIEW_EVERY = 0.4  # seconds: nobody looks more often
+_PREVIEW_EVERY = 0.4  # seconds, less than the interval of the page's polls
 
 
 class Cancelled(Exception):
-    """Raised in a runner's thread when somebody has cancelled its job."""
+    """Raised in a runner's thread when its job has been cancelled."""
 
 
 class EngineRunner:
-    """Makes clips with the real models, of which it keeps the latest loaded."""
+    """The runner with real models, which keeps the engine of the latest version loaded."""
 
     def __init__(self) -> None:
         self._engine: Any = None
@@ -64,9 +64,9 @@ def run(
     write_clip: Callable[[Job, Clip], dict[str, Any]],
     changing: AbstractContextManager[Any],
 ) -> dict[str, Any]:
-    """Run a job to its end, whatever that is: the fields that say how it ended.
+    """Run a job until it is done, failed or cancelled. Returns the job's fields that describe the outcome.
 
-    write_clip: stores the clip; returns fields, too. changing: a lock, held while the job's progress is changed.
+    write_clip: stores the clip; returns further fields. changing: a lock, held while the job's progress is changed.
     """
     phases: dict[str, float] = {}
     drawn = 0.0
@@ -103,13 +103,13 @@ def run(
         return {"state": "cancelled", "message": estimate.stopped(job)}
     except UserError as error:
         return {"state": "failed", "message": str(error)}
-    except Exception as error:  # whatever it was, the worker lives on for the next job
+    except Exception as error:  # of any kind: the worker goes on with the next job
         log.exception("job %s failed", job.id)
         return {"state": "failed", "message": f"{type(error).__name__}: {error}. The server's log has the details."}
 
 
 def device() -> str:
-    """What clips are made on, for people."""
+    """The device that makes clips, and its free memory, for people."""
     import torch
 
     if torch.cuda.is_available():

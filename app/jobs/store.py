@@ -1,4 +1,4 @@
-"""The outputs folder: every job's files, under the lock that makes this process their one owner."""
+"""The outputs folder with every job's files, locked so that one process owns it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ log = logging.getLogger(__name__)
 
 
 class Store:
-    """An outputs folder, owned until `close`. Raises FolderInUse or UserError as sgm.outputs.FolderLock does."""
+    """An outputs folder, locked until `close`. Raises FolderInUse or UserError as sgm.outputs.FolderLock does."""
 
     def __init__(self, folder: Path, address: str = "") -> None:
         self.folder = folder
         self._lock = take(folder, address)
 
     def close(self) -> None:
-        """Give the folder up."""
+        """Release the folder's lock."""
         self._lock.release()
 
     def jobs(self) -> list[Job]:
-        """The jobs of earlier runs of the server, the oldest first: those that waited still do.
+        """The jobs of earlier runs of the server, the oldest first, in the states of `restore`.
 
-        What is not a job, or cannot be read as one, is left alone; what a killed server left half-written is removed.
+        Other and unreadable folders are not changed; incomplete folders and files of a killed server are deleted.
         """
         jobs = []
         for folder in self.folder.iterdir():
@@ -45,7 +45,7 @@ class Store:
         return sorted(jobs, key=lambda job: job.created)
 
     def add(self, job: Job, picture: Image.Image) -> None:
-        """Write a new job's folder, whole or not at all. Raises UserError if it cannot be written."""
+        """Write a new job's folder, by a hidden temporary name. Raises UserError if it cannot be written."""
         hidden = replace(job, folder=self.folder / f".{job.id}")
         try:
             hidden.folder.mkdir(parents=True)
@@ -60,16 +60,16 @@ class Store:
             ) from error
 
     def hide(self, job: Job) -> Path:
-        """Take a job's folder out of sight, whole or not at all: the path to be removed. Raises OSError."""
+        """Rename a job's folder to a hidden name, to be deleted by the caller. Returns its path. Raises OSError."""
         hidden = job.folder.with_name(f".{job.id}")
         if job.folder.exists():
             os.replace(job.folder, hidden)
         return hidden
 
     def write_clip(self, job: Job, clip: Clip, before: Sequence[Job]) -> dict[str, Any]:
-        """Write a finished clip's files, and its film where it goes on from the clips `before` it.
+        """Write a finished clip's files, and its film where it extends the clips `before`.
 
-        Returns the job's fields that say what found no room: it is kept in memory, to be downloaded or saved later.
+        Returns the job's fields that describe failed writes: the clip stays in memory, to be downloaded or saved later.
         """
         try:
             write_video(job.clip, clip.frames, clip.fps, clip.settings)
@@ -98,15 +98,15 @@ class Store:
 
 
 def is_lossless(chain: Sequence[Job]) -> bool:
-    """Whether the frames of all clips of a film are there as the model drew them. False for an empty chain."""
+    """Whether lossless frames of all clips of a film are stored. False for an empty chain."""
     return bool(chain) and all(link.frames.is_file() for link in chain)
 
 
 def film_frames(job: Job, chain: Sequence[Job]) -> tuple[np.ndarray, float]:
-    """The frames of a finished job's film, uint8 (T, H, W, 3), and frames a second: without loss where it can be.
+    """The frames of a finished job's film, uint8 (T, H, W, 3), and frames a second; lossless if `is_lossless(chain)`.
 
-    `chain`: the clips that make up the film, the job last, or empty where one of them is gone. Raises UserError if
-    the files are gone.
+    chain: the clips that make up the film, the job last, or empty if one of them has been deleted. Raises UserError if
+    the files have been deleted.
     """
     if is_lossless(chain):
         clips, rates = zip(*(read_frames(link.frames) for link in chain), strict=True)

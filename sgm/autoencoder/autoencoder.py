@@ -1,4 +1,4 @@
-"""The autoencoders that official YAMLs name: encoder, regularizer, decoder; 1x1 convolutions between, or none."""
+"""The autoencoders of official YAMLs: encoder, regularizer, decoder, with or without 1x1 convolutions between them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class DiagonalGaussianRegularizer(nn.Module):
 
 
 class AutoencodingEngine(nn.Module):
-    """Encoder, regularizer and decoder given each by its own config.
+    """An autoencoder whose encoder, regularizer and decoder have a config each.
 
     `moments(x)`: pictures (n, 3, h, w) in [-1, 1] -> mean and log-variance (n, 2c, h / f, w / f);
     `encode(x)`: -> latents (n, c, h / f, w / f); `decode(z, timesteps)`: back, `timesteps` frames a clip.
-    check: called before each of the encoder's blocks; what it raises ends the work.
+    check: called before each of the encoder's blocks; an exception that it raises ends the work.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class AutoencodingEngine(nn.Module):
         return self.regularization(self.moments(x, check))
 
     def to_decoder(self, z: Tensor) -> Tensor:
-        """Latents as the decoder takes them."""
+        """Latents -> the decoder's input."""
         return z
 
     def decode(self, z: Tensor, timesteps: int = 1) -> Tensor:

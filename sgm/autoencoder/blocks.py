@@ -16,17 +16,16 @@ def norm(channels: int) -> GroupNorm:
     return GroupNorm(32, channels, eps=1e-6)
 
 
-# So many values of a layer's input at once keep a device busy.
+# Device type -> values of a layer's input that keep the device busy.
 _SLICE = {"cpu": 2**22, "cuda": 2**27, "mps": 2**25}
 
 
-def by_slices(layer: Callable[[Tensor], Tensor], x: Tensor, wider: float = 1.0) -> Tensor:
-    """`layer` of pictures (n, c, h, w) that do not depend on one another: outside training, some at a time.
+def by_slices(layer: Callable[[Tensor], Tensor], x: Tensor, growth: float = 1.0) -> Tensor:
+    """Apply `layer` to pictures (n, c, h, w), some at a time, so that its intermediates take little memory.
 
-    What lies between a layer's input and its output then takes little memory. wider: how many times as large as its
-    input that gets.
+    In training, to all at once. growth: size of the layer's largest intermediate, relative to its input.
     """
-    size = max(int(_SLICE.get(x.device.type, 2**22) / (wider * x[0].numel())), 1)
+    size = max(int(_SLICE.get(x.device.type, 2**22) / (growth * x[0].numel())), 1)
     if len(x) <= size or torch.is_grad_enabled():
         return layer(x)
     first = layer(x[:size])
@@ -38,7 +37,7 @@ def by_slices(layer: Callable[[Tensor], Tensor], x: Tensor, wider: float = 1.0) 
 
 
 class ResnetBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, with a skip around. x: (n, in_channels, h, w)."""
+    """Residual block: norm, SiLU, convolution, twice, with a skip connection. x: (n, in_channels, h, w)."""
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -60,7 +59,7 @@ class ResnetBlock(nn.Module):
 
 
 class VideoResnetBlock(ResnetBlock):
-    """The same, then a residual block over frames, blended: here sigmoid(mix_factor) weighs the temporal branch."""
+    """A ResnetBlock, then a residual block over frames, blended: sigmoid(mix_factor) is the temporal one's weight."""
 
     def __init__(
         self, in_channels: int, out_channels: int, dropout: float = 0.0, video_kernel_size: Sequence[int] = (3, 1, 1)
@@ -81,7 +80,7 @@ class VideoConv(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, video_kernel_size: Sequence[int] = (3, 1, 1)) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
         self.time_mix_conv = TemporalConv(out_channels, out_channels, video_kernel_size)
-        nn.init.dirac_(self.time_mix_conv.weight)  # training starts from each frame by itself
+        nn.init.dirac_(self.time_mix_conv.weight)  # the identity: training starts without mixing frames
 
     def forward(self, input: Tensor, frames: int = 1) -> Tensor:
         x = super().forward(input)

@@ -16,7 +16,7 @@ from sgm.autoencoder.blocks import AttnBlock, Downsample, ResnetBlock, VideoConv
 from sgm.layers.residual import Upsample
 
 
-def _check(attn_type: str, attn_resolutions: Sequence[int]) -> None:
+def _check_attention(attn_type: str, attn_resolutions: Sequence[int]) -> None:
     if not attn_type.startswith("vanilla"):
         raise ValueError(f"attn_type must be 'vanilla'; got {attn_type!r}.")
     if attn_resolutions:
@@ -24,7 +24,7 @@ def _check(attn_type: str, attn_resolutions: Sequence[int]) -> None:
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, then the way to the next."""
+    """The residual blocks of one resolution, then down- or upsampling to the next."""
 
     def __init__(
         self, blocks: Sequence[ResnetBlock], downsample: Downsample | None = None, upsample: Upsample | None = None
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
         resolution: int | None = None,
     ) -> None:
         super().__init__()
-        _check(attn_type, attn_resolutions)
+        _check_attention(attn_type, attn_resolutions)
         self.factor = 2 ** (len(ch_mult) - 1)
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
         self.down = nn.ModuleList()
@@ -118,7 +118,7 @@ class Decoder(nn.Module):
         resolution: int | None = None,
     ) -> None:
         super().__init__()
-        _check(attn_type, attn_resolutions)
+        _check_attention(attn_type, attn_resolutions)
         self.z_channels = z_channels
         channels = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
@@ -141,7 +141,7 @@ class Decoder(nn.Module):
         return nn.Conv2d(channels, out_channels, 3, padding=1)
 
     def forward(self, z: Tensor, timesteps: int = 1) -> Tensor:
-        """`timesteps`: frames a clip in z's leading dimension (b t); of meaning to the temporal decoder alone."""
+        """`timesteps`: t, the frames of a clip in z's leading dimension (b t); used by the temporal decoder alone."""
         h = self.mid(self.conv_in(z), timesteps)
         for level in reversed(self.up):
             h = level(h, timesteps)
@@ -150,9 +150,9 @@ class Decoder(nn.Module):
 
 
 class VideoDecoder(Decoder):
-    """The decoder that also looks along time, so that frames do not flicker: latents (b t, z_channels, h, w).
+    """The decoder with temporal layers, so that frames do not flicker: latents (b t, z_channels, h, w).
 
-    The `timesteps` frames of one call are its whole temporal window.
+    It sees the `timesteps` frames of a clip in one call and no others.
     """
 
     def __init__(

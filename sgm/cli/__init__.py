@@ -1,7 +1,7 @@
 """The command line: `sgm sample`, `recipe`, `models`, `download`, `convert`, `app` and `train`.
 
-Every command imports what it needs itself, so that `sgm --help` answers at once. Exit codes: 0; 1, it failed; 2, it was
-asked wrongly; 130, stopped by Ctrl-C. Results go to stdout, everything else to stderr.
+Every command imports its libraries when it runs, so that `sgm --help` is fast. Exit codes: 0, success; 1, failure; 2,
+wrong usage; 130, stopped by Ctrl-C. Results go to stdout, everything else to stderr.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ cli = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    """Print the program's version and leave: the callback of `--version`."""
-    if wanted:
+def _version(value: bool) -> None:
+    """The callback of `--version`: print the program's version and exit."""
+    if value:
         typer.echo(f"sgm-video {__version__}")
         raise typer.Exit
 
@@ -42,7 +42,7 @@ def _prepare(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and leave.")
     ] = False,
 ) -> None:
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot spell must not end a finished run
+    for stream in (sys.stdout, sys.stderr):  # printing a file name that the terminal cannot encode must not fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 

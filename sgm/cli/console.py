@@ -1,4 +1,4 @@
-"""What all commands share: how they speak, how they fail, their progress bar, free names for files."""
+"""Helpers of all commands: messages on stderr, errors, a progress bar, unused file names."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ import typer
 
 from sgm.errors import UserError
 
-tell = partial(typer.echo, err=True)
+echo_stderr = partial(typer.echo, err=True)
 
 
 @contextmanager
 def errors_as_sentences(code: int = 1) -> Iterator[None]:
-    """Say an error that is meant for the user as its one sentence, and leave with `code`."""
+    """Print a UserError's message and exit with `code`; exit with 130 on Ctrl-C."""
     try:
         yield
     except UserError as error:
-        tell(f"Error: {error}")
+        echo_stderr(f"Error: {error}")
         raise typer.Exit(code) from None
     except OSError as error:
         if error.filename is None:  # else the system refuses a path, such as a name that is too long
             raise
-        tell(f"Error: {error.filename}: {error.strerror}.")
+        echo_stderr(f"Error: {error.filename}: {error.strerror}.")
         raise typer.Exit(code) from None
     except KeyboardInterrupt:
-        tell("Stopped.")
+        echo_stderr("Stopped.")
         raise typer.Exit(130) from None
 
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, float], None]]:
-    """A progress bar on stderr; gives the function that takes what is being done and the share done, 0 to 1."""
+    """A progress bar on stderr; yields the function that updates it: (phase, share that is done, 0 to 1)."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -47,8 +47,8 @@ def progress_bar() -> Iterator[Callable[[str, float], None]]:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written before the work rather than after it."""
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    """Raise UserError for a folder that cannot be written, before the work rather than after it."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise UserError(f"Nothing can be written to {folder}: choose another place with --out.")
 

@@ -1,4 +1,4 @@
-"""`sgm app`: the page, from this machine only."""
+"""`sgm app`: serve the Streamlit app, on this machine only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def app(
 
         address = f"http://127.0.0.1:{port}"
         _check_port(port, address)
-        reserve(outputs_folder(), address)  # until the page takes it over
+        reserve(outputs_folder(), address)  # the app takes the lock over
         from streamlit.web.cli import main as streamlit
 
         root = bundle()
@@ -33,7 +33,7 @@ def app(
         sys.path.insert(0, str(root))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
         flags = [*_streamlit_flags(root), f"--server.port={port}", f"--server.headless={str(no_browser).lower()}"]
-        flags.append("--logger.hideWelcomeMessage=true")  # with it go Streamlit's own offers, on the page too
+        flags.append("--logger.hideWelcomeMessage=true")  # hides Streamlit's advertisements, on the page too
         typer.echo(f"The page is at {address}; Ctrl-C ends it.")
         streamlit(["run", str(root / "app" / "main.py"), *flags], standalone_mode=False)
 
@@ -50,7 +50,7 @@ def _streamlit_flags(root: Path) -> list[str]:
 
 
 def _check_port(port: int, address: str) -> None:
-    """Refuse a port that is taken, and say what is running there if it is this app."""
+    """Raise UserError for a port that is in use; the message says whether this app is running there."""
     from sgm.outputs import outputs_folder, owner_of
 
     with socket.socket() as probe:
@@ -69,10 +69,10 @@ def _check_port(port: int, address: str) -> None:
 
 
 def _is_app(port: int) -> bool:
-    """Whether this app answers on a port of this machine: it serves the file app/static/sgm-video.txt."""
+    """Whether this app is running on a port of this machine: it serves the file app/static/sgm-video.txt."""
     import http.client
 
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)  # never by way of a proxy
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)  # does not use a proxy
     try:
         connection.request("GET", "/app/static/sgm-video.txt")
         return connection.getresponse().read(64).startswith(b"sgm app")

@@ -24,5 +24,5 @@ def recipe(
             from sgm import RECIPE_TEXTS, read_recipe, request_of
 
         settings = read_recipe(clip)
-        request_of(settings)  # refuses values that no clip can have been made with
+        request_of(settings)  # raises UserError for invalid values
         typer.echo(RECIPE_TEXTS[form](settings).rstrip("\n"))

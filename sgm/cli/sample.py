@@ -1,4 +1,4 @@
-"""`sgm sample`: pictures to videos. Its settings are the fields of a request, read from their one table."""
+"""`sgm sample`: pictures to videos. Its options are the fields of a request, from their table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 import typer.core
 
-from sgm.cli.console import check_writable, errors_as_sentences, progress_bar, tell, write_new
+from sgm.cli.console import check_writable, echo_stderr, errors_as_sentences, progress_bar, write_new
 from sgm.errors import UserError
 from sgm.process import importing_torch, reuse_freed_memory
 from sgm.versions import DEFAULT_VERSION
@@ -25,10 +25,10 @@ PICTURE_SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".
 
 
 class SampleCommand(typer.core.TyperCommand):
-    """The command with an option for each field of a request, the options of samplers and guiders among them."""
+    """A command with an option for each field of a request, including those of samplers and guiders."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take the fields' options out of `args`, into the context, and parse the others as usual."""
+        """Move the fields' options from `args` into `ctx.meta["fields"]`, and parse the others as usual."""
         with errors_as_sentences():
             fields = _fields()
         rest, values, words = [], {}, iter(args)
@@ -41,11 +41,11 @@ class SampleCommand(typer.core.TyperCommand):
             if field is None:
                 rest.append(word)
                 continue
-            given = text if equals else next(words, None)
-            if given is None:
+            argument = text if equals else next(words, None)
+            if argument is None:
                 ctx.fail(f"Option '{option}' requires an argument.")
             try:
-                values[field.name] = field.parse(str(given))
+                values[field.name] = field.parse(str(argument))
             except UserError as error:
                 raise typer.BadParameter(str(error), ctx=ctx, param_hint=f"'{option}'") from None
         ctx.meta["fields"] = values
@@ -66,7 +66,7 @@ def _fields() -> dict[str, Field]:
 
 
 def _metavar(field: Field) -> str:
-    """What an option takes: the names, or the range."""
+    """An option's metavariable: its choices or its range."""
     if field.choices:
         return f"<{'|'.join(field.choices())}>"
     numbers = f"{field.low:g} to {field.high:.10g}"
@@ -74,7 +74,7 @@ def _metavar(field: Field) -> str:
 
 
 def _about(field: Field) -> str:
-    """A field's help, and who takes it where not all do."""
+    """A field's help, and which versions or choices have it if not all do."""
     from sgm import takers
 
     owners = takers(field.name)
@@ -129,17 +129,17 @@ def sample(
         from sgm import load_engine
 
         check_writable(out.parent if to_file else out)
-        kind = dtype or _recipes_dtype(settings, device)
+        kind = dtype or _dtype_of_recipe(settings, device)
         load = partial(load_engine, request.version, checkpoint=checkpoint, base=base, device=device, dtype=kind)
         if orbit_plot is not None:
-            _plot(request, orbit_plot)
+            _plot_orbit(request, orbit_plot)
         sources: list[tuple[str, Path | Image.Image]] = [(path.stem, path) for path in pictures]
         if not sources and recipe is not None:
-            sources = [(recipe.stem, _own_picture(recipe, request))]
+            sources = [(recipe.stem, _picture_of_recipe(recipe, request))]
         work = _Batch(request, out, to_file, load, background_model, turntable, low_memory, settings)
         failed = sum(not made for made in work.run(sources))
     if failed and len(sources) > 1:
-        tell(f"{failed} of {len(sources)} pictures failed.")
+        echo_stderr(f"{failed} of {len(sources)} pictures failed.")
     raise typer.Exit(1 if failed else 0)
 
 
@@ -160,20 +160,20 @@ def _request(
     return request_of(settings).replace(**choices), settings
 
 
-def _recipes_dtype(settings: dict[str, Any] | None, device: str | None) -> str | None:
-    """The dtype of a recipe, where this device is of the kind that it was made on."""
+def _dtype_of_recipe(settings: dict[str, Any] | None, device: str | None) -> str | None:
+    """The dtype of a recipe, if it was made on the same type of device."""
     from sgm import choose_device
     from sgm.recipe import made_by
 
-    made = made_by(settings or {})
-    dtype = made.get("dtype")
-    if dtype not in ("float32", "float16", "bfloat16") or made.get("device") != choose_device(device).type:
+    provenance = made_by(settings or {})
+    dtype = provenance.get("dtype")
+    if dtype not in ("float32", "float16", "bfloat16") or provenance.get("device") != choose_device(device).type:
         return None
     return dtype
 
 
-def _own_picture(recipe: Path, request: VideoRequest) -> Image.Image:
-    """A picture for a recipe without one: the page's own copy beside the clip, else the clip's frame that shows it."""
+def _picture_of_recipe(recipe: Path, request: VideoRequest) -> Image.Image:
+    """A picture for a recipe: the app's copy beside the clip, else the clip's frame that shows the input picture."""
     from PIL import Image
 
     from sgm import input_frame, open_picture, read_frames
@@ -184,12 +184,14 @@ def _own_picture(recipe: Path, request: VideoRequest) -> Image.Image:
     if stored.is_file() and recipe.with_name("job.json").is_file():
         return open_picture(stored, keep_alpha=request.fit == "object")
     frame, which = input_frame(read_frames(recipe)[0], request)
-    tell(f"No picture is given: the {which} frame of {recipe.name} stands in for it; the video will differ a little.")
+    echo_stderr(
+        f"No picture is given: the {which} frame of {recipe.name} stands in for it; the video will differ a little."
+    )
     return Image.fromarray(frame)
 
 
 class _Batch:
-    """One video a picture, with one request. The model is loaded once, when it is needed."""
+    """Videos of several pictures, with one request. The model is loaded once, before the first video."""
 
     def __init__(
         self,
@@ -208,7 +210,7 @@ class _Batch:
         self.notes: set[str] = set()
 
     def run(self, sources: list[tuple[str, Path | Image.Image]]) -> Iterator[bool]:
-        """For each name and picture, whether its video was made: not if the picture cannot be read."""
+        """Make the videos of (name, picture); yields for each whether it was made: not if the picture is unusable."""
         from sgm import PictureError, differences, generate, orbit_of, write_turntable, write_video
 
         engine, request = None, self.request
@@ -218,7 +220,7 @@ class _Batch:
             try:
                 image = self._open(source, target)
             except PictureError as error:
-                tell(f"Error: {error}")
+                echo_stderr(f"Error: {error}")
                 yield False
                 continue
             with progress_bar() as show:
@@ -226,42 +228,42 @@ class _Batch:
                     start = time.perf_counter()
                     engine = self.load(on_progress=partial(show, "load"))
                     if (seconds := time.perf_counter() - start) > 5:
-                        tell(f"The weights took {seconds:.0f} s to load.")
+                        echo_stderr(f"The weights took {seconds:.0f} s to load.")
                 on_step = partial(self._follow, show)
                 with reuse_freed_memory():
                     clip = generate(engine, request, image, on_step, low_memory=self.low_memory)
             for sentence in differences(self.settings or {}, clip.settings):
-                tell(sentence)
+                echo_stderr(sentence)
             written = write_new(target, partial(write_video, frames=clip.frames, fps=clip.fps, settings=clip.settings))
             typer.echo(written)
             if self.turntable:
                 elevations, azimuths = orbit_of(request)
                 clip_of = {"frames": clip.frames, "fps": clip.fps, "elevations": elevations, "azimuths": azimuths}
                 loop = written.with_name(f"{written.stem}-turntable.webp")
-                tell(f"Turntable: {write_new(loop, partial(write_turntable, **clip_of))}")
+                echo_stderr(f"Turntable: {write_new(loop, partial(write_turntable, **clip_of))}")
             yield True
 
     def _open(self, source: Path | Image.Image, target: Path) -> Image.Image:
-        """The picture, its object cut out if that is wanted; says what becomes of it."""
+        """Open a picture (for a fit of "object", remove its background) and print how it is fitted."""
         from sgm import describe_fit, open_picture
 
         request, cut = self.request, self.request.fit == "object"
         name = source.name if isinstance(source, Path) else target.name
         image = open_picture(source, keep_alpha=cut) if isinstance(source, Path) else source
         if not cut:
-            tell(f"{name}: {describe_fit(image.size, *request.size, request.fit)}")
+            echo_stderr(f"{name}: {describe_fit(image.size, *request.size, request.fit)}")
             return image
-        tell(f"{name}: looking for the object")
+        echo_stderr(f"{name}: looking for the object")
         picture = request.family.prepare(image, request, self.background_model)
         shown = write_new(target.with_name(f"{target.stem}-input.png"), picture.frame().save)
-        tell(f"{name}: cut out as {shown}")
+        echo_stderr(f"{name}: cut out as {shown}")
         return picture.image
 
     def _follow(self, show: Any, progress: Any) -> None:
-        """Show a generation's progress, and once each what it says about memory."""
+        """Show a generation's progress, and each note on memory once."""
         if progress.note and progress.note not in self.notes:
             self.notes.add(progress.note)
-            tell(progress.note)
+            echo_stderr(progress.note)
         show(f"{progress.phase} {progress.step}/{progress.total}", progress.fraction)
 
 
@@ -269,10 +271,10 @@ def _pictures(source: Path) -> list[Path]:
     """The picture itself, or the pictures of a folder by name."""
     if not source.is_dir():
         return [source]
-    found = [p for p in source.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")]
-    if not found:
+    pictures = [p for p in source.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")]
+    if not pictures:
         raise UserError(f"{source} holds no pictures: expected files ending in {', '.join(PICTURE_SUFFIXES)}.")
-    return sorted(found)
+    return sorted(pictures)
 
 
 def _is_file_name(out: Path, batch: bool) -> bool:
@@ -286,8 +288,8 @@ def _is_file_name(out: Path, batch: bool) -> bool:
     return True
 
 
-def _plot(request: VideoRequest, path: Path) -> None:
+def _plot_orbit(request: VideoRequest, path: Path) -> None:
     from sgm import draw_orbit, orbit_of
 
     check_writable(path.parent)
-    tell(f"Orbit: {write_new(path, draw_orbit(*orbit_of(request)).save)}")
+    echo_stderr(f"Orbit: {write_new(path, draw_orbit(*orbit_of(request)).save)}")

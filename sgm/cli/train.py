@@ -38,7 +38,7 @@ def train(
         for override in overrides:
             if override.startswith("="):
                 raise UserError(f"{override!r} is no override: write it as key.subkey=value.")
-    if len(configs) > 1:  # each in a process of its own: what trains on several cards starts its own command again
+    if len(configs) > 1:  # each in a process of its own, since training on several GPUs starts the command again
         for config in configs:
             command = [sys.executable, "-m", "sgm.cli", "train", str(config), *overrides]
             if code := subprocess.run(command).returncode:

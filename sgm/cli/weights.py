@@ -1,4 +1,4 @@
-"""`sgm models`, `download` and `convert`: what weights are here, how others come here, and in which format."""
+"""`sgm models`, `download` and `convert`: list, download and convert weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sgm.cli.console import errors_as_sentences, progress_bar, tell
+from sgm.cli.console import echo_stderr, errors_as_sentences, progress_bar
 from sgm.errors import UserError
 from sgm.process import importing_torch
 from sgm.versions import VERSIONS, checkpoint_folders
@@ -25,9 +25,9 @@ def models() -> None:
         for version in VERSIONS.values():
             status = version_status(version.name)
             size = f"{version.width}x{version.height}"
-            place = status.place or status.command or status.problem
+            location = status.location or status.command or status.problem
             typer.echo(
-                f"{version.name:<22}{version.frames:>6}  {size:<10}{version.steps:>5}  {status.state:<8} {place}"
+                f"{version.name:<22}{version.frames:>6}  {size:<10}{version.steps:>5}  {status.state:<8} {location}"
             )
             if status.path and status.problem:
                 typer.echo(f"{'':<47}{status.problem}{f' Run `{status.command}`.' if status.command else ''}")
@@ -54,12 +54,12 @@ def download(
         with importing_torch():
             from sgm import download_weights
 
-        tell(f"Licence: {VERSIONS[version].licence}")
+        echo_stderr(f"Licence: {VERSIONS[version].licence}")
         with progress_bar() as show:
             path = download_weights(version, to, on_progress=show)
         base = VERSIONS[version].base
         if base and VERSIONS[base].checkpoint_path is None:
-            tell(f"{version} is laid over {base}, which is missing: run `sgm download {base}`, too.")
+            echo_stderr(f"{version} is laid over {base}, which is missing: run `sgm download {base}`, too.")
         typer.echo(path)
 
 

@@ -1,4 +1,4 @@
-"""Camera moves: what svd_tiny is told about where each frame looks, and the motion bucket's formula.
+"""Camera moves as ray maps, a condition of svd_tiny, and the formula of the motion bucket.
 
 A frame's *ray map* says for each pixel which point of the conditioning picture it shows: (2, h, w), x to the right and
 y down, in units of the picture's width, the origin at its centre. The first frame's map is the identity.
@@ -54,8 +54,8 @@ def identity_rays(height: int, width: int) -> Tensor:
 def direction(move: str, count: int = 1, generator: torch.Generator | None = None) -> Tensor:
     """`count` directions of the named move, (count, 6). "auto" draws them.
 
-    A drawn camera comes closer to a point in or somewhat beside the picture, with a little roll and tilt: the closer it
-    comes, the further it can go sideways and see little that lies beyond the edges, which nobody knows.
+    A drawn camera approaches a point in or somewhat beside the picture, with a little roll and tilt. The closer it is,
+    the further it can move sideways before it sees much beyond the picture's edges, where the content is unknown.
     """
     if move != "auto":
         return torch.tensor([_DIRECTIONS[move]] * count, dtype=torch.float32)
@@ -88,9 +88,9 @@ def camera_path(
     base = identity_rays(round(16 * height / width), 16).to(directions)
     total = motion / 100 * (frames - 1)  # mean displacement of the last frame, in widths
     end = directions * 0.02
-    for _ in range(3):  # displacement is nearly linear in the move: three corrections are plenty
-        reached = (rays(end, base) - base).norm(dim=1).mean(dim=(1, 2))
-        end = end * (total / reached.clamp(min=1e-8))[:, None]
+    for _ in range(3):  # displacement is nearly linear in the move: three corrections are enough
+        displacement = (rays(end, base) - base).norm(dim=1).mean(dim=(1, 2))
+        end = end * (total / displacement.clamp(min=1e-8))[:, None]
     u = torch.linspace(0, 1, frames, device=directions.device)
     ease = torch.zeros_like(motion) if ease is None else ease
     eased = (1 - ease[:, None]) * u + ease[:, None] * (0.5 - 0.5 * torch.cos(math.pi * u))  # (n, t)
@@ -109,21 +109,21 @@ def reflect(rays: Tensor, limit: Tensor) -> Tensor:
 def render(picture: Tensor, path: Tensor) -> Tensor:
     """What a camera on `path` (t, 6) sees of a flat picture: (1, c, 2 h, 2 w) -> (t, c, h, w).
 
-    The picture is given at twice the size of the frames, so that frames stay sharp where the camera comes near. Beyond
-    its edges lies its mirror image; finding what is really there is left to the network.
+    The picture has twice the size of the frames, so that frames stay sharp where the camera comes near. Beyond its
+    edges it is mirrored: the network has to invent the real content.
     """
     h, w = picture.shape[-2:]
     points = rays(path, identity_rays(h, w).to(picture))
     grid = torch.stack([points[:, 0] * 2, points[:, 1] * 2 * w / h], dim=-1)
-    seen = F.grid_sample(picture.expand(len(path), -1, -1, -1), grid, padding_mode="reflection", align_corners=False)
-    return F.interpolate(seen, scale_factor=0.5, mode="bicubic", antialias=True)
+    views = F.grid_sample(picture.expand(len(path), -1, -1, -1), grid, padding_mode="reflection", align_corners=False)
+    return F.interpolate(views, scale_factor=0.5, mode="bicubic", antialias=True)
 
 
 class CameraRayEmbedder(nn.Module):
     """Ray maps (b t, 2, h, w) at the latents' size -> Fourier features (b t, channels, h, w) to be concatenated.
 
-    Sines and cosines of the point that each pixel looks at and of its own place, so that attention can find the one at
-    the other; the displacement; whether the point lies inside the picture. NaN, an unknown camera, gives zeros.
+    Sines and cosines of the point that each pixel shows and of the pixel's own position, so that attention can match
+    them; the displacement; whether the point lies inside the picture. NaN, an unknown camera, gives zeros.
     """
 
     def __init__(self, frequencies: int = 5) -> None:
@@ -136,12 +136,12 @@ class CameraRayEmbedder(nn.Module):
 
     def forward(self, camera: Tensor, check: Callable[[], None] | None = None) -> Tensor:
         h, w = camera.shape[-2:]
-        own = identity_rays(h, w).to(camera).expand_as(camera)
+        pixels = identity_rays(h, w).to(camera).expand_as(camera)
         bands = 2 * math.pi * 2.0 ** torch.arange(self.frequencies, device=camera.device)
-        angles = torch.cat([camera, own], dim=1)[:, :, None] * rearrange(bands.to(camera), "f -> f 1 1")
+        angles = torch.cat([camera, pixels], dim=1)[:, :, None] * rearrange(bands.to(camera), "f -> f 1 1")
         waves = rearrange([angles.sin(), angles.cos()], "wave n c f h w -> n (wave c f) h w")
         limit = torch.tensor([0.5, 0.5 * h / w], device=camera.device, dtype=camera.dtype).view(2, 1, 1)
         inside = (camera.abs() <= limit).all(dim=1, keepdim=True).to(camera)
-        features = torch.cat([waves, (camera - own) * 8, inside], dim=1)
-        known = ~camera.isnan().any(dim=1, keepdim=True)
-        return torch.where(known, features, torch.zeros_like(features))
+        features = torch.cat([waves, (camera - pixels) * 8, inside], dim=1)
+        valid = ~camera.isnan().any(dim=1, keepdim=True)
+        return torch.where(valid, features, torch.zeros_like(features))

@@ -1,4 +1,4 @@
-"""The picture as the network attends to it: resized, normalised, embedded by OpenCLIP's image tower."""
+"""CLIP image embeddings, to which the network attends: pictures resized, normalised, embedded by OpenCLIP's tower."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class FrozenOpenCLIPImageEmbedder(nn.Module):
     """Pictures (n, 3, h, w) in [-1, 1] -> embeddings (n, embed_dim).
 
     arch: the name of an open_clip architecture, or the same as a mapping (embed_dim, vision_cfg, text_cfg). Nothing is
-    downloaded: the weights come with the checkpoint (`version` is accepted and not used). Of the text tower the
-    parameters that official checkpoints carry are kept.
+    downloaded: the weights come with the checkpoint (`version` is accepted and not used). Of the text tower,
+    the parameters in official checkpoints are included.
     """
 
     mean: Tensor
@@ -39,7 +39,7 @@ class FrozenOpenCLIPImageEmbedder(nn.Module):
         super().__init__()
         self.model = ImageTower(read_architecture(arch))
         self.antialias = antialias
-        # On the CPU even while the model is built on `meta`: a checkpoint does not bring them.
+        # On the CPU even while the model is built on `meta`: checkpoints do not contain them.
         self.register_buffer("mean", torch.tensor(MEAN, device="cpu").view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD, device="cpu").view(3, 1, 1), persistent=False)
         if freeze:
@@ -70,9 +70,9 @@ class FrozenOpenCLIPImagePredictionEmbedder(nn.Module):
 
 
 def resize(x: Tensor, size: tuple[int, int], antialias: bool = True) -> Tensor:
-    """Bicubic, corners aligned, behind a Gaussian blur where the picture shrinks. x: (n, c, h, w) -> (n, c, *size).
+    """Bicubic resizing with aligned corners, after a Gaussian blur where x shrinks: (n, c, h, w) -> (n, c, *size).
 
-    The blur's widths and lengths are kornia's, on which the official models were trained.
+    The blur's sigmas and kernel sizes are kornia's, with which the official models were trained.
     """
     factors = [old / new for old, new in zip(x.shape[-2:], size, strict=True)]
     if antialias and max(factors) > 1:

@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from sgm.config import instantiate_from_config
 
-# An embedding's rank says where the network takes it, and how several of one kind are joined.
+# Rank of an embedding -> the network's input for it; input -> dimension along which embeddings are concatenated.
 _KIND = {2: "vector", 3: "crossattn", 4: "concat"}
 _JOIN = {"vector": 1, "crossattn": 2, "concat": 1}
 
 
 class GeneralConditioner(nn.Module):
-    """Runs each embedder on its own input and joins the results by kind.
+    """Runs each embedder on its own input and concatenates the results for each input of the network.
 
     emb_models: configs, each with `input_key` beside `target` and `params`; `ucg_rate` is the share of clips for which
-    an embedding is zeroed while training; the first such embedder gives one row a clip. Returns {"vector": (n, a),
-    "crossattn": (n, m, d), "concat": (n, c, h, w)}, those of them that occur. Where embedders of a kind give one row a
-    clip and one row a frame, rows are repeated.
+    an embedding is zeroed in training; the first such embedder must give one row for each clip. Returns {"vector":
+    (n, a), "crossattn": (n, m, d), "concat": (n, c, h, w)}, without inputs that have no embedder. Where some embedders
+    give one row for each clip and others one for each frame, the former are repeated.
     """
 
     def __init__(self, emb_models: Sequence[Mapping[str, Any]]) -> None:
@@ -39,7 +39,7 @@ class GeneralConditioner(nn.Module):
             self.ucg_rates.append(float(config.get("ucg_rate", 0.0)))
 
     def forward(self, batch: Mapping[str, Tensor], embedded: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """batch: one tensor for each input key, but for those whose embedding is given in `embedded`."""
+        """The condition of a batch: a tensor for each input key whose embedding is not in `embedded`, else KeyError."""
         return self._join(self._embed(batch, embedded or {}, drop=self.training))
 
     def get_unconditional_conditioning(
@@ -49,9 +49,9 @@ class GeneralConditioner(nn.Module):
         force_uc_zero_embeddings: Iterable[str] = ("cond_frames", "cond_frames_without_noise"),
         check: Callable[[], None] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Condition and its unconditional counterpart for classifier-free guidance; nothing is dropped at random.
+        """Condition and unconditional condition for classifier-free guidance, without random dropping.
 
-        check: called before each block of the embedders; what it raises ends the work.
+        check: called before each block of the embedders; an exception that it raises ends the work.
         """
         c = self._embed(batch_c, check=check)
         uc = c if batch_uc is None else self._embed(batch_uc, check=check)

@@ -22,9 +22,9 @@ def make_orbit(
 ) -> Orbit:
     """Elevations (-90 to 90) and azimuths (above 0 to 360, rising; 360 is the input view's) in degrees, one a frame.
 
-    "same": evenly around at one elevation. "dynamic": as the model's authors drew theirs, uneven in azimuth, the
-    elevation a few sines of it, drawn from `seed`; ends where it began. "list": the given ones; where one of the two
-    lists is empty, that of "same". Raises UserError for lists of the wrong length or order.
+    "same": evenly around at one elevation. "dynamic": as SV3D's authors draw them from a seed, uneven azimuths and a
+    sum of sines as elevation, which ends at `elevation`. "list": `elevations` and `azimuths`; where one of them is
+    empty, that of "same". Raises UserError for lists of the wrong length or order.
     """
     even = tuple(360 * (i + 1) / frames for i in range(frames))
     if kind == "same":
@@ -34,15 +34,15 @@ def make_orbit(
     for name, values in (("elevations", elevations), ("azimuths", azimuths)):
         if len(values) not in (0, frames):
             raise UserError(f"{name} must be {frames} numbers, one a frame; got {len(values)}.")
-    given = tuple(elevations) or (float(elevation),) * frames, tuple(azimuths) or even
-    for i, (before, after) in enumerate(zip(given[1], given[1][1:], strict=False), start=2):
+    orbit = tuple(elevations) or (float(elevation),) * frames, tuple(azimuths) or even
+    for i, (before, after) in enumerate(zip(orbit[1], orbit[1][1:], strict=False), start=2):
         if not before < after:
             raise UserError(f"azimuths must rise strictly; number {i} is {after:g} after {before:g}.")
-    return given
+    return orbit
 
 
 def radians(orbit: Orbit) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the network is told: angles from the pole and azimuths from the input view, radians, each (t,)."""
+    """An orbit as the network's inputs: polar angles and azimuths relative to the input view, radians, each (t,)."""
     elevations, azimuths = (torch.tensor(values) for values in orbit)
     return torch.deg2rad(90 - elevations), torch.deg2rad((azimuths - azimuths[-1]) % 360)
 
@@ -53,9 +53,9 @@ def _dynamic(frames: int, elevation: float, seed: int) -> Orbit:
     shifts = (torch.rand(frames, generator=generator) - 0.5) * 0.8 * step  # below half a step: azimuths keep rising
     azimuths = [min(360.0, step * (i + 1) + float(shifts[i])) for i in range(frames - 1)] + [360.0]
     weights = torch.randn(3, generator=generator) / torch.arange(1, 4)  # slow sines most
-    weights *= 20 / weights.abs().sum()  # degrees above and below, at most
-    room = 89 - abs(elevation)
-    scale = min(1.0, max(room, 0.0) / 20)
+    weights *= 20 / weights.abs().sum()  # at most 20 degrees up and down
+    margin = 89 - abs(elevation)
+    scale = min(1.0, max(margin, 0.0) / 20)
     elevations = [
         elevation + scale * sum(float(w) * math.sin(k * math.radians(a)) for k, w in enumerate(weights, start=1))
         for a in azimuths

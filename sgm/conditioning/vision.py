@@ -50,7 +50,7 @@ def _named(arch: str) -> dict[str, Any]:
 
 
 def _drawn(std: float, *shape: int) -> nn.Parameter:
-    # Uniform: drawing normal values for the meta device makes torch import its compiler, which takes seconds.
+    # Uniform, since normal values on the meta device make torch import its compiler, which takes seconds.
     return nn.Parameter(nn.init.uniform_(torch.empty(shape), -std * 3**0.5, std * 3**0.5))
 
 
@@ -78,7 +78,7 @@ class SelfAttention(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Self-attention and a two-layer perceptron, each behind a layer norm and added on: (n, tokens, width)."""
+    """Self-attention and a two-layer perceptron, each with a layer norm before it, residual: (n, tokens, width)."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, activation: type[nn.Module]) -> None:
         super().__init__()
@@ -134,9 +134,9 @@ class VisionTransformer(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """What is left of an open_clip model in Stable Video Diffusion: `visual`, and the text tower's loose ends.
+    """The parts of an open_clip model that official checkpoints contain: `visual`, and rests of the text tower.
 
-    The latter compute nothing here; official checkpoints carry them.
+    The text tower's parameters are not used.
     """
 
     def __init__(self, arch: Mapping[str, Any]) -> None:

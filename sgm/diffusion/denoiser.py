@@ -14,14 +14,14 @@ Network = Callable[..., Tensor]
 
 
 class Scaling(ABC):
-    """sigma -> (c_skip, c_out, c_in, c_noise), all of sigma's shape."""
+    """Base of preconditionings: sigma -> (c_skip, c_out, c_in, c_noise), all of sigma's shape."""
 
     @abstractmethod
     def __call__(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 
 
 class EDMScaling(Scaling):
-    """Karras et al. 2022, table 1."""
+    """EDM preconditioning (Karras et al. 2022, table 1)."""
 
     def __init__(self, sigma_data: float = 0.5) -> None:
         self.sigma_data = sigma_data
@@ -32,14 +32,14 @@ class EDMScaling(Scaling):
 
 
 class EpsScaling(Scaling):
-    """The network predicts the noise."""
+    """epsilon-prediction: the network predicts the noise (Ho et al. 2020, arXiv:2006.11239)."""
 
     def __call__(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return sigma.new_ones(sigma.shape), -sigma, 1 / (sigma**2 + 1).sqrt(), sigma.clone()
 
 
 class VScaling(Scaling):
-    """The network predicts v (Salimans & Ho 2022, arXiv:2202.00512)."""
+    """v-prediction: the network predicts v (Salimans & Ho 2022, arXiv:2202.00512)."""
 
     def __call__(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         total = sigma**2 + 1
@@ -47,7 +47,7 @@ class VScaling(Scaling):
 
 
 class VScalingWithEDMcNoise(VScaling):
-    """v-prediction told 0.25 ln sigma: Stable Video Diffusion's."""
+    """v-prediction with c_noise = 0.25 ln sigma, as in Stable Video Diffusion."""
 
     def __call__(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return (*super().__call__(sigma)[:3], 0.25 * sigma.log())
@@ -56,7 +56,7 @@ class VScalingWithEDMcNoise(VScaling):
 class Denoiser:
     """`denoiser(network, x, sigma, *cond)` estimates the clean x: (n, c, h, w), sigma: (n,), returns x's shape.
 
-    network: (x, c_noise, *cond) -> output; it may hold its condition itself.
+    network: (x, c_noise, *cond) -> output. cond is left out where the network already holds its condition.
     """
 
     def __init__(self, scaling_config: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Noise schedules: how many sigmas, and which."""
+"""Noise schedules: the sigmas of a given number of steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sgm.errors import UserError
 
 
 class Discretization(ABC):
-    """Called with the number of steps n: n falling sigmas, then zero, (n + 1,) float32."""
+    """Base of schedules: `schedule(n)` gives n falling sigmas, then zero, (n + 1,) float32."""
 
     def __call__(
         self, n: int, do_append_zero: bool = True, device: torch.device | str = "cpu", flip: bool = False
@@ -43,7 +43,8 @@ class EDMDiscretization(Discretization):
 class ConsistencyDiscretization(EDMDiscretization):
     """n of the `num_timesteps` sigmas on which a consistency model was distilled, from the largest on, evenly spaced.
 
-    The smallest is left out: a consistency model's last step goes to the clean sample from wherever it stands.
+    The smallest is left out: a consistency model's last step goes to the clean sample from any sigma. Raises UserError
+    for more steps than sigmas.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class ConsistencyDiscretization(EDMDiscretization):
 
 
 class LegacyDDPMDiscretization(Discretization):
-    """Stable Diffusion's linear-in-sqrt(beta) DDPM schedule, n of its timesteps about evenly spaced."""
+    """Stable Diffusion's DDPM schedule, linear in sqrt(beta): n of its timesteps, about evenly spaced."""
 
     def __init__(self, linear_start: float = 0.00085, linear_end: float = 0.0120, num_timesteps: int = 1000) -> None:
         self.num_timesteps = num_timesteps
@@ -69,6 +70,6 @@ class LegacyDDPMDiscretization(Discretization):
     def get_sigmas(self, n: int) -> Tensor:
         if n > self.num_timesteps:
             raise ValueError(f"This schedule has {self.num_timesteps} timesteps; {n} steps were asked for.")
-        chosen = np.linspace(self.num_timesteps - 1, 0, n, endpoint=False).astype(int)  # falling
-        alphas = self.alphas_cumprod[chosen]
+        timesteps = np.linspace(self.num_timesteps - 1, 0, n, endpoint=False).astype(int)  # falling
+        alphas = self.alphas_cumprod[timesteps]
         return torch.from_numpy(((1 - alphas) / alphas) ** 0.5)

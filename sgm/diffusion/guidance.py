@@ -14,7 +14,7 @@ from torch import Tensor
 from sgm.fields import Field, Named
 
 Condition = dict[str, Tensor]
-Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma, 0-dim or one a row) -> estimate of the clean x
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma), sigma 0-dim or (n,) -> estimate of the clean x
 
 MIN_GUIDANCE = Field(
     "min_guidance", float, "Lowest scale", "Guidance scale of the first frame.", 0, 100, usual=(0, 20), step=0.1
@@ -24,7 +24,7 @@ _RISE = {"min_scale": MIN_GUIDANCE, "max_scale": MAX_GUIDANCE}
 
 
 class Guider:
-    """Base. Subclasses give `scales()`; `options` are the parameters that a request may set, by their names here."""
+    """Base of guiders. title: for people. options: the constructor's parameters that a request may set -> fields."""
 
     title: ClassVar[str] = ""
     options: ClassVar[Mapping[str, Field]] = {}
@@ -35,12 +35,12 @@ class Guider:
         return cls(**options)
 
     def scales(self) -> Tensor:
-        """(t,), or (1,) for all frames alike."""
+        """Guidance scale of each frame, (t,), or (1,) where all frames have the same."""
         raise NotImplementedError
 
     @property
     def needs_uc(self) -> bool:
-        """Whether the unconditional estimate matters; where every scale is 1 it does not, and is not computed."""
+        """Whether the unconditional estimate is needed: not where every scale is 1."""
         return not bool((self.scales() == 1).all())
 
 
@@ -67,7 +67,7 @@ class VanillaCFG(Guider):
 
 
 class LinearPredictionGuider(Guider):
-    """From `min_scale` at the first frame evenly to `max_scale` at the last."""
+    """Linear over the frames, from `min_scale` at the first to `max_scale` at the last."""
 
     title = "Rising"
     options: ClassVar = _RISE
@@ -84,7 +84,7 @@ class LinearPredictionGuider(Guider):
 
 
 def _triangle(values: Tensor, period: float = 1.0) -> Tensor:
-    """0 at whole periods, 1 half-way between."""
+    """Triangle wave: 0 at whole periods, 1 half-way between."""
     return 2 * (values / period - torch.floor(values / period + 0.5)).abs()
 
 
@@ -97,7 +97,7 @@ _FUSE: dict[str, Callable[..., Tensor]] = {
 
 
 class TrianglePredictionGuider(LinearPredictionGuider):
-    """Up from `min_scale` and back down, once a `period` (a share of the clip); several periods fused."""
+    """Triangle waves between `min_scale` and `max_scale`, of one or more periods (shares of the clip), fused."""
 
     title = "Triangle"
     options: ClassVar = {
@@ -144,7 +144,7 @@ class TrianglePredictionGuider(LinearPredictionGuider):
 
 
 class TrapezoidPredictionGuider(LinearPredictionGuider):
-    """Edges, `edge_perc` of the frames, from `min_scale` to `max_scale` and back; 1 between, as in the original."""
+    """`min_scale` to `max_scale` over `edge_perc` of the frames, and back at the end; 1 between, as in the original."""
 
     title = "Trapezoid"
     options: ClassVar = {
@@ -171,7 +171,7 @@ class TrapezoidPredictionGuider(LinearPredictionGuider):
 
 
 class SpatiotemporalPredictionGuider(LinearPredictionGuider):
-    """For (t v) frames of v views: half a rise over time, half a triangle over the views."""
+    """For (t v) frames, v views at each time: the mean of a linear rise over time and a triangle over the views."""
 
     title = "Per view and frame"
     options: ClassVar = {
@@ -209,9 +209,9 @@ def guided(
 ) -> Denoise:
     """Classifier-free guidance around a denoiser: (x, sigma) -> guided estimate, for samplers.
 
-    denoiser: a condition of n rows -> (x, sigma (n,)) -> estimate. c, uc: conditions of (b t) frames. like: a tensor of
-    x's shape, dtype and device. Both conditions become one batch here, once, unconditional first; where every scale is
-    1, the conditional estimate alone is computed.
+    denoiser: a condition of n frames -> (x, sigma (n,)) -> estimate. c, uc: conditions of (b t) frames. like: a tensor
+    of x's shape, dtype and device. Both conditions are joined into one batch once, unconditional first; where every
+    scale is 1, only the conditional estimate is computed.
     """
     n, ones = len(like), like.new_ones(len(like))
     if not guider.needs_uc:

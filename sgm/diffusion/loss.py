@@ -1,4 +1,4 @@
-"""The training objective: denoise what was noised at a random sigma."""
+"""The training objective: denoising score matching, with noise of a random sigma."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sgm.diffusion.discretization import Discretization
 
 
 class EDMSampling:
-    """ln sigma ~ N(p_mean, p_std^2) (Karras et al. 2022, table 1)."""
+    """Log-normal sigmas: ln sigma ~ N(p_mean, p_std^2) (Karras et al. 2022, table 1)."""
 
     def __init__(self, p_mean: float = -1.2, p_std: float = 1.2) -> None:
         self.p_mean, self.p_std = p_mean, p_std
@@ -35,12 +35,14 @@ class DiscreteSampling:
 
 
 class UnitWeighting:
+    """1 for every sigma."""
+
     def __call__(self, sigma: Tensor) -> Tensor:
         return torch.ones_like(sigma)
 
 
 class EDMWeighting:
-    """Karras et al. 2022, table 1: every sigma weighs alike at the network's output."""
+    """Karras et al. 2022, table 1: the effective weight at the network's output is the same for every sigma."""
 
     def __init__(self, sigma_data: float = 0.5) -> None:
         self.sigma_data = sigma_data
@@ -50,13 +52,15 @@ class EDMWeighting:
 
 
 class VWeighting(EDMWeighting):
-    """The same for v-prediction on unit-variance data."""
+    """EDMWeighting for v-prediction on unit-variance data."""
 
     def __init__(self) -> None:
         super().__init__(sigma_data=1.0)
 
 
 class EpsWeighting:
+    """1 / sigma^2: the weight of the error of the predicted noise."""
+
     def __call__(self, sigma: Tensor) -> Tensor:
         return sigma**-2.0
 

@@ -46,14 +46,14 @@ ORDER = Field("order", int, "Order", "How many earlier steps count.", 1, 8, 4, s
 
 
 class Sampler(ABC):
-    """Base. `sampler(denoise, x, sigmas)` turns standard normal x into a sample along falling sigmas, the last one 0.
+    """Base of samplers: `sampler(denoise, x, sigmas)` turns standard normal x into a sample.
 
-    `noise` draws what stochastic samplers need (default: torch's global generator); `on_step(i, n)` is called after
-    step i of n and may raise. title: for people. options: the parameters that a request may set, by their names here.
-    evaluations: of the network, a step.
+    sigmas: falling, the last one 0. noise: draws the noise of stochastic samplers (default: torch's global generator).
+    on_step(i, n): called after step i of n; it may raise. title: for people. options: the constructor's parameters that
+    a request may set -> fields. evaluations: network evaluations in each step.
 
-    An official YAML names schedule, guider and number of steps beside the sampler: they become `discretization`,
-    `guider` and `num_steps`, for the caller to use (see `guided`); sampling itself does not look at them.
+    Official YAMLs give schedule, guider and number of steps with the sampler: they become `discretization`, `guider`
+    and `num_steps`, for the caller to use (see `guided`); sampling itself does not use them.
     """
 
     title: ClassVar[str] = ""
@@ -94,11 +94,11 @@ class Sampler(ABC):
         return x
 
     def begin(self, sigmas: Tensor) -> None:  # noqa: B027
-        """Called before the first step; multistep samplers forget the last run here."""
+        """Called before the first step: multistep samplers clear their history here."""
 
     @abstractmethod
     def step(self, denoise: Denoise, x: Tensor, sigmas: Tensor, i: int, noise: Noise) -> Tensor:
-        """From sigmas[i] to sigmas[i + 1]."""
+        """One step: x at sigmas[i] -> x at sigmas[i + 1]."""
 
 
 class EulerEDMSampler(Sampler):
@@ -121,7 +121,7 @@ class EulerEDMSampler(Sampler):
 
     def step(self, denoise: Denoise, x: Tensor, sigmas: Tensor, i: int, noise: Noise) -> Tensor:
         sigma, sigma_next = sigmas[i], sigmas[i + 1]
-        # Raise the noise for a moment.
+        # Churn: add noise, which raises sigma to sigma_hat.
         churn = self.s_churn > 0 and self.s_tmin <= float(sigma) <= self.s_tmax
         gamma = min(self.s_churn / (len(sigmas) - 1), 2**0.5 - 1) if churn else 0.0
         sigma_hat = sigma * (gamma + 1)
@@ -138,7 +138,7 @@ class EulerEDMSampler(Sampler):
 
 
 class HeunEDMSampler(EulerEDMSampler):
-    """Karras et al. 2022, algorithm 2. Two network evaluations a step, but for the last."""
+    """Karras et al. 2022, algorithm 2. Two network evaluations in each step but the last."""
 
     title = "Heun EDM"
     evaluations = 2
@@ -154,7 +154,7 @@ class HeunEDMSampler(EulerEDMSampler):
 
 
 class AncestralSampler(Sampler):
-    """Base of samplers that step below the next sigma and put noise back. eta: 0 none, 1 all of it."""
+    """Base of samplers that step below the next sigma and add fresh noise. eta: its share, 0 for none, 1 for all."""
 
     options: ClassVar = {"eta": ETA, "s_noise": S_NOISE}
 
@@ -169,7 +169,7 @@ class AncestralSampler(Sampler):
 
     @abstractmethod
     def down(self, denoise: Denoise, x: Tensor, sigma: Tensor, sigma_down: Tensor) -> Tensor:
-        """The deterministic part."""
+        """The deterministic part of a step: x at sigma -> x at sigma_down."""
 
 
 class EulerAncestralSampler(AncestralSampler):
@@ -182,7 +182,7 @@ class EulerAncestralSampler(AncestralSampler):
 
 
 class DPMPP2SAncestralSampler(AncestralSampler):
-    """DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095), ancestral. Two evaluations a step, but for the last."""
+    """DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095), ancestral. Two evaluations in each step but the last."""
 
     title = "DPM++ 2S ancestral"
     evaluations = 2
@@ -198,7 +198,7 @@ class DPMPP2SAncestralSampler(AncestralSampler):
 
 
 class DPMPP2MSampler(Sampler):
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095): second order from the step before."""
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095): second order, with the previous step's estimate."""
 
     title = "DPM++ 2M"
 
@@ -218,7 +218,7 @@ class DPMPP2MSampler(Sampler):
 
 
 class LinearMultistepSampler(Sampler):
-    """Adams-Bashforth in sigma, up to `order` steps back."""
+    """Linear multistep method (Adams-Bashforth) in sigma, with up to `order` derivatives."""
 
     title = "Linear multistep"
     options: ClassVar = {"order": ORDER}
@@ -239,16 +239,16 @@ class LinearMultistepSampler(Sampler):
     def weight(self, order: int, i: int, j: int) -> float:
         """Integral over step i of the Lagrange polynomial that is 1 at node i - j and 0 at the other `order` - 1."""
         others = [self.nodes[i - k] for k in range(order) if k != j]
-        here = self.nodes[i - j]
+        node = self.nodes[i - j]
         integral = np.poly1d(np.poly(others) if others else [1.0]).integ()
-        scale = np.prod([here - other for other in others]) if others else 1.0
+        scale = np.prod([node - other for other in others]) if others else 1.0
         return float((integral(self.nodes[i + 1]) - integral(self.nodes[i])) / scale)
 
 
 class LCMSampler(Sampler):
     """Multistep consistency sampling (Song et al. 2023, arXiv:2303.01469, algorithm 1), for networks distilled to it.
 
-    Each step goes all the way to the clean estimate, then noises it to the next sigma.
+    Each step adds noise of the next sigma to the estimate of the clean x.
     """
 
     title = "LCM"

@@ -1,4 +1,4 @@
-"""Families of models: which settings each takes, how a picture becomes its conditioner's inputs, what ends a clip."""
+"""Families of models: the settings that each has, its conditioner's inputs, and the last step after decoding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sgm.families.camera import CameraFamily
 from sgm.families.image import FITS, Batch, ImageFamily, Picture
 from sgm.families.orbit import ORBITS, OrbitFamily, orbit_of
 
-# The names that `sgm.versions` gives its rows.
+# Name -> family; `Version.family` is one of the names.
 FAMILIES: dict[str, ImageFamily] = {
     "image": ImageFamily(),
     "camera": CameraFamily(),

@@ -1,4 +1,4 @@
-"""Image to video with a camera move, as svd_tiny does it: the network is shown what the camera sees of the picture."""
+"""svd_tiny's family: image to video with a camera move. The network is conditioned on the moving camera's views."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ CAMERA = Field(
 
 
 class CameraFamily(ImageFamily):
+    """svd_tiny: as SVD, with a camera move."""
+
     fields = (*ImageFamily.fields, CAMERA)
 
     def batch(self, picture: Picture, factor: int, generator: torch.Generator) -> Batch:
-        """SVD's, but `cond_frames` is what the camera sees, (t, 3, h, w); `camera`: its rays, (t, 2, h / f, w / f)."""
+        """As SVD's, but cond_frames (t, 3, h, w) are the camera's views; camera: ray maps (t, 2, h / f, w / f)."""
         request = picture.request
         w, h = (side // factor for side in request.size)
         motion = torch.tensor([float(motion_of_bucket(request.motion_bucket))])
         move = direction(request.camera, generator=generator)
         path = camera_path(move, motion, request.frames, request.height, request.width)[0]
-        seen = render(to_pixels(picture.frame(scale=2)), path)
+        views = render(to_pixels(picture.frame(scale=2)), path)
         return {
             **per_frame(request, fps_id=request.fps - 1, motion_bucket_id=request.motion_bucket),
-            **conditioning_frames(request, to_pixels(picture.frame()), seen, generator),
+            **conditioning_frames(request, to_pixels(picture.frame()), views, generator),
             "camera": rays(path, identity_rays(h, w)),
         }

@@ -1,4 +1,4 @@
-"""Image to video, as Stable Video Diffusion does it: a picture, cropped or padded, that begins to move."""
+"""Stable Video Diffusion's family: image to video, the picture cropped or padded, with a motion bucket."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Batch = dict[str, Tensor]
 _CROP = {
     name: Field(name, float, label, about, 0, 1, default=0.5, step=0.05)
     for name, label, about in (
-        ("crop_x", "Position, left to right", "What is kept of a wider picture, where a padded one stands. 0: left."),
-        ("crop_y", "Position, top to bottom", "What is kept of a taller picture, where a padded one stands. 0: top."),
+        ("crop_x", "Position, left to right", "Which part of a wider picture is used; where a padded one is. 0: left."),
+        ("crop_y", "Position, top to bottom", "Which part of a taller picture is used; where a padded one is. 0: top."),
     )
 }
 IMAGE_FRAME_RATIO = Field(
@@ -57,13 +57,13 @@ MOTION_BUCKET = Field(
 
 @dataclass(frozen=True)
 class Picture:
-    """A conditioning picture, read and, for a fit of "object", cut out (RGBA); `frame` draws what the model sees."""
+    """A conditioning picture: for a fit of "object" cut out, in RGBA. `frame` fits it to the clip's size."""
 
     image: Image.Image
     request: VideoRequest
 
     def frame(self, scale: int = 1) -> Image.Image:
-        """RGB of the request's size, or `scale` times as large."""
+        """The picture as the model sees it: RGB of the request's size, or `scale` times as large."""
         request, (width, height) = self.request, self.request.size
         if request.fit == "object":
             return place_object(self.image, scale * width, scale * height, request.image_frame_ratio)
@@ -72,10 +72,10 @@ class Picture:
 
 
 class ImageFamily:
-    """SVD's family, and what the others build on.
+    """Stable Video Diffusion's family, and the base class of the others.
 
-    fields: settings of this family's own. input_frame: the frame of a clip that shows the input picture. orbits:
-    whether the clip goes around an object, and can be looped as a turntable.
+    fields: the family's own settings. input_frame: index of the frame that shows the input picture. orbits: whether the
+    camera orbits an object, so that the clip can be looped as a turntable.
     """
 
     fields: tuple[Field, ...] = (MOTION_BUCKET,)
@@ -86,9 +86,9 @@ class ImageFamily:
         """Raise UserError where fields of this family contradict each other."""
 
     def prepare(self, image: Image.Image, request: VideoRequest, background_model: str | None = None) -> Picture:
-        """The conditioning picture. Its background is removed here where the fit is "object": the slow part, once.
+        """The conditioning picture; for a fit of "object" its background is removed, which is slow.
 
-        background_model: rembg's, for pictures without transparency. Raises PictureError.
+        background_model: name of rembg's model, for pictures without transparency. Raises PictureError.
         """
         if request.fit == "object":
             image = cut_out(image, background_model) if background_model else cut_out(image)
@@ -97,7 +97,7 @@ class ImageFamily:
     def batch(self, picture: Picture, factor: int, generator: torch.Generator) -> Batch:
         """The conditioner's inputs by name: pictures (1, 3, h, w) in [-1, 1], scalars (t,).
 
-        factor: pixels a latent, along each side. generator: draws the noise of `cond_aug`.
+        factor: downsampling factor from pixels to latents. generator: draws the noise of `cond_aug`.
         """
         request, pixels = picture.request, to_pixels(picture.frame())
         return {
@@ -106,17 +106,17 @@ class ImageFamily:
         }
 
     def finish(self, frames: np.ndarray, picture: Picture) -> np.ndarray:
-        """The decoded clip, uint8 (t, h, w, 3), as it is handed out."""
+        """The decoded clip, uint8 (t, h, w, 3), with the family's changes. It may be changed in place."""
         return frames
 
 
 def per_frame(request: VideoRequest, **scalars: float) -> Batch:
-    """One value a frame, (t,) float32."""
+    """Scalars repeated for each frame, (t,) float32, by name."""
     return {name: torch.full((request.frames,), float(value)) for name, value in scalars.items()}
 
 
 def conditioning_frames(request: VideoRequest, clean: Tensor, frames: Tensor, generator: torch.Generator) -> Batch:
-    """What CLIP sees, `clean` (1, 3, h, w), and what the autoencoder encodes: `frames` (n, 3, h, w) with cond_aug."""
+    """Inputs of CLIP, `clean` (1, 3, h, w), and of the autoencoder, `frames` (n, 3, h, w) with noise of cond_aug."""
     noise = torch.randn(frames.shape, generator=generator)
     return {
         **per_frame(request, cond_aug=request.cond_aug),
@@ -126,5 +126,5 @@ def conditioning_frames(request: VideoRequest, clean: Tensor, frames: Tensor, ge
 
 
 def to_pixels(picture: Image.Image) -> Tensor:
-    """(1, 3, h, w) in [-1, 1]."""
+    """A picture as a tensor, (1, 3, h, w) in [-1, 1]."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1

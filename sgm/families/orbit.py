@@ -1,4 +1,4 @@
-"""Orbits around an object, as SV3D draws them: the object on white, angles of the camera for each frame."""
+"""SV3D's family: a camera orbits an object on white; elevation and azimuth for each frame."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ ORBIT = Field(
 
 
 def orbit_of(request: VideoRequest) -> Orbit:
-    """A request's elevations and azimuths in degrees, one a frame; the last are the input view's."""
+    """A request's elevations and azimuths in degrees, one for each frame; the last are the input view's."""
     values = request.options
     return make_orbit(
         values.get("orbit", "same"),
@@ -78,7 +78,7 @@ def orbit_of(request: VideoRequest) -> Orbit:
 
 
 class OrbitFamily(ImageFamily):
-    """SV3D. elevated: whether the network is told the camera's angles, so that they can be chosen (sv3d_p)."""
+    """SV3D. elevated: whether the network is conditioned on the camera's angles, which can then be chosen (sv3d_p)."""
 
     input_frame = -1
     orbits = True
@@ -93,13 +93,13 @@ class OrbitFamily(ImageFamily):
         orbit_of(request)
 
     def batch(self, picture: Picture, factor: int, generator: torch.Generator) -> Batch:
-        """As SVD's, with angles in radians (t,): from the pole, and around from the input view."""
+        """As SVD's, with angles in radians (t,): polar angles, and azimuths relative to the input view."""
         pixels = to_pixels(picture.frame())
         polars, azimuths = radians(orbit_of(picture.request))
         conditioning = conditioning_frames(picture.request, pixels, pixels, generator)
         return {**conditioning, "polars_rad": polars, "azimuths_rad": azimuths}
 
     def finish(self, frames: np.ndarray, picture: Picture) -> np.ndarray:
-        """The last frame is the input view, which is known."""
+        """Replace the last frame by the input picture, whose view it shows."""
         frames[-1] = np.asarray(picture.frame())
         return frames

@@ -1,5 +1,5 @@
-"""Fast paths for inference, beside the readable modules that they compute the same as.
+"""Fast paths for inference: the same results as the readable modules, with fewer passes over memory.
 
-`ops` chooses the operations between the matrix products by device, `unet` and `decoder` are built on them. They read
-the modules' own parameters and keep no second copy of any.
+`ops` chooses the operations by device; `unet` and `decoder` are built on them. They read the modules' own parameters
+and keep no second copy of any.
 """

@@ -1,9 +1,9 @@
-"""The decoder in bounded memory: computes in chunks what `Decoder.forward` computes from a whole clip.
+"""The decoder in bounded memory: `Decoder.forward` of a whole clip, computed in chunks.
 
-Spatial layers run on some frames at a time, temporal layers on some pixels of all frames; a group norm over more than a
-chunk takes its moments first. The size of the chunks changes memory and speed, not the picture. One activation is held
-whole, in one buffer filled from its end: blocks replace it in place, and an upsampled frame overwrites input already
-used.
+Spatial layers run on some frames at a time, temporal layers on some pixels of all frames; a group norm over several
+chunks measures its moments first. The size of the chunks changes memory and speed, not the picture. One activation is
+held for the whole clip, in one buffer filled from its end: blocks replace it in place, and an upsampled frame
+overwrites input already used.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from sgm.autoencoder.coders import Decoder, Level
 from sgm.fast.ops import Moments, Ops, for_device
 from sgm.layers.residual import TemporalConv, Upsample, frames_first, frames_in_batch
 
-MAX_VALUES = 2**28  # values in flight: those of the activations of one chunk, beside the buffer
-_MAX_STORED = 2**27  # values of a temporal activation up to which it is stored rather than recomputed
+MAX_VALUES = 2**28  # values of the activations of one chunk, beside the buffer
+_MAX_STORED = 2**27  # a temporal activation of up to so many values is stored, a larger one recomputed
 
 
 def decode(
@@ -33,9 +33,9 @@ def decode(
 ) -> Tensor:
     """Latents of one clip (t, z_channels, h, w) -> its frames (t, out_ch, f h, f w), in z's dtype.
 
-    max_values: how many values the activations of a chunk may hold; less is slower, and a spatial layer takes at least
-    one frame. on_block(done, of) is called before each of the decoder's `of` blocks and after the last. check: called
-    before each chunk; what it raises ends the decoding.
+    max_values: how many values the activations of a chunk may hold; fewer are slower, and a spatial layer takes one
+    frame at least. on_block(done, of) is called before each of the decoder's `of` blocks and after the last, check
+    before each chunk; exceptions of both end the decoding.
     """
     ops = for_device(z.device)
     max_values = min(max_values, ops.max_chunk)
@@ -52,7 +52,7 @@ def decode(
 
     x = at_end(h, w, decoder.conv_in.out_channels)
     x.copy_(decoder.conv_in(z).permute(0, 2, 3, 1))
-    upsample: Upsample | None = None  # the last level's, which the next block applies to its chunks
+    upsample: Upsample | None = None  # of the level before: the next block applies it to its chunks
     upsample_weight: Tensor | None = None
     blocks = [block for level in levels for block in (*level.block, level.upsample)]
     blocks = [decoder.mid.block_1, decoder.mid.attn_1, decoder.mid.block_2, *blocks]
@@ -71,18 +71,18 @@ def decode(
             step = max(max_values // (3 * values), 1)
             for i in range(0, t, step):
                 check()
-                # Frame i of `out` ends before frame i + 1 of x begins, for both end together and x is no larger.
+                # Frame i of `out` ends before frame i + 1 of x begins, since both end together and x is no larger.
                 _spatial(ops, block, x[i : i + step], out[i : i + step], upsample, upsample_weight)
             x, upsample = out, None
             if isinstance(block, VideoResnetBlock):
                 _temporal(ops, block, x.flatten(1, 2), max_values, check)
         else:
-            upsample, upsample_weight = block, None if block is None else ops.for_doubled(block.conv.weight)
+            upsample, upsample_weight = block, None if block is None else ops.fused_upsample_weight(block.conv.weight)
     step = max(max_values // (3 * x[0].numel()), 1)
     frames = []
     for part in x.split(step):
         check()
-        frames.append(_last(ops, decoder, part))
+        frames.append(_output(ops, decoder, part))
     video = torch.cat(frames)
     on_block(len(blocks), len(blocks))
     last = decoder.conv_out
@@ -92,24 +92,24 @@ def decode(
 
 
 def frame_values(decoder: Decoder, h: int, w: int) -> int:
-    """The `max_values` at which every spatial layer has one whole frame, whose latent is (h, w)."""
-    most, scale = 0, 1
+    """The smallest `max_values` at which every chunk of a spatial layer is one frame, of latents (h, w)."""
+    largest, scale = 0, 1
     for level in (cast(Level, level) for level in reversed(decoder.up)):
         convs = [cast(ResnetBlock, block).conv1 for block in level.block]
-        most = max(most, *(3 * scale**2 * h * w * max(conv.in_channels, conv.out_channels) for conv in convs))
-        scale *= 1 if level.upsample is None else 2
-    return most
+        values = (3 * scale**2 * h * w * max(conv.in_channels, conv.out_channels) for conv in convs)
+        largest, scale = max(largest, *values), scale * (1 if level.upsample is None else 2)
+    return largest
 
 
 def _spatial(
     ops: Ops, block: ResnetBlock, x: Tensor, out: Tensor, upsample: Upsample | None, upsample_weight: Tensor | None
 ) -> None:
-    """A spatial residual block, after an upsampling if given. x: (n, h, w, c), out: (n, f h, f w, c'), may be x.
+    """A spatial residual block, after `upsample` if given. x: (n, h, w, c); out: (n, f h, f w, c'), may be x.
 
     `out` includes the block's `_temporal_bias`.
     """
     if upsample is not None and upsample_weight is not None:
-        x = ops.upsampled(x, upsample_weight, cast(Tensor, upsample.conv.bias))
+        x = ops.upsample_conv(x, upsample_weight, cast(Tensor, upsample.conv.bias))
     n, h, w, _ = x.shape
     skip, bias = x.flatten(1, 2), cast(Tensor, block.conv2.bias)
     y = ops.group_norm([skip], block.norm1)
@@ -117,58 +117,58 @@ def _spatial(
         skip = F.linear(skip, block.nin_shortcut.weight.flatten(1))
         bias = bias + cast(Tensor, block.nin_shortcut.bias)
     del x
-    y, pending_bias = ops.over_pixels(y.view(n, h, w, -1), block.conv1.weight, cast(Tensor, block.conv1.bias))
+    y, pending_bias = ops.spatial_conv(y.view(n, h, w, -1), block.conv1.weight, cast(Tensor, block.conv1.bias))
     y = ops.group_norm([y], block.norm2, add=pending_bias)
     if isinstance(block, VideoResnetBlock):
         bias = bias + _temporal_bias(block)
-    y, pending_bias = ops.over_pixels(y.view(n, h, w, -1), block.conv2.weight, bias)
+    y, pending_bias = ops.spatial_conv(y.view(n, h, w, -1), block.conv2.weight, bias)
     ops.blend(skip, y, 1.0, 1.0, pending_bias, out=out.flatten(1, 2))
 
 
 def _temporal_bias(block: VideoResnetBlock) -> Tensor:
-    """The last temporal convolution's bias, weighted, (c,): the spatial block adds it, for `over_frames` adds none."""
+    """The bias of the last temporal convolution, weighted, (c,): folded into the spatial block's last addition."""
     return _temporal_weight(block) * cast(Tensor, cast(TemporalConv, block.time_stack.out_layers[3]).bias)
 
 
 def _temporal_weight(block: VideoResnetBlock) -> float:
-    """The weight of the temporal branch in the blend with its input."""
+    """The weight of the temporal branch in the blend with the spatial one."""
     return float(torch.sigmoid(block.mix_factor))
 
 
 def _temporal(ops: Ops, block: VideoResnetBlock, x: Tensor, max_values: int, check: Callable[[], None]) -> None:
-    """The temporal residual block, blended, in place. x: (t, s, c), which includes `_temporal_bias`."""
+    """The temporal residual block and the blend with its input, in place. x: (t, s, c), with `_temporal_bias` added."""
     t, s, c = x.shape
     stack = block.time_stack
     norm_1, norm_2 = (cast(nn.GroupNorm, layers[0]) for layers in (stack.in_layers, stack.out_layers))
     conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
     weight = _temporal_weight(block)
-    step = max(max_values // (4 * t * c) // Moments.run, 1) * Moments.run
+    step = max(max_values // (4 * t * c) // Moments.tile, 1) * Moments.tile
     parts = [slice(i, min(i + step, s)) for i in range(0, s, step)]
     first = ops.moments(x).norm(norm_1, t, -_temporal_bias(block))
     moments = ops.empty_moments(t, s, c, x.device)
     stored: list[Tensor] = []
     for part in parts:
         check()
-        y = ops.over_frames(x[:, part], first, conv_1, t)
+        y = ops.temporal_conv(x[:, part], first, conv_1, t)
         moments.measure(y, part.start)
-        if len(parts) == 1 or x.numel() <= _MAX_STORED:  # else recomputed, for all of it would take as much as x
+        if len(parts) == 1 or x.numel() <= _MAX_STORED:  # the whole activation takes as much memory as x
             stored.append(y)
     second = moments.norm(norm_2, t, conv_1.bias)
     for part in reversed(parts):
         check()
-        y = stored.pop() if stored else ops.over_frames(x[:, part], first, conv_1, t)
-        ops.over_frames(y, second, conv_2, t, onto=x[:, part], of=weight)
+        y = stored.pop() if stored else ops.temporal_conv(x[:, part], first, conv_1, t)
+        ops.temporal_conv(y, second, conv_2, t, residual=x[:, part], branch_weight=weight)
 
 
 def _attention(ops: Ops, block: AttnBlock, x: Tensor) -> Tensor:
-    """Self-attention among the pixels of a frame (h, w, c), with its residual."""
+    """Self-attention among the pixels of a frame (h, w, c), added to it."""
     y = ops.group_norm([x.view(1, -1, x.shape[-1])], block.norm, silu=False)[0]
     q, k, v = (F.linear(y, f.weight.flatten(1), f.bias) for f in (block.q, block.k, block.v))
     y = F.scaled_dot_product_attention(q[None, None], k[None, None], v[None, None])[0, 0]
     return x + F.linear(y, block.proj_out.weight.flatten(1), block.proj_out.bias).view_as(x)
 
 
-def _last(ops: Ops, decoder: Decoder, x: Tensor) -> Tensor:
+def _output(ops: Ops, decoder: Decoder, x: Tensor) -> Tensor:
     """The last norm and spatial convolution: (n, h, w, c) -> (n, out_ch, h, w)."""
     y = ops.group_norm([x.flatten(1, 2)], decoder.norm_out).view_as(x).permute(0, 3, 1, 2)
     last = cast(nn.Conv2d, decoder.conv_out)

@@ -1,7 +1,7 @@
-"""The operations of the fast paths by device: `for_device` chooses them once, by Triton's kernels or in plain torch.
+"""`for_device`: the operations of the fast paths for a device, as Triton kernels or in plain torch, chosen once.
 
-The environment variable SGM_TRITON=0, read as a device is first used, keeps to plain torch. TRITON_INTERPRET=1 is
-Triton's own: its interpreter then runs the kernels on processors, to try them.
+The environment variable SGM_TRITON=0, read when a device is first used, selects plain torch. With TRITON_INTERPRET=1,
+Triton's own variable, its interpreter runs the kernels on processors, for tests.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from sgm.layers.residual import TemporalConv
 
 __all__ = ["Moments", "Ops", "channels_last", "for_device"]
 logger = logging.getLogger(__name__)
-Ops = TorchOps  # the signatures, which all kinds share
+Ops = TorchOps  # the base class, whose signatures all share
 
 
 @cache
 def for_device(device: torch.device) -> Ops:
-    """The operations for tensors on this device; chosen at the first call, the same object from then on."""
+    """The operations for tensors on this device: the same object at every call."""
     if (ops := _triton(device)) is not None:
         return ops
     if device.type == "cuda":
@@ -36,23 +36,23 @@ def for_device(device: torch.device) -> Ops:
 
 
 def _triton(device: torch.device) -> Ops | None:
-    """The operations by Triton's kernels; None where Triton is not for this device or cannot be used."""
+    """The operations as Triton kernels; None where Triton does not support this device or cannot be used."""
     on_processor = os.environ.get("TRITON_INTERPRET") == "1"
     if os.environ.get("SGM_TRITON") == "0" or device.type != ("cpu" if on_processor else "cuda"):
         return None
     if device.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0)):
         return None
     try:
-        module = import_module("sgm.fast.triton_ops")  # only here, for Triton's import takes a while
-    except ImportError:  # Triton is not made for Windows and macOS
+        module = import_module("sgm.fast.triton_ops")  # imported here, since Triton's import is slow
+    except ImportError:  # there is no Triton for Windows and macOS
         return None
-    # One kernel is tried, for Triton may lack something of the system, a C compiler above all.
+    # One kernel is tried, since Triton needs things of the system that may be missing, such as a C compiler.
     x = torch.zeros(1, 1, 64, dtype=torch.float16, device=device)
     try:
         ops = module.TritonOps(device)
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             ops.blend(x, x, 1.0, 1.0, None)
-    except Exception as error:  # whatever it is, plain torch does the same
+    except Exception as error:  # of any kind: plain torch computes the same
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         logger.warning("Triton cannot be used here (%s); plain torch takes its place.", reason)
         return None
@@ -60,7 +60,7 @@ def _triton(device: torch.device) -> Ops | None:
 
 
 def channels_last(module: nn.Module) -> None:
-    """Lay out the weights of the convolutions as the operations read them, channels-last, in place."""
+    """Convert the weights of all convolutions to channels-last memory format, which the operations read, in place."""
     with torch.inference_mode(False):
         for layer in module.modules():
             if isinstance(layer, nn.Conv2d | TemporalConv) and not layer.weight.is_inference():

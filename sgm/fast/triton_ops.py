@@ -1,6 +1,6 @@
-"""The operations by the kernels of `triton_kernels`, which compute in float32 and round once, to the dtype of x.
+"""The operations as Triton kernels (`triton_kernels`), which compute in float32 and round once, to the dtype of x.
 
-What the kernels are not made for, such as widths that their blocks do not divide, is left to plain torch.
+Shapes and dtypes that a kernel does not support go to plain torch.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from sgm.fast import triton_kernels
 from sgm.fast.moments import Moments, per_frame
 from sgm.fast.torch_ops import TorchOps
 
-kernels: Any = triton_kernels  # a type checker takes a kernel for the Python function that it is written as
+kernels: Any = triton_kernels  # to a type checker a kernel is a plain Python function, which has no grid
 
 
 class TritonMoments(Moments):
     def measure(self, x: Tensor, start: int = 0, channel: int = 0) -> Moments:
         n, s, c = x.shape
-        first, runs, width = start // self.run, math.ceil(s / self.run), _block(c)
-        at = slice(None), slice(first, first + runs), slice(channel, channel + c)
-        mean, deviation = self.mean[at], self.deviation[at]
+        first, tiles, width = start // self.tile, math.ceil(s / self.tile), _block(c)
+        index = slice(None), slice(first, first + tiles), slice(channel, channel + c)
+        mean, deviation = self.mean[index], self.deviation[index]
         strides = (x.stride(0), *mean.stride()[:2])
-        kernels.measure[(runs, c // width, n)](x, mean, deviation, *strides, s, c, self.run, 64, width, num_warps=4)
+        kernels.measure[(tiles, c // width, n)](x, mean, deviation, *strides, s, c, self.tile, 64, width, num_warps=4)
         return self
 
     def norm(self, module: nn.GroupNorm, frames: int = 1, add: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        n, runs, c = self.mean.shape
+        n, tiles, c = self.mean.shape
         groups, size = module.num_groups, c // module.num_groups
         add, width = per_frame(add, self.mean), kernels.triton.next_power_of_2(size)
         scale, shift = torch.empty_like(self.mean[:, 0]), torch.empty_like(self.mean[:, 0])
         tensors = (self.mean, self.deviation, add, module.weight, module.bias, scale, shift)
-        sizes = (self.pixels, runs, frames, c, size, module.eps, self.run, max(2048 // width, 1), width)
-        kernels.finish[(n // frames, groups)](*tensors, add.stride(0), *sizes, num_warps=8)
+        sizes = (self.pixels, tiles, frames, c, size, module.eps, self.tile, max(2048 // width, 1), width)
+        kernels.combine[(n // frames, groups)](*tensors, add.stride(0), *sizes, num_warps=8)
         return scale, shift
 
 
 class TritonOps(TorchOps):
-    """For CUDA devices of compute capability 8.0 and above, and for Triton's interpreter on processors.
+    """Operations for CUDA devices of compute capability 8.0 and above, and for Triton's interpreter on processors.
 
-    Takes float16, bfloat16 and float32.
+    dtypes: float16, bfloat16 and float32.
     """
 
     def __init__(self, device: torch.device) -> None:
         hopper = device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9
-        self._fuses = hopper and kernels.describe is not None
+        self._can_fuse = hopper and kernels.describe is not None
 
     def empty_moments(self, n: int, s: int, c: int, device: torch.device) -> Moments:
         return TritonMoments(n, s, c, device)
@@ -76,50 +76,50 @@ class TritonOps(TorchOps):
         kernels.layer_norm[(math.ceil(s / height), n)](*arguments, c, height, width, num_warps=warps)
         return out
 
-    def gated(self, x: Tensor, proj: nn.Linear) -> Tensor:
+    def geglu(self, x: Tensor, proj: nn.Linear) -> Tensor:
         n, c = len(x), proj.out_features // 2
         if x.dtype == torch.float32:
-            return super().gated(x, proj)
+            return super().geglu(x, proj)
         out = x.new_empty(n, c)
-        if self._in_product(proj):
+        if self._is_fused(proj):
             tensors = (x, [128, 64]), (proj.weight.view(2, c, -1), [2, 64, 64]), (out, [128, 64])
-            x, weight, to = (kernels.describe(*entry) for entry in tensors)
-            arguments = (x, weight, proj.bias, to, c, proj.in_features, 128, 64, 64)
-            kernels.gated[(math.ceil(n / 128) * (c // 64),)](*arguments, num_warps=4, num_stages=2)
+            x, weight, target = (kernels.describe(*entry) for entry in tensors)
+            arguments = (x, weight, proj.bias, target, c, proj.in_features, 128, 64, 64)
+            kernels.linear_geglu[(math.ceil(n / 128) * (c // 64),)](*arguments, num_warps=4, num_stages=2)
         else:
             y, width = F.linear(x, proj.weight, proj.bias), _block(c)
             kernels.geglu[(c // width, math.ceil(n / 64))](y, out, n, c, 64, width, num_warps=8)
         return out
 
-    def gated_width(self, proj: nn.Linear) -> int:
-        return proj.out_features // 2 if self._in_product(proj) else super().gated_width(proj)
+    def geglu_width(self, proj: nn.Linear) -> int:
+        return proj.out_features // 2 if self._is_fused(proj) else super().geglu_width(proj)
 
-    def _in_product(self, proj: nn.Linear) -> bool:
-        """Whether `gated` is one kernel, which never writes the values that it gates. Made for Hopper cards."""
+    def _is_fused(self, proj: nn.Linear) -> bool:
+        """Whether `geglu` is one kernel, fused with the matrix product, without an intermediate. For Hopper GPUs."""
         fits = proj.in_features % 64 == 0 and proj.out_features % 128 == 0
-        return self._fuses and fits and proj.weight.dtype != torch.float32
+        return self._can_fuse and fits and proj.weight.dtype != torch.float32
 
     def blend(
-        self, a: Tensor, b: Tensor, of_a: float, of_b: float, add: Tensor | None, out: Tensor | None = None
+        self, a: Tensor, b: Tensor, weight_a: float, weight_b: float, add: Tensor | None, out: Tensor | None = None
     ) -> Tensor:
         n, s, c = a.shape
         out = torch.empty(a.shape, dtype=a.dtype, device=a.device) if out is None else out
         add, width = per_frame(add, a), _block(c)
         grid = (math.ceil(s / 128), c // width, n)
         strides = (a.stride(0), b.stride(0), out.stride(0), add.stride(0))
-        kernels.blend[grid](a, b, add, out, float(of_a), float(of_b), *strides, s, c, 128, width, num_warps=8)
+        kernels.blend[grid](a, b, add, out, float(weight_a), float(weight_b), *strides, s, c, 128, width, num_warps=8)
         return out
 
-    def over_pixels(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
-        # The kernel that reads the result adds the bias on the way; cuDNN would take another pass.
+    def spatial_conv(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
+        # The kernel that reads the result adds the bias; cuDNN would add it in another pass over memory.
         y = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1)
         return y.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), bias
 
-    def for_doubled(self, weight: Tensor) -> Tensor:
-        """All 3x3 neighbours of an upsampled pixel are copies of four: a 2x2 convolution, (4 o, i, 2, 2).
+    def fused_upsample_weight(self, weight: Tensor) -> Tensor:
+        """The weight of a 2x2 convolution, (4 o, i, 2, 2): the 3x3 neighbours of an upsampled pixel are copies of four.
 
-        For each of the four positions of an upsampled pixel it has the sums of the weights that meet the same copy,
-        ordered by left or right, then above or below.
+        For each of the four positions of an upsampled pixel (left or right, then above or below) it holds the sums of
+        the weights that are applied to the same copy.
         """
 
         def halves(weight: Tensor, dim: int) -> Tensor:
@@ -129,7 +129,7 @@ class TritonOps(TorchOps):
         vertical = halves(weight.float().permute(0, 2, 3, 1), 1)  # (2, o, 2, 3, i)
         return halves(vertical, 3).flatten(0, 2).to(weight.dtype).permute(0, 3, 1, 2)
 
-    def upsampled(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def upsample_conv(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         n, h, w, _ = x.shape
         c = len(weight) // 4
         y = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1).contiguous()
@@ -145,7 +145,7 @@ class TritonOps(TorchOps):
             return super().temporal_attention(qkv, heads, frames)
         out, block = qkv.new_empty(n, s, c), max(kernels.triton.next_power_of_2(frames), 16)
         arguments = (qkv, out, frames, s, c, d**-0.5 * math.log2(math.e), block, d)
-        kernels.attend[(s, heads, n // frames)](*arguments, num_warps=2)
+        kernels.temporal_attention[(s, heads, n // frames)](*arguments, num_warps=2)
         return out
 
 

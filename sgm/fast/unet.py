@@ -1,9 +1,9 @@
-"""VideoUNet for inference: computes what the readable modules do, in fewer passes over memory.
+"""VideoUNet for inference: the same results as the readable modules, in fewer passes over memory.
 
-Each residual stream is kept as `y + offset`: matrix products add themselves to y (n, s, c) in place; what is the same
-at every pixel of a frame (biases, attention to a single token, a frame's position) is offset (n, c), which every norm
-adds as it reads y. An offset depends on the condition and the layer alone, so it is computed once a job. Activations
-stay channels-last, so that neither branch of a transformer rearranges anything.
+Each residual stream is kept as `y + offset`. Matrix products are added to y (n, s, c) in place. Terms that are the same
+at every pixel of a frame (biases, attention to a single token, positional embeddings) make up offset (n, c), which
+every norm adds when it reads y. An offset depends on the condition and the layer alone, so it is computed once a job.
+Activations stay channels-last, so that neither branch of a transformer copies them into another layout.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from sgm.layers.video import AlphaBlender, SpatialVideoTransformer, VideoResBloc
 from sgm.unet.video_unet import Block, VideoUNet
 from sgm.unet.wrapper import OpenAIWrapper
 
-# Values of the widest activations at once: keeps a large GPU busy, and needs no more memory than decoding does.
+# Values of the largest activations: enough to keep a large GPU busy, in no more memory than decoding needs.
 MAX_VALUES = 6 * 10**8
 
 
-def nothing() -> None:
-    """A check that never ends anything."""
+def no_check() -> None:
+    """The default `check`: raises nothing."""
 
 
 class FastUNet:
-    """Takes and gives what `OpenAIWrapper` does, for inference. Never changes: threads may share it.
+    """The UNet for inference, called as `OpenAIWrapper`. Immutable, so threads may share it.
 
-    Made once the weights are in; lays them out in memory as they are read. alphas: the spatial branch's share in each
-    blend. biases: of each residual block, see `_Biases`.
+    model: with its weights loaded; their memory layout is changed. alphas: the weight of the spatial branch in each
+    blend. biases: see `_Biases`.
     """
 
     def __init__(self, model: OpenAIWrapper) -> None:
@@ -49,9 +49,9 @@ class FastUNet:
             blenders = [module for module in unet.modules() if isinstance(module, AlphaBlender)]
             self.alphas = {blender: _alpha(blender) for blender in blenders}
             for block in _blocks(unet):
-                for layer, after in zip(block, [*list(block)[1:], None], strict=True):
+                for layer, next_layer in zip(block, [*list(block)[1:], None], strict=True):
                     if isinstance(layer, VideoResBlock):
-                        self.biases[layer] = _Biases(layer, after, 1 - self.alphas[layer.time_mixer])
+                        self.biases[layer] = _Biases(layer, next_layer, 1 - self.alphas[layer.time_mixer])
 
     def __call__(
         self, x: Tensor, c_noise: Tensor, c: dict[str, Tensor], num_video_frames: int = 1, **inputs: Tensor
@@ -62,10 +62,10 @@ class FastUNet:
         return self.conditioned(c, num_video_frames)(x, c_noise)
 
     def supports(self, c: dict[str, Tensor]) -> bool:
-        """Whether the fast path computes this: inference, and a context (n, 1, d) of one token."""
+        """Whether the fast path can be used: for inference, with a context (n, 1, d) of one token."""
         unet, context = self.model.diffusion_model, c.get("crossattn")
-        known = isinstance(unet, VideoUNet) and not unet.training and not torch.is_grad_enabled()
-        return known and context is not None and context.shape[1] == 1
+        inference = isinstance(unet, VideoUNet) and not unet.training and not torch.is_grad_enabled()
+        return inference and context is not None and context.shape[1] == 1
 
     def conditioned(
         self,
@@ -73,14 +73,14 @@ class FastUNet:
         num_video_frames: int,
         max_values: int = MAX_VALUES,
         clip_by_clip: bool = False,
-        check: Callable[[], None] = nothing,
+        check: Callable[[], None] = no_check,
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """The network for one condition, (x, c_noise) -> output: what no step changes is computed here.
+        """The network for one condition, (x, c_noise) -> output. Terms common to all steps are computed here.
 
-        c: as `OpenAIWrapper.forward` takes it, for (b t) frames. max_values: how many values the widest activations may
-        have at once. clip_by_clip: the clips of a batch, such as guidance's two, one after the other: half the memory
-        and, where one keeps the device busy, hardly more time. check: called before each block; what it raises ends the
-        evaluation.
+        c: as for `OpenAIWrapper.forward`, for (b t) frames. max_values: how many values the largest activations may
+        have. clip_by_clip: evaluate the clips of a batch, such as the two of guidance, one after the other: half the
+        memory and, where one clip keeps the device busy, hardly more time. check: called before each block; an
+        exception that it raises ends the evaluation.
         """
         if not self.supports(c):
             return lambda x, c_noise: self.model(x, c_noise, c, num_video_frames=num_video_frames)
@@ -104,25 +104,26 @@ class FastUNet:
 
 
 class _Biases:
-    """Biases of a residual block's layers, (c,), joined where they can be added at once.
+    """Biases of a residual block, (c,), folded into additions that take place anyway.
 
-    spatial, temporal: of the first convolution and the embedding, which a norm adds as it reads. early: added before
-    their turn, for the products that come last add no bias: those of the last temporal convolution and of the next
-    layer, a transformer's last. output: of the last spatial convolution and the skip connection, with the early ones.
+    spatial, temporal: of a branch's first convolution and its embedding; the branch's second norm adds them. output: of
+    the last spatial convolution, the skip connection and two layers that come later and are added without a bias: the
+    last temporal convolution (weighted) and a following transformer's `proj_out`. minus_folded: minus those of the two
+    layers; the temporal branch's first norm adds it, since they are no part of its input.
     """
 
-    def __init__(self, block: VideoResBlock, after: nn.Module | None, temporal_share: float) -> None:
+    def __init__(self, block: VideoResBlock, next_layer: nn.Module | None, temporal_weight: float) -> None:
         self.spatial, self.temporal = (
             layer_bias(b.emb_layers[1]) + layer_bias(b.in_layers[2]) for b in (block, block.time_stack)
         )
         last = layer_bias(block.out_layers[3])
-        early = temporal_share * layer_bias(block.time_stack.out_layers[3]).float()
-        if isinstance(after, SpatialVideoTransformer):
-            early = early + layer_bias(after.proj_out)
-        output = early + last
+        folded = temporal_weight * layer_bias(block.time_stack.out_layers[3]).float()
+        if isinstance(next_layer, SpatialVideoTransformer):
+            folded = folded + layer_bias(next_layer.proj_out)
+        output = folded + last
         if isinstance(block.skip_connection, nn.Conv2d):
             output = output + layer_bias(block.skip_connection)
-        self.minus_early, self.output = -early.to(last.dtype), output.to(last.dtype)
+        self.minus_folded, self.output = -folded.to(last.dtype), output.to(last.dtype)
 
 
 def _blocks(unet: VideoUNet) -> list[Block]:
@@ -130,12 +131,12 @@ def _blocks(unet: VideoUNet) -> list[Block]:
 
 
 def _alpha(blender: AlphaBlender) -> float:
-    """The share of the spatial branch."""
+    """The weight of the spatial branch."""
     return float(blender.mix_factor if blender.merge_strategy == "fixed" else torch.sigmoid(blender.mix_factor))
 
 
 def lay_out(unet: VideoUNet) -> None:
-    """Lay out the weights as they are read, in place: convolutions channels-last; q, k and v in one storage."""
+    """Change the weights' memory layout in place: convolutions to channels-last; q, k and v into one storage."""
     channels_last(unet)
     with torch.inference_mode(False):
         for module in unet.modules():
@@ -151,15 +152,16 @@ def _qkv_weights(layer: CrossAttention) -> list[Tensor]:
 
 
 def _contiguous(parts: list[Tensor]) -> bool:
-    """Whether tensors of one shape lie one after the other in one storage, which holds nothing else before them."""
-    found = [(part.untyped_storage()._cdata, part.storage_offset()) for part in parts]
-    return found == [(found[0][0], i * parts[0].numel()) for i in range(3)]
+    """Whether three tensors of one shape lie one after the other in one storage, from its start."""
+    positions = [(part.untyped_storage()._cdata, part.storage_offset()) for part in parts]
+    return positions == [(positions[0][0], i * parts[0].numel()) for i in range(3)]
 
 
 class _Conditioned:
-    """The network on n frames of whole clips, for one condition.
+    """The network for one condition, on n frames of whole clips.
 
-    context: (n, d), the one token of each frame; vector: (n, a) or None. upsample_weights: those of another clip.
+    context: (n, d), the single token of each frame; vector: (n, a) or None. upsample_weights: fused weights computed
+    for another clip, which are shared.
     """
 
     def __init__(
@@ -178,7 +180,7 @@ class _Conditioned:
         self.max_values = min(max_values, self.ops.max_chunk)
         self.label = None if vector is None else unet.label_emb(vector)
         self.upsample_weights = upsample_weights or {
-            module: self.ops.for_doubled(module.conv.weight)
+            module: self.ops.fused_upsample_weight(module.conv.weight)
             for module in unet.modules()
             if isinstance(module, Upsample)
         }
@@ -186,16 +188,16 @@ class _Conditioned:
         self.offsets = {layer: self._offsets(layer, context) for layer in transformers}
 
     def _offsets(self, layer: SpatialVideoTransformer, context: Tensor) -> list[list[Tensor]]:
-        """For each of a transformer's blocks, what the residual streams lack at each point where they are read.
+        """For each of a transformer's blocks, the offsets of its residual streams at each point where they are read.
 
-        (n, c) each, in the order of reading: the spatial feed-forward; on the temporal branch the first feed-forward,
-        attention and the last feed-forward; the blend of both. Summed in float32, rounded once.
+        (n, c) each: at the spatial feed-forward; on the temporal branch at the first feed-forward, the attention and
+        the last feed-forward; at the blend of both branches. Summed in float32, rounded once.
         """
         frames, alpha = self.frames, self.alphas[layer.time_mixer]
-        first = context[::frames].repeat_interleave(frames, 0)  # the temporal branch attends to the first frame's
+        first = context[::frames].repeat_interleave(frames, 0)  # the temporal branch's context: each clip's first frame
         position = timestep_embedding(torch.arange(frames, device=context.device), layer.in_channels)
         position = layer.time_pos_embed(position.to(context.dtype)).repeat(len(context) // frames, 1)
-        found = []
+        offsets = []
         for spatial, temporal in zip(layer.transformer_blocks, layer.time_stack, strict=True):
             spatial, temporal = cast(BasicTransformerBlock, spatial), cast(VideoTransformerBlock, temporal)
             offset = _to_one_token(spatial.attn2, context).float() + layer_bias(spatial.attn1.to_out[0])
@@ -210,8 +212,8 @@ class _Conditioned:
             points.append(offset_t)
             offset_t = offset_t + layer_bias(temporal.ff.net[2])
             points.append(alpha * offset + (1 - alpha) * offset_t)
-            found.append([point.to(context.dtype) for point in points])
-        return found
+            offsets.append([point.to(context.dtype) for point in points])
+        return offsets
 
     def __call__(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """(n, c, h, w) channels-last, (n,) -> (n, out_channels, h, w)."""
@@ -228,10 +230,10 @@ class _Conditioned:
             del x
             x = self.block(cast(Block, block), parts, emb)
         norm, _, conv = unet.out
-        return conv(pictures(self.ops.group_norm([tokens(x)], cast(nn.GroupNorm, norm)), x.shape[-2:]))
+        return conv(feature_maps(self.ops.group_norm([tokens(x)], cast(nn.GroupNorm, norm)), x.shape[-2:]))
 
     def block(self, block: Block, parts: list[Tensor], emb: Tensor) -> Tensor:
-        """One block. parts: x, split along its channels; taken out of the list, so that memory is freed early."""
+        """One block. parts: x, split along its channels. The list is emptied, so that memory is freed early."""
         self.check()
         for layer in block:
             if isinstance(layer, VideoResBlock):
@@ -240,21 +242,21 @@ class _Conditioned:
                 parts.append(self.transformer(layer, parts.pop()))
             elif isinstance(layer, Upsample):
                 weight, bias = self.upsample_weights[layer], layer_bias(layer.conv)
-                parts.append(self.ops.upsampled(parts.pop().permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2))
+                parts.append(self.ops.upsample_conv(parts.pop().permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2))
             else:
                 parts.append(layer(parts.pop()))
         return parts.pop()
 
     def residual(self, block: VideoResBlock, parts: list[Tensor], emb: Tensor) -> Tensor:
-        """A spatial and a temporal residual block, blended. The next transformer's last bias is added already."""
+        """A spatial and a temporal residual block, blended. The output includes a following transformer's last bias."""
         ops, frames, stack, biases = self.ops, self.frames, block.time_stack, self.biases[block]
         size, inputs = parts[0].shape[-2:], [tokens(part) for part in parts]
         parts.clear()
         conv_1, conv_2 = cast(nn.Conv2d, block.in_layers[2]), cast(nn.Conv2d, block.out_layers[3])
         y = ops.group_norm(inputs, cast(nn.GroupNorm, block.in_layers[0]))
-        y = tokens(F.conv2d(pictures(y, size), conv_1.weight, padding=1))
+        y = tokens(F.conv2d(feature_maps(y, size), conv_1.weight, padding=1))
         y = ops.group_norm([y], cast(nn.GroupNorm, block.out_layers[0]), add=_embedded(block, emb, biases.spatial))
-        y, bias = ops.over_pixels(y.unflatten(1, tuple(size)), conv_2.weight, biases.output)
+        y, bias = ops.spatial_conv(y.unflatten(1, tuple(size)), conv_2.weight, biases.output)
         skip = inputs[0]
         if isinstance(block.skip_connection, nn.Conv2d):
             weights = block.skip_connection.weight.flatten(1).split([part.shape[2] for part in inputs], dim=1)
@@ -264,17 +266,17 @@ class _Conditioned:
         y = ops.blend(skip, y, 1.0, 1.0, bias, out=y)
         del skip, inputs
         conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
-        added, share = _embedded(stack, emb, biases.temporal), 1 - self.alphas[block.time_mixer]
+        embedded, temporal_weight = _embedded(stack, emb, biases.temporal), 1 - self.alphas[block.time_mixer]
         step = max(self.max_values // (3 * frames * y[0].numel()), 1) * frames
-        for part, add in zip(y.split(step), added.split(step), strict=True):
-            norm = ops.moments(part).norm(cast(nn.GroupNorm, stack.in_layers[0]), frames, biases.minus_early)
-            z = ops.over_frames(part, norm, conv_1, frames)
+        for part, add in zip(y.split(step), embedded.split(step), strict=True):
+            norm = ops.moments(part).norm(cast(nn.GroupNorm, stack.in_layers[0]), frames, biases.minus_folded)
+            z = ops.temporal_conv(part, norm, conv_1, frames)
             norm = ops.moments(z).norm(cast(nn.GroupNorm, stack.out_layers[0]), frames, add)
-            ops.over_frames(z, norm, conv_2, frames, onto=part, of=share)
-        return pictures(y, size)
+            ops.temporal_conv(z, norm, conv_2, frames, residual=part, branch_weight=temporal_weight)
+        return feature_maps(y, size)
 
     def transformer(self, layer: SpatialVideoTransformer, x: Tensor) -> Tensor:
-        """Attention over pixels and over frames, added to x in place. x comes with proj_out's bias."""
+        """Attention over pixels and over frames, added to x in place. x includes proj_out's bias (see `_Biases`)."""
         ops, alpha = self.ops, self.alphas[layer.time_mixer]
         y = layer.proj_in(ops.group_norm([tokens(x)], layer.norm, add=-layer_bias(layer.proj_out), silu=False))
         blocks = zip(layer.transformer_blocks, layer.time_stack, self.offsets[layer], strict=True)
@@ -298,11 +300,14 @@ class _Conditioned:
         return x
 
     def feed_forward(self, y: Tensor, offset: Tensor, norm: nn.LayerNorm, layer: FeedForward) -> None:
-        """y += feed-forward of norm(y + offset), but for its last bias; in parts, for it is up to eight times wider."""
-        proj, narrow = cast(GEGLU, layer.net[0]).proj, cast(nn.Linear, layer.net[2])
-        step = math.ceil(len(y) / math.ceil(len(y) * y.shape[1] * self.ops.gated_width(proj) / self.max_values))
+        """y += the feed-forward layer of norm(y + offset), without its last bias.
+
+        In parts, since the hidden layer has up to eight times as many channels.
+        """
+        proj, down = cast(GEGLU, layer.net[0]).proj, cast(nn.Linear, layer.net[2])
+        step = math.ceil(len(y) / math.ceil(len(y) * y.shape[1] * self.ops.geglu_width(proj) / self.max_values))
         for part, add in zip(y.split(step), offset.split(step), strict=True):
-            _add_product(part, self.ops.gated(self.ops.layer_norm(part, norm, add).flatten(0, 1), proj), narrow)
+            _add_product(part, self.ops.geglu(self.ops.layer_norm(part, norm, add).flatten(0, 1), proj), down)
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -310,7 +315,7 @@ def tokens(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
 
 
-def pictures(x: Tensor, size: Sequence[int]) -> Tensor:
+def feature_maps(x: Tensor, size: Sequence[int]) -> Tensor:
     """(n, h w, c) -> (n, c, h, w), channels-last, the same memory. size: (h, w)."""
     return x.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
 
@@ -320,23 +325,23 @@ def layer_bias(layer: nn.Module) -> Tensor:
 
 
 def _embedded(block: ResBlock, emb: Tensor, bias: Tensor) -> Tensor:
-    """What is added between a residual block's convolutions, (n, c): the embedding, and the bias of the first."""
+    """The projected embedding plus a bias, (n, c), which is added between a residual block's convolutions."""
     return F.linear(emb, cast(nn.Linear, block.emb_layers[1]).weight, bias)
 
 
 def _add_product(y: Tensor, x: Tensor, layer: nn.Module) -> None:
-    """y += x through a linear layer, in place, but for its bias. y: (n, s, c); x: (..., c')."""
+    """y += a linear layer of x, in place, without the layer's bias. y: (n, s, c); x: (..., c')."""
     y.flatten(0, 1).addmm_(x.view(-1, x.shape[-1]), cast(nn.Linear, layer).weight.t())
 
 
 def _to_one_token(layer: CrossAttention, token: Tensor) -> Tensor:
-    """Attention to a single token (n, d): that token, whatever the query, for softmax over one score is 1."""
+    """Attention to a single token (n, d): its projected value for every query, since softmax over one score is 1."""
     return layer.to_out(layer.to_v(token))
 
 
 def _qkv(x: Tensor, layer: CrossAttention) -> Tensor:
     """Queries, keys and values from one product: (n, s, c) -> (n, s, 3 c)."""
     parts = _qkv_weights(layer)
-    if not _contiguous(parts):  # a parameter made in inference mode cannot change where it lies
+    if not _contiguous(parts):  # parameters made in inference mode cannot be moved to another storage
         return F.linear(x, torch.cat(parts))
     return F.linear(x, parts[0].as_strided((3 * len(parts[0]), parts[0].shape[1]), parts[0].stride()))

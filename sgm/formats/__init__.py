@@ -1,1 +1,1 @@
-"""Weights on disk: files of tensors, and what other projects call them."""
+"""Weights on disk: files of tensors, and the names of tensors in diffusers' format."""

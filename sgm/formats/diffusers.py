@@ -1,4 +1,7 @@
-"""The names and shapes that diffusers' and transformers' modules have for our tensors. All follows from our names."""
+"""Names and shapes of sgm's tensors ("ours") in diffusers' and transformers' modules ("theirs").
+
+Everything follows from our names, which are those of the official checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from sgm.formats.files import Shape
 
-Rules = Iterable[tuple[str, str]]  # (start of our name, start of theirs)
+Rules = Iterable[tuple[str, str]]  # (prefix of our name, prefix of theirs)
 
 UNET = "model.diffusion_model."
 FIRST_STAGE = "first_stage_model."
@@ -34,7 +37,7 @@ _TRANSFORMER = [
     ("time_stack.", "temporal_transformer_blocks."),
     ("time_pos_embed.0.", "time_pos_embed.linear_1."),
     ("time_pos_embed.2.", "time_pos_embed.linear_2."),
-    ("", ""),  # the rest is called alike
+    ("", ""),  # other names are the same
 ]
 _RESNET = [("nin_shortcut.", "conv_shortcut."), ("", "")]
 _VIDEO_RESNET = [*_VIDEO_RESIDUAL, *((ours, f"spatial_res_block.{theirs}") for ours, theirs in _RESNET)]
@@ -50,20 +53,22 @@ _TOWER_LAYER = [
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one of our tensors stands there. names: one, or those of query, key and value, which are one of ours.
+class Counterpart:
+    """The tensors of theirs that correspond to one of ours. names: one, or three for query, key and value.
 
-    form: "same"; "matrix", a 1x1 kernel here and a matrix there; "transposed"; "stacked", three there and one here.
+    form: "same"; "matrix", ours a 1x1 kernel and theirs a matrix; "transposed"; "stacked", ours the concatenation of
+    three.
     """
 
     names: tuple[str, ...]
     form: str = "same"
 
     def shape(self, theirs: Sequence[Shape]) -> Shape:
-        """Our shape, of theirs."""
+        """The shape of ours, given the shapes of theirs."""
         return tuple(self.ours([torch.empty(shape, device="meta") for shape in theirs]).shape)
 
     def ours(self, theirs: Sequence[Tensor]) -> Tensor:
+        """Convert their tensors to ours."""
         if self.form == "stacked":
             return torch.cat(list(theirs))
         value = theirs[0]
@@ -72,6 +77,7 @@ class Place:
         return value.T if self.form == "transposed" and value.ndim == 2 else value
 
     def theirs(self, ours: Tensor) -> list[Tensor]:
+        """Convert our tensor to theirs."""
         if self.form == "stacked":
             return list(ours.chunk(3))
         if self.form == "matrix":
@@ -79,8 +85,8 @@ class Place:
         return [ours.T if self.form == "transposed" else ours]
 
 
-def unet_places(names: Collection[str]) -> dict[str, Place]:
-    """Our names below `model.diffusion_model.` -> places in diffusers' UNetSpatioTemporalConditionModel."""
+def unet_counterparts(names: Collection[str]) -> dict[str, Counterpart]:
+    """Our names without `model.diffusion_model.` -> tensors of diffusers' UNetSpatioTemporalConditionModel."""
     rules = [
         ("time_embed.0.", "time_embedding.linear_1."),
         ("time_embed.2.", "time_embedding.linear_2."),
@@ -89,48 +95,48 @@ def unet_places(names: Collection[str]) -> dict[str, Place]:
         ("input_blocks.0.0.", "conv_in."),
         ("out.0.", "conv_norm_out."),
         ("out.2.", "conv_out."),
-        *_under("middle_block.0", "mid_block.resnets.0", _VIDEO_RESIDUAL),
-        *_under("middle_block.1", "mid_block.attentions.0", _TRANSFORMER),
-        *_under("middle_block.2", "mid_block.resnets.1", _VIDEO_RESIDUAL),
+        *_nested("middle_block.0", "mid_block.resnets.0", _VIDEO_RESIDUAL),
+        *_nested("middle_block.1", "mid_block.attentions.0", _TRANSFORMER),
+        *_nested("middle_block.2", "mid_block.resnets.1", _VIDEO_RESIDUAL),
     ]
-    inputs = 1 + max(_numbers(names, r"input_blocks\.(\d+)\."), default=0)
-    downs = sorted(_numbers(names, r"input_blocks\.(\d+)\.0\.op\."))
-    period = downs[0] if downs else inputs - 1  # blocks of a level, its downsampler among them
+    inputs = 1 + max(_indices(names, r"input_blocks\.(\d+)\."), default=0)
+    downs = sorted(_indices(names, r"input_blocks\.(\d+)\.0\.op\."))
+    period = downs[0] if downs else inputs - 1  # blocks of a level, its downsampler included
     for i in range(1, inputs):
         level, j = divmod(i - 1, period)
-        rules += _under(f"input_blocks.{i}.0.op", f"down_blocks.{level}.downsamplers.0.conv")
-        rules += _under(f"input_blocks.{i}.0", f"down_blocks.{level}.resnets.{j}", _VIDEO_RESIDUAL)
-        rules += _under(f"input_blocks.{i}.1", f"down_blocks.{level}.attentions.{j}", _TRANSFORMER)
+        rules += _nested(f"input_blocks.{i}.0.op", f"down_blocks.{level}.downsamplers.0.conv")
+        rules += _nested(f"input_blocks.{i}.0", f"down_blocks.{level}.resnets.{j}", _VIDEO_RESIDUAL)
+        rules += _nested(f"input_blocks.{i}.1", f"down_blocks.{level}.attentions.{j}", _TRANSFORMER)
     period += 0 if downs else 1
-    for i in sorted(_numbers(names, r"output_blocks\.(\d+)\.")):
+    for i in sorted(_indices(names, r"output_blocks\.(\d+)\.")):
         level, j = divmod(i, period)
         for last in (1, 2):
-            rules += _under(f"output_blocks.{i}.{last}.conv", f"up_blocks.{level}.upsamplers.0.conv")
-        rules += _under(f"output_blocks.{i}.0", f"up_blocks.{level}.resnets.{j}", _VIDEO_RESIDUAL)
-        rules += _under(f"output_blocks.{i}.1", f"up_blocks.{level}.attentions.{j}", _TRANSFORMER)
-    return {name: Place((theirs,)) for name, theirs in _renamed(names, rules)}
+            rules += _nested(f"output_blocks.{i}.{last}.conv", f"up_blocks.{level}.upsamplers.0.conv")
+        rules += _nested(f"output_blocks.{i}.0", f"up_blocks.{level}.resnets.{j}", _VIDEO_RESIDUAL)
+        rules += _nested(f"output_blocks.{i}.1", f"up_blocks.{level}.attentions.{j}", _TRANSFORMER)
+    return {name: Counterpart((theirs,)) for name, theirs in _renamed(names, rules)}
 
 
-def autoencoder_places(names: Collection[str]) -> dict[str, Place]:
-    """Our names below an autoencoder (`encoder.*`, `decoder.*`, `quant_conv.*` ...) -> places in diffusers' ones."""
-    levels = 1 + max(_numbers(names, r"(?:en|de)coder\.(?:down|up)\.(\d+)\."), default=0)
+def autoencoder_counterparts(names: Collection[str]) -> dict[str, Counterpart]:
+    """Our names in an autoencoder (`encoder.*`, `decoder.*`, `quant_conv.*` ...) -> tensors of diffusers' ones."""
+    levels = 1 + max(_indices(names, r"(?:en|de)coder\.(?:down|up)\.(\d+)\."), default=0)
 
     def coder(name: str, block: Rules) -> list[tuple[str, str]]:
         rules = [
-            *_under(f"{name}.mid.block_1", f"{name}.mid_block.resnets.0", block),
-            *_under(f"{name}.mid.attn_1", f"{name}.mid_block.attentions.0", _ATTENTION),
-            *_under(f"{name}.mid.block_2", f"{name}.mid_block.resnets.1", block),
+            *_nested(f"{name}.mid.block_1", f"{name}.mid_block.resnets.0", block),
+            *_nested(f"{name}.mid.attn_1", f"{name}.mid_block.attentions.0", _ATTENTION),
+            *_nested(f"{name}.mid.block_2", f"{name}.mid_block.resnets.1", block),
             (f"{name}.norm_out.", f"{name}.conv_norm_out."),
             (f"{name}.conv_out.time_mix_conv.", f"{name}.time_conv_out."),
             (f"{name}.conv_", f"{name}.conv_"),
         ]
         for i in range(levels):
             down, up = f"{name}.down_blocks.{i}", f"{name}.up_blocks.{levels - 1 - i}"
-            rules += _under(f"{name}.down.{i}.downsample.conv", f"{down}.downsamplers.0.conv")
-            rules += _under(f"{name}.up.{i}.upsample.conv", f"{up}.upsamplers.0.conv")
-            for j in sorted(_numbers(names, rf"{name}\.(?:down|up)\.{i}\.block\.(\d+)\.")):
-                rules += _under(f"{name}.down.{i}.block.{j}", f"{down}.resnets.{j}", block)
-                rules += _under(f"{name}.up.{i}.block.{j}", f"{up}.resnets.{j}", block)
+            rules += _nested(f"{name}.down.{i}.downsample.conv", f"{down}.downsamplers.0.conv")
+            rules += _nested(f"{name}.up.{i}.upsample.conv", f"{up}.upsamplers.0.conv")
+            for j in sorted(_indices(names, rf"{name}\.(?:down|up)\.{i}\.block\.(\d+)\.")):
+                rules += _nested(f"{name}.down.{i}.block.{j}", f"{down}.resnets.{j}", block)
+                rules += _nested(f"{name}.up.{i}.block.{j}", f"{up}.resnets.{j}", block)
         return rules
 
     rules = [
@@ -140,13 +146,13 @@ def autoencoder_places(names: Collection[str]) -> dict[str, Place]:
         ("post_quant_conv.", "post_quant_conv."),
     ]
     return {
-        name: Place((theirs,), "matrix" if re.search(r"attentions\.0\.to_.*weight$", theirs) else "same")
+        name: Counterpart((theirs,), "matrix" if re.search(r"attentions\.0\.to_.*weight$", theirs) else "same")
         for name, theirs in _renamed(names, rules)
     }
 
 
-def tower_places(names: Collection[str]) -> dict[str, Place]:
-    """Our names below open_clip's `visual.` -> places in transformers' CLIPVisionModelWithProjection."""
+def tower_counterparts(names: Collection[str]) -> dict[str, Counterpart]:
+    """Our names without open_clip's `visual.` -> tensors of transformers' CLIPVisionModelWithProjection."""
     rules = [
         ("class_embedding", "vision_model.embeddings.class_embedding"),
         ("positional_embedding", "vision_model.embeddings.position_embedding.weight"),
@@ -155,15 +161,15 @@ def tower_places(names: Collection[str]) -> dict[str, Place]:
         ("ln_post.", "vision_model.post_layernorm."),
         ("proj", "visual_projection.weight"),
     ]
-    for i in _numbers(names, r"transformer\.resblocks\.(\d+)\."):
-        rules += _under(f"transformer.resblocks.{i}", f"vision_model.encoder.layers.{i}", _TOWER_LAYER)
-    places = {}
+    for i in _indices(names, r"transformer\.resblocks\.(\d+)\."):
+        rules += _nested(f"transformer.resblocks.{i}", f"vision_model.encoder.layers.{i}", _TOWER_LAYER)
+    counterparts = {}
     for name, theirs in _renamed(names, rules):
         if "{}" in theirs:
-            places[name] = Place(tuple(theirs.format(letter) for letter in "qkv"), "stacked")
+            counterparts[name] = Counterpart(tuple(theirs.format(letter) for letter in "qkv"), "stacked")
         else:
-            places[name] = Place((theirs,), "transposed" if name == "proj" else "same")
-    return places
+            counterparts[name] = Counterpart((theirs,), "transposed" if name == "proj" else "same")
+    return counterparts
 
 
 def is_temporal(names: Iterable[str]) -> bool:
@@ -171,51 +177,51 @@ def is_temporal(names: Iterable[str]) -> bool:
     return any("time_mix_conv" in name or "time_conv_out" in name for name in names)
 
 
-def folder_places(names: Collection[str]) -> tuple[dict[str, tuple[str, Place]], dict[str, str | None]]:
-    """Our names of a whole model -> (part, place) in a diffusers folder; and those that have none there.
+def folder_counterparts(names: Collection[str]) -> tuple[dict[str, tuple[str, Counterpart]], dict[str, str | None]]:
+    """Our names of a whole model -> (part, counterpart) in a diffusers folder; and our names that have none there.
 
-    The second gives what may stand in for them: another of our names, or None where nothing does since nothing uses
-    them: the text tower's leftovers, and the decoder of the autoencoder that conditions. Parts: unet, vae,
-    image_encoder.
+    The latter map to another of our names, whose tensor is the same, or to None for tensors that inference does not
+    use: rests of CLIP's text tower, and the decoder of the conditioner's autoencoder. Parts: unet, vae, image_encoder.
+    Raises KeyError for an unknown name.
     """
-    encoder = _start(names, r"conditioner\.embedders\.\d+\.encoder\.(?=encoder\.)")
-    tower = _start(names, r"conditioner\.embedders\.\d+\.open_clip\.model\.(?=visual\.)")
-    places: dict[str, tuple[str, Place]] = {}
+    encoder = _matched_prefix(names, r"conditioner\.embedders\.\d+\.encoder\.(?=encoder\.)")
+    tower = _matched_prefix(names, r"conditioner\.embedders\.\d+\.open_clip\.model\.(?=visual\.)")
+    counterparts: dict[str, tuple[str, Counterpart]] = {}
 
-    def add(part: str, renamed: Mapping[str, str], found: Mapping[str, Place]) -> None:
-        places.update({renamed[name]: (part, place) for name, place in found.items()})
+    def add(part: str, full_names: Mapping[str, str], of_part: Mapping[str, Counterpart]) -> None:
+        counterparts.update({full_names[name]: (part, counterpart) for name, counterpart in of_part.items()})
 
-    below = {name.removeprefix(UNET): name for name in names if name.startswith(UNET)}
-    add("unet", below, unet_places(below))
-    below = {name.removeprefix(encoder): name for name in names if encoder and name.startswith(encoder)}
-    below = {name: full for name, full in below.items() if name.startswith(("encoder.", "quant_conv."))}
+    stripped = {name.removeprefix(UNET): name for name in names if name.startswith(UNET)}
+    add("unet", stripped, unet_counterparts(stripped))
+    stripped = {name.removeprefix(encoder): name for name in names if encoder and name.startswith(encoder)}
+    stripped = {name: full for name, full in stripped.items() if name.startswith(("encoder.", "quant_conv."))}
     first = {name.removeprefix(FIRST_STAGE): name for name in names if name.startswith(FIRST_STAGE)}
-    below |= {name: full for name, full in first.items() if name.startswith(("decoder.", "post_quant_conv."))}
-    add("vae", below, autoencoder_places(below))
+    stripped |= {name: full for name, full in first.items() if name.startswith(("decoder.", "post_quant_conv."))}
+    add("vae", stripped, autoencoder_counterparts(stripped))
     visual = f"{tower}visual."
-    below = {name.removeprefix(visual): name for name in names if tower and name.startswith(visual)}
-    add("image_encoder", below, tower_places(below))
+    stripped = {name.removeprefix(visual): name for name in names if tower and name.startswith(visual)}
+    add("image_encoder", stripped, tower_counterparts(stripped))
 
-    homeless: dict[str, str | None] = {}
+    unmapped: dict[str, str | None] = {}
     for name in names:
-        if name in places:
+        if name in counterparts:
             continue
-        twin = f"{encoder}{name.removeprefix(FIRST_STAGE)}" if name.startswith(FIRST_STAGE) else None
-        if twin in places:
-            homeless[name] = twin
+        substitute = f"{encoder}{name.removeprefix(FIRST_STAGE)}" if name.startswith(FIRST_STAGE) else None
+        if substitute in counterparts:
+            unmapped[name] = substitute
         elif (tower and name.startswith(tower)) or (encoder and name.startswith(encoder)):
-            homeless[name] = None
+            unmapped[name] = None
         else:
             raise KeyError(f"Nothing says what diffusers calls {name}.")
-    return places, homeless
+    return counterparts, unmapped
 
 
-def _under(ours: str, theirs: str, rules: Rules = (("", ""),)) -> list[tuple[str, str]]:
+def _nested(ours: str, theirs: str, rules: Rules = (("", ""),)) -> list[tuple[str, str]]:
     return [(f"{ours}.{a}", f"{theirs}.{b}") for a, b in rules]
 
 
 def _renamed(names: Iterable[str], rules: Rules) -> Iterator[tuple[str, str]]:
-    """Each name by the first rule that fits it."""
+    """Each name, and its new name by the first rule whose prefix matches."""
     rules = list(rules)
     for name in names:
         ours, theirs = next((rule for rule in rules if name.startswith(rule[0])), (None, ""))
@@ -224,9 +230,9 @@ def _renamed(names: Iterable[str], rules: Rules) -> Iterator[tuple[str, str]]:
         yield name, theirs + name.removeprefix(ours)
 
 
-def _numbers(names: Iterable[str], pattern: str) -> set[int]:
-    return {int(found.group(1)) for name in names if (found := re.match(pattern, name))}
+def _indices(names: Iterable[str], pattern: str) -> set[int]:
+    return {int(match.group(1)) for name in names if (match := re.match(pattern, name))}
 
 
-def _start(names: Iterable[str], pattern: str) -> str | None:
-    return next((found.group(0) for name in names if (found := re.match(pattern, name))), None)
+def _matched_prefix(names: Iterable[str], pattern: str) -> str | None:
+    return next((match.group(0) for name in names if (match := re.match(pattern, name))), None)

@@ -1,4 +1,4 @@
-"""Files of tensors: .safetensors and PyTorch's .ckpt, .pt and .bin. Known by their content, read tensor by tensor."""
+"""Files of tensors: .safetensors and PyTorch's .ckpt, .pt and .bin, recognised by content, read tensor by tensor."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_LARGEST_HEADER = 32 << 20  # the official files' have 0.3 MB
-_LARGEST_PICKLE = 64 << 20
-_TOUCHED = 32 << 20  # bytes of a mapped file that may stay in memory
+_LARGEST_HEADER = 32 << 20  # bytes; those of the official files have 0.3 MB
+_LARGEST_PICKLE = 64 << 20  # bytes
+_MAX_MAPPED = 32 << 20  # bytes of a memory-mapped file that may stay in memory
 
 
 class WeightsError(UserError):
@@ -48,7 +48,7 @@ class WeightsError(UserError):
 
 
 class TensorFile(ABC):
-    """An open file. layout: name -> (dtype, shape); `read(name)` gives a tensor of its own memory on the CPU."""
+    """An open file. layout: name -> (dtype, shape); `read(name)`: a tensor on the CPU, not memory-mapped."""
 
     layout: dict[str, tuple[torch.dtype, Shape]]
 
@@ -59,11 +59,11 @@ class TensorFile(ABC):
     def read(self, name: str) -> Tensor: ...
 
     def close(self) -> None:  # noqa: B027
-        """Let go of the file."""
+        """Close the file."""
 
 
 def open_tensors(path: Path) -> TensorFile:
-    """Open a file by what it holds, whatever it is called. Raises WeightsError that says what is wrong with it."""
+    """Open a file in the format of its content, whatever its suffix. Raises WeightsError for unreadable files."""
     try:
         if not path.is_file():
             raise WeightsError(f"There are no weights at {path}.")
@@ -78,7 +78,7 @@ def open_tensors(path: Path) -> TensorFile:
 
 
 class SafetensorsFile(TensorFile):
-    """A .safetensors file. Only the tensors themselves take memory, where `safe_open` maps the whole file."""
+    """A .safetensors file. Only the tensors take memory, while `safe_open` maps the whole file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -88,14 +88,14 @@ class SafetensorsFile(TensorFile):
     def read(self, name: str) -> Tensor:
         dtype, shape = self.layout[name]
         data = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
-        rest = data.numpy().data
+        remaining = data.numpy().data
         try:
             self._file.seek(self._offsets[name])
-            while rest:
-                count = self._file.readinto(rest)
+            while remaining:
+                count = self._file.readinto(remaining)
                 if not count:
                     raise WeightsError(f"{self.path} ended while {name} was read: it has been cut short meanwhile.")
-                rest = rest[count:]
+                remaining = remaining[count:]
         except OSError as error:
             raise _unreadable(self.path, error) from error
         return data.view(dtype).view(shape)
@@ -105,7 +105,7 @@ class SafetensorsFile(TensorFile):
 
 
 class PickledFile(TensorFile):
-    """A file of torch.save, of which nothing but tensors and plain values is unpickled. No code in it is run."""
+    """A file of torch.save. Only tensors and plain values are unpickled, and no code in it is run."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -114,11 +114,11 @@ class PickledFile(TensorFile):
         self.layout = {name: (value.dtype, tuple(value.shape)) for name, value in self._state.items()}
 
     def _open(self) -> None:
-        self._touched = 0
+        self._mapped = 0
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
-            raise WeightsError(_why_not(self.path, str(error))) from None
+            raise WeightsError(_unpickling_message(self.path, str(error))) from None
         except (RuntimeError, EOFError, KeyError, AttributeError, TypeError, ValueError) as error:
             raise WeightsError(
                 f"{self.path} cannot be read as a PyTorch checkpoint ({_first_line(error)}); get the file again."
@@ -134,8 +134,8 @@ class PickledFile(TensorFile):
     def read(self, name: str) -> Tensor:
         dtype, shape = self.layout[name]
         value = self._state[name].detach().contiguous().clone()
-        self._touched += math.prod(shape) * dtype.itemsize
-        if self._touched > _TOUCHED:  # what was read of a mapping stays in memory until the mapping goes
+        self._mapped += math.prod(shape) * dtype.itemsize
+        if self._mapped > _MAX_MAPPED:  # pages of a memory map that were read stay in memory until it is closed
             self._state = {}
             self._open()
         return value
@@ -147,7 +147,7 @@ class PickledFile(TensorFile):
 def write_tensors(
     path: Path, layout: Layout, read: Callable[[str], Tensor], on_read: Callable[[int], None] = lambda size: None
 ) -> None:
-    """Write a .safetensors file, one tensor in memory at a time; `on_read` is told each one's bytes.
+    """Write a .safetensors file, one tensor in memory at a time; `on_read(size)` gets each one's size in bytes.
 
     The file appears under its name only when it is complete.
     """
@@ -172,7 +172,7 @@ def write_tensors(
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it at the end, deleted where there was no good end."""
+    """A temporary name beside `path` for a file or folder: renamed to `path` at the end, deleted on errors."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield temporary
@@ -183,7 +183,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _header(path: Path) -> tuple[dict[str, tuple[torch.dtype, Shape]], dict[str, int]]:
-    """Layout and places of the tensors, after every number in the header has been held against the file."""
+    """Layout of a file and offsets of its tensors in bytes; every number of the header is checked against the file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -214,43 +214,44 @@ def _header(path: Path) -> tuple[dict[str, tuple[torch.dtype, Shape]], dict[str,
         if kind not in _DTYPES:
             raise WeightsError(f"{path} holds {name} as {kind}; known are {', '.join(_DTYPES)}.")
         numbers = (*shape, begin, stop)
-        sound = all(isinstance(number, int) and number >= 0 for number in numbers)
-        wanted = math.prod(shape) * _DTYPES[kind].itemsize if sound else -1
-        if wanted != stop - begin or begin != end:
+        valid = all(isinstance(number, int) and number >= 0 for number in numbers)
+        expected = math.prod(shape) * _DTYPES[kind].itemsize if valid else -1
+        if expected != stop - begin or begin != end:
             raise WeightsError(
                 f"{path} contradicts itself: its header gives {name} the shape {list(shape)} in {kind} and the bytes "
-                f"{begin} to {stop}, where {max(wanted, 0):,} bytes from {end:,} on were expected. Get the file again."
+                f"{begin} to {stop}, where {max(expected, 0):,} bytes from {end:,} on were expected. Get the file "
+                "again."
             )
         layout[name], offsets[name], end = (_DTYPES[kind], shape), 8 + length + begin, stop
     if 8 + length + end != size:
-        what = "is cut short" if size < 8 + length + end else "has something behind its end"
+        problem = "is cut short" if size < 8 + length + end else "has something behind its end"
         raise WeightsError(
-            f"{path} {what}: its header speaks of {8 + length + end:,} bytes, it has {size:,}. Get the file again."
+            f"{path} {problem}: its header speaks of {8 + length + end:,} bytes, it has {size:,}. Get the file again."
         )
     return layout, offsets
 
 
 def _check_start(path: Path, start: bytes) -> None:
-    """Refuse what is neither kind of file, by name where it is something that people do end up with."""
+    """Raise WeightsError for other kinds of files; the message names those that failed downloads leave."""
     text = start.lstrip().lower()
-    what = None
+    problem = None
     if start[8:9] == b"{":
         return
     if not start:
-        what = "is empty"
+        problem = "is empty"
     elif start.startswith(b"version https://git-lfs"):
-        what = "is a pointer that git-lfs left in place of the file (run `git lfs pull`)"
+        problem = "is a pointer that git-lfs left in place of the file (run `git lfs pull`)"
     elif text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        what = "is a web page: the download brought a notice rather than the file"
+        problem = "is a web page: the download brought a notice rather than the file"
     elif start.startswith(b"\x80"):
-        what = "is a bare pickle, which can hold code and is not opened; weights come as .safetensors"
+        problem = "is a bare pickle, which can hold code and is not opened; weights come as .safetensors"
     elif len(start) > 8:
-        what = "cannot be read as safetensors, nor as a PyTorch checkpoint"
-    raise WeightsError(f"{path} {what or 'is cut short'}; get the file again.")
+        problem = "cannot be read as safetensors, nor as a PyTorch checkpoint"
+    raise WeightsError(f"{path} {problem or 'is cut short'}; get the file again.")
 
 
 def _check_zip(path: Path) -> None:
-    """torch.save stores, never compresses: what would unpack to more than the file itself is not one of its files."""
+    """Raise WeightsError for zip archives other than torch.save's, which never compresses (zip bombs do)."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -273,11 +274,11 @@ def _check_zip(path: Path) -> None:
         )
 
 
-def _why_not(path: Path, reason: str) -> str:
-    found = re.search(r"(?:GLOBAL|function|class) ([\w.]+)", reason)
-    what = f"needs {found.group(1)} to be opened" if found else f"cannot be opened ({reason.splitlines()[0]})"
+def _unpickling_message(path: Path, reason: str) -> str:
+    match = re.search(r"(?:GLOBAL|function|class) ([\w.]+)", reason)
+    problem = f"needs {match.group(1)} to be opened" if match else f"cannot be opened ({reason.splitlines()[0]})"
     return (
-        f"{path} {what}, which is more than tensors and plain values: it could run code, so nothing of it was. "
+        f"{path} {problem}, which is more than tensors and plain values: it could run code, so nothing of it was. "
         "Get the weights as .safetensors."
     )
 

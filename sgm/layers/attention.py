@@ -78,7 +78,7 @@ class BasicTransformerBlock(nn.Module):
 
 
 class VideoTransformerBlock(nn.Module):
-    """The same over the frames of one pixel, `ff_in` before it. x: (b s, t, dim), context: (b, m, context_dim)."""
+    """A transformer block over the frames of one pixel, `ff_in` before it. x: (b s, t, dim), context: (b, m, c)."""
 
     def __init__(
         self, dim: int, heads: int, dim_head: int, context_dim: int | None, ff_in: bool = False, dropout: float = 0.0

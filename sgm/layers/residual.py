@@ -24,7 +24,7 @@ def frames_in_batch(x: Tensor, h: int, w: int) -> Tensor:
 
 
 def zeroed(module: nn.Module) -> nn.Module:
-    """The same module with zeros for weights: a residual branch that starts training as the identity."""
+    """Set a module's parameters to zero and return it: its residual block starts training as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module

@@ -1,4 +1,4 @@
-"""Clips in the forms that other programs want, and several clips as one."""
+"""Clips in other formats (GIF, WebP, PNG), and several clips joined into one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ EXPORTS: dict[str, tuple[str, str, Callable[[np.ndarray, float], bytes]]] = {
 
 
 def stitch(clips: Sequence[np.ndarray]) -> np.ndarray:
-    """Clips (T, H, W, 3), each started from frame JOIN of the one before, as one: that frame and later ones give way.
+    """Join clips (T, H, W, 3), each started from frame JOIN of the previous one, whose frames from JOIN on are dropped.
 
     Raises ValueError where sizes differ.
     """

@@ -1,4 +1,4 @@
-"""Pictures in: read whatever people have, upright and in RGB, and bring it to the model's shape."""
+"""Input pictures: reading them in many formats, upright and in RGB, and fitting them to a clip's size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sgm.errors import UserError
 MAX_BYTES = 20 * 1024**2
 MAX_PIXELS = 100_000_000
 
-# An allow-list: Pillow knows formats that call other programs (EPS) or whose header hides the true size (ICO).
+# An allow-list: some of Pillow's formats call other programs (EPS) or hide the true size in their header (ICO).
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 _ADVICE = "give a JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF picture."
 
@@ -31,9 +31,9 @@ def open_picture(
 ) -> Image.Image:
     """Read a picture as an upright RGB image of its own size, whatever its format, mode, depth and orientation.
 
-    Transparency is laid on white, or with `keep_alpha` kept (but for greys of 16 bits): such a picture comes as RGBA.
-    An embedded colour profile is turned into sRGB, and of an animation the first frame is taken. `source` is a path, a
-    file's content or an open binary file; `name` is what messages call it.
+    Transparent pixels are composited onto white; with `keep_alpha`, the picture is RGBA instead (except greys of 16
+    bits). Colours are converted from an embedded profile to sRGB; of an animation the first frame is read. source: a
+    path, a file's content or an open binary file. name: the file's name in messages.
     Raises PictureError for a file that is missing, empty, damaged, no picture, larger than MAX_BYTES or of more than
     MAX_PIXELS; the size is checked before any pixel is decoded.
     """
@@ -56,7 +56,9 @@ def open_picture(
     with image:
         if image.width * image.height > MAX_PIXELS:
             raise PictureError(f"{name} has {image.width}×{image.height} pixels, {too_many}")
-        if keep_alpha and image.has_transparency_data and image.mode[0] not in "IF":  # those go by their range
+        if (
+            keep_alpha and image.has_transparency_data and image.mode[0] not in "IF"
+        ):  # these are scaled, see `_eight_bits`
             return _upright_rgba(image, name)
         return _upright_rgb(image, name)
 
@@ -69,11 +71,11 @@ def fit_picture(
     position: tuple[float, float] = (0.5, 0.5),
     scale: int = 1,
 ) -> Image.Image:
-    """Bring any picture to exactly `width` x `height` pixels, in RGB and undistorted.
+    """Fit a picture to exactly `width` x `height` pixels, in RGB, without distortion.
 
-    "crop" covers the shape and cuts off what sticks out; "pad" keeps the whole picture and fills the rest with a
-    blurred copy. `position` (x, y), each 0 to 1, is the part that is kept or the place where the picture stands: (0, 0)
-    is the top left. `scale`: the same view in so many times the pixels along each side. Raises PictureError if the
+    mode: "crop" scales the picture to cover the frame and crops it; "pad" scales it to lie within the frame and fills
+    the rest with a blurred copy. position: (x, y) of the crop or of the padded picture, each 0 to 1; (0, 0) is the top
+    left. scale: factor for width and height, for a larger version of the same view. Raises PictureError if the
     picture's file turns out to be damaged, ValueError for bad arguments.
     """
     if mode not in ("crop", "pad"):
@@ -81,8 +83,8 @@ def fit_picture(
     if min(width, height) < 1 or not all(0 <= p <= 1 for p in position):
         raise ValueError(f"Cannot fit to {width}×{height} at {position}: sizes start at 1, positions lie in 0 to 1.")
     image = _upright_rgb(image, "The picture")
-    whole, corner = _covering(image.size, width, height, position)
-    per_x, per_y = image.width / whole[0], image.height / whole[1]
+    size, corner = _covering(image.size, width, height, position)
+    per_x, per_y = image.width / size[0], image.height / size[1]
     box = corner[0] * per_x, corner[1] * per_y, (corner[0] + width) * per_x, (corner[1] + height) * per_y
     width, height = width * scale, height * scale
     cover = image.resize(
@@ -101,43 +103,43 @@ def fit_picture(
 
 def describe_fit(size: tuple[int, int], width: int, height: int, mode: str = "crop") -> str:
     """One line on what `fit_picture` does to a picture of `size` (width, height)."""
-    given, wanted = f"{size[0]}×{size[1]}", f"{width}×{height}"
+    original, target = f"{size[0]}×{size[1]}", f"{width}×{height}"
     if tuple(size) == (width, height):
-        return f"Used {given} as it is."
+        return f"Used {original} as it is."
     if mode == "pad":
         inner = _contained(size, width, height)
         if inner != (width, height):
-            return f"Scaled {given} to {inner[0]}×{inner[1]}, edges filled with a blurred copy to {wanted}."
+            return f"Scaled {original} to {inner[0]}×{inner[1]}, edges filled with a blurred copy to {target}."
     else:
         scale = max(width / size[0], height / size[1])
-        kept = max(1, round(width / scale)), max(1, round(height / scale))
-        if kept != tuple(size):
-            shared = math.gcd(width, height)
-            ratio = f"{width // shared}:{height // shared}"
-            return f"Cropped {given} to {kept[0]}×{kept[1]} ({ratio}), scaled to {wanted}."
-    return f"Scaled {given} to {wanted}."
+        crop = max(1, round(width / scale)), max(1, round(height / scale))
+        if crop != tuple(size):
+            divisor = math.gcd(width, height)
+            ratio = f"{width // divisor}:{height // divisor}"
+            return f"Cropped {original} to {crop[0]}×{crop[1]} ({ratio}), scaled to {target}."
+    return f"Scaled {original} to {target}."
 
 
 def _covering(
     size: tuple[int, int], width: int, height: int, position: tuple[float, float]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The whole picture's size when it is scaled to cover width x height, and the corner of what is kept of it.
+    """The picture's size when scaled to cover width x height, and the top left corner of the crop in it.
 
-    Whole pixels both: resize, then crop, as everybody does, so that our first frame lies on theirs.
+    Both in whole pixels, as if the picture were resized, then cropped: other tools do so, and frames match theirs.
     """
     scale = max(width / size[0], height / size[1])
-    whole = max(width, round(size[0] * scale)), max(height, round(size[1] * scale))
-    return whole, (int((whole[0] - width) * position[0]), int((whole[1] - height) * position[1]))
+    scaled = max(width, round(size[0] * scale)), max(height, round(size[1] * scale))
+    return scaled, (int((scaled[0] - width) * position[0]), int((scaled[1] - height) * position[1]))
 
 
 def _contained(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
-    """The largest size of the picture's own shape within width x height."""
+    """The largest size within width x height that has the picture's aspect ratio."""
     scale = min(width / size[0], height / size[1])
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _read(source: str | Path | bytes | BinaryIO, name: str | None) -> tuple[bytes, str]:
-    """The content, of which no more than MAX_BYTES + 1 is read, and the name for messages."""
+    """The content, at most its first MAX_BYTES + 1 bytes, and the name for messages."""
     if isinstance(source, bytes):
         return source, name or "The picture"
     if not isinstance(source, (str, Path)):
@@ -158,7 +160,7 @@ def _read(source: str | Path | bytes | BinaryIO, name: str | None) -> tuple[byte
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    """A plain RGB copy without metadata, so that doing it twice changes nothing."""
+    """An upright RGB copy without metadata, so that a second call changes nothing."""
     try:
         image.load()
     except Exception as error:  # decoders raise anything from OSError to SyntaxError
@@ -176,7 +178,7 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _upright_rgba(image: Image.Image, name: str) -> Image.Image:
-    """The same with its transparency kept: the colours of what is behind it are no one's to see, its shape is."""
+    """An upright RGBA copy without metadata. Colours are converted to sRGB without regard to transparency."""
     try:
         image.load()
         colours = image.convert("RGBA")
@@ -196,7 +198,7 @@ def _upright_rgba(image: Image.Image, name: str) -> Image.Image:
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """8 bits a channel, RGB or CMYK, transparency laid on white; a new image, with the profile still in `info`."""
+    """A copy with 8 bits a channel, RGB or CMYK, composited onto white; the colour profile is still in `info`."""
     if image.mode == "F" or image.mode.startswith("I"):
         return _eight_bits(image)
     if image.has_transparency_data:
@@ -224,7 +226,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
-    """Through the embedded colour profile if there is one that fits, else by Pillow's plain conversion."""
+    """Convert to sRGB by the embedded colour profile, or as Pillow does where there is none or it does not apply."""
     profile = image.info.get("icc_profile")
     if profile:
         with contextlib.suppress(ImageCms.PyCMSError, OSError):  # a broken profile is ignored, as browsers do

@@ -1,4 +1,4 @@
-"""An orbit as a turntable that loops without a seam, and as a picture of where the camera goes."""
+"""Turntables: orbits as seamless loops, and plots of the camera's path."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _DARK = _Palette("#161716", "#e8eeed", "#3a4245", "#21272b", "#3cc4bb", "#1d5f5e
 
 
 def loop_order(elevations: Sequence[float], azimuths: Sequence[float]) -> list[int]:
-    """Frame numbers of one round that loops without a seam: once through where the orbit closes, else there and back.
+    """Indices of the frames of one seamless loop: all frames if the orbit is closed, else forwards and backwards.
 
-    The last frame is followed by the first, a step of the orbit away like all others.
+    elevations, azimuths: degrees, one for each frame.
     """
     count = len(azimuths)
     if count < 3:
@@ -55,10 +55,9 @@ def write_turntable(
     azimuths: Sequence[float],
     turns: int = 3,
 ) -> Path:
-    """Write `frames` (T, H, W, 3), uint8, as a loop: .webp and .gif go round for ever, .mp4 `turns` times.
+    """Write `frames` (T, H, W, 3), uint8, in `loop_order`: .webp and .gif repeat for ever, .mp4 has `turns` loops.
 
-    The frames come in `loop_order`. The file appears only when it is complete. Raises UserError for another ending or a
-    place that cannot be written.
+    The file appears only when it is complete. Raises UserError for another suffix or a path that cannot be written.
     """
     path = Path(path)
     order, suffix = loop_order(elevations, azimuths), path.suffix.lower()
@@ -75,17 +74,17 @@ def write_turntable(
 def draw_orbit(
     elevations: Sequence[float], azimuths: Sequence[float], width: int = 960, dark: bool = False
 ) -> Image.Image:
-    """A picture, `width` x 0.45 `width`: elevation over azimuth, and the camera's way around the object in 3-D.
+    """A picture, `width` x 0.45 `width`: elevation over azimuth, and the camera's path around the object in 3D.
 
-    elevations (-90 to 90) and azimuths (0 to 360): degrees, one a frame. The last view, the input's, stands out and is
-    in front. dark: light on dark. Any thread may call it.
+    elevations (-90 to 90) and azimuths (0 to 360): degrees, one for each frame. The last one, the input view, is
+    highlighted and in front. dark: light on dark. Thread-safe.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # late: a second
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here, since it takes a second
     from matplotlib.figure import Figure
     from mpl_toolkits.mplot3d import Axes3D
 
     colours, height = _DARK if dark else _LIGHT, round(0.45 * width)
-    # Not through pyplot, which holds figures in global state. A hundredth of a pixel more: sizes are rounded down.
+    # Without pyplot, which keeps figures in global state. + 0.01, since sizes in pixels are rounded down.
     figure = Figure((9.6, 9.6 * height / width), dpi=(width + 0.01) / 9.6, facecolor=colours.paper)
     canvas = FigureCanvasAgg(figure)
     _draw_chart(figure.add_axes((0.09, 0.15, 0.43, 0.69)), elevations, azimuths, colours)
@@ -132,7 +131,7 @@ def _draw_globe(axes: Axes3D, elevations: Sequence[float], azimuths: Sequence[fl
     axes.set_box_aspect((1, 1, 1))
     axes.set(xlim=(-0.7, 0.7), ylim=(-0.7, 0.7), zlim=(-0.7, 0.7), facecolor="none")  # less than the globe: fills more
     axes.set_axis_off()
-    axes.computed_zorder = False  # what is drawn later lies above
+    axes.computed_zorder = False  # in the order of drawing
     for elevation in range(-60, 61, 30):
         draw(on_sphere(elevation, np.arange(0, 361, 6)), colours.grid, colours.hidden_grid, 0.8)
     for azimuth in range(0, 360, 45):

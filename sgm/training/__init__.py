@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Train what a config describes. overrides: "train.lr=1e-4" and the like, laid over the YAML.
+    """Train a model by a config. overrides: such as "train.lr=1e-4", merged into the YAML.
 
-    `<out>/last.ckpt`, where there is one, is resumed from. Returns the path of `<out>/<version>.safetensors`, float16,
-    with the averaged weights. Raises UserError for a config, data or weights that do not fit.
+    Training resumes from `<out>/last.ckpt` if it exists. Returns the path of `<out>/<version>.safetensors`, the
+    averaged weights in float16. Raises UserError for a config, data or weights that do not fit.
     """
     import lightning
     import torch

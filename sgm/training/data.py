@@ -25,21 +25,21 @@ _CLIPS = {".mp4", ".webm", ".mov"}
 
 @dataclass
 class ClipBatch:
-    """n clips.
+    """A batch of n clips.
 
-    video: (n, t, 3, h, w) in [-1, 1]; known: the same, of what the first frame shows alone, mirrored beyond its edges;
-    rays: (n, t, 2, h / 8, w / 8), NaN where the camera is unknown; motion_bucket_id, fps_id: (n,).
+    video: (n, t, 3, h, w) in [-1, 1]; warped: the first frame warped by the rays of each frame, mirrored at its edges,
+    of the same shape; rays: (n, t, 2, h / 8, w / 8), NaN where the camera is unknown; motion_bucket_id, fps_id: (n,).
     """
 
     video: Tensor
-    known: Tensor
+    warped: Tensor
     rays: Tensor
     motion_bucket_id: Tensor
     fps_id: Tensor
 
 
 class PictureClips:
-    """Random eased pans, zooms, rolls and tilts over crops of the pictures in a folder; the true motion is known.
+    """Random camera moves (pans, zooms, rolls, tilts) over crops of the pictures in a folder, with their true motion.
 
     canvas: (height, width) to which every picture is cropped once. bucket: range from which motion buckets are drawn.
     """
@@ -58,18 +58,18 @@ class PictureClips:
         self.pictures = torch.from_numpy(np.stack(stack)).permute(0, 3, 1, 2).contiguous()  # n 3 H W, uint8
         self.size, self.bucket = size, bucket
 
-    def draw(self, n: int, frames: int, device: torch.device, known: bool = True) -> ClipBatch:
-        """n clips of `frames` frames; `known` False leaves that of the batch out (the video in its place)."""
+    def draw(self, n: int, frames: int, device: torch.device, warped: bool = True) -> ClipBatch:
+        """n clips of `frames` frames. Without `warped`, the batch's `warped` is the video itself, which saves time."""
         self.pictures = self.pictures.to(device)
         h, w = self.size
-        tall, wide = self.pictures.shape[-2:]
+        canvas_h, canvas_w = self.pictures.shape[-2:]
         bucket = self.bucket[0] + (self.bucket[1] - self.bucket[0]) * torch.rand(n)
         motion = bucket / float(motion_bucket(1.0))
         path = camera_path(_directions(n), motion, frames, h, w, ease=torch.rand(n)).to(device)
-        # What share of the canvas the first frame shows, and where.
+        # Share of the canvas that the first frame shows, and its centre.
         share = (0.45 + 0.55 * torch.rand(n).sqrt()).clamp(max=1)
         slack = (1 - share[:, None]) / 2
-        centre = (torch.rand(n, 2) * 2 - 1) * slack * torch.tensor([1.0, tall / wide])
+        centre = (torch.rand(n, 2) * 2 - 1) * slack * torch.tensor([1.0, canvas_h / canvas_w])
         flip = torch.where(torch.rand(n) < 0.5, -1.0, 1.0)
         share, centre, flip = (value.to(device) for value in (share, centre, flip))
         chosen = torch.randint(len(self.pictures), (n,)).to(device)
@@ -77,22 +77,22 @@ class PictureClips:
         fine = identity_rays(2 * h, 2 * w).to(device)  # twice the size, then scaled down: no aliasing
         limit = torch.tensor([0.5, 0.5 * h / w])
 
-        def see(points: Tensor) -> Tensor:
+        def view(points: Tensor) -> Tensor:
             points = points * share.view(-1, 1, 1, 1) + centre.view(-1, 2, 1, 1)
-            grid = torch.stack([points[:, 0] * flip.view(-1, 1, 1) * 2, points[:, 1] * 2 * wide / tall], dim=-1)
-            seen = F.grid_sample(source, grid, padding_mode="reflection", align_corners=False)
-            return F.interpolate(seen, scale_factor=0.5, mode="bicubic", antialias=True)
+            grid = torch.stack([points[:, 0] * flip.view(-1, 1, 1) * 2, points[:, 1] * 2 * canvas_w / canvas_h], dim=-1)
+            views = F.grid_sample(source, grid, padding_mode="reflection", align_corners=False)
+            return F.interpolate(views, scale_factor=0.5, mode="bicubic", antialias=True)
 
         points = [rays(path[:, t], fine) for t in range(frames)]
-        video = torch.stack([see(p) for p in points], dim=1)
-        seen = torch.stack([see(reflect(p, limit)) for p in points], dim=1) if known else video
+        video = torch.stack([view(p) for p in points], dim=1)
+        first = torch.stack([view(reflect(p, limit)) for p in points], dim=1) if warped else video
         coarse = rays(path.flatten(0, 1), identity_rays(h // 8, w // 8).to(device)).unflatten(0, (n, frames))
         fps = torch.randint(5, 31, (n,)).float()
-        return ClipBatch(video, seen, coarse, bucket.to(device), fps.to(device) - 1)
+        return ClipBatch(video, first, coarse, bucket.to(device), fps.to(device) - 1)
 
 
 def _directions(n: int) -> Tensor:
-    """Camera moves, (n, 6), as in `direction`: half as it draws them, half of every kind, led by a pan or a zoom."""
+    """Camera moves, (n, 6), as in `direction`: half drawn by it, half mixtures dominated by a pan or a zoom."""
     mixture = torch.randn(n, 6) * torch.tensor([1.0, 0.6, 1.8, 0.5, 0.35, 0.35])
     lead = torch.zeros(n, 6).scatter_(1, torch.randint(0, 3, (n, 1)), 1.0) * torch.tensor([1.0, 0.7, 1.8, 0, 0, 0])
     sign = torch.randint(0, 2, (n, 1)) * 2.0 - 1.0
@@ -103,10 +103,10 @@ class FolderClips:
     """Random cuts of the clips in a folder; the camera is unknown, the motion measured by dense optical flow (DIS).
 
     size: (height, width) that every frame is scaled to cover and cropped to. Clips that together take more than
-    `_KEPT` bytes are read from their files again for each cut.
+    `_MAX_STORED` bytes are read from their files again for each cut.
     """
 
-    _KEPT = 4 << 30
+    _MAX_STORED = 4 << 30
 
     def __init__(self, folder: str | Path, size: tuple[int, int]) -> None:
         self.size = size
@@ -114,13 +114,13 @@ class FolderClips:
         self.frames: list[Tensor | None] = []  # (length, 3, h, w), uint8
         self.flow: list[Tensor] = []  # (length - 1,), percent of the width
         self.fps: list[float] = []
-        kept = 0
+        stored = 0
         for path in self.paths:
             frames, fps = self._read(path)
-            kept += frames.numel()
+            stored += frames.numel()
             self.flow.append(_motion(frames))
             self.fps.append(fps)
-            self.frames.append(frames if kept <= self._KEPT else None)
+            self.frames.append(frames if stored <= self._MAX_STORED else None)
 
     def _read(self, path: Path) -> tuple[Tensor, float]:
         try:
@@ -134,16 +134,16 @@ class FolderClips:
         return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2).contiguous(), fps
 
     def _fitted(self, pixels: np.ndarray) -> np.ndarray:
-        """As `fit_picture` crops, by OpenCV, which takes a fifth of the time: (H, W, 3) -> (h, w, 3), uint8."""
+        """Crop as `fit_picture` does, with OpenCV, in a fifth of the time: (H, W, 3) -> (h, w, 3), uint8."""
         h, w = self.size
         scale = max(h / pixels.shape[0], w / pixels.shape[1])
-        whole = max(w, round(pixels.shape[1] * scale)), max(h, round(pixels.shape[0] * scale))
-        pixels = cv2.resize(pixels, whole, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-        left, top = (whole[0] - w) // 2, (whole[1] - h) // 2
+        size = max(w, round(pixels.shape[1] * scale)), max(h, round(pixels.shape[0] * scale))
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        left, top = (size[0] - w) // 2, (size[1] - h) // 2
         return pixels[top : top + h, left : left + w]
 
     def draw(self, n: int, frames: int, device: torch.device) -> ClipBatch:
-        """n clips of `frames` frames, at one to three times the clip's own speed."""
+        """n clips of `frames` frames, every first to third frame of a file. Raises UserError if all are too short."""
         h, w = self.size
         video, bucket, fps = [], [], []
         long_enough = [i for i, flow in enumerate(self.flow) if len(flow) + 1 >= frames]
@@ -153,8 +153,8 @@ class FolderClips:
         for i in (long_enough[j] for j in torch.randint(len(long_enough), (n,)).tolist()):
             clip, flow = self.frames[i], self.flow[i]
             clip = self._read(self.paths[i])[0] if clip is None else clip
-            most = max(min(3, (len(clip) - 1) // max(frames - 1, 1)), 1)
-            stride = int(torch.randint(1, most + 1, ()))
+            max_stride = max(min(3, (len(clip) - 1) // max(frames - 1, 1)), 1)
+            stride = int(torch.randint(1, max_stride + 1, ()))
             start = int(torch.randint(0, len(clip) - (frames - 1) * stride, ()))
             cut = clip[start : start + (frames - 1) * stride + 1 : stride]
             video.append(cut.flip(-1) if torch.rand(()) < 0.5 else cut)
@@ -163,9 +163,9 @@ class FolderClips:
             fps.append(self.fps[i] / stride - 1)
         pixels = torch.stack(video).to(device).float() / 127.5 - 1
         unknown = torch.full((n, frames, 2, h // 8, w // 8), float("nan"), device=device)
-        still = pixels[:, :1].expand_as(pixels)
+        first = pixels[:, :1].expand_as(pixels)
         return ClipBatch(
-            pixels, still, unknown, torch.tensor(bucket, device=device).clamp(max=511), torch.tensor(fps, device=device)
+            pixels, first, unknown, torch.tensor(bucket, device=device).clamp(max=511), torch.tensor(fps, device=device)
         )
 
 
@@ -179,6 +179,7 @@ def _motion(frames: Tensor) -> Tensor:
 
 
 def join(batches: Sequence[ClipBatch]) -> ClipBatch:
+    """Concatenate batches."""
     return ClipBatch(*(torch.cat(parts) for parts in zip(*(vars(b).values() for b in batches), strict=True)))
 
 

@@ -34,19 +34,19 @@ class PerceptualDistance(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         x = ((x.flip(1) + 1) * 127.5 - self.mean).to(memory_format=torch.channels_last)
-        found = []
+        features = []
         for i, stage in enumerate(_STAGES):
             x = F.max_pool2d(x, 2) if i else x
             for name in stage:
                 x = F.relu(F.conv2d(x, getattr(self, f"{name}_w"), getattr(self, f"{name}_b"), padding=1))
-            found.append(x)
-        return found
+            features.append(x)
+        return features
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = self.features(b)
+            target = self.features(b)
         distances = [
             (x - y).abs().float().mean(dim=(1, 2, 3), keepdim=True) / y.float().mean(dim=(1, 2, 3), keepdim=True)
-            for x, y in zip(self.features(a), wanted, strict=True)
+            for x, y in zip(self.features(a), target, strict=True)
         ]
         return torch.stack(distances).mean(dim=0)

@@ -1,4 +1,4 @@
-"""What is trained and how a step of it goes: the autoencoder, then the video network on its latents."""
+"""Training tasks: the autoencoder, then the video network on its latents."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from sgm.weights import to_channels_last
 
 
 class Task(lightning.LightningModule):
-    """Base: data, optimizer, learning rate, exponential moving average (EMA) of what is trained.
+    """Base of tasks: data, optimizer, learning rate, exponential moving average (EMA) of the trained parameters.
 
-    The learning rate warms up, stays, and falls to zero over the last `decay` of the run, which ends after `minutes` or
-    `steps`. `ema` 0: no average is kept.
+    The learning rate warms up, stays constant, and falls to zero over the last `decay` (a share) of the run, which ends
+    after `minutes` or `steps`. `ema` 0: no averaging.
     """
 
     def __init__(self, engine: DiffusionEngine, data: Mapping[str, Any], train: Mapping[str, Any]) -> None:
         super().__init__()
-        self.strict_loading = False  # what is frozen is not in checkpoints: it comes from where it came from before
+        self.strict_loading = False  # frozen parameters are not in checkpoints: `init` or the seed gives them again
         self.engine = engine
         self.data, self.train_config = data, train
         self.size = (int(data["height"]), int(data["width"]))
         self.pictures: PictureClips | None = None
         self.clips: FolderClips | None = None
         self.ema: list[Tensor] = []
-        self.started = self.over = 0.0
+        self.started = self.elapsed = 0.0
 
     def trained(self) -> Iterable[nn.Parameter]:
         """The parameters that this task trains."""
@@ -62,12 +62,12 @@ class Task(lightning.LightningModule):
         if self.pictures is None and self.clips is None:
             raise UserError("There is nothing to train on: set data.pictures or data.clips to a folder.")
 
-    def draw(self, n: int, known: bool = False) -> ClipBatch:
-        """n fresh clips on the training device."""
+    def draw(self, n: int, warped: bool = False) -> ClipBatch:
+        """n new clips on the training device. warped: see `PictureClips.draw`."""
         frames, batches = self.data["frames"], []
         real = 0 if self.clips is None else n if self.pictures is None else round(n * self.data["clips_share"])
         if self.pictures is not None and n > real:
-            batches.append(self.pictures.draw(n - real, frames, self.device, known))
+            batches.append(self.pictures.draw(n - real, frames, self.device, warped))
         if self.clips is not None and real:
             batches.append(self.clips.draw(real, frames, self.device))
         return join(batches)
@@ -89,7 +89,7 @@ class Task(lightning.LightningModule):
 
     @property
     def progress(self) -> float:
-        """Share of this run that is over, in time or steps, whichever ends it first."""
+        """Share of this run that is done, by time or steps, whichever ends it first."""
         config = self.train_config
         shares = [0.0]
         if config.get("minutes"):
@@ -101,12 +101,12 @@ class Task(lightning.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         config = self.train_config
         if batch_idx % 20 == 0:  # all processes must end at the same step
-            self.over = self.trainer.strategy.broadcast(self.progress)
+            self.elapsed = self.trainer.strategy.broadcast(self.progress)
         rise = min((self.global_step + 1) / config["warmup"], 1.0)
-        fall = min(max(1 - self.over, 0.0) / config["decay"], 1.0)
+        fall = min(max(1 - self.elapsed, 0.0) / config["decay"], 1.0)
         for group in self.optimizers().param_groups:  # pyright: ignore[reportAttributeAccessIssue]
             group["lr"] = config["lr"] * rise * fall
-        if self.over >= 1:
+        if self.elapsed >= 1:
             self.trainer.should_stop = True
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -127,7 +127,7 @@ class Task(lightning.LightningModule):
         self.ema = checkpoint["ema"]
 
     def finish(self) -> None:
-        """Put the averaged weights in place, if they were kept."""
+        """Replace the weights by their moving averages, if there are any."""
         with torch.no_grad():
             for parameter, value in zip(self.trained(), self.ema, strict=True) if self.ema else ():
                 parameter.copy_(value)
@@ -136,17 +136,17 @@ class Task(lightning.LightningModule):
 class AutoencoderTask(Task):
     """Encoder and temporal decoder together, on short clips; with `train.encoder` false the decoder alone.
 
-    Besides rebuilding its frames, the decoder must draw frame t from the *first* frame's latents moved along the
-    camera's rays, for a share of the clips: so latents move as pictures do (cf. EQ-VAE, arXiv:2502.09509), as the video
-    network moves them. Noise on the latents, drawn for each frame, and a penalty on `flicker` teach the decoder to keep
-    still what is still.
+    Besides reconstructing its frames, for a share of the clips the decoder must reconstruct frame t from the *first*
+    frame's latents, warped along the camera's rays: so latents are equivariant to motion (cf. EQ-VAE,
+    arXiv:2502.09509), which is how the video network moves them. Noise on the latents, drawn for each frame, and a
+    penalty on `flicker` teach the decoder temporal consistency.
     """
 
     def __init__(self, engine: DiffusionEngine, data: Mapping[str, Any], train: Mapping[str, Any]) -> None:
         super().__init__(engine, data, train)
         self.encoder: Any = _encoder(engine)
         self.decoder: Any = engine.first_stage_model.decoder
-        self.both = bool(train.get("encoder", True))
+        self.train_encoder = bool(train.get("encoder", True))  # else the decoder alone
         self.distance = PerceptualDistance(train["perceptual"]) if train.get("perceptual") else None
         engine.requires_grad_(False)
         for parameter in self.trained():
@@ -157,13 +157,13 @@ class AutoencoderTask(Task):
             self.decoder.compile(dynamic=False)
 
     def trained(self) -> list[nn.Parameter]:
-        return [*(self.encoder.parameters() if self.both else ()), *self.decoder.parameters()]
+        return [*(self.encoder.parameters() if self.train_encoder else ()), *self.decoder.parameters()]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         clips = self.draw(self.train_config["batch"])
         n, frames = clips.video.shape[:2]
         pixels = clips.video.flatten(0, 1).to(memory_format=torch.channels_last)
-        with torch.set_grad_enabled(self.both):
+        with torch.set_grad_enabled(self.train_encoder):
             mean, logvar = self.encoder(pixels).float().chunk(2, dim=1)
         logvar = logvar.clamp(-20, 5)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
@@ -179,20 +179,20 @@ class AutoencoderTask(Task):
         pixel = ((out - target).abs() + 10 * (out - target).square()).mean() / mask.mean().clamp(min=0.1)
         loss = pixel + self.train_config["kl"] * kl
         if self.distance is not None:
-            some = torch.randperm(len(out), device=self.device)[: max(len(out) // 4, 1)]
-            loss = loss + self.train_config["perceptual_weight"] * self.distance(out[some], target[some]).mean()
+            quarter = torch.randperm(len(out), device=self.device)[: max(len(out) // 4, 1)]  # saves memory
+            loss = loss + self.train_config["perceptual_weight"] * self.distance(out[quarter], target[quarter]).mean()
         if weight := self.train_config.get("flicker_weight"):
-            unsteady = flicker(out.unflatten(0, (n, frames)), clips.rays)
-            loss = loss + weight * unsteady
-            self.log("flicker", unsteady, prog_bar=True)
+            flickering = flicker(out.unflatten(0, (n, frames)), clips.rays)
+            loss = loss + weight * flickering
+            self.log("flicker", flickering, prog_bar=True)
         self.log_dict({"loss": loss, "pixel": pixel, "kl": kl}, prog_bar=True)
         self.log("psnr", -10 * ((out.detach() - target).square().mean() / mask.mean() / 4).log10(), prog_bar=True)
         return loss
 
     def moved(self, z: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
-        """For a share of the clips, every frame's latents sampled from the first frame's along the rays.
+        """For a share of the clips, warp the first frame's latents along the rays of each frame.
 
-        z: (n, t, c, h, w), rays: (n, t, 2, h, w). -> latents ((n t), c, h, w), and where they are known, 0 or 1.
+        z: (n, t, c, h, w), rays: (n, t, 2, h, w). -> latents ((n t), c, h, w), and a mask, 1 where they are valid.
         """
         n, frames, _, h, w = z.shape
         chosen = (torch.rand(n, device=z.device) < self.train_config["moved_share"]) & ~rays.isnan().flatten(1).any(
@@ -203,15 +203,15 @@ class AutoencoderTask(Task):
         first = z[:, :1].expand(-1, frames, -1, -1, -1).flatten(0, 1)
         warped = F.grid_sample(first, grid.to(z), padding_mode="border", align_corners=False)
         edge = 1 - 0.5 / torch.tensor([w, h], device=z.device)
-        known = (grid.abs() <= edge).all(dim=-1)[:, None].float()
+        valid = (grid.abs() <= edge).all(dim=-1)[:, None].float()
         pick = chosen.repeat_interleave(frames).view(-1, 1, 1, 1)
-        return torch.where(pick, warped, z.flatten(0, 1)), torch.where(pick, known, torch.ones_like(known))
+        return torch.where(pick, warped, z.flatten(0, 1)), torch.where(pick, valid, torch.ones_like(valid))
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Average, then scale each latent channel to unit variance, inside the weights."""
+        """Use the averaged weights, then rescale them so that each latent channel has unit variance."""
         super().finish()
-        if not self.both:
+        if not self.train_encoder:
             return
         z = torch.cat([self.encoder(self.draw(8).video[:, 0]).chunk(2, dim=1)[0].float() for _ in range(16)])
         std = z.square().mean(dim=(0, 2, 3)).sqrt()
@@ -224,40 +224,41 @@ class AutoencoderTask(Task):
 def flicker(video: Tensor, rays: Tensor) -> Tensor:
     """Mean absolute second difference over time after motion compensation (cf. Lai et al. 2018, arXiv:1808.00449).
 
-    video: (n, t, c, h, w), t of 3 or more; rays: (n, t, 2, h / f, w / f), by which each frame's neighbours are brought
-    to its pixels. Where the camera is unknown (NaN) or the neighbours show nothing, nothing counts.
+    video: (n, t, c, h, w), t of 3 or more; rays: (n, t, 2, h / f, w / f), along which each frame's neighbours are
+    warped to its pixels. Clips with an unknown camera (NaN) and pixels outside the neighbours are left out.
     """
-    known = ~rays.isnan().flatten(1).any(dim=1)
-    video, rays = video[known], rays[known]
+    valid = ~rays.isnan().flatten(1).any(dim=1)
+    video, rays = video[valid], rays[valid]
     if not len(video) or video.shape[1] < 3:
         return video.sum() * 0
     h, w = video.shape[-2:]
     middle, inside = video[:, 1:-1].flatten(0, 1), torch.ones((), device=video.device)
     difference = -2 * middle
-    for other in (slice(None, -2), slice(2, None)):
-        here, there = rays[:, 1:-1].flatten(0, 1), rays[:, other].flatten(0, 1)
-        place = identity_rays(*rays.shape[-2:]).to(rays).expand_as(here)
-        for _ in range(4):  # the place in the neighbour that shows the same point; moves are small
-            place = place + here - F.grid_sample(there, _grid(place), padding_mode="border", align_corners=False)
-        grid = _grid(F.interpolate(place, size=(h, w), mode="bilinear")).to(video)
+    for neighbour in (slice(None, -2), slice(2, None)):  # the frames before and after
+        own_rays, neighbour_rays = rays[:, 1:-1].flatten(0, 1), rays[:, neighbour].flatten(0, 1)
+        points = identity_rays(*rays.shape[-2:]).to(rays).expand_as(own_rays)
+        for _ in range(4):  # fixed-point iteration for the neighbour's pixel that shows the same point
+            sampled = F.grid_sample(neighbour_rays, _grid(points), padding_mode="border", align_corners=False)
+            points = points + own_rays - sampled
+        grid = _grid(F.interpolate(points, size=(h, w), mode="bilinear")).to(video)
         inside = inside * (grid.abs() < 0.95).all(dim=-1)[:, None]
-        difference = difference + F.grid_sample(video[:, other].flatten(0, 1), grid, "bicubic", align_corners=False)
+        difference = difference + F.grid_sample(video[:, neighbour].flatten(0, 1), grid, "bicubic", align_corners=False)
     return (difference.abs() * inside).sum() / (inside.sum() * video.shape[2]).clamp(min=1)
 
 
-def _grid(place: Tensor) -> Tensor:
-    """Places (n, 2, h, w) in units of the width -> the grid that `grid_sample` takes."""
-    h, w = place.shape[-2:]
-    return torch.stack([place[:, 0] * 2, place[:, 1] * 2 * w / h], dim=-1)
+def _grid(points: Tensor) -> Tensor:
+    """Points (n, 2, h, w) in units of the width -> the grid for `grid_sample`, (n, h, w, 2)."""
+    h, w = points.shape[-2:]
+    return torch.stack([points[:, 0] * 2, points[:, 1] * 2 * w / h], dim=-1)
 
 
 class VideoTask(Task):
     """The video network on latents, and the image tower, if its config says `is_trainable`.
 
-    `train.only` "temporal" trains the layers over frames alone; `train.checkpointing` computes activations anew in the
-    backward pass, which saves most of the memory. Reading and encoding cost as much as a training step, so encoded
-    clips go to a pool on the device, from which each batch is drawn with fresh noise; a share of it is replaced at
-    every step.
+    `train.only` "temporal" trains the temporal layers alone; `train.checkpointing` recomputes activations in the
+    backward pass (gradient checkpointing), which saves most of the memory. Reading and encoding cost as much as a
+    training step, so encoded clips are stored in a pool on the device, from which each batch is drawn with new noise;
+    `fresh` of them are replaced at every step.
     """
 
     def __init__(self, engine: DiffusionEngine, data: Mapping[str, Any], train: Mapping[str, Any]) -> None:
@@ -285,8 +286,8 @@ class VideoTask(Task):
 
     def trained(self) -> list[nn.Parameter]:
         network = self.engine.model.diffusion_model
-        # With a single context token these never matter (see CrossAttention).
-        idle = {
+        # With a single context token these parameters have no effect (see CrossAttention).
+        unused = {
             id(p)
             for block in network.modules()
             if isinstance(block, BasicTransformerBlock | VideoTransformerBlock)
@@ -296,27 +297,27 @@ class VideoTask(Task):
         only = self.train_config.get("only")
         if only not in (None, "temporal"):
             raise UserError(f"train.only must be temporal or left out; got {only!r}.")
-        over_frames = (".time_stack.", ".time_mixer.", ".time_pos_embed.")
-        found = [
+        temporal = (".time_stack.", ".time_mixer.", ".time_pos_embed.")
+        parameters = [
             p
             for name, p in network.named_parameters()
-            if id(p) not in idle and (only is None or any(part in name for part in over_frames))
+            if id(p) not in unused and (only is None or any(part in name for part in temporal))
         ]
         if self.tower is not None and only is None:
             text = ("token_embedding", "positional_embedding", "text_projection", "ln_final", "logit_scale")
-            found += [p for name, p in self.tower.named_parameters() if not name.startswith(text)]
-        return found
+            parameters += [p for name, p in self.tower.named_parameters() if not name.startswith(text)]
+        return parameters
 
     @torch.no_grad()
     def encode(self, n: int) -> dict[str, Tensor]:
-        """n fresh clips as the pool holds them."""
-        clips = self.draw(n, known=self.camera)
+        """n new clips, encoded for the pool."""
+        clips = self.draw(n, warped=self.camera)
         cond_aug = torch.exp(-3.7 + 0.5 * torch.randn(n, device=self.device)).clamp(max=1)
         unknown = torch.rand(n, device=self.device) < self.train_config.get("camera_dropout", 0)
         unknown = unknown.view(-1, 1, 1, 1, 1)
         cond = clips.video[:, :1]
         if self.camera:
-            cond = torch.where(unknown, cond.expand_as(clips.video), clips.known)
+            cond = torch.where(unknown, cond.expand_as(clips.video), clips.warped)
         cond = cond + cond_aug.view(-1, 1, 1, 1, 1) * torch.randn_like(cond)
         batch = {
             "z": self.in_parts(self.engine.encode, clips.video).half(),
@@ -330,16 +331,17 @@ class VideoTask(Task):
 
     @staticmethod
     def in_parts(encode: Callable[[Tensor], Tensor], video: Tensor) -> Tensor:
-        """(n, t, 3, h, w) -> (n, t, c, h / f, w / f), a bounded number of pixels at once."""
+        """Encode (n, t, 3, h, w) -> (n, t, c, h / f, w / f), in parts of a bounded number of pixels."""
         frames = video.flatten(0, 1).to(memory_format=torch.channels_last)
         parts = frames.split(max(2**25 // frames[0].numel(), 1))
         return torch.cat([encode(part) for part in parts]).unflatten(0, video.shape[:2])
 
     def refill(self) -> None:
+        """Fill the pool, or replace its oldest clips."""
         config = self.train_config
         if not self.pool:
             parts = [self.encode(config["fresh"]) for _ in range(config["pool"] // config["fresh"])]
-            with torch.autocast(self.device.type, enabled=False):  # which would not join float16
+            with torch.autocast(self.device.type, enabled=False):  # autocast cannot concatenate float16
                 self.pool = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
             return
         fresh = self.encode(config["fresh"])
@@ -369,13 +371,13 @@ TASKS: dict[str, type[Task]] = {"autoencoder": AutoencoderTask, "video": VideoTa
 
 
 def _encoder(engine: DiffusionEngine) -> nn.Module:
-    """The encoder whose latents the network works on."""
+    """The encoder of the network's latents."""
     if engine.first_stage_model.can_encode:
         return engine.first_stage_model.encoder
     return next(e.encoder.encoder for e in engine.conditioner.embedders if hasattr(e, "encoder"))
 
 
 def save_engine(engine: DiffusionEngine, path: str) -> None:
-    """Write all weights in float16."""
+    """Write all weights in float16, as a .safetensors file."""
     state = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in engine.state_dict().items()}
     save_file(state, path)

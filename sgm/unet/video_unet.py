@@ -145,8 +145,8 @@ class VideoUNet(nn.Module):
         """One evaluation.
 
         x: (b t, in_channels, h, w), h and w multiples of the deepest factor; timesteps (c_noise): (b t,);
-        context: (b t, m, context_dim); y: (b t, adm_in_channels); image_only_indicator: (b, t), 1 where a frame stands
-        alone. Returns (b t, out_channels, h, w).
+        context: (b t, m, context_dim); y: (b t, adm_in_channels); image_only_indicator: (b, t), 1 for frames without
+        temporal layers. Returns (b t, out_channels, h, w).
         """
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
         if y is not None:

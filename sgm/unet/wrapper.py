@@ -1,4 +1,4 @@
-"""What stands between the denoiser and the network: puts each part of the condition where the network takes it."""
+"""OpenAIWrapper, between denoiser and network: passes each part of the condition to the network's input for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class OpenAIWrapper(nn.Module):
-    """Holds the network as `diffusion_model`, the name that official checkpoints know it by."""
+    """Holds the network as `diffusion_model`, its name in official checkpoints."""
 
     def __init__(self, diffusion_model: nn.Module) -> None:
         super().__init__()

@@ -106,7 +106,7 @@ def test_first_come_first_served(held: tuple[Table, Held], picture: Image.Image)
     runner.reach_step()
     states = [job.state for job in reversed(table.jobs())]
     assert states == ["running", "queued", "queued"]
-    assert [table.ahead(job.id) for job in submitted] == [0, 1, 2]
+    assert [table.jobs_before(job.id) for job in submitted] == [0, 1, 2]
     order: list[str] = []
     waiters = [
         threading.Thread(target=lambda j=job: (table.wait(j.id, LIMIT), order.append(j.id))) for job in submitted
@@ -145,7 +145,7 @@ def test_a_waiting_job_leaves_the_queue_at_once(held: tuple[Table, Held], pictur
     runner.reach_step()
     table.cancel(second.id)
     assert finished(table, second).state == "cancelled"
-    assert table.ahead(third.id) == 1
+    assert table.jobs_before(third.id) == 1
     runner.release()
     assert [finished(table, job).state for job in (first, third)] == ["done", "done"]
 
@@ -234,10 +234,10 @@ def test_what_is_not_a_job_is_left_alone(tmp_path: Path, picture: Image.Image) -
     (folder / "20250101-000008-0123abcd").write_text("a file", encoding="utf-8")
     later = Table(folder, draw)
     assert [known.id for known in later.jobs()] == [job.id]
-    for name in ("", ".", "..", f"../{outside.name}", str(outside), "my own notes", job.id + "\n"):
-        assert later.get(name) is None
-        later.cancel(name)
-        assert later.ahead(name) == 0
+    for stranger in ("", ".", "..", f"../{outside.name}", str(outside), "my own notes", job.id + "\n"):
+        assert later.get(stranger) is None
+        later.cancel(stranger)
+        assert later.jobs_before(stranger) == 0
     later.close()
 
 
@@ -246,7 +246,7 @@ def test_owners_take_turns(held: tuple[Table, Held], picture: Image.Image) -> No
     many = [table.submit(REQUEST, picture, owner="many") for _ in range(3)]
     one = table.submit(REQUEST, picture, owner="one")
     runner.reach_step()
-    assert [table.ahead(job.id) for job in (*many, one)] == [0, 2, 3, 1]
+    assert [table.jobs_before(job.id) for job in (*many, one)] == [0, 2, 3, 1]
     runner.release()
     ended = [finished(table, job) for job in (many[0], one, many[1], many[2])]
     written = [job.clip.stat().st_mtime_ns for job in ended]
@@ -260,7 +260,7 @@ def test_two_workers_make_two_clips_at_once(tmp_path: Path, picture: Image.Image
     runner.reach_step()
     runner.reach_step()
     assert [job.state for job in reversed(table.jobs())].count("running") == 2
-    waiting = sum(table.ahead(job.id) == place for place in (1, 2) for job in submitted)
+    waiting = sum(table.jobs_before(job.id) == place for place in (1, 2) for job in submitted)
     assert (waiting, table.waiting()) == (2, 2)
     runner.release()
     assert [finished(table, job).state for job in submitted] == ["done"] * 4
