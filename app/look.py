@@ -98,11 +98,7 @@ _STYLE = """
 .st-key-samples button:hover, .st-key-samples button:focus { color: #fff; filter: brightness(1.12); }
 .st-key-samples button[kind="primary"] { outline: 3px solid #1a9a94; outline-offset: 2px; }
 @media (max-width: 640px) {
-  @media (min-width: 641px) { /* three columns are too narrow for the buttons beside a number */
-  .stHorizontalBlock:has(> .stColumn:nth-child(3)) :is([data-testid="stNumberInputStepDown"],
-    [data-testid="stNumberInputStepUp"]) { display: none; } }
-[class*="st-key-options_"] { border-left: 2px solid rgb(26 154 148 / 45%); padding-left: 0.75rem; }
-.st-key-samples { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  .st-key-samples { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .st-key-samples button { aspect-ratio: 8 / 5; }
 }
 @media (max-width: 1000px) {
