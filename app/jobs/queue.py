@@ -163,7 +163,7 @@ class Table:
             return estimate.seconds_loaded(self._learned(request))
 
     def cancel(self, job_id: str) -> None:
-        """Take a job out of the queue, or stop it at its next operation. One that has ended stays as it is."""
+        """Take a job out of the queue, or stop it at the next block of a network. One that has ended stays as it is."""
         with self._changed:
             job = self._jobs.get(job_id)
             if job is None or not job.active:
@@ -182,7 +182,7 @@ class Table:
         return self.get(job_id)
 
     def close(self) -> None:
-        """Stop what runs at its next operation, leave the others queued, end the workers and give the folder up."""
+        """Stop what runs at the next block of a network, leave the others queued, end the workers and give the folder up."""
         with self._changed:
             self._closed = True
             for job in self._jobs.values():

@@ -55,7 +55,7 @@ class Job:
     preview: bytes = b""  # a small JPEG of what is being made
     unsaved: bytes = b""  # the clip's file, where the disk had no room for it
     unwritten: Clip | None = None  # the clip itself, where something of it could not be written
-    stopping: bool = False  # Cancel was pressed; it stops at its next operation
+    stopping: bool = False  # Cancel was pressed; it stops at the next block of a network
     seconds_left: float | None = None  # until its end; None while there is no telling
     fraction: float = 0.0  # share of the running job that is done, 0 to 1
     started: float = 0.0  # when it began to run, by the monotonic clock, as the following
