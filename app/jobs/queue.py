@@ -182,7 +182,7 @@ class Table:
         return self.get(job_id)
 
     def close(self) -> None:
-        """Stop what runs at the next block of a network, leave the others queued, end the workers and give the folder up."""
+        """Stop what runs at its next block, leave the others queued, end the workers and give the folder up."""
         with self._changed:
             self._closed = True
             for job in self._jobs.values():
