@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,10 @@ from sgm.config import load_config
 from sgm.engine import build_engine
 from sgm.errors import UserError
 from sgm.formats.diffusers import folder_counterparts, is_temporal
-from sgm.formats.files import replacing, write_tensors
+from sgm.formats.files import write_tensors
 from sgm.formats.folder import LEFTOVERS
 from sgm.installed import recognise
+from sgm.paths import check_writable, replacing
 from sgm.versions import VERSIONS
 from sgm.weights import Weights, WeightsError, open_weights
 
@@ -96,7 +95,7 @@ def _write(
         for name, (stored, shape) in weights.layout.items()
     }
     total = sum(math.prod(shape) * kind.itemsize for kind, shape in layout.values())
-    _check_disk_space(target, total)
+    check_writable(target.parent, total + (64 << 20))
     done = 0
 
     def on_read(size: int) -> None:
@@ -116,7 +115,8 @@ def _write(
     parts: dict[str, dict[str, tuple[str, int]]] = {}  # part -> their name -> (our name, index among its counterparts)
     for name, (part, counterpart) in counterparts.items():
         parts.setdefault(part, {}).update({theirs: (name, i) for i, theirs in enumerate(counterpart.names)})
-    with _new_folder(target) as folder:
+    with replacing(target) as folder:
+        folder.mkdir()
         for file, value in _descriptions(params, layout, frames).items():
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
@@ -142,17 +142,6 @@ def _pieces(counterpart: Any, entry: tuple[torch.dtype, tuple[int, ...]]) -> lis
     return counterpart.theirs(torch.empty(entry[1], device="meta"))
 
 
-@contextlib.contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    with replacing(target) as temporary:
-        temporary.mkdir()
-        try:
-            yield temporary
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-
-
 def _recognised(source: Path, base: str | Path | None) -> str:
     names = recognise(source)
     if base is not None:
@@ -175,13 +164,6 @@ def _check_inputs(params: Mapping[str, Any], name: str) -> None:
         raise UserError(
             f"{name} cannot become a diffusers folder: its pipeline part_layout differs in {other}. Use --to sgm."
         )
-
-
-def _check_disk_space(target: Path, size: int) -> None:
-    nearest = next(folder for folder in target.absolute().parents if folder.exists())
-    free = shutil.disk_usage(nearest).free
-    if free < size + (64 << 20):
-        raise UserError(f"{target} needs {size / 1e9:.2f} GB, but {nearest} has {free / 1e9:.2f} GB free: make room.")
 
 
 def _descriptions(params: Mapping[str, Any], layout: Mapping[str, Any], frames: int) -> dict[str, Any]:

@@ -1,15 +1,40 @@
-"""UserError: the error whose message is shown to the user as it is."""
+"""UserError: the error whose message is shown to the user as it is, and how values and names appear in messages."""
 
 from __future__ import annotations
 
 import reprlib
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+_LONGEST_MESSAGE = 2000  # characters
+_STEERING = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of control characters, surrogates, line separators
+_BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # writing direction
+
+
+def printable(text: object, limit: int = 200) -> str:
+    """A name from outside in one line of at most `limit` characters, without what would steer a terminal.
+
+    Control characters, line breaks, marks of writing direction and lone surrogates become escapes such as \\x1b.
+    """
+    line = str(text)
+    if len(line) > limit:
+        line = f"{line[: limit * 2 // 3]}…{line[-limit // 4 :]}"
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in _STEERING or char in _BIDI else char
+        for char in line
+    )
+
 
 class UserError(ValueError):
-    """An error that the user can fix; the message says what was given, what was expected and what to do."""
+    """An error that the user can fix; the message says what was given, what was expected and what to do.
+
+    The message is made `printable`: the names in it may come from anywhere.
+    """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(printable(message, _LONGEST_MESSAGE))
 
 
 _short = reprlib.Repr()

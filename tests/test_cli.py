@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, UserError, __version__, read_settings
 from sgm.cli import cli
-from sgm.cli.console import write_new
 from sgm.config import instantiate_from_config, load_config
+from sgm.paths import write_new
 
 SMALL = ["--frames", "2", "--steps", "1"]
 

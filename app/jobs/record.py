@@ -11,7 +11,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import re
 import secrets
 import time
@@ -22,6 +21,7 @@ from typing import Any
 from PIL import Image
 
 from sgm import Clip, Progress, VideoRequest
+from sgm.paths import replacing
 
 log = logging.getLogger(__name__)
 
@@ -178,11 +178,5 @@ def small_jpeg(image: Image.Image) -> bytes:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file atomically, by a temporary name. Raises OSError."""
-    temporary = path.with_suffix(".tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise

@@ -1,19 +1,18 @@
-"""Helpers of all commands: messages on stderr, errors, a progress bar, unused file names."""
+"""Helpers of all commands: messages on stderr, errors, a progress bar."""
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 
 import typer
 
-from sgm.errors import UserError
+from sgm.errors import UserError, printable
 
-echo_stderr = partial(typer.echo, err=True)
+
+def echo_stderr(message: str) -> None:
+    """Print a message on stderr, in one line; control characters in the names that it holds become escapes."""
+    typer.echo(printable(message, 2000), err=True)
 
 
 @contextmanager
@@ -44,36 +43,3 @@ def progress_bar() -> Iterator[Callable[[str, float], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda phase, share: bar.update(task, description=phase, completed=share)
-
-
-def check_writable(folder: Path) -> None:
-    """Raise UserError for a folder that cannot be written, before the work rather than after it."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"Nothing can be written to {folder}: choose another place with --out.")
-
-
-def write_new(path: Path, write: Callable[[Path], object]) -> Path:
-    """Have a file written as `path`, or with -2, -3, ... before its suffix: nothing that exists is overwritten.
-
-    An empty file takes the name before `write` begins, so that no other process can take it; the folder is made.
-    Returns the name. Raises UserError if nothing can be written there.
-    """
-    name, numbers = path, itertools.count(2)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                name.open("x").close()
-                break
-            except FileExistsError:
-                name = path.with_name(f"{path.stem}-{next(numbers)}{path.suffix}")
-        try:
-            write(name)
-        except BaseException:
-            name.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{name} cannot be written ({reason}): make room there or choose another place.") from error
-    return name

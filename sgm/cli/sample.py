@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 import typer.core
 
-from sgm.cli.console import check_writable, echo_stderr, errors_as_sentences, progress_bar, write_new
+from sgm.cli.console import echo_stderr, errors_as_sentences, progress_bar
 from sgm.errors import UserError
+from sgm.paths import check_writable, write_new
 from sgm.process import importing_torch, reuse_freed_memory
 from sgm.versions import DEFAULT_VERSION
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import pickle
 import re
-import uuid
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sgm.errors import UserError
+from sgm.paths import replacing
 
 Shape = tuple[int, ...]
 Layout = Mapping[str, tuple[torch.dtype, Shape]]
@@ -168,18 +166,6 @@ def write_tensors(
             assert (value.dtype, tuple(value.shape)) == (dtype, tuple(shape)), name
             file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             on_read(value.numel() * dtype.itemsize)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` for a file or folder: renamed to `path` at the end, deleted on errors."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _header(path: Path) -> tuple[dict[str, tuple[torch.dtype, Shape]], dict[str, int]]:

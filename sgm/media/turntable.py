@@ -11,7 +11,7 @@ from PIL import Image
 
 from sgm.errors import UserError
 from sgm.media.export import gif, webp
-from sgm.media.video import write_atomically, write_video
+from sgm.media.video import write_video, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +67,7 @@ def write_turntable(
     if encode is None:
         raise UserError(f"The turntable's name is {path.name!r}, but must end in .webp, .gif or .mp4.")
     content = encode(frames[order], fps)
-    write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
+    write_whole(path, lambda temporary: temporary.write_bytes(content))
     return path
 
 

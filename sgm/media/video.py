@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 from imageio.plugins.pyav import PyAVPlugin
 
 from sgm.errors import UserError
+from sgm.paths import replacing
 
 # The numbers that H.264 and FFmpeg give them. The matrix is the one that tools which ignore the tags assume.
 _BT601_MATRIX, _BT709_PRIMARIES, _BT709_CURVE, _LIMITED_RANGE = 6, 1, 1, 1
@@ -41,7 +40,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, settings: dict
     if path.suffix.lower() != ".mp4":
         raise UserError(f"The video's name is {path.name!r}, but must end in .mp4.")
     rate, comment = _checked(frames, fps, settings)
-    write_atomically(path, lambda temporary: _encode(temporary, frames, rate, comment))
+    write_whole(path, lambda temporary: _encode(str(temporary), frames, rate, comment))
     return path
 
 
@@ -55,28 +54,22 @@ def write_frames(path: str | Path, frames: np.ndarray, fps: float) -> Path:
         raise UserError(f"The file's name is {path.name!r}, but must end in .mkv.")
     rate, _ = _checked(frames, fps, None)
     content = _encode_lossless(frames, rate)
-    write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
+    write_whole(path, lambda temporary: temporary.write_bytes(content))
     return path
 
 
-def write_atomically(path: Path, write: Callable[[str], object]) -> None:
-    """Have a file written under a temporary name beside `path` and rename it when it is complete.
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written under a temporary name beside `path`, which it gets when it is complete.
 
-    The parent folder is made. Whatever happens, nothing half-written stays. Raises UserError if the place cannot be
-    written.
+    The parent folder is made. Raises UserError if the place cannot be written.
     """
-    # An absolute name, lest FFmpeg take a colon in a folder's name for a protocol.
-    temporary = path.absolute().with_name(f".{uuid.uuid4().hex}{path.suffix}")
     try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        write(str(temporary))
-        os.replace(temporary, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            write(temporary)
     except (OSError, av.error.FFmpegError) as error:
         reason = error.strerror or str(error)
         raise UserError(f"{path} cannot be written ({reason}): make room there or choose another place.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def encode_video(frames: np.ndarray, fps: float, settings: dict[str, Any] | None = None) -> bytes:
