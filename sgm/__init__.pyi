@@ -28,12 +28,14 @@ from .media.object import cut_out as cut_out
 from .media.object import fetched_first as fetched_first
 from .media.object import fetched_share as fetched_share
 from .media.object import place_object as place_object
+from .media.reading import open_video as open_video
+from .media.reading import read_frames as read_frames
+from .media.reading import read_settings as read_settings
 from .media.turntable import draw_orbit as draw_orbit
 from .media.turntable import loop_order as loop_order
 from .media.turntable import write_turntable as write_turntable
 from .media.video import encode_video as encode_video
-from .media.video import read_frames as read_frames
-from .media.video import read_settings as read_settings
+from .media.video import video_encoder as video_encoder
 from .media.video import write_frames as write_frames
 from .media.video import write_video as write_video
 from .pipeline import Clip as Clip

@@ -105,7 +105,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.suffix.lower() not in (".yaml", ".yml"):
-        from sgm.media.video import read_settings  # imported here, since PyAV's import is slow
+        from sgm.media.reading import read_settings  # imported here, since PyAV's import is slow
 
         settings = read_settings(path)
         if settings is None or not is_recipe(settings):
