@@ -24,6 +24,8 @@ from .media.image import PictureError as PictureError
 from .media.image import describe_fit as describe_fit
 from .media.image import fit_picture as fit_picture
 from .media.image import open_picture as open_picture
+from .media.kinds import files_of as files_of
+from .media.kinds import is_clip as is_clip
 from .media.object import cut_out as cut_out
 from .media.object import fetched_first as fetched_first
 from .media.object import fetched_share as fetched_share
@@ -46,6 +48,7 @@ from .recipe import input_frame as input_frame
 from .recipe import is_recipe as is_recipe
 from .recipe import read_recipe as read_recipe
 from .recipe import request_of as request_of
+from .recipe import restore_clip as restore_clip
 from .request import VideoRequest as VideoRequest
 from .request import all_fields as all_fields
 from .request import curves as curves

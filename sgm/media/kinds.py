@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import stat
 from collections.abc import Callable, Sequence
@@ -11,13 +12,6 @@ from typing import BinaryIO, NamedTuple
 from sgm import paths
 from sgm.errors import UserError, printable
 from sgm.media.containers import is_camera_raw
-
-# Usual endings of what can be read, for dialogs that choose files by them.
-PICTURE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".heic", ".heif", ".hif"),
-    *(".gif", ".bmp", ".tif", ".tiff", ".jp2", ".j2k", ".ppm", ".pgm"),
-)
-CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 
 
 class Kind(NamedTuple):
@@ -74,6 +68,11 @@ def kind_of(file: BinaryIO) -> Kind:
         kind = CAMERA_RAW
     file.seek(0)
     return kind
+
+
+def is_clip(content: bytes) -> bool:
+    """Whether a file's content is a clip's, damaged or not."""
+    return kind_of(io.BytesIO(content)).group == "clip"
 
 
 def listed(names: Sequence[str], comma: str = ", ") -> str:
