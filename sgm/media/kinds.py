@@ -55,6 +55,11 @@ _STARTS: tuple[tuple[bytes, Kind], ...] = (
     (rb"(\xef\xbb\xbf)?\s*<[?!s].{,3000}?(?<=<)svg[\s>]|(\xef\xbb\xbf)?\s*<svg[\s>]", Kind("", "an SVG drawing")),
     (rb"\s*#EXTM3U|ffconcat", Kind("", "a playlist")),
 )
+# Endings by which a file of unknown content is a damaged one of the group.
+_SUFFIXES = {
+    "picture": {".avif", ".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"},
+    "clip": {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"},
+}
 _LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # of Windows, which hides these
 _NAMED = 5  # files that are named in one line, the others counted
 
@@ -82,7 +87,7 @@ def listed(names: Sequence[str], comma: str = ", ") -> str:
 
 
 def files_of(folder: Path, group: str, say: Callable[[str], object], *, deep: bool = False) -> list[Path]:
-    """The pictures or the clips in a folder, sorted, judged by their content.
+    """The pictures or the clips in a folder, sorted, judged by their content, damaged ones by their ending.
 
     Hidden files are passed over. What else is left out, and why, is said in one line. group: "picture" or "clip". deep:
     with the folders inside. Raises UserError for a folder without any, or one that cannot be read.
@@ -126,8 +131,8 @@ def _against(path: Path, mode: int, group: str) -> str:
         return "a folder"
     if not stat.S_ISREG(mode):
         return "no regular file"
-    if not path.stat().st_size:
-        return "empty"
     with path.open("rb") as file:
         kind = kind_of(file)
-    return "" if kind.group == group else f"no {group}" if kind == UNKNOWN else kind.name
+    if kind == UNKNOWN:
+        return "" if path.suffix.lower() in _SUFFIXES[group] else f"no {group}"
+    return "" if kind.group == group else kind.name
