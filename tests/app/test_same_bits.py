@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
+from app import jobs
 from app.jobs import Table, open_stored
 from app.link import address_of, request_from
 from app.upload import read_upload
 from sgm import Clip, UserError, VideoRequest, generate, load_engine, open_picture, prepare_picture, read_frames
 from sgm.cli import cli
 
+ROOT = Path(__file__).parents[2]
 SMALL = {"frames": 2, "steps": 1, "width": 64, "height": 64}
 SIZES = [(97, 41), (41, 97), (64, 64), (63, 65), (200, 31), (31, 200), (1, 40), (129, 128), (40, 30), (5000, 37)]
 
@@ -40,13 +43,14 @@ def picture(number: int) -> tuple[str, bytes]:
 FITS = [{"fit": "crop", "crop_x": 0.3, "crop_y": 0.85}, {"fit": "pad", "crop_x": 0.2}]
 
 
+def refuse(*_) -> Clip:
+    """A runner for tests that look at the stored picture alone."""
+    raise UserError("No clip is wanted.")
+
+
 @pytest.mark.parametrize("options", FITS)
 def test_the_page_stores_what_the_command_line_reads(options, tmp_path: Path) -> None:
     """The model sees the same pixels: the page keeps the whole picture, as PNG, and fits it as late."""
-
-    def refuse(*_) -> Clip:
-        raise UserError("only the stored picture is wanted")
-
     table = Table(tmp_path, refuse)
     request = VideoRequest("svd_tiny", **SMALL, **options)
     for name, content in map(picture, range(len(SIZES))):
@@ -55,6 +59,18 @@ def test_the_page_stores_what_the_command_line_reads(options, tmp_path: Path) ->
         job = table.submit(request, upload.picture, name)
         seen = prepare_picture(open_stored(job.picture), job.request)
         assert seen.tobytes() == prepare_picture(open_picture(content), request).tobytes(), name
+    table.close()
+
+
+def test_a_large_upload_is_stored_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table(tmp_path, refuse)
+    monkeypatch.setattr(jobs, "_table", table)
+    name, content = picture(9)
+    page = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=60).run()
+    page.file_uploader[0].set_value((name, content, "application/octet-stream")).run()
+    next(button for button in page.button if button.label == "Generate").click().run()
+    assert not page.exception
+    assert open_stored(table.jobs()[0].picture).tobytes() == open_picture(content, keep_alpha=True).tobytes()
     table.close()
 
 
