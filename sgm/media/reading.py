@@ -105,15 +105,16 @@ class Video:
             )
 
     def _frames(self, threads: str) -> Iterator[np.ndarray]:
-        packets, shape, damaged = 0, None, False
+        packets, shape, damage = 0, None, None
+        codec = self._stream.codec_context
         with _explained(self._name):
-            if not self._stream.codec_context.is_open:
+            if not codec.is_open:
                 self._stream.thread_type = threads
             if self._moved:
                 self._container.seek(0)
             self._moved = True
             demuxed = self._container.demux(self._stream)
-        while not damaged:
+        while damage is None:
             try:
                 with _explained(self._name):
                     packet = next(demuxed, None)
@@ -121,17 +122,17 @@ class Video:
                         break
                     packets += bool(packet.size)
                     decoded = [frame.to_ndarray(format="rgb24") for frame in packet.decode()]
-            except UserError:
-                if shape is None:
-                    raise
-                damaged, decoded = True, []
+            except UserError as error:
+                damage, decoded = error, []
+                with contextlib.suppress(Exception):  # frames from before the damage, which the decoder holds back
+                    decoded = [frame.to_ndarray(format="rgb24") for frame in codec.decode(None)]
             for pixels in decoded:
                 if pixels.shape != (shape := shape or pixels.shape):
                     raise UserError(f"{self._name} changes its size within: convert it to an ordinary mp4.")
                 yield pixels
         if shape is None:
-            raise UserError(_unreadable(self._name, "damaged, or no picture in it"))
-        if damaged or packets < self._stream.frames:
+            raise damage or UserError(_unreadable(self._name, "damaged, or no picture in it"))
+        if damage or packets < self._stream.frames:
             logger.warning("%s is cut short: only the frames before the cut are read.", self._name)
 
     def _packets(self) -> int:
