@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from sgm import PictureError, VideoRequest, is_clip, open_picture, restore_clip
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 LARGEST = 20  # MB
+_one_at_a_time = threading.Lock()  # the largest picture takes a gigabyte while it is read
 
 
 class Upload(NamedTuple):
@@ -27,7 +29,8 @@ def read_upload(content: bytes, name: str) -> Upload:
     """
     if len(content) > LARGEST << 20:
         raise PictureError(f"{name} is larger than the {LARGEST} MB that can be uploaded: make it smaller.")
-    if not is_clip(content):
-        return Upload(open_picture(content, name, keep_alpha=True))
-    restored = restore_clip(content, name)
+    with _one_at_a_time:
+        if not is_clip(content):
+            return Upload(open_picture(content, name, keep_alpha=True))
+        restored = restore_clip(content, name)
     return Upload(restored.picture, restored.request, f"Settings of {name} restored. {restored.note}")
