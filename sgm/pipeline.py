@@ -66,16 +66,22 @@ def generate(
 
     # Denoise.
     w, h = (side // engine.factor for side in request.size)
-    x = torch.randn(request.frames, engine.latent_channels, h, w, generator=generator).to(engine.device)
-    z = request.build_sampler()(
-        guided(run.denoiser, request.build_guider(), c, uc, like=x),
-        x,
-        request.build_schedule()(request.steps, device=x.device),
-        noise=lambda like: torch.randn(like.shape, generator=generator).to(like),
-        on_step=lambda i, n: run.report(
-            "sample", i, n, lambda: preview(run.estimate / engine.scale_factor, c["concat"], batch["cond_frames"])
-        ),
-    )
+    state = generator.get_state()
+
+    def sample() -> Tensor:
+        generator.set_state(state)
+        x = torch.randn(request.frames, engine.latent_channels, h, w, generator=generator).to(engine.device)
+        return request.build_sampler()(
+            guided(run.denoiser, request.build_guider(), c, uc, like=x),
+            x,
+            request.build_schedule()(request.steps, device=x.device),
+            noise=lambda like: torch.randn(like.shape, generator=generator).to(like),
+            on_step=lambda i, n: run.report(
+                "sample", i, n, lambda: preview(run.estimate / engine.scale_factor, c["concat"], batch["cond_frames"])
+            ),
+        )
+
+    z = run.sample(sample)
 
     # Decode.
     frames = run.decode(z)
