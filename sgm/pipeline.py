@@ -92,15 +92,12 @@ def generate(
 
 def _check_frames(frames: np.ndarray, picture: Image.Image) -> None:
     """Raise UserError for frames of one colour, and for equal frames, unless the picture is of one colour itself."""
-    pixels = np.asarray(picture)
-    if (pixels == pixels[:1, :1]).all():
+    still = all(np.array_equal(frame, frames[0]) for frame in frames[1:])  # ends at the first that differs
+    plain, plain_picture = ((image == image[:1, :1]).all() for image in (frames[0], np.asarray(picture)))
+    if not still or plain_picture or (len(frames) == 1 and not plain):
         return
-    if (frames == frames[:1, :1, :1]).all():
-        problem = f"came out in one colour, RGB {tuple(frames[0, 0, 0].tolist())}"
-    elif len(frames) > 1 and all(np.array_equal(frame, frames[0]) for frame in frames[1:]):
-        problem = "stands still: all frames are equal"
-    else:
-        return
+    colour = f"came out in one colour, RGB {tuple(frames[0, 0, 0].tolist())}"
+    problem = colour if plain else "stands still: all frames are equal"
     raise UserError(
         f"The clip {problem}. The weights are damaged or of another model, or a setting is far out of its usual range: "
         "start from the version's own settings, and try --dtype float32."
