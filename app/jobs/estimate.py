@@ -104,8 +104,8 @@ def _seconds(phase: str, finished: Sequence[Job], request: VideoRequest, a: floa
         distance = math.log2(max(of.sum(), 1e-9) / max(asked.sum(), 1e-9))
         weight = 0.9**age / (1 + distance**2)
         rows.append(weight**0.5 * np.append(of / took, 1.0))
-    if len(rows) == 1:
-        return float(asked.sum())
+    if len(rows) == 1:  # never yet, or this way of making clips has no such phase
+        return float(asked.sum()) if phase == "load" or not any(job.phases for job in finished) else 0.0
     table = np.stack(rows)
     scales = np.linalg.lstsq(table[:, :2], table[:, 2], rcond=None)[0]
     if scales.min() < 0:  # too few to tell the two apart
