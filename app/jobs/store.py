@@ -22,6 +22,7 @@ from sgm.paths import refusals_explained, replacing
 
 log = logging.getLogger(__name__)
 
+_GONE = "This clip has been deleted from the server, or its files are damaged."
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -147,11 +148,18 @@ def film_frames(job: Job, chain: Sequence[Job]) -> tuple[np.ndarray, float]:
     chain: the clips that make up the film, the job last, or empty if one of them has been deleted. Raises UserError if
     the files have been deleted or are damaged.
     """
-    if is_lossless(chain) or not (job.unsaved or job.has(job.film)):
+
+    def joined() -> tuple[np.ndarray, float]:
+        clips, rates = zip(*(clip_frames(link) for link in chain or [job]), strict=True)
+        return stitch(clips), rates[-1]
+
+    def as_stored() -> tuple[np.ndarray, float]:
+        return read_frames(job.unsaved or job.film)
+
+    for way in (joined, as_stored) if is_lossless(chain) else (as_stored, joined):
         with contextlib.suppress(UserError):
-            clips, rates = zip(*(clip_frames(link) for link in chain or [job]), strict=True)
-            return stitch(clips), rates[-1]
-    return read_frames(job.unsaved or job.film)
+            return way()
+    raise UserError(_GONE)
 
 
 def clip_frames(job: Job) -> tuple[np.ndarray, float]:
@@ -167,7 +175,7 @@ def clip_frames(job: Job) -> tuple[np.ndarray, float]:
                 frames, fps = read_frames(path)
                 if len(frames) == job.request.frames:
                     return frames, fps
-    raise UserError("This clip has been deleted from the server, or its files are damaged.")
+    raise UserError(_GONE)
 
 
 def film_video(job: Job, chain: Sequence[Job]) -> bytes:
