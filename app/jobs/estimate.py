@@ -55,7 +55,8 @@ _MEASURED = {
 }
 _LATEST = 8  # finished jobs of a version that an estimate is based on
 _STIFFNESS = 0.3  # how firmly `a` and `b` keep the proportion of the measured figures; a job of the same work weighs 1
-_LEAST_LEFT = 0.05  # share of an expected phase that is left while it takes longer than that
+_SAME = 0.1  # how far two works may differ to be of one kind, as a power of two
+_LEAST_LEFT = 0.03  # share of an expected phase that is left while it takes longer than that
 
 
 def work(request: VideoRequest, phase: str) -> tuple[float, float]:
@@ -92,18 +93,25 @@ def expected(newest_first: Iterable[Job], request: VideoRequest, device: str, co
 
 
 def _seconds(phase: str, finished: Sequence[Job], request: VideoRequest, a: float, b: float) -> float:
-    """Seconds of a phase: least squares of relative errors, with weights that fall with distance in work and age."""
+    """Seconds of a phase: the mean of the latest jobs of this work or, without any, the line through the others.
+
+    The line is that of least squares of relative errors, with weights that fall with distance in work and with age.
+    """
 
     def parts(of: VideoRequest) -> np.ndarray:
         fixed, growing = work(of, phase)
         return np.array([a * fixed, b * growing])
 
-    asked, rows = parts(request), [np.array([_STIFFNESS, -_STIFFNESS, 0.0])]
-    for age, job in enumerate(job for job in finished if job.phases.get(phase, 0.0) > 0):
-        took, of = job.phases[phase], parts(job.request)
-        distance = math.log2(max(of.sum(), 1e-9) / max(asked.sum(), 1e-9))
-        weight = 0.9**age / (1 + distance**2)
-        rows.append(weight**0.5 * np.append(of / took, 1.0))
+    asked, same, rows = parts(request), [], [np.array([_STIFFNESS, -_STIFFNESS, 0.0])]
+    for job in finished:
+        if (took := job.phases.get(phase, 0.0)) > 1e-6:
+            of = parts(job.request)
+            distance = math.log2(of.sum() / asked.sum())
+            if abs(distance) < _SAME:
+                same.append(took * asked.sum() / of.sum())
+            rows.append((0.9 ** len(rows) / (1 + distance**2)) ** 0.5 * np.append(of / took, 1.0))
+    if same:
+        return float(np.mean(same[:3]))
     if len(rows) == 1:  # never yet, or this way of making clips has no such phase
         return float(asked.sum()) if phase == "load" or not any(job.phases for job in finished) else 0.0
     table = np.stack(rows)
