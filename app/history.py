@@ -93,7 +93,8 @@ def guard(job: Job) -> Iterator[None]:
 
 def title(job: Job) -> str:
     """A job's name and date in one line, for buttons: they are told apart by it."""
-    return f"{look.plain(job.name)}, {look.when(job.created)}"
+    name = job.name if len(job.name) <= 60 else f"{job.name[:40]}…{job.name[-16:]}"
+    return f"{look.plain(name) or 'picture'}, {look.when(job.created)}"
 
 
 def _restore() -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from app import jobs
-from app.jobs import Job, Table, still
+from app.jobs import EngineRunner, Job, Table, still
 from app.summary import matches, summary, varied
 from sgm import RECIPE_TEXTS, Clip, Progress, UserError, VideoRequest, read_frames
 
@@ -194,7 +194,7 @@ def garble(path: Path) -> None:
 @pytest.mark.parametrize("name", ["clip.mp4", "frames.mkv", "poster.jpg", "input.png"])
 def test_one_damaged_file_costs_itself(outputs: tuple[Path, Job], name: str, damage: Callable[[Path], None]) -> None:
     folder, job = outputs
-    sizes_known = damage is not empty
+    sizes_known = damage is garble
     if not sizes_known:  # as earlier programs wrote job.json
         record = json.loads((job.folder / "job.json").read_text("utf-8"))
         del record["files"]
@@ -310,6 +310,8 @@ def test_a_folder_that_is_deleted_while_its_job_waits_or_runs(tmp_path: Path) ->
     assert len(read_frames(table.video(ends[1]))[0]) == 4
     with pytest.raises(UserError, match="Choose it again"):
         table.again(second.id)
+    with pytest.raises(UserError, match="Choose it again"):  # before a model is loaded
+        EngineRunner()(second, print, print)
     table.close()
 
 
