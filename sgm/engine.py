@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
-from sgm.config import instantiate_from_config, load_config
+from sgm.config import ConfigError, instantiate_from_config, load_config
 from sgm.diffusion.denoiser import Denoiser
 from sgm.errors import UserError, enough_memory
 from sgm.fast.decoder import MAX_VALUES, decode, frame_values
@@ -21,6 +27,7 @@ from sgm.versions import VERSIONS
 from sgm.weights import WeightsError, load_weights, quick_hash
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_MOST_PARTS, _MOST_VALUES = 20_000, 10**11  # of a model that is built: modules and tensors; numbers in them
 
 
 class DiffusionEngine(nn.Module):
@@ -47,7 +54,9 @@ class DiffusionEngine(nn.Module):
         self.conditioner = instantiate_from_config(conditioner_config)
         self.first_stage_model = instantiate_from_config(first_stage_config)
         self.sampler_config = sampler_config
-        self.scale_factor = scale_factor
+        self.scale_factor = float(scale_factor)
+        if not math.isfinite(self.scale_factor) or self.scale_factor <= 0:
+            raise ValueError(f"scale_factor must be a number above 0; got {scale_factor}.")
         self.version = ""
         self.weights: dict[str, Any] = {}  # name and hash of the checkpoint and of its base, for recipes
         self.latent_channels: int = self.first_stage_model.decoder.z_channels
@@ -200,10 +209,45 @@ def default_dtype(device: torch.device) -> str:
 
 
 def build_engine(config: str | Path, overrides: tuple[str, ...] = ()) -> DiffusionEngine:
-    """The modules of a YAML, with their parameters on the `meta` device: without memory and values."""
-    with torch.device("meta"):
-        engine = instantiate_from_config(load_config(config, overrides)["model"])
+    """The modules of a YAML, with their parameters on the `meta` device: without memory and values.
+
+    Raises ConfigError for a YAML that describes no model, or one of more than 20,000 parts or 100 billion values.
+    """
+    model = load_config(config, overrides)["model"]
+    try:
+        with torch.device("meta"), _bounded():
+            engine = instantiate_from_config(model)
+    except ConfigError as error:
+        raise ConfigError(f"{config} describes no model that can be built. {error}") from error
+    if not isinstance(engine, DiffusionEngine):
+        raise ConfigError(f"{config}: model.target is {model['target']}, which is no DiffusionEngine.")
     return engine.eval().requires_grad_(False)
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Raise ConfigError when this thread builds modules without end."""
+    builder, parts, values = threading.get_ident(), 0, 0
+
+    def count(owner: nn.Module, name: str, part: nn.Module | Tensor | None) -> None:
+        nonlocal parts, values
+        if threading.get_ident() != builder:
+            return
+        if isinstance(part, Tensor) and not part.numel():
+            raise ConfigError(f"Its {type(owner).__name__} has a {name} of shape {tuple(part.shape)}, without values.")
+        parts, values = parts + 1, values + (part.numel() if isinstance(part, Tensor) else 0)
+        if parts > _MOST_PARTS or values > _MOST_VALUES:
+            raise ConfigError(
+                f"This model has more than {_MOST_PARTS:,} parts or {_MOST_VALUES / 1e9:,.0f} billion values; the "
+                "largest known has some 5,000 and 3 billion. Look at its counts of blocks, layers and channels."
+            )
+
+    hooks = [register_module_module_registration_hook(count), register_module_parameter_registration_hook(count)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def copy_to(module: nn.Module, device: torch.device) -> Any:
