@@ -22,9 +22,10 @@ from sgm.errors import UserError, enough_memory
 from sgm.fast.decoder import MAX_VALUES, decode, frame_values
 from sgm.fast.ops import channels_last
 from sgm.fast.unet import FastUNet
+from sgm.paths import user_path
 from sgm.unet.wrapper import OpenAIWrapper
 from sgm.versions import VERSIONS
-from sgm.weights import WeightsError, load_weights, quick_hash
+from sgm.weights import WeightsError, load_weights, open_weights, quick_hash, shapes_of
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _MOST_PARTS, _MOST_VALUES = 20_000, 10**11  # of a model that is built: modules and tensors; numbers in them
@@ -160,32 +161,21 @@ def load_engine(
 ) -> DiffusionEngine:
     """Build a model version from its YAML and load its weights.
 
-    checkpoint: the weights, a file or a diffusers folder (default: the version's own, see `sgm.versions`); where it
-    holds the network alone, the other weights come from `base` (default: the version's). on_progress(share) is called
-    with the share of the weights that is loaded, 0 to 1. device: "cuda", "mps", "cpu" ... (default: the fastest
-    available). dtype: "float32", "float16", "bfloat16" (default: see `default_dtype`).
+    checkpoint: the weights, a file or a diffusers folder (default: the version's own, see `sgm.versions`); parts that
+    they lack come from `base` (default: the version's). on_progress(share) is called with the share of the weights
+    that is loaded, 0 to 1. device: "cuda", "mps", "cpu" ... (default: the fastest available). dtype: "float32",
+    "float16", "bfloat16" (default: see `default_dtype`).
     Raises UserError for an unknown name, for a base beside a whole model and where memory runs out, WeightsError for
     weights that are missing or do not fit.
     """
-    if version not in VERSIONS:
-        raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")
-    model = VERSIONS[version]
-    path = model.checkpoint_path if checkpoint is None else Path(checkpoint)
-    if path is None:
-        raise WeightsError(f"The weights of {version} are missing. {model.how_to_get}")
+    path, base_path = _paths(version, checkpoint, base)
     target = choose_device(device)
     dtype = dtype or default_dtype(target)
     if dtype not in _DTYPES:
         raise UserError(f"dtype '{dtype}' is unknown; choose one of {', '.join(_DTYPES)}.")
-    engine = build_engine(model.config_path)
-    base_path = model.base_path if base is None else base
-    if model.base and checkpoint is None and base_path is None:
-        raise WeightsError(
-            f"{version} is laid over {model.base}, whose weights are missing. {VERSIONS[model.base].how_to_get}"
-        )
+    engine = _unfilled.pop(version, None) or build_engine(VERSIONS[version].config_path)
     used = load_weights(engine, path, target, _DTYPES[dtype], base=base_path, on_progress=on_progress)
-    if base is not None and used is None:
-        raise UserError(f"{path} is a whole model, which takes nothing from a base: leave out the base {base}.")
+    _check_base(path, base, used)
     for embedder in engine.conditioner.embedders:
         if _DTYPES[dtype] is torch.float16 and hasattr(embedder, "encoder"):
             embedder.encoder.float()  # an image encoder overflows float16
@@ -194,6 +184,42 @@ def load_engine(
     if used is not None:
         engine.weights["base"] = quick_hash(used)
     return engine.freeze()
+
+
+# Version -> engine that `check_weights` has built, without values, for the `load_engine` that follows.
+_unfilled: dict[str, DiffusionEngine] = {}
+
+
+def check_weights(
+    version: str = "svd_tiny", *, checkpoint: str | Path | None = None, base: str | Path | None = None
+) -> None:
+    """Raise what `load_engine` would raise for these weights, reading headers only: in a fraction of a second."""
+    path, base_path = _paths(version, checkpoint, base)
+    engine = build_engine(VERSIONS[version].config_path)
+    with open_weights(path, shapes_of(engine), base_path) as weights:
+        _check_base(path, base, weights.base)
+    _unfilled[version] = engine
+
+
+def _paths(version: str, checkpoint: str | Path | None, base: str | Path | None) -> tuple[Path, Path | None]:
+    """Where a version's weights and their base lie. Raises UserError for unknown versions and missing weights."""
+    if version not in VERSIONS:
+        raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")
+    model = VERSIONS[version]
+    path = model.checkpoint_path if checkpoint is None else user_path(checkpoint)
+    if path is None:
+        raise WeightsError(f"The weights of {version} are missing. {model.how_to_get}")
+    base_path = model.base_path if base is None else user_path(base)
+    if model.base and checkpoint is None and base_path is None:
+        raise WeightsError(
+            f"{version} is laid over {model.base}, whose weights are missing. {VERSIONS[model.base].how_to_get}"
+        )
+    return path, base_path
+
+
+def _check_base(path: Path, base: str | Path | None, used: Path | None) -> None:
+    if base is not None and used is None:
+        raise UserError(f"{path} is a whole model, which takes nothing from a base: leave out the base {base}.")
 
 
 def default_dtype(device: torch.device) -> str:
