@@ -17,7 +17,7 @@ import torch
 
 from sgm.formats.tensor_file import LARGEST_LENGTH, Shape, is_shape
 
-_MOST_STEPS = 2_000_000  # opcodes; a training's checkpoint with its optimizer has some 100,000
+_MOST_STEPS = 1_000_000  # opcodes, a second's work; a training's checkpoint with its optimizer has some 100,000
 
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -81,6 +81,7 @@ class Stored:
     start: int
     shape: Shape
     stride: Shape
+    kind = "tensor"
 
     @property
     def span(self) -> int:
@@ -248,7 +249,8 @@ def _made(name: Any, args: Any) -> Any:
             return _filled({}, [item for pair in args[0] for item in pair] if args else [])
     if name in _UNUSUAL:
         return Unusual(_UNUSUAL[name])
-    if name not in _HARMLESS and name.rpartition(".")[2].lstrip("_")[:1].islower():  # a function, not a class
+    function = name.rpartition(".")[2].lstrip("_")[:1].islower()  # rather than a class
+    if function and name not in _HARMLESS and name.partition(".")[0] not in _HARMLESS_MODULES:
         raise CodeError(name)
     other = Other()
     other.kind = str(name)
