@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save
 
 from sgm.formats.files import WeightsError, open_tensors
-from sgm.formats.folder import Folder
+from sgm.weights import stored_tensors
 from tests.test_checkpoints import passengers
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
@@ -84,7 +84,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         folder = whole(tmp_path / f"with {name}")
         (folder / "unet" / "model.safetensors").unlink()
         (tmp_path / name).rename(folder / "unet" / "model.safetensors")
-        assert message_of(lambda folder=folder: Folder(folder), folder / "unet" / "model.safetensors")
+        assert message_of(lambda folder=folder: stored_tensors(folder), folder / "unet" / "model.safetensors")
 
 
 @POSIX
@@ -102,7 +102,7 @@ def test_an_index_is_a_file_of_a_bounded_size(tmp_path: Path, kind: str) -> None
         index.symlink_to(index)
     else:
         index.symlink_to("/dev/zero")
-    message = message_of(lambda: Folder(folder), index)
+    message = message_of(lambda: stored_tensors(folder), index)
     assert ("Too many levels" if kind == "loop" else "it is no file of at most 16 MB") in message
 
 
@@ -138,7 +138,7 @@ def test_an_index_that_is_wrong_is_said(tmp_path: Path, index: str | bytes) -> N
     (folder / "unet" / "model.safetensors").unlink()
     path = folder / "unet" / "model.safetensors.index.json"
     path.write_bytes(index if isinstance(index, bytes) else index.encode())
-    assert message_of(lambda: Folder(folder), folder / "unet")
+    assert message_of(lambda: stored_tensors(folder), folder / "unet")
 
 
 @pytest.mark.parametrize(
