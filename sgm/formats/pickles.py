@@ -51,8 +51,8 @@ _UNUSUAL = {
 _HARMLESS_MODULES = ("argparse", "collections", "datetime", "decimal", "enum", "fractions", "pathlib", "typing", "uuid")
 _HARMLESS = {
     *(f"builtins.{name}" for name in ("object", "list", "tuple", "dict", "set", "frozenset", "slice", "range")),
-    *(f"builtins.{name}" for name in ("bool", "int", "float", "complex", "str", "bytes", "bytearray")),
-    *("copyreg._reconstructor", "_codecs.encode", "functools.partial", "types.SimpleNamespace"),
+    *(f"builtins.{name}" for name in ("bool", "int", "float", "complex", "str", "bytes", "bytearray", "type")),
+    *("copyreg._reconstructor", "_codecs.encode", "_operator.getitem", "functools.partial", "types.SimpleNamespace"),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
     *("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer", "numpy.dtype", "numpy.ndarray"),
     *("torch.device", "torch.serialization._get_layout", "torch.storage._load_from_bytes"),
