@@ -18,7 +18,8 @@ _USUAL_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # beside w
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of the weights that lie in a folder: one, or the parts that an index names. Raises WeightsError."""
-    names = [path.name for path in paths.contents(folder)]
+    with reading(folder):
+        names = [path.name for path in paths.contents(folder)]
     for suffix in (".safetensors", ".bin"):  # safetensors first, which cannot hold code; full precision before fp16
         single = [n for n in names if n.endswith(suffix) and "-of-0" not in n]
         indexes = [n for n in names if f"{suffix}.index" in n and n.endswith(".json")]
