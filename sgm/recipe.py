@@ -36,8 +36,8 @@ def settings_of(request: VideoRequest, engine: DiffusionEngine, picture: Image.I
     """The recipe of a clip: the values of all fields and, under "sgm", everything else that decides the frames.
 
     Under "sgm": versions of the program and of torch, type of device, dtype, number of threads on a processor, name
-    and hash of the weights and of their base (see `sgm.weights.quick_hash`), and the hash of `picture`, as the model saw
-    it.
+    and hash of the weights and of their base (see `sgm.weights.quick_hash`), and the hash of `picture`, as the model
+    saw it.
     """
     provenance = {
         "format": FORMAT,
