@@ -258,11 +258,11 @@ def test_what_is_missing_or_elsewhere_has_the_right_values(tmp_path: Path) -> No
     state = state_of(made_up(config))
     shapes = {name: tuple(value.shape) for name, value in state.items()}
 
-    def converted(values: dict[str, Tensor], **choices: bool) -> dict[str, Tensor]:
+    def converted(values: dict[str, Tensor], ema: bool = False) -> dict[str, Tensor]:
         source, target = tmp_path / "in.ckpt", tmp_path / "out.safetensors"
         torch.save({"state_dict": values, "epoch": 1}, source)
         target.unlink(missing_ok=True)
-        return load_file(convert_weights(source, target, config=config, **choices))
+        return load_file(convert_weights(source, target, config=config, ema=ema))
 
     kept = pruned(shapes)
     loaded = converted({f"module.{name}": state[name] for name in kept})
