@@ -87,7 +87,7 @@ def test_exif_orientation(orientation):
         assert fit_picture(Image.open(io.BytesIO(content)), 40, 30).tobytes() == result.tobytes()
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.filterwarnings("error")
 def test_broken_exif_is_no_broken_picture():
     content = encoded(Image.fromarray(gradient()), "JPEG", quality=95, exif=b"Exif\0\0II*\0\xff\xff\xff\xffgarbage")
     assert np.abs(pixels(open_picture(content)) - gradient()).max() < 20
@@ -277,6 +277,7 @@ def test_scans_are_counted_before_they_are_read():
     assert open_picture(usual[:2] + inside + usual[2:]).size == (2000, 2000)
 
 
+@pytest.mark.filterwarnings("error")
 def test_what_cannot_be_read_is_told_what_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     floats = np.zeros((4, 4, 3), np.float32)
@@ -300,7 +301,7 @@ def test_colours_are_the_same_whether_or_not_transparency_is_kept():
     assert fit_picture(kept, 16, 16).tobytes() == fit_picture(open_picture(content), 16, 16).tobytes()
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("error")
 def test_two_hundred_damaged_pictures_are_read_or_said():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8))
     exif = Image.Exif()
