@@ -130,12 +130,12 @@ class DiffusionEngine(nn.Module):
         `first_stage_model` on z's device, where the weights are offloaded.
         """
         model: Any = first_stage or self.first_stage_model
-        z = model.to_decoder(self._unscaled(z))
+        z = model.to_decoder(self._unscaled(z, model))
         limit = MAX_VALUES if frames_at_once is None else frames_at_once * frame_values(model.decoder, *z.shape[-2:])
         return decode(model.decoder, z, min(limit, MAX_VALUES), on_block, check).float()
 
-    def _unscaled(self, z: Tensor) -> Tensor:
-        dtype = next(self.first_stage_model.parameters()).dtype
+    def _unscaled(self, z: Tensor, first_stage: nn.Module | None = None) -> Tensor:
+        dtype = next((first_stage or self.first_stage_model).parameters()).dtype
         return (z / self.scale_factor).to(dtype).to(memory_format=torch.channels_last)
 
 
@@ -206,18 +206,25 @@ def build_engine(config: str | Path, overrides: tuple[str, ...] = ()) -> Diffusi
     return engine.eval().requires_grad_(False)
 
 
-def copy_to(module: nn.Module, device: torch.device) -> Any:
-    """A module of the same structure whose parameters and buffers lie on `device`; the module itself is not changed."""
+def copy_to(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """A module of the same structure whose parameters and buffers lie on `device`, in `dtype` if given.
+
+    The module itself is not changed.
+    """
     copy = object.__new__(type(module))
     copy.__dict__ = dict(module.__dict__)
+
+    def moved(value: Tensor | None) -> Tensor | None:
+        return value if value is None else value.to(device, dtype if value.is_floating_point() else None)
+
     with torch.inference_mode(False), torch.no_grad():
         copy._parameters = {
-            name: value if value is None else nn.Parameter(value.to(device), requires_grad=False)
+            name: value if value is None else nn.Parameter(cast(Tensor, moved(value)), requires_grad=False)
             for name, value in module._parameters.items()
         }
-        copy._buffers = {name: value if value is None else value.to(device) for name, value in module._buffers.items()}
+        copy._buffers = {name: moved(value) for name, value in module._buffers.items()}
     copy._modules = {
-        name: child if child is None else copy_to(child, device) for name, child in module._modules.items()
+        name: child if child is None else copy_to(child, device, dtype) for name, child in module._modules.items()
     }
     return copy
 

@@ -47,8 +47,8 @@ def generate(
     exceptions of both end the job and reach the caller. All noise comes from one generator on the CPU, seeded by the
     request, so that one seed gives one video on any device. Any number of threads may share the engine. low_memory: see
     `Run`.
-    Raises UserError for a request of another version than the engine's and where memory runs out, PictureError for a
-    picture that cannot be used.
+    Raises UserError for a request of another version than the engine's, where memory runs out, and for a result that is
+    not finite, of one colour or without any motion; PictureError for a picture that cannot be used.
     """
     if engine.version not in ("", request.version):
         raise UserError(f"The request is for {request.version}, the engine is {engine.version}; load that version.")
@@ -78,8 +78,27 @@ def generate(
     )
 
     # Decode.
-    frames = family.finish(run.decode(z), picture)
+    frames = run.decode(z)
+    _check_frames(frames, picture.frame())
+    frames = family.finish(frames, picture)
     return Clip(frames, request.fps, settings_of(request, engine, picture.frame()))
+
+
+def _check_frames(frames: np.ndarray, picture: Image.Image) -> None:
+    """Raise UserError for frames of one colour, and for equal frames, unless the picture is of one colour itself."""
+    pixels = np.asarray(picture)
+    if (pixels == pixels[:1, :1]).all():
+        return
+    if (frames == frames[:1, :1, :1]).all():
+        problem = f"came out in one colour, RGB {tuple(frames[0, 0, 0].tolist())}"
+    elif len(frames) > 1 and all(np.array_equal(frame, frames[0]) for frame in frames[1:]):
+        problem = "stands still: all frames are equal"
+    else:
+        return
+    raise UserError(
+        f"The clip {problem}. The weights are damaged or of another model, or a setting is far out of its usual range: "
+        "start from the version's own settings, and try --dtype float32."
+    )
 
 
 def preview(z: Tensor, latents: Tensor, pictures: Tensor) -> np.ndarray:
