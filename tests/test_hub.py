@@ -85,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         start = int(re.findall(r"\d+", wanted)[0]) if wanted else 0
-        assert self.headers["Accept-Encoding"] == "identity"
+        assert "/resolve/" not in self.path or self.headers["Accept-Encoding"] == "identity"
         moved = "Location" in hub.headers and not body
         self.send_response(302 if moved else 206 if wanted else 200)
         headers = {"X-Repo-Commit": "0" * 40, "ETag": f'"{hub.etag}"', "Content-Length": str(len(CONTENT) - start)}
