@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+
+from sgm.errors import UserError, printable
+from sgm.paths import is_file, is_folder, user_path
+
+logger = logging.getLogger(__name__)
 
 _HERE = Path(__file__).resolve().parent
 _STABILITY = "Stability AI Community Licence"
@@ -53,12 +60,18 @@ class Version:
         files = [f"{self.name}.safetensors", f"{self.name}.ckpt", self.hub_file, f"{repo}/{self.hub_file}"]
         # The diffusers folder in a repository has the temporal decoder.
         folders = [self.name, *([] if self.name.endswith("image_decoder") else [repo])]
+        dead: list[Path] = []  # links to what is gone, which are only taken where nothing else is found
         for folder in checkpoint_folders():
-            paths = [folder / name for name in files if (folder / name).is_file()]
-            paths += [folder / name for name in folders if name and (folder / name / "unet").is_dir()]
+            try:
+                paths = [folder / name for name in files if is_file(folder / name)]
+                paths += [folder / name for name in folders if name and is_folder(folder / name / "unet")]
+            except UserError as error:
+                _warn_once(f"Weights are not looked for everywhere: {error}")
+                continue
             if paths:
                 return paths[0]
-        return None
+            dead += [folder / name for name in files if (folder / name).is_symlink()]
+        return dead[0] if dead else None
 
     @property
     def base_path(self) -> Path | None:
@@ -94,10 +107,18 @@ def bundle() -> Path:
 
 def checkpoint_folders() -> list[Path]:
     """Folders in which weights are looked for, in order: `$SGM_CHECKPOINTS`, `./checkpoints`, the project's own."""
-    named = os.environ.get("SGM_CHECKPOINTS")
-    folders = [Path(named)] if named else []
-    folders += [Path("checkpoints").resolve(), bundle() / "checkpoints"]
-    return list(dict.fromkeys(folders))
+    folders = []
+    for name in (os.environ.get("SGM_CHECKPOINTS", "").strip(), "checkpoints"):
+        try:
+            folders += [user_path(name).absolute()] if name else []
+        except (UserError, OSError) as error:  # an unknown home; a current folder that is gone
+            _warn_once(f"Weights are not looked for in {name}: {error}")
+    return list(dict.fromkeys([*folders, bundle() / "checkpoints"]))
+
+
+@lru_cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", printable(message, 600))
 
 
 def _svd(name: str, title: str, repo: str, *, frames: int, steps: int, guidance: tuple[float, float]) -> Version:
