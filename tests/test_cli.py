@@ -96,7 +96,16 @@ def test_says_its_version(args: list[str]) -> None:
         (["sample", "PICTURE", "--steps"], "'--steps' requires an argument"),
         (["sample", "PICTURE", "--steps=x"], "steps must be a whole number; got 'x'"),
         (["sample", "PICTURE", "--stepps", "4"], "--stepps"),
-        (["sample", "--recipe", "PICTURE"], "holds no settings of ours"),
+        (["sample", "--recipe", "PICTURE"], "is a PNG picture, not a video"),
+        (["sample", ""], "An empty path is given"),
+        (["sample", "PICTURE", "--out="], "An empty path is given"),
+        (["sample", "PICTURE", "--version", ""], "Version ''"),
+        (["sample", "PICTURE", "--device", "banana"], "Device 'banana' cannot be used"),
+        (["sample", "PICTURE", "--device", "cuda:77"], "here are:"),
+        (["convert", "PICTURE", ""], "An empty path is given"),
+        (["convert", "PICTURE", "new", "--to", "gguf"], "diffusers"),
+        (["download", "svd", "--to", " "], "An empty path is given"),
+        (["recipe", ""], "An empty path is given"),
         (["recipe", "PICTURE", "--as", "json"], "--as"),
         (["app", "--port", "0"], "--port"),
         (["train", "missing.yaml"], "missing.yaml"),
@@ -238,7 +247,8 @@ def test_a_folder_is_a_batch_whose_results_do_not_depend_on_each_other(tmp_path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     save_picture(folder / "a.png", hue=250)
-    (folder / "b.jpg").write_bytes(b"no picture")
+    save_picture(folder / "b.jpg", hue=90)
+    (folder / "b.jpg").write_bytes((folder / "b.jpg").read_bytes()[:900])
     last = save_picture(folder / "c.png", hue=90)
     (folder / "notes.txt").write_text("not a picture, and not meant as one")
 
@@ -248,7 +258,7 @@ def test_a_folder_is_a_batch_whose_results_do_not_depend_on_each_other(tmp_path:
     assert batch.stdout.splitlines() == [str(path) for path in written]
     assert "b.jpg" in batch.stderr
     assert "1 of 3 pictures failed" in batch.stderr
-    assert "notes.txt" not in batch.stderr
+    assert "notes.txt" in batch.stderr.splitlines()[0]  # what is left out, and why
 
     alone = sgm("sample", last, *SMALL, "--out", "alone.mp4")
     assert alone.exit_code == 0
@@ -336,6 +346,7 @@ def test_an_orbit_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
         return engine.freeze()
 
     monkeypatch.setattr("sgm.load_engine", load, raising=False)
+    monkeypatch.setattr("sgm.check_weights", lambda *_, **__: None, raising=False)
     cut = Image.new("RGBA", (90, 50), (0, 0, 0, 0))
     cut.paste((200, 30, 30, 255), (60, 10, 80, 50))
     cut.save(tmp_path / "chair.png")
