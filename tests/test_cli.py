@@ -99,7 +99,7 @@ def test_says_its_version(args: list[str]) -> None:
         (["sample", "--recipe", "PICTURE"], "is a PNG picture, not a video"),
         (["sample", ""], "An empty path is given"),
         (["sample", "PICTURE", "--out="], "An empty path is given"),
-        (["sample", "PICTURE", "--version", ""], "Version ''"),
+        (["sample", "PICTURE", "--version", ""], "version must be one of svd_tiny"),
         (["sample", "PICTURE", "--device", "banana"], "Device 'banana' cannot be used"),
         (["sample", "PICTURE", "--device", "cuda:77"], "here are:"),
         (["convert", "PICTURE", ""], "An empty path is given"),

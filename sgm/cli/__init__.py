@@ -56,4 +56,4 @@ for command in (recipe, models, download, convert, app, train):
 
 def main() -> None:
     """The console script `sgm`."""
-    run_and_exit(cli)
+    run_and_exit(lambda: cli(prog_name="sgm"))

@@ -26,12 +26,12 @@ def _named_path(text: str) -> Path:
 
 def path_argument(about: str, **options: Any) -> Any:
     """The metadata of an argument that is a path: "" is refused, `~` is the home folder."""
-    return typer.Argument(parser=_named_path, metavar="PATH", help=about, **options)
+    return typer.Argument(parser=_named_path, help=about, **options)
 
 
 def path_option(about: str) -> Any:
     """The metadata of an option whose value is a path, as of `path_argument`."""
-    return typer.Option(parser=_named_path, metavar="PATH", help=about)
+    return typer.Option(parser=_named_path, help=about)
 
 
 def echo_stderr(message: str) -> None:
@@ -70,6 +70,10 @@ def errors_as_sentences(code: int = 1) -> Iterator[None]:
 
 class Commands(typer.core.TyperGroup):
     """All commands, within one boundary for errors, from reading their arguments on."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with errors_as_sentences():
+            return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
         with errors_as_sentences():
