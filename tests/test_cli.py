@@ -21,8 +21,10 @@ from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, UserError, __version_
 from sgm.cli import cli
 from sgm.config import instantiate_from_config, load_config
 from sgm.paths import write_new
+from sgm.versions import bundle
 
 SMALL = ["--frames", "2", "--steps", "1"]
+TRAINING = bundle() / "configs" / "training" / "svd_finetune.yaml"
 
 
 def sgm(*args: object):
@@ -110,10 +112,12 @@ def test_says_its_version(args: list[str]) -> None:
         (["app", "--port", "0"], "--port"),
         (["train", "missing.yaml"], "missing.yaml"),
         (["train", "PICTURE", "nonsense"], "key.subkey=value"),
+        (["train", "TRAINING", "data.picturs=X"], "did you mean data.pictures?"),
+        (["train", ""], "An empty path is given"),
     ],
 )
 def test_bad_usage_is_2_and_says_why(args: list[str], said: str, picture: Path) -> None:
-    places = {"PICTURE": picture, "FOLDER": picture.parent}
+    places = {"PICTURE": picture, "FOLDER": picture.parent, "TRAINING": TRAINING}
     done = sgm(*(places.get(arg, arg) for arg in args))
     assert done.exit_code == 2
     assert said in done.stderr + (done.stdout if not args else "")

@@ -47,8 +47,9 @@ def train(
             )
     from sgm.training.schema import read_training_config
 
-    for path in paths:
-        read_training_config(path, overrides)
+    with errors_as_sentences(code=2):
+        for path in paths:
+            read_training_config(path, overrides)
     if len(paths) > 1:  # each in a process of its own, since training on several GPUs starts the command again
         for path in paths:
             # By its path, since `-m` would import from the current folder first.

@@ -58,7 +58,7 @@ def _one_of(*choices: Any, default: Any = _REQUIRED) -> _Setting:
 
 
 def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _list(of: Callable[[str, Any], Any], length: int | None, default: Any) -> _Setting:
