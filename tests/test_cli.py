@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, UserError, __version__, read_settings
+from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, Clip, UserError, VideoRequest, __version__, read_settings
 from sgm.cli import cli
 from sgm.config import instantiate_from_config, load_config
 from sgm.paths import write_new
@@ -267,6 +268,60 @@ def test_a_folder_is_a_batch_whose_results_do_not_depend_on_each_other(tmp_path:
     alone = sgm("sample", last, *SMALL, "--out", "alone.mp4")
     assert alone.exit_code == 0
     np.testing.assert_array_equal(frames_of(written[1]), frames_of("alone.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("patched", "args", "said"),
+    [
+        ("", ["--version", "sv3d_u"], "The weights of sv3d_u are missing"),
+        ("", ["--checkpoint", "none.safetensors"], "none.safetensors"),
+        ("", ["--out", f"{'x' * 245}.mp4"], "is too long: give one of at most"),
+        ("", ["--version", "sv3d_u", "--orbit-plot", f"{'x' * 300}.png"], "File name too long"),
+        ("shutil.disk_usage", [], "but has 0.0 MB free"),
+        ("sgm.video_encoder", [], "no encoder"),
+    ],
+)
+def test_what_can_be_known_is_told_before_a_picture_is_opened(
+    patched: str, args: list[str], said: str, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("There is no encoder.")
+
+    if patched:
+        full = SimpleNamespace(free=1000)
+        monkeypatch.setattr(patched, refuse if "encoder" in patched else lambda _: full, raising=False)
+    done = sgm("sample", picture, *args)
+    assert done.exit_code == 1
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1  # nothing of the picture
+    assert not list(Path().iterdir())
+
+
+def test_one_failure_ends_no_batch_but_a_full_disk_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name in "abcdef":
+        save_picture(tmp_path / "pictures" / f"{name}.png")
+    failures = iter(
+        [None, UserError("This needs more memory."), RuntimeError("odd"), None, OSError(28, "No space left")]
+    )
+
+    def generate(engine: object, request: VideoRequest, *_: object, **__: object) -> Clip:
+        if failure := next(failures):
+            raise failure
+        frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+        return Clip(frames, 7, request.settings())
+
+    monkeypatch.setattr("sgm.generate", generate, raising=False)
+    done = sgm("sample", tmp_path / "pictures")
+    assert done.exit_code == 1
+    assert done.stdout.splitlines() == [str(Path("outputs") / f"{name}-svd_tiny-23.mp4") for name in "ad"]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert errors == [
+        "Error: b.png: This needs more memory.",
+        "Error: c.png: RuntimeError: odd",
+        "Error: No space left.",
+    ]
+    assert "f.png" not in done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send Ctrl-C to one process")
