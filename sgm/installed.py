@@ -8,8 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from sgm.errors import printable
-from sgm.formats.diffusers import FIRST_STAGE
-from sgm.kinds import versions_of
+from sgm.formats.diffusers import FIRST_STAGE, UNET
+from sgm.kinds import other_kind, unusable, versions_of
 from sgm.paths import user_path
 from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
 from sgm.weights import WeightsError, stored_tensors
@@ -89,7 +89,7 @@ def best_version() -> str:
 def _problem(model: Version, path: Path, stamp: tuple) -> str:
     """Why these files cannot be the version's weights, or "". `stamp` changes with the files: the cache's key."""
     try:
-        shapes = _shapes(path)
+        shapes = _recognisable(path)
     except WeightsError as error:
         return str(error)
     fits = versions_of(shapes)
@@ -103,13 +103,20 @@ def _problem(model: Version, path: Path, stamp: tuple) -> str:
 def recognise(path: str | Path) -> list[str]:
     """The versions whose weights these can be, by the network's inputs and the type of decoder; reads headers only.
 
-    Raises WeightsError for files that cannot be read.
+    Raises WeightsError for files that cannot be read, and for quantised weights and other kinds of files that are
+    known.
     """
-    return versions_of(_shapes(user_path(path)))
+    return versions_of(_recognisable(user_path(path)))
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _recognisable(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of weights that may be some version's."""
     stored, files = stored_tensors(path)
     for file in files:
         file.close()
-    return {name: tensor.shape for name, tensor in stored.items()}
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    dtypes = {name: tensor.dtype for name, tensor in stored.items()}
+    problem = unusable(dtypes, [name for name in stored if name.startswith(UNET)])
+    if problem or (problem := None if versions_of(shapes) else other_kind(list(shapes))):
+        raise WeightsError(f"{path} {problem}")
+    return shapes

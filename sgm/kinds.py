@@ -96,14 +96,20 @@ def mismatch(shapes: Shapes, expected: Shapes, faults: str) -> str:
         choice = f"{', '.join(others)} or {last}" if others else last
         alike = ", which have the same tensors" if others else ""
         return f"is of another version: these are {fits[0]}'s weights: add --version {choice}{alike}."
-    if kind := _other_kind(names):
-        return f"is {kind} (it holds {listed(names, 3)})."
+    if kind := other_kind(names):
+        return kind
     if not any(name in expected or name.startswith(UNET) or _NETWORK.search(name) for name in names):
         return f"is of no known format. It holds {listed(names, 5) or 'nothing'}; {_FORMATS}."
     return f"does not fit this model. {faults}"
 
 
-def _other_kind(names: list[str]) -> str | None:
+def other_kind(names: list[str]) -> str | None:
+    """What tensors of these names are, if that is known and no model of ours: "is a LoRA ..."."""
+    kind = _kind(names)
+    return f"is {kind} (it holds {listed(names, 3)})." if kind else None
+
+
+def _kind(names: list[str]) -> str | None:
     network = [name for name in names if _NETWORK.search(name)]
     if any(_CONTROL.search(name) for name in names):
         return "a ControlNet, or has one in it; those are not supported"

@@ -66,16 +66,22 @@ def generate(
 
     # Denoise.
     w, h = (side // engine.factor for side in request.size)
-    x = torch.randn(request.frames, engine.latent_channels, h, w, generator=generator).to(engine.device)
-    z = request.build_sampler()(
-        guided(run.denoiser, request.build_guider(), c, uc, like=x),
-        x,
-        request.build_schedule()(request.steps, device=x.device),
-        noise=lambda like: torch.randn(like.shape, generator=generator).to(like),
-        on_step=lambda i, n: run.report(
-            "sample", i, n, lambda: preview(run.estimate / engine.scale_factor, c["concat"], batch["cond_frames"])
-        ),
-    )
+    state = generator.get_state()
+
+    def sample() -> Tensor:
+        generator.set_state(state)
+        x = torch.randn(request.frames, engine.latent_channels, h, w, generator=generator).to(engine.device)
+        return request.build_sampler()(
+            guided(run.denoiser, request.build_guider(), c, uc, like=x),
+            x,
+            request.build_schedule()(request.steps, device=x.device),
+            noise=lambda like: torch.randn(like.shape, generator=generator).to(like),
+            on_step=lambda i, n: run.report(
+                "sample", i, n, lambda: preview(run.estimate / engine.scale_factor, c["concat"], batch["cond_frames"])
+            ),
+        )
+
+    z = run.sample(sample)
 
     # Decode.
     frames = run.decode(z)
@@ -86,15 +92,12 @@ def generate(
 
 def _check_frames(frames: np.ndarray, picture: Image.Image) -> None:
     """Raise UserError for frames of one colour, and for equal frames, unless the picture is of one colour itself."""
-    pixels = np.asarray(picture)
-    if (pixels == pixels[:1, :1]).all():
+    still = all(np.array_equal(frame, frames[0]) for frame in frames[1:])  # ends at the first that differs
+    plain, plain_picture = ((image == image[:1, :1]).all() for image in (frames[0], np.asarray(picture)))
+    if not still or plain_picture or (len(frames) == 1 and not plain):
         return
-    if (frames == frames[:1, :1, :1]).all():
-        problem = f"came out in one colour, RGB {tuple(frames[0, 0, 0].tolist())}"
-    elif len(frames) > 1 and all(np.array_equal(frame, frames[0]) for frame in frames[1:]):
-        problem = "stands still: all frames are equal"
-    else:
-        return
+    colour = f"came out in one colour, RGB {tuple(frames[0, 0, 0].tolist())}"
+    problem = colour if plain else "stands still: all frames are equal"
     raise UserError(
         f"The clip {problem}. The weights are damaged or of another model, or a setting is far out of its usual range: "
         "start from the version's own settings, and try --dtype float32."

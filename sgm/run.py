@@ -55,6 +55,10 @@ class Progress:
 OnStep = Callable[[Progress], None]
 
 
+class _Overflow(Exception):
+    """The network's result is not finite."""
+
+
 def _finite(*values: Tensor) -> bool:
     """Whether all values are numbers, none infinite."""
     return all(bool(torch.isfinite(value).all()) for value in values)
@@ -88,6 +92,8 @@ class Run:
         # A part of the engine that is offloaded or overflows, the copy's dtype if another, and its copy on the device.
         self._copy: tuple[nn.Module, torch.dtype | None, Any] | None = None
         self._wider: dict[str, torch.dtype] = {}  # part that overflowed -> the dtype that it runs in
+        # Of all evaluations of the network: 0 none, 1 the network overflowed, 2 the sampler diverged.
+        self._first_fault, self._evaluations = torch.zeros((), dtype=torch.int8, device=engine.device), 0
         self._clip = request.frames, request.height, request.width, request.build_guider().needs_uc
         self.plan, self.note = Plan(), ""
         self._free = free_memory(engine.device)
@@ -127,18 +133,28 @@ class Run:
                     conditioned = network, plan, run
                 return self.engine.denoiser(conditioned[2], x, sigma)
 
-            if not _finite(x):
-                raise UserError(_DIVERGED)
-            estimate = self._with_part("network", evaluate, _finite)
+            estimate = self._with_part("network", evaluate)
+            self._watch(x, estimate)
             self.estimate = estimate[frames // 2 - frames]  # in a guided batch the conditional estimates are the last
             return estimate
 
         return denoise
 
+    def sample(self, work: Callable[[], Tensor]) -> Tensor:
+        """The latents that `work()` samples with this run's denoiser; sampled again where the network overflowed."""
+        while True:
+            try:
+                z = work()
+                self._raise_fault()
+                if not _finite(z):
+                    raise UserError(_DIVERGED)
+                return z
+            except _Overflow:
+                self._widen("network")
+                self._first_fault, self._evaluations = torch.zeros_like(self._first_fault), 0
+
     def decode(self, z: Tensor) -> np.ndarray:
         """Scaled latents (t, c, h, w) -> frames, uint8 (t, h, w, 3)."""
-        if not _finite(z):
-            raise UserError(_DIVERGED)
 
         def on_block(done: int, of: int) -> None:
             self.report("decode", done, of)
@@ -149,7 +165,9 @@ class Run:
         video = self._with_part("autoencoder", decode_frames, _finite)
         return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
-    def _with_part(self, name: str, work: Callable[[Any], T], is_finite: Callable[[T], bool]) -> T:
+    def _with_part(
+        self, name: str, work: Callable[[Any], T], is_finite: Callable[[T], bool] = lambda result: True
+    ) -> T:
         """The result of `work(part)`, the part on the device.
 
         Repeated with the smallest plan where memory runs out, and with a wider dtype where the result is not finite.
@@ -171,6 +189,25 @@ class Run:
             logger.info(self.note)
             self._move_weights()
             torch.cuda.empty_cache()
+
+    def _watch(self, x: Tensor, estimate: Tensor) -> None:
+        """Note what is first not finite: the sampler's x, or the network's estimate from a finite x.
+
+        Every fifth evaluation only is it looked at, since on a GPU that costs some milliseconds: Python then waits.
+        """
+        fault = torch.where(torch.isfinite(x).all(), 1 - torch.isfinite(estimate).all().to(torch.int8), 2)
+        self._first_fault = torch.where(self._first_fault > 0, self._first_fault, fault)
+        self._evaluations += 1
+        if self._evaluations % 5 == 0:
+            self._raise_fault()
+
+    def _raise_fault(self) -> None:
+        """Raise UserError where the sampler diverged, _Overflow where the network overflowed."""
+        match int(self._first_fault):
+            case 1:
+                raise _Overflow
+            case 2:
+                raise UserError(_DIVERGED)
 
     def _widen(self, name: str) -> None:
         """Have a part that overflowed run in a dtype of float32's range. Raises UserError for one that does already."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -62,15 +63,11 @@ class Version:
         folders = [self.name, *([] if self.name.endswith("image_decoder") else [repo])]
         dead: list[Path] = []  # links to what is gone, which are only taken where nothing else is found
         for folder in checkpoint_folders():
-            try:
-                paths = [folder / name for name in files if is_file(folder / name)]
-                paths += [folder / name for name in folders if name and is_folder(folder / name / "unet")]
-            except UserError as error:
-                _warn_once(f"Weights are not looked for everywhere: {error}")
-                continue
+            paths = [folder / name for name in files if _is(is_file, folder, name)]
+            paths += [folder / name for name in folders if name and _is(is_folder, folder, f"{name}/unet")]
             if paths:
                 return paths[0]
-            dead += [folder / name for name in files if (folder / name).is_symlink()]
+            dead += [folder / name for name in files if os.path.islink(folder / name)]
         return dead[0] if dead else None
 
     @property
@@ -112,13 +109,23 @@ def checkpoint_folders() -> list[Path]:
         try:
             folders += [user_path(name).absolute()] if name else []
         except (UserError, OSError) as error:  # an unknown home; a current folder that is gone
-            _warn_once(f"Weights are not looked for in {name}: {error}")
+            _warn_once(name, str(error))
     return list(dict.fromkeys([*folders, bundle() / "checkpoints"]))
 
 
+def _is(kind: Callable[[Path], bool], folder: Path, name: str) -> bool:
+    """Whether what lies in a folder is of a kind; not where that cannot be known, which is said once a folder."""
+    try:
+        return kind(folder / name)
+    except UserError as error:
+        if not os.path.islink(folder / name):  # else a loop of links
+            _warn_once(str(folder), getattr(error.__cause__, "strerror", None) or str(error))
+        return False
+
+
 @lru_cache
-def _warn_once(message: str) -> None:
-    logger.warning("%s", printable(message, 600))
+def _warn_once(folder: str, reason: str) -> None:
+    logger.warning("%s", printable(f"{folder} is passed over when weights are looked for ({reason}).", 600))
 
 
 def _svd(name: str, title: str, repo: str, *, frames: int, steps: int, guidance: tuple[float, float]) -> Version:

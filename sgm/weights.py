@@ -66,15 +66,19 @@ class Weights:
 
     def cast(self, name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
         """The tensor on the device, in `dtype`. Raises WeightsError where it is not finite, or no plain tensor."""
-        stored, place = self.tensors[name].read(), f"{self.path}: {printable(name)}"
+        stored = self.tensors[name].read()
         if stored.layout is not torch.strided or stored.is_nested or stored.is_meta or stored.is_quantized:
-            raise WeightsError(f"{place} is no plain tensor, but sparse, nested, quantised or without values.")
+            raise self._spoilt(name, "is no plain tensor, but sparse, nested, quantised or without values.")
         value = stored.to(device, dtype or stored.dtype)
         if not _finite(value):
             if value.dtype == stored.dtype or not _finite(stored):
-                raise WeightsError(f"{place} holds NaN or infinity. The weights are spoilt; get them again.")
-            raise WeightsError(f"{place} exceeds what {_dtype_name(value.dtype)} can hold; use bfloat16 or float32.")
+                raise self._spoilt(name, "holds NaN or infinity. The weights are spoilt; get them again.")
+            kind = str(value.dtype).removeprefix("torch.")
+            raise self._spoilt(name, f"exceeds what {kind} can hold; use bfloat16 or float32.")
         return value
+
+    def _spoilt(self, name: str, problem: str) -> WeightsError:
+        return WeightsError(f"{self.path}: {printable(name)} {problem}")
 
 
 def load_weights(
@@ -274,10 +278,6 @@ def _finite(value: Tensor) -> bool:
         value = value.float()
     low, high = value.aminmax()  # NaN if any value is; many times as fast as `isfinite` of each value
     return bool(low.isfinite() & high.isfinite())
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _assign(module: nn.Module, key: str, value: torch.Tensor) -> None:

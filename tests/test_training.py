@@ -248,7 +248,7 @@ def test_clips_that_are_too_short_are_said(data: list[str], tmp_path: Path) -> N
 
 def test_what_is_no_clip_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    with pytest.raises(UserError, match=r"holds no clips.*broken\.mp4 \(no clip\)"):
+    with pytest.raises(UserError, match=r"holds no clips.*broken\.mp4 cannot be read as a video"):
         FolderClips(tmp_path, (64, 64))
     frames = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
     (tmp_path / "inside").mkdir()
@@ -259,13 +259,14 @@ def test_what_is_no_clip_is_left_out_and_said(tmp_path: Path, caplog: pytest.Log
         (tmp_path / name).write_bytes(b"\x00\x05\x16\x07" + bytes(200))
     (tmp_path / "cut.mp4").write_bytes(whole.read_bytes()[:1200])  # the index, and nothing behind it
     Image.new("RGB", (8, 8)).save(tmp_path / "still.png")
+    (tmp_path / "notes").write_text("of the day")
     clips = FolderClips(tmp_path, (64, 64))
     assert sorted(path.name for path in clips.clips) == ["Lossless.MKV", "no ending", "short.mp4"]
     assert clips.draw(3, 4, torch.device("cpu")).video.shape == (3, 4, 3, 64, 64)
     assert clips.draw(3, 4, torch.device("cpu")).fps_id.tolist() == [4] * 3
     sorted_out, unreadable, short = (record.getMessage() for record in caplog.records)  # each said once
-    assert sorted_out == f"Left out of {tmp_path}: broken.mp4 (no clip), still.png (a PNG picture)."
-    assert "cut.mp4 cannot be read as a video" in unreadable
+    assert sorted_out == f"Left out of {tmp_path}: notes (no clip), still.png (a PNG picture)."
+    assert all(f"{name}.mp4 cannot be read as a video" in unreadable for name in ("broken", "cut"))
     assert short == "Left out, since they have fewer than 4 frames: short.mp4 (1)."
 
 

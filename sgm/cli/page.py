@@ -55,7 +55,7 @@ def _is_app(port: int) -> bool:
     """Whether this app is running on a port of this machine: it serves the file app/static/sgm-video.txt."""
     import http.client
 
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)  # does not use a proxy
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)  # does not use a proxy; the app may be busy
     try:
         connection.request("GET", "/app/static/sgm-video.txt")
         return connection.getresponse().read(64).startswith(b"sgm app")

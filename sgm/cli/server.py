@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +64,7 @@ def serve(root: Path, port: int, address: str, open_browser: bool) -> None:
         typer.echo(f"The page is at {address}; Ctrl-C ends it.")
         if open_browser:
             threading.Thread(target=typer.launch, args=(address,), daemon=True).start()
+        threading.Thread(target=_resume, args=(address,), daemon=True).start()
         yield
 
     # No option of Streamlit's does this.
@@ -72,6 +75,14 @@ def serve(root: Path, port: int, address: str, open_browser: bool) -> None:
     sys.argv = [str(script)]  # beside which Streamlit looks for the theme
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # raised when the server has ended
     st.App(script, middleware=[Middleware(OwnPageOnly)], lifespan=announced).run(config=settings)
+
+
+def _resume(address: str) -> None:
+    """Open the table of jobs, so that what waited goes on before anybody opens the page, which then opens sooner."""
+    try:
+        import_module("app.jobs").table(address)  # by its name: the library knows no page
+    except Exception as error:  # the page says it
+        logging.getLogger(__name__).warning("The jobs cannot be resumed: %s", error)
 
 
 def _settings(root: Path) -> dict[str, Any]:

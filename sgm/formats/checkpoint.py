@@ -133,7 +133,7 @@ class _Bounded:
 def _state(path: Path, content: Any) -> dict[str, Stored]:
     """The tensors by name, out of the dict that holds them."""
     if not isinstance(content, dict) or (isinstance(content, Other) and not content):
-        kind = content.kind if isinstance(content, Other) else type(content).__name__
+        kind = getattr(content, "kind", type(content).__name__)
         raise WeightsError(
             f"{path} holds a {printable(kind)}, but a checkpoint is a dict of tensors, as "
             "torch.save(model.state_dict(), ...) writes it."
@@ -159,7 +159,7 @@ def _state(path: Path, content: Any) -> dict[str, Stored]:
 def _fullest(content: dict) -> tuple[str, dict[str, Stored | Unusual]]:
     """Of a dict and those inside it the one that holds the most tensors: its key, and its tensors by name."""
     found = [
-        (key, {str(name): value for name, value in owner.items() if isinstance(value, (Stored, Unusual))})
+        (key, {str(n): v for n, v in owner.items() if isinstance(v, (Stored, Unusual)) and isinstance(n, (str, int))})
         for key, owner in _dicts(content)
     ]
     return max(found, key=lambda item: (len(item[1]), item[0] in _USUAL_KEYS))

@@ -9,68 +9,17 @@ from pathlib import Path
 
 from sgm import paths
 from sgm.errors import printable, shown
-from sgm.formats.files import TensorFile, WeightsError, open_tensors
-from sgm.formats.tensor_file import LARGEST_HEADER, reading
+from sgm.formats.tensor_file import LARGEST_HEADER, WeightsError, reading
 
 PARTS = ("unet", "vae", "image_encoder")
 LEFTOVERS = "sgm_only.safetensors"  # tensors without a counterpart in diffusers, in folders of `sgm convert`
 _USUAL_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # beside which others may lie: optimizer.bin
 
 
-def is_folder(path: Path) -> bool:
-    """Whether a path is a diffusers folder, complete or not."""
-    return paths.is_folder(path) and any(paths.is_folder(path / part) for part in PARTS)
-
-
-class Folder:
-    """An open diffusers folder. parts: part -> tensor's name -> its file. rest: the file of other tensors, if any.
-
-    Links in it are followed: the user named the folder. Raises WeightsError for a folder that is incomplete or no
-    diffusers folder.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.files: list[TensorFile] = []
-        try:
-            with reading(path):
-                self._open_parts()
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        for file in self.files:
-            file.close()
-
-    def _open_parts(self) -> None:
-        if not is_folder(self.path):
-            raise WeightsError(
-                f"{self.path} is a folder with {_listed(self.path)}, but no diffusers folder: that has "
-                f"{', '.join(PARTS)}. Give a file of weights or such a folder."
-            )
-        missing = [part for part in PARTS if not paths.is_folder(self.path / part)]
-        if missing:
-            raise WeightsError(
-                f"{self.path} lacks {', '.join(missing)}: a diffusers folder has {', '.join(PARTS)}. Get it whole."
-            )
-        self.parts = {part: self._part(self.path / part) for part in PARTS}
-        rest = self.path / LEFTOVERS
-        self.rest = self._open(rest) if paths.exists(rest) else None
-
-    def _part(self, folder: Path) -> dict[str, TensorFile]:
-        files = [self._open(path) for path in weight_files(folder)]
-        return {key: file for file in files for key in file.layout}
-
-    def _open(self, path: Path) -> TensorFile:
-        file = open_tensors(path)
-        self.files.append(file)
-        return file
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The files of the weights that lie in a folder: one, or the parts that an index names. Raises WeightsError."""
-    names = [path.name for path in paths.contents(folder)]
+    with reading(folder):
+        names = [path.name for path in paths.contents(folder)]
     for suffix in (".safetensors", ".bin"):  # safetensors first, which cannot hold code; full precision before fp16
         single = [n for n in names if n.endswith(suffix) and "-of-0" not in n]
         indexes = [n for n in names if f"{suffix}.index" in n and n.endswith(".json")]

@@ -1,7 +1,8 @@
 """Pickles of torch.save, read without running them: nothing that they name is imported or called.
 
 Where Python's own unpickler would call a function, this one keeps the tensor's place in the file, or a stand-in for an
-object that is no tensor. Its work and its memory are bounded by the pickle's length.
+object that is no tensor. Its work and its memory are bounded by the pickle's length: no step takes longer because what
+it takes was made before, and is long.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import torch
 
 from sgm.formats.tensor_file import LARGEST_LENGTH, Shape, is_shape
 
-_MOST_STEPS = 2_000_000  # opcodes; a training's checkpoint with its optimizer has some 100,000
+_LONGEST_NAME = 1000
+_MOST_STEPS = 1_000_000  # opcodes, a second's work; a training's checkpoint with its optimizer has some 100,000
 
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -51,8 +53,8 @@ _UNUSUAL = {
 _HARMLESS_MODULES = ("argparse", "collections", "datetime", "decimal", "enum", "fractions", "pathlib", "typing", "uuid")
 _HARMLESS = {
     *(f"builtins.{name}" for name in ("object", "list", "tuple", "dict", "set", "frozenset", "slice", "range")),
-    *(f"builtins.{name}" for name in ("bool", "int", "float", "complex", "str", "bytes", "bytearray")),
-    *("copyreg._reconstructor", "_codecs.encode", "functools.partial", "types.SimpleNamespace"),
+    *(f"builtins.{name}" for name in ("bool", "int", "float", "complex", "str", "bytes", "bytearray", "type")),
+    *("copyreg._reconstructor", "_codecs.encode", "_operator.getitem", "functools.partial", "types.SimpleNamespace"),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
     *("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer", "numpy.dtype", "numpy.ndarray"),
     *("torch.device", "torch.serialization._get_layout", "torch.storage._load_from_bytes"),
@@ -81,6 +83,7 @@ class Stored:
     start: int
     shape: Shape
     stride: Shape
+    kind = "tensor"
 
     @property
     def span(self) -> int:
@@ -203,6 +206,8 @@ def unpickle(data: bytes, place: Place) -> Any:
 
 def _named(module: str, name: str) -> Any:
     """The value, dtype or name that stands for `module.name`. Raises CodeError for what could be meant to do harm."""
+    if len(module) + len(name) > _LONGEST_NAME:
+        raise ValueError(f"it names what has more than {_LONGEST_NAME} letters")
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     full = Global(f"{module}.{name}")
     root = module.partition(".")[0]
@@ -226,11 +231,11 @@ def _made(name: Any, args: Any) -> Any:
         raise ValueError("it calls what has no name")
     match name:
         case "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2":
-            return Unusual("lazily negated") if any(args[6:]) else _tensor(*args[:4])
+            return Unusual("lazily negated") if any(args[6:7]) else _tensor(*args[:4])
         case "torch._utils._rebuild_tensor_v3":
             if args[6] is torch.float4_e2m1fn_x2:
                 return Unusual("quantised")
-            return Unusual("lazily negated") if any(args[7:]) else _tensor(*args[:4], dtype=args[6])
+            return Unusual("lazily negated") if any(args[7:8]) else _tensor(*args[:4], dtype=args[6])
         case (
             "torch._utils._rebuild_parameter"
             | "torch._utils._rebuild_parameter_with_state"
@@ -239,16 +244,19 @@ def _made(name: Any, args: Any) -> Any:
         ) if args:
             return args[0]
         case "torch._tensor._rebuild_from_type" | "torch._tensor._rebuild_from_type_v2":
+            if not (isinstance(args[0], Global) and args[0].startswith("torch._utils.")):
+                raise CodeError(args[0])
             return _made(args[0], args[2])
-        case "builtins.bytes" | "builtins.bytearray" if any(isinstance(size, int) for size in args):
+        case "builtins.bytes" | "builtins.bytearray" if isinstance(args[0], int):
             raise ValueError("it asks for memory without content, as torch.save never does")
         case "torch.Size":
             return args[0]
-        case "collections.OrderedDict":
-            return _filled({}, [item for pair in args[0] for item in pair] if args else [])
+        case "collections.OrderedDict" if not args:
+            return {}
     if name in _UNUSUAL:
         return Unusual(_UNUSUAL[name])
-    if name not in _HARMLESS and name.rpartition(".")[2].lstrip("_")[:1].islower():  # a function, not a class
+    function = name.rpartition(".")[2].lstrip("_")[:1].islower()  # rather than a class
+    if function and name not in _HARMLESS and name.partition(".")[0] not in _HARMLESS_MODULES:
         raise CodeError(name)
     other = Other()
     other.kind = str(name)
@@ -258,11 +266,10 @@ def _made(name: Any, args: Any) -> Any:
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, dtype: Any = None) -> Stored:
     """The place of a tensor, checked against that of its storage."""
     dtype = dtype or storage.dtype
-    numbers = (offset, *stride)
-    if not is_shape(shape) or not all(type(n) is int and 0 <= n < LARGEST_LENGTH for n in numbers):
-        raise ValueError("a tensor's shape or strides are no lengths")
-    if len(shape) != len(stride):
-        raise ValueError("a tensor has more or fewer strides than lengths")
+    if not is_shape(shape) or len(shape) != len(stride):
+        raise ValueError("a tensor's shape is none, or has more or fewer lengths than strides")
+    if not all(type(number) is int and 0 <= number < LARGEST_LENGTH for number in (offset, *stride)):
+        raise ValueError("a tensor's place or strides are no numbers of values")
     stored = Stored(dtype, storage.start + offset * dtype.itemsize, tuple(shape), tuple(stride))
     if stored.span and (offset + stored.span) * dtype.itemsize > storage.size:
         raise ValueError("a tensor reaches beyond the end of its storage")
@@ -274,7 +281,7 @@ def _filled(target: Any, items: list[Any]) -> Any:
     if not isinstance(target, dict) or len(items) % 2:
         raise ValueError("it sets items of what is no dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        simple = isinstance(key, str) or (type(key) is int and abs(key) < 1 << 31)
+        simple = isinstance(key, str) or (type(key) is int and 0 <= key < 1 << 31)
         target[key if simple else object()] = value
     return target
 

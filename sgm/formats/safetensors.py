@@ -69,7 +69,7 @@ def _header(path: Path, file: FileIO) -> tuple[dict[str, tuple[torch.dtype, Shap
         raise WeightsError(
             f"{path} is cut short: it has {size:,} bytes, its header alone {start:,}. Get the file again."
         )
-    entries = json.loads(file.read(length))
+    entries = json.loads(file.read(length).decode())  # as bytes they could be UTF-16, too
     entries.pop("__metadata__", None)
     raw = []
     for name, entry in entries.items():

@@ -55,7 +55,11 @@ _STARTS: tuple[tuple[bytes, Kind], ...] = (
     (rb"(\xef\xbb\xbf)?\s*<[?!s].{,3000}?(?<=<)svg[\s>]|(\xef\xbb\xbf)?\s*<svg[\s>]", Kind("", "an SVG drawing")),
     (rb"\s*#EXTM3U|ffconcat", Kind("", "a playlist")),
 )
-_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # of Windows, which hides these
+# Endings by which a file of unknown content is a damaged one of the group.
+_SUFFIXES = {
+    "picture": {".avif", ".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"},
+    "clip": {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"},
+}
 _NAMED = 5  # files that are named in one line, the others counted
 
 
@@ -82,10 +86,11 @@ def listed(names: Sequence[str], comma: str = ", ") -> str:
 
 
 def files_of(folder: Path, group: str, say: Callable[[str], object], *, deep: bool = False) -> list[Path]:
-    """The pictures or the clips in a folder, sorted, judged by their content.
+    """The pictures or the clips in a folder, sorted, judged by their content, damaged ones by their ending.
 
-    Hidden files are passed over. What else is left out, and why, is said in one line. group: "picture" or "clip". deep:
-    with the folders inside. Raises UserError for a folder without any, or one that cannot be read.
+    Hidden files, and those of unknown content and ending, are passed over. What else is left out, and why, is said in
+    one line. group: "picture" or "clip". deep: with the folders inside. Raises UserError for a folder without any, or
+    one that cannot be read.
     """
     found, left_out = _sorted_out(folder, group, deep)
     line = f"Left out of {folder}: {listed(left_out)}." if left_out else ""
@@ -100,7 +105,6 @@ def _sorted_out(folder: Path, group: str, deep: bool) -> tuple[list[Path], list[
     """The files of a group, and what is left out with the reason."""
     found, left_out = [], []
     for path in paths.contents(folder):
-        name = path.name
         try:
             mode = path.stat().st_mode
             if stat.S_ISDIR(mode) and deep and not path.is_symlink():
@@ -112,22 +116,27 @@ def _sorted_out(folder: Path, group: str, deep: bool) -> tuple[list[Path], list[
         except UserError as error:
             reason = str(error)
         except OSError as error:
-            reason = f"{error.strerror or error}".lower()
-        if not reason:
+            reason = str(error.strerror or error)
+        if reason == "":
             found.append(path)
-        elif name.lower() not in _LITTER:
-            left_out.append(f"{name} ({reason})")
+        elif reason:
+            left_out.append(f"{path.name} ({reason})")
     return found, left_out
 
 
-def _against(path: Path, mode: int, group: str) -> str:
-    """What speaks against a file as one of a group; "" where nothing does. Raises OSError where it cannot be read."""
+def _against(path: Path, mode: int, group: str) -> str | None:
+    """What speaks against a file as one of a group; "" where nothing does, None where nobody meant it as one.
+
+    Raises OSError where it cannot be read.
+    """
     if stat.S_ISDIR(mode):
         return "a folder"
     if not stat.S_ISREG(mode):
         return "no regular file"
-    if not path.stat().st_size:
-        return "empty"
     with path.open("rb") as file:
         kind = kind_of(file)
-    return "" if kind.group == group else f"no {group}" if kind == UNKNOWN else kind.name
+    if kind.group == group or (kind == UNKNOWN and path.suffix.lower() in _SUFFIXES[group]):
+        return ""
+    if kind == UNKNOWN:  # such as notes.txt and Windows' Thumbs.db
+        return None if path.suffix else f"no {group}"
+    return kind.name

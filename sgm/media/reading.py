@@ -157,7 +157,7 @@ def open_video(source: str | Path | bytes, name: str | None = None) -> Iterator[
             file = stack.enter_context(io.BytesIO(source) if isinstance(source, bytes) else _regular(Path(source)))
             kind = kind_of(file)
             if kind.group == "picture":
-                raise UserError(f"{name} is {kind.name}, not a video: give an mp4 file.")
+                raise UserError(f"{name} is {kind.name} and holds no settings of ours: give a video, an mp4.")
             container = stack.enter_context(av.open(file, options=_OPTIONS, metadata_errors="replace"))
             video = Video(container, name)
         yield video
