@@ -21,6 +21,9 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from streamlit import config, file_util
+from streamlit.errors import Error
+
+from sgm.errors import UserError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -56,7 +59,8 @@ def serve(root: Path, port: int, address: str, open_browser: bool) -> None:
     """Serve the page at a port of 127.0.0.1 until Ctrl-C (KeyboardInterrupt) or SIGTERM (SystemExit).
 
     root: the folder that holds `app/` and `.streamlit/`; the current folder's `.streamlit/` is not read, and what
-    files and variables of Streamlit's say elsewhere yields to the values passed here.
+    files and variables of Streamlit's say elsewhere yields to the values passed here. Raises UserError where Streamlit
+    cannot read them.
     """
 
     @asynccontextmanager
@@ -74,7 +78,10 @@ def serve(root: Path, port: int, address: str, open_browser: bool) -> None:
     os.environ["STREAMLIT_SERVER_COOKIE_SECRET"] = secrets.token_hex()  # the one value that `run` does not take
     sys.argv = [str(script)]  # beside which Streamlit looks for the theme
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # raised when the server has ended
-    st.App(script, middleware=[Middleware(OwnPageOnly)], lifespan=announced).run(config=settings)
+    try:
+        st.App(script, middleware=[Middleware(OwnPageOnly)], lifespan=announced).run(config=settings)
+    except (Error, UnicodeDecodeError) as error:
+        raise UserError(f"Streamlit does not start ({error}): look at .streamlit/config.toml in your home.") from error
 
 
 def _resume(address: str) -> None:

@@ -54,7 +54,13 @@ def train(
         for path in paths:
             # By its path, since `-m` would import from the current folder first.
             command = [sys.executable, str(Path(__file__).with_name("__main__.py")), "train", path, *overrides]
-            if code := subprocess.run(command).returncode:
+            with subprocess.Popen(command) as child:
+                try:
+                    code = child.wait()
+                except KeyboardInterrupt:
+                    child.wait()  # Ctrl-C has reached it, too; it may be writing a checkpoint
+                    raise
+            if code:
                 raise typer.Exit(code)
         return
     from sgm.training import run
