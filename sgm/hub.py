@@ -61,7 +61,7 @@ def download_weights(
         raise UserError(f"{version} is not to be downloaded. {model.how_to_get}")
     target = (user_path(folder) if folder is not None else checkpoint_folders()[0]) / f"{version}.safetensors"
     check_writable(target.parent)
-    if exists(target) and not is_file(target):
+    if (exists(target) or target.is_symlink()) and not is_file(target):
         raise DownloadError(f"{target} is no file: move it away, or name another folder with --to.")
     damage = _damage(target)
     try:
@@ -322,7 +322,11 @@ def _explanation(error: Exception, model: Version, part: Path | None, size: int)
             )
         return f"The hub answered {code} for {model.hub_file} of {model.repo}; try again later."
     if isinstance(error, OSError) and error.errno is not None and not _of_http(error):
-        return f"{model.name} cannot be stored ({error.strerror}): make room, or name another place with --to."
+        return f"{model.name} cannot be stored ({error.strerror}): make room there, or name another place with --to."
+    if isinstance(error, UnicodeEncodeError) or "header value" in str(error):
+        return (
+            "The token of your login (HF_TOKEN) holds characters that no token has: log in again with `hf auth login`."
+        )
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return (
             f"The hub's certificate is not trusted ({_one_line(error)}). If your network's proxy has a certificate of "

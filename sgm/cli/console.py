@@ -63,6 +63,9 @@ def errors_as_sentences(code: int = 1) -> Iterator[None]:
             raise
         echo_stderr(f"Error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}.")
         raise typer.Exit(code) from None
+    except MemoryError:
+        echo_stderr("Error: This needs more memory than there is.")
+        raise typer.Exit(code) from None
     except KeyboardInterrupt:
         echo_stderr("Stopped.")
         raise typer.Exit(130) from None

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgm.errors import UserError, enough_memory, printable
+from sgm.errors import UserError, enough_memory, printable, shown
 from sgm.paths import check_writable, exists, is_file, is_folder, replacing
 from sgm.training.schema import read_training_config
 
@@ -26,6 +26,8 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """
     config = read_training_config(config_path, overrides)
     model = _check_places(config)
+    if not (every := os.environ.get("SGM_PROGRESS_EVERY") or "20").isdecimal():
+        raise UserError(f"SGM_PROGRESS_EVERY must be a number of steps; got {shown(every)}.")
 
     import lightning
     import torch
@@ -65,7 +67,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
             ModelCheckpoint(
                 out, save_last="link", save_top_k=0, every_n_train_steps=None, train_time_interval=timedelta(minutes=3)
             ),
-            TQDMProgressBar(refresh_rate=int(os.environ.get("SGM_PROGRESS_EVERY", "20"))),
+            TQDMProgressBar(refresh_rate=int(every)),
         ],
         enable_model_summary=False,
         use_distributed_sampler=False,
