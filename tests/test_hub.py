@@ -318,7 +318,7 @@ def test_what_is_in_the_way_is_told(hub: Hub, tmp_path: Path) -> None:
     [
         ("ALL_PROXY", "socks5://127.0.0.1:9", "SOCKS proxy|proxy socks5"),
         ("HTTP_PROXY", "http://me:secret@127.0.0.1:9", r"through the proxy http://127\.0\.0\.1:9 .*: is it running\?"),
-        ("HF_TOKEN", "hf_secret\u20ac", "Your login's token"),
+        ("HF_TOKEN", "hf_secret\u20ac", "The token of your login"),
         ("HF_ENDPOINT", "huggingface.co", "HF_ENDPOINT.* is huggingface.co, which is no address"),
         ("HF_ENDPOINT", "file:///etc", "HF_ENDPOINT.* is file:///etc, which is no address"),
         ("HF_ENDPOINT", "http://127.0.0.1:99999", "check HF_ENDPOINT"),
