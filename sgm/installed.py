@@ -63,8 +63,9 @@ def version_status(version: str) -> VersionStatus:
         files = [path]
         if path.is_dir():
             files = [file for file in sorted(path.glob("*/*")) if file.is_file()]
-        stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists())
-        size = sum(size for _, size, _ in stamp)
+        found = [(str(file), file.stat()) for file in files if file.exists()]
+        stamp = tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found)
+        size = sum(stat.st_size for _, stat in found)
         problem = _problem(model, path, stamp)
     except Exception as error:  # of a damaged file, which must not take the list of models down
         problem = printable(f"{path} cannot be read ({type(error).__name__}: {error}).", 400)

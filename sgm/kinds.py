@@ -124,7 +124,7 @@ def _kind(names: list[str]) -> str | None:
 
 
 def listed(names: Iterable[str], count: int = 8) -> str:
-    """Names for a message: at most `count` of them, each at most 120 characters long."""
+    """Names for a message: at most `count` of them, each at most 200 characters long."""
     names = list(names)
-    shown = ", ".join(printable(name, 120) for name in names[:count])
+    shown = ", ".join(printable(name, 200) for name in names[:count])
     return shown + (f" and {len(names) - count} more" if len(names) > count else "")
