@@ -151,6 +151,7 @@ def test_the_current_folder_changes_nothing(page: int, hostile: Path) -> None:
     answer = connection.getresponse()
     assert json.loads(answer.read())["allowedOrigins"] == []
     assert answer.headers.get("Access-Control-Allow-Origin") != "*"
+    assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'self'"
     connection.close()
     assert drawn(page)
     assert status(page, "/_stcore/agent/interact", "POST") in (403, 404)  # Streamlit's agent API is off

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 import typer
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from streamlit import config, file_util
@@ -26,7 +26,7 @@ from streamlit.errors import Error
 from sgm.errors import UserError
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _OWN_HOST = re.compile(r"(?:127\.0\.0\.1|localhost)(?::\d+)?")
 
@@ -35,15 +35,21 @@ class OwnPageOnly:
     """ASGI middleware that refuses requests to another Host than this machine, and from pages of another Origin.
 
     A foreign Host is DNS rebinding: a stranger's page whose name leads to this address. Pages of other ports of this
-    machine are other origins. The port itself may be another, as through an SSH tunnel.
+    machine are other origins. The port itself may be another, as through an SSH tunnel. Nor may such pages frame this
+    one, to have its buttons pressed unseen.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def unframed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).append("Content-Security-Policy", "frame-ancestors 'self'")
+            await send(message)
+
         if scope["type"] == "lifespan" or self._is_own(Headers(scope=scope)):
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, unframed)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
