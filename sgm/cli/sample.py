@@ -194,7 +194,7 @@ def _picture_of_recipe(recipe: Path, request: VideoRequest) -> Image.Image:
     if is_file(stored) and is_file(recipe.with_name("job.json")):
         return open_picture(stored, keep_alpha=request.fit == "object")
     with open_video(recipe) as video:
-        frame, which = input_frame(video, request_of(video.settings or {}))  # as it was made, whatever is made of it now
+        frame, which = input_frame(video, request_of(video.settings or {}))  # as made, without what is changed now
     echo_stderr(
         f"No picture is given: the {which} frame of {recipe.name} stands in for it; the video will differ a little."
     )
