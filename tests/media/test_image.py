@@ -287,7 +287,7 @@ def test_what_cannot_be_read_is_told_what_it_is(tmp_path, monkeypatch):
     refused(head.ljust(200, b"\0") + floats.tobytes(), "floating-point numbers", "8 or 16 bits")
     refused(head, "is a TIFF")
     for address in ("https://example.org/cat.jpg", Path("https://example.org/cat.jpg"), "file:///home/me/cat.jpg"):
-        refused(address, "is an address, not a file: save the picture", name=None)
+        refused(address, "://", "is an address, not a file: save the picture", name=None)
     refused("data/cat.jpg", "does not exist")
 
 
