@@ -190,7 +190,7 @@ def _read(source: str | Path | bytes | BinaryIO, name: str | None, max_bytes: in
             raise PictureError(f"{name} is a folder, not a picture: give a picture file.")
         if not path.exists():
             if _ADDRESS.match(str(source)):
-                address = re.sub(r":[/\\]+", "://", name, count=1)  # a path has lost one of its slashes
+                address = re.sub(r":[/\\](?![/\\])", "://", name, count=1)  # a path has lost one of its slashes
                 raise PictureError(f"{address} is an address, not a file: save the picture and give the file.")
             raise PictureError(f"{name} does not exist: check the name of the picture.")
         if not path.is_file():  # a pipe would wait for ever

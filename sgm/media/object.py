@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import threading
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,11 @@ def cut_out(image: Image.Image, model: str = BACKGROUND_MODEL) -> Image.Image:
         return image
     picture = image.convert("RGB")
     picture.thumbnail((_WORKING_SIZE, _WORKING_SIZE), Image.Resampling.LANCZOS)
-    with _fetching:
-        session = _session(model)
-    # Matting removes the background's colour from the object's edges.
-    cutout = _rembg().remove(picture, session=session, alpha_matting=True)
+    with _torch_threads_kept():
+        with _fetching:
+            session = _session(model)
+        # Matting removes the background's colour from the object's edges.
+        cutout = _rembg().remove(picture, session=session, alpha_matting=True)
     assert isinstance(cutout, Image.Image)
     return cutout.convert("RGBA")
 
@@ -81,6 +83,18 @@ def place_object(cutout: Image.Image, width: int, height: int, image_frame_ratio
     frame = Image.new("RGB", (width, height), "white")
     frame.paste(item, ((width - size[0]) // 2, (height - size[1]) // 2), item)
     return frame
+
+
+@contextlib.contextmanager
+def _torch_threads_kept() -> Iterator[None]:
+    """Keep torch's number of threads, on which a clip's bits depend: numba sets that of OpenMP, which is torch's."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _has_transparency(image: Image.Image) -> bool:
