@@ -23,7 +23,7 @@ _LABELS = ("label_emb.0.0.weight", "add_embedding.linear_1.weight")
 # What other programs store beside the values that they have quantised.
 _QUANTISED = re.compile(
     r"(?:^|[./])(?:scale_weight|weight_scale(?:_\w+)?|scale_input|input_scale|scaled_fp8|comfy_quant|absmax|quant_map|"
-    r"SCB|quant_state\.\S+|weight_format|qweight|qzeros|g_idx|zero_point|\w+_qtype|_data|_scale)$"
+    r"SCB|quant_state\.\w{1,60}|weight_format|qweight|qzeros|g_idx|zero_point|\w+_qtype|_data|_scale)$"
 )
 # Parts of the names that most tensors of another kind of file have, and its description.
 _OTHER_KINDS = (

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 OnProgress = Callable[[float], None]
 
 _SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt")
+_LONGEST_NAME = 1000  # characters; official names have up to 100
 _USUAL_NAMES = ("diffusion_pytorch_model.", "model.", "pytorch_model.")  # of the weights in a folder of diffusers
 
 
@@ -164,6 +165,11 @@ def stored_tensors(path: Path) -> tuple[dict[str, Stored], list[TensorFile]]:
             file = open_tensors(place)
             files.append(file)
             for name, (dtype, shape) in file.layout.items():
+                if len(name) > _LONGEST_NAME:
+                    raise WeightsError(
+                        f"{place} holds a tensor whose name has {len(name):,} characters ({printable(name, 60)}): it "
+                        "is damaged, or no file of weights."
+                    )
                 stored[prefix + name] = Stored(dtype, shape, partial(file.read, name))
     except BaseException as error:
         for file in files:

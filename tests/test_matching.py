@@ -226,7 +226,10 @@ OTHERS: dict[str, tuple[Layout, str]] = {
     ),
     "nothing known": ({"a.weight": (1,)}, "is of no known format. It holds a.weight; known are a whole checkpoint"),
     "nothing": ({}, "is of no known format. It holds nothing"),
-    "a long name": ({"x" * 10**6: (1,)}, "It holds x+…x+; known are"),
+    "a long name": (
+        {"x" * 10**6: (1,)},
+        r"whose name has 1,000,000 characters .x+…x+.: it is damaged, or no",
+    ),
     "\x1b]0;owned\x07": ({"\x1b]0;owned\x07.weight": (1,)}, r"It holds \\x1b\]0;owned\\x07.weight"),
 }
 
