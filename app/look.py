@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import time
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def address() -> str:
 
 
 def plain(text: str) -> str:
-    """Text escaped for Markdown, so that it is shown as it is: paths have underscores, and on Windows backslashes."""
-    return "".join(f"\\{char}" if char in r"\`*_[]<>$:~#" else char for char in text)
+    """Text escaped for Markdown, in one line, so that it is shown as it is: underscores of paths, addresses, dashes."""
+    return re.sub(r"[\\`*_\[\]<>$:~#&@|]|(?<=-)-|(?<=www)\.", r"\\\g<0>", " ".join(text.split()))
 
 
 def inline(jpeg: bytes) -> str:

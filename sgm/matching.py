@@ -162,8 +162,9 @@ class _Search:
             if name in self.found or substitute not in self.found:
                 continue
             tensor, quant = self.found[substitute], f"{encoder}quant_conv."
-            if folds and "encoder.conv_out." in name and f"{quant}weight" in self.found:
-                pieces = (tensor, self.found[f"{quant}weight"], self.found[f"{quant}bias"])
+            kernel, bias = self.found.get(f"{quant}weight"), self.found.get(f"{quant}bias")
+            if folds and "encoder.conv_out." in name and kernel and bias:
+                pieces = (tensor, kernel, bias)
                 tensor = Stored(tensor.dtype, tensor.shape, partial(_folded, *(piece.read for piece in pieces)))
             self.found[name] = tensor
 

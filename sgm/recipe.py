@@ -7,7 +7,7 @@ import hashlib
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,16 +15,19 @@ from omegaconf import OmegaConf
 
 from sgm import __version__
 from sgm.errors import UserError
+from sgm.paths import is_file, refusals_explained
 from sgm.request import VideoRequest
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from sgm.engine import DiffusionEngine
+    from sgm.media.reading import Video
 
 MARK, FORMAT = "sgm", 1  # the key that identifies this program's recipes, and the version of their format
 _NOT_FIELDS = (MARK, "links")  # links: the recipes of the clips that an extended clip continues
 _INTERPOLATION, _ESCAPED = "${", "\\${"  # the start of omegaconf's interpolations, and its escape in a text
+_LONGEST = 1 << 20  # characters of a YAML
 # Keys of recipes from before the mark. These recipes also hold fields that their version does not have.
 _BEFORE_MARK = {"version", "frames", "height", "width", "steps", "fps", "motion_bucket", "cond_aug", "seed", "sampler"}
 
@@ -32,8 +35,9 @@ _BEFORE_MARK = {"version", "frames", "height", "width", "steps", "fps", "motion_
 def settings_of(request: VideoRequest, engine: DiffusionEngine, picture: Image.Image) -> dict[str, Any]:
     """The recipe of a clip: the values of all fields and, under "sgm", everything else that decides the frames.
 
-    Under "sgm": versions of the program and of torch, type of device, dtype, name and hash of the weights and of their
-    base (see `sgm.weights.quick_hash`), and the hash of `picture`, the picture as the model saw it.
+    Under "sgm": versions of the program and of torch, type of device, dtype, number of threads on a processor, name
+    and hash of the weights and of their base (see `sgm.weights.quick_hash`), and the hash of `picture`, as the model
+    saw it.
     """
     provenance = {
         "format": FORMAT,
@@ -41,21 +45,54 @@ def settings_of(request: VideoRequest, engine: DiffusionEngine, picture: Image.I
         "torch": str(torch.__version__),  # of a subclass of str, which YAML cannot write
         "device": engine.device.type,
         "dtype": str(engine.dtype).removeprefix("torch."),
+        # On a processor, each number of threads adds in an order of its own.
+        **({"threads": str(torch.get_num_threads())} if engine.device.type == "cpu" else {}),
         "weights": copy.deepcopy(engine.weights),
         "picture": hashlib.sha256(picture.tobytes()).hexdigest(),
     }
     return {**request.settings(), MARK: provenance}
 
 
-def input_frame(frames: np.ndarray, request: VideoRequest) -> tuple[np.ndarray, str]:
-    """The frame (H, W, 3) of a video (T, H, W, 3) that shows the picture of its recipe, and which it is, in words.
+def input_frame(frames: np.ndarray | Video, request: VideoRequest) -> tuple[np.ndarray, str]:
+    """The frame (H, W, 3) of a video that shows the picture of its recipe, and which it is, in words.
 
-    A film of several clips has the last clip's recipe, so the frame is that clip's.
+    frames: (T, H, W, 3), or an open video, of which no more is read than is needed. A film of several clips has the
+    last clip's recipe, so the frame is that clip's. Raises UserError where an open video's frame cannot be read.
     """
     if request.family.input_frame:
         return frames[-1], "last"
-    clip = frames[-request.frames :]
-    return clip[0], "first" if len(clip) == len(frames) else "last clip's first"
+    start = len(frames) - request.frames
+    return (frames[start], "last clip's first") if start > 0 else (frames[0], "first")
+
+
+class Restored(NamedTuple):
+    """What a clip's file gives back. picture: its input frame, None where it cannot be read. note: says which it is."""
+
+    settings: dict[str, Any]
+    request: VideoRequest
+    picture: Image.Image | None
+    note: str
+
+
+def restore_clip(source: str | Path | bytes, name: str | None = None) -> Restored:
+    """The recipe and the picture of a clip. source: a path, or a file's content. name: the file's name in messages.
+
+    Raises UserError, before a frame is decoded, for a file that is no video or holds no recipe that can be used.
+    """
+    from PIL import Image
+
+    from sgm.media.reading import open_video
+
+    name = name or ("The file" if isinstance(source, bytes) else str(source))
+    with open_video(source, name) as video:
+        settings = _ours(video.settings, name)
+        request = request_of(settings)
+        try:
+            frame, which = input_frame(video, request)
+        except UserError as error:
+            return Restored(settings, request, None, f"No picture could be read from it: {error}")
+    note = f"The {which} frame of {name} stands in for the picture."
+    return Restored(settings, request, Image.fromarray(frame), note)
 
 
 def is_recipe(settings: object) -> bool:
@@ -105,17 +142,18 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.suffix.lower() not in (".yaml", ".yml"):
-        from sgm.media.video import read_settings  # imported here, since PyAV's import is slow
+        from sgm.media.reading import read_settings  # imported here, since PyAV's import is slow
 
-        settings = read_settings(path)
-        if settings is None or not is_recipe(settings):
-            raise UserError(f"{path} holds no settings of ours: only clips that were made here do.")
-        return settings
+        return _ours(read_settings(path), str(path))
+    if not is_file(path):
+        raise UserError(f"There is no recipe at {path}.")
+    with refusals_explained(path), path.open(encoding="utf-8") as file:
+        text = file.read(_LONGEST + 1)
+    if len(text) > _LONGEST:
+        raise UserError(f"{path} is no recipe: it is longer than the {_LONGEST >> 20} MB that one can have.")
     try:
         # Not resolved: an interpolation could read the environment of whoever opens another's recipe.
-        settings = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except FileNotFoundError:
-        raise UserError(f"There is no recipe at {path}.") from None
+        settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except Exception as error:  # PyYAML's errors share no base with omegaconf's
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("version"), str):
@@ -124,16 +162,30 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return settings if MARK in settings or is_recipe(settings) else {**settings, MARK: {"format": FORMAT}}
 
 
+def _ours(settings: dict[str, Any] | None, name: str) -> dict[str, Any]:
+    """A video's settings, if they are a recipe. Raises UserError for others, and for none."""
+    if settings is None or not is_recipe(settings):
+        raise UserError(f"{name} holds no settings of ours: only clips that were made here do.")
+    return settings
+
+
 def differences(settings: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
-    """How program, torch, device, dtype, weights and picture of a second recipe differ, in sentences.
+    """How program, torch, device, dtype, threads, weights and picture of a second recipe differ, in sentences.
 
     Entries that the first recipe lacks are left out. Without differences, the same request gives the same frames.
     """
     before, now = made_by(settings), made_by(again)
     sentences = []
-    for key, label in (("program", "Program version"), ("torch", "torch"), ("device", "Device"), ("dtype", "dtype")):
-        if key in before and before[key] != now.get(key):
-            sentences.append(f"{label}: {before[key]} then, {now.get(key)} now.")
+    labels = {
+        "program": "Program version",
+        "torch": "torch",
+        "device": "Device",
+        "dtype": "dtype",
+        "threads": "Threads",
+    }
+    for key, label in labels.items():
+        if key in before and key in now and before[key] != now[key]:
+            sentences.append(f"{label}: {before[key]} then, {now[key]} now.")
     for key, label in (("weights", "Weights"), ("base", "Base weights")):
         old, new = before[key], now[key]
         if old and old.get("sha256") != new.get("sha256"):

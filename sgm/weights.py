@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sgm.errors import UserError, printable
 from sgm.formats.files import TensorFile, WeightsError, open_tensors
 from sgm.formats.folder import LEFTOVERS, PARTS, weight_files
+from sgm.formats.tensor_file import reading
 from sgm.kinds import listed, mismatch, unusable
 from sgm.matching import Found, Shapes, Stored, find_tensors, part_of
 from sgm.paths import contents, is_file, is_folder, user_path
@@ -138,8 +139,9 @@ def open_weights(path: str | Path, expected: Shapes, base: str | Path | None = N
             file.close()
 
     try:
-        found = find_tensors(stored, expected, ema)
-        _check(path, found, expected)
+        with reading(path):
+            found = find_tensors(stored, expected, ema)
+            _check(path, found, expected)
         if ema and not found.averages:
             raise WeightsError(f"{path} holds no moving averages (model_ema.*): leave out --ema.")
         form = "diffusers folder" if any("/" in name for name in stored) else "checkpoint"

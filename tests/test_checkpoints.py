@@ -328,15 +328,15 @@ def test_a_pickle_cannot_take_memory_at_will(tmp_path: Path, data: bytes, monkey
 
 
 def test_a_list_of_entries_is_bounded_before_it_is_read(tmp_path: Path) -> None:
-    path, size = tmp_path / "a.ckpt", 3 << 30
+    path, size = tmp_path / "a.ckpt", 17 << 20
     end = b"PK\x05\x06" + bytes(8) + size.to_bytes(4, "little") + (4).to_bytes(4, "little") + bytes(2)
     with path.open("wb") as file:
         file.write(b"PK\x03\x04")
-        file.truncate(4 + size)  # which takes no room on the disk
+        file.truncate(4 + size)
         file.seek(0, 2)
         file.write(end)
     tracemalloc.start()
-    with pytest.raises(WeightsError, match=r"damaged or cut short zip archive .a list of entries of 3,221 MB"):
+    with pytest.raises(WeightsError, match=r"damaged or cut short zip archive .a list of entries of 18 MB"):
         open_tensors(path)
     assert tracemalloc.get_traced_memory()[1] < 1e6
     tracemalloc.stop()

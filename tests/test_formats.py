@@ -23,7 +23,7 @@ from sgm.errors import UserError
 from sgm.formats.diffusers import UNET, unet_counterparts
 from sgm.installed import recognise, version_status
 from sgm.versions import VERSIONS
-from sgm.weights import WeightsError, load_weights
+from sgm.weights import WeightsError, load_weights, open_weights
 from tests.small_model import made_up, official_layout, shapes_of, state_of, write_config, write_empty
 
 CPU = torch.device("cpu")
@@ -396,6 +396,35 @@ def test_what_is_wrong_with_a_folder_is_said(model: Model, tmp_path: Path) -> No
     weights.unlink()
     save_file(state | {"surplus": torch.zeros(1)}, weights)
     fails(odd, r"1 missing: model.diffusion_model.input_blocks.0.0.weight; 1 unexpected: unet/surplus")
+
+
+def test_tensors_of_a_folder_that_contradict_each_other_are_said(model: Model, tmp_path: Path) -> None:
+    def fails(part: str, change: dict[str, Tensor | None], words: str) -> None:
+        folder = linked(model, tmp_path / f"{len(list(tmp_path.iterdir()))}")
+        (weights,) = (folder / part).glob("*.safetensors")
+        state = {name: value for name, value in {**load_file(weights), **change}.items() if value is not None}
+        weights.unlink()
+        save_file(state, weights)
+        with pytest.raises(WeightsError, match=words):
+            open_weights(folder, {name: tuple(value.shape) for name, value in model.state.items()})
+
+    query = "vision_model.encoder.layers.0.self_attn.q_proj"
+    fails("image_encoder", {f"{query}.weight": torch.zeros(64, 63)}, r"in_proj_weight \(-1,\) instead of \(192, 64\)")
+    fails("image_encoder", {f"{query}.bias": torch.zeros(())}, r"in_proj_bias \(-1,\) instead of \(192,\)")
+    fails("image_encoder", {f"{query}.bias": torch.zeros(3)}, r"in_proj_bias \(131,\) instead of \(192,\)")
+    fails("vae", {"quant_conv.bias": None}, r"1 missing: conditioner\.embedders\.3\.encoder\.quant_conv\.bias")
+    fails("vae", {"quant_conv.weight": torch.zeros(1 << 40, 0)}, r"quant_conv\.weight \(1099511627776, 0\) instead of")
+
+
+def test_parts_of_one_tensor_may_differ_in_dtype(model: Model, tmp_path: Path) -> None:
+    folder = linked(model, tmp_path / "mixed")
+    (weights,) = (folder / "image_encoder").glob("*.safetensors")
+    state = {name: value.half() if ".q_proj." in name else value for name, value in load_file(weights).items()}
+    weights.unlink()
+    save_file(state, weights)
+    convert_weights(folder, tmp_path / "a.safetensors", config=model.config)
+    name = "conditioner.embedders.0.open_clip.model.visual.transformer.resblocks.0.attn.in_proj_weight"
+    assert load_file(tmp_path / "a.safetensors")[name].equal(model.state[name].half())
 
 
 def test_links_in_a_folder_are_followed(model: Model, tmp_path: Path) -> None:

@@ -59,10 +59,8 @@ def show_progress(job_id: str) -> None:
 
 
 def _cost_caption(request: VideoRequest) -> str:
-    """The clip's length, and the time that the job will take, if it can be estimated."""
-    length = f"{request.frames / request.fps:.1f} s of video"
-    seconds = table().seconds_for(request)
-    return f"{length}, made in about {look.duration(seconds)}" if seconds else length
+    """The clip's length, and the time that the job will take."""
+    return f"{request.frames / request.fps:.1f} s of video, made in about {look.duration(table().seconds_for(request))}"
 
 
 def _progress_text(job: Job) -> str:

@@ -7,21 +7,19 @@ from typing import NamedTuple
 import streamlit as st
 from PIL import Image
 
-from app import look
+from app import look, upload
 from app.create import cutout, settings
 from app.create.fields import base_fields, draw, key_of, options_of, value_of
 from app.jobs import Job, open_stored
-from app.link import request_of_clip
-from sgm import Field, UserError, Version, describe_fit, fit_picture, input_frame, open_picture, read_frames
+from sgm import Field, PictureError, UserError, Version, describe_fit, fit_picture, open_picture
 
 # crop_x and crop_y: names of five positions; other values are shown as numbers.
 _POSITIONS = {
     "crop_x": ("Left", "Left of centre", "Centre", "Right of centre", "Right"),
     "crop_y": ("Top", "Upper", "Centre", "Lower", "Bottom"),
 }
-_LARGEST_UPLOAD = 20  # MB; checked again below, since the browser alone enforces it
-_LARGEST_SIDE = 4096  # pixels, the largest side of a clip: larger pictures are stored scaled down
-_UNREADABLE = f"We can't read that file as a picture. Use a JPG, PNG or WebP under {_LARGEST_UPLOAD} MB."
+_UNREADABLE = f"We can't read that file as a picture. Use a JPG, PNG, WebP or HEIC under {upload.LARGEST} MB."
+_NOT_RESTORED = "We can't restore settings from that clip."
 
 
 class Opened(NamedTuple):
@@ -43,10 +41,9 @@ def choose_picture(version: Version, width: int, height: int) -> Picture | None:
     """Draw the widgets that choose and fit a picture. Returns the picture, None while there is none."""
     st.file_uploader(
         "Drop, paste or choose a picture",
-        ["jpg", "png", "webp", "avif", "gif", "bmp", "tiff", "mp4"],
-        key="upload",
+        key="upload",  # of any type: the content says what a file is, and a browser's refusal has no words
         on_change=_open_upload,
-        max_upload_size=_LARGEST_UPLOAD,
+        max_upload_size=upload.LARGEST,
         help="Drop an MP4 that was made here to restore its settings.",
     )
     opened: Opened | None = st.session_state.get("opened")
@@ -84,9 +81,6 @@ def refuse(headline: str, reason: str) -> None:
 
 
 def _open(key: str, image: Image.Image, name: str) -> None:
-    if max(image.size) > _LARGEST_SIDE:
-        image = image.copy()
-        image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
     st.session_state["opened"] = Opened(key, image, name)
     st.session_state["refused"] = st.session_state["restored"] = None
 
@@ -101,22 +95,16 @@ def _open_upload() -> None:
     st.session_state["opened"] = st.session_state["refused"] = st.session_state["restored"] = None
     if file is None:
         return
-    content = file.getvalue()
-    clip = file.name.lower().endswith(".mp4")
     try:
-        if not clip:
-            _open(file.file_id, open_picture(content, file.name, keep_alpha=True), file.name)
-            return
-        if len(content) > _LARGEST_UPLOAD * 2**20:
-            raise UserError(f"{file.name} is larger than {_LARGEST_UPLOAD} MB.")
-        request = request_of_clip(content, file.name)
-        settings.restore(request)
-        frames, _ = read_frames(content)
-        frame, which = input_frame(frames, request)
-        _open(file.file_id, Image.fromarray(frame), file.name)
-        st.session_state["restored"] = f"Settings of {file.name} restored. Its {which} frame stands in for the picture."
+        found = upload.read_upload(file.getvalue(), file.name)
     except UserError as error:
-        refuse("We can't restore settings from that clip." if clip else _UNREADABLE, str(error))
+        refuse(_UNREADABLE if isinstance(error, PictureError) else _NOT_RESTORED, str(error))
+        return
+    if found.request:
+        settings.restore(found.request)
+    if found.picture:
+        _open(file.file_id, found.picture, file.name)
+    st.session_state["restored"] = found.note
 
 
 def _fitted(opened: Opened, version: Version, width: int, height: int) -> Picture | None:

@@ -10,9 +10,9 @@ import streamlit as st
 
 from app import look, player
 from app.create import session
-from app.create.orbit import without_effect
-from app.jobs import LONGEST_CHAIN, Job, open_stored, table
-from sgm import VideoRequest, prepare_picture
+from app.jobs import LONGEST_CHAIN, Job, open_stored, still, table
+from app.summary import summary
+from sgm import UserError, VideoRequest, prepare_picture
 
 _PREVIEW_SIDE = 960  # pixels
 
@@ -41,15 +41,15 @@ def show_result(job: Job | None) -> None:
 
 def show_recent(shown: Job | None) -> None:
     """Show the latest other clips, with buttons that open them."""
-    others = [job for job in table().jobs() if job.state == "done" and job.poster.is_file()]
-    others = [job for job in others if shown is None or job.id != shown.id][:4]
+    others = [job for job in table().jobs() if job.state == "done" and (shown is None or job.id != shown.id)][:4]
     if not others:
         return
     st.header("Recent clips", anchor=False)
     with st.container(key="recent"):
         for job in others:
             with st.container():
-                st.image(job.poster, width="stretch", alt=f"First frame of the clip of {job.name}")
+                if picture := still(job):
+                    st.image(picture, width="stretch", alt=f"First frame of the clip of {job.name}")
                 st.button(
                     "Open",
                     key=f"recent_{job.id}",
@@ -58,22 +58,6 @@ def show_recent(shown: Job | None) -> None:
                     args=(job.id,),
                     width="stretch",
                 )
-
-
-def summary(request: VideoRequest) -> str:
-    """One line of a clip's settings: model, seed, the family's fields and some common fields."""
-    fields, unused = request.fields(), without_effect(request.options)
-    family_fields = [field for field in request.family.fields if field.name not in unused]
-    parts = [
-        request.model.title,
-        f"seed {request.seed}",
-        *(f"{field.label.lower()} {field.title(getattr(request, field.name)).lower()}" for field in family_fields),
-        f"{request.steps} steps",
-        fields["sampler"].title(request.sampler),
-        f"{request.frames} frames at {request.fps} fps",
-        f"{request.width} × {request.height}",
-    ]
-    return " · ".join(parts)
 
 
 @st.fragment(run_every=2 * look.POLL)
@@ -87,7 +71,7 @@ def _still(job: Job) -> None:
     """Show the preview of a job or, before there is one, the picture as the model sees it."""
     try:
         address = look.inline(job.preview or _frame(job.picture, job.request))
-    except OSError:
+    except Exception:  # of any kind: the picture may be damaged
         return
     about = f"{'A preview of the clip of' if job.preview else 'The picture'} {job.name}"
     st.html(f'<div class="stage live"><img src="{address}" alt="{html.escape(about)}"></div>')
@@ -105,9 +89,9 @@ def _frame(path: Path, _request: VideoRequest) -> bytes:
 
 def _show_clip(job: Job) -> None:
     try:
-        content = job.unsaved or job.film.read_bytes()
-    except OSError:
-        st.info("This clip has been deleted from the server.", icon=":material/link_off:")
+        content = table().video(job)
+    except UserError as error:
+        st.info(look.plain(str(error)), icon=":material/link_off:")
         return
     if job.message:
         st.warning(look.plain(job.message), icon=":material/save:")

@@ -76,7 +76,7 @@ class Counterpart:
     def ours(self, theirs: Sequence[Tensor]) -> Tensor:
         """Convert their tensors to ours."""
         if self.form == "stacked":
-            return torch.cat(list(theirs))
+            return torch.cat([value.to(theirs[0].dtype) for value in theirs])
         value = theirs[0]
         if self.form == "matrix" and value.ndim == 2:
             return value[:, :, None, None]

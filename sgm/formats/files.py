@@ -21,6 +21,10 @@ _OTHERS = (
     (b"<html", "a web page: the download brought a notice rather than the file"),
     (b"<?xml", "a web page: the download brought a notice rather than the file"),
     (b"{", "text in JSON, such as an index or a notice"),
+    (
+        b"\x80\x02\x8a\nl\xfc\x9c",
+        "of torch.save's format before torch 1.6: load it with torch.load and save it anew, or",
+    ),
     (b"\x80", "a bare pickle, which can hold code and is not opened; weights come as .safetensors"),
     (b"\x1f\x8b", _PACKED),
     (b"7z\xbc\xaf", _PACKED),

@@ -82,9 +82,10 @@ def _header(path: Path, file: FileIO) -> tuple[dict[str, tuple[torch.dtype, Shap
             )
         if kind not in _DTYPES:
             raise WeightsError(f"{path} holds {printable(name)} as {printable(kind)}; known are {', '.join(_DTYPES)}.")
-        valid = is_shape(shape) and all(type(number) is int and number >= 0 for number in (begin, stop))
-        if not valid or math.prod(shape) * _DTYPES[kind].itemsize != stop - begin:
-            expected = f"{math.prod(shape) * _DTYPES[kind].itemsize:,} bytes" if valid else "numbers of such"
+        valid = is_shape(shape) and type(begin) is int and type(stop) is int and begin >= 0
+        size_of = math.prod(shape) * _DTYPES[kind].itemsize if valid else -1
+        if not valid or size_of != stop - begin:
+            expected = f"{size_of:,} bytes" if valid else "lengths and places"
             raise WeightsError(
                 f"{path} contradicts itself: its header gives {printable(name)} the shape {shown(shape)} in {kind} and "
                 f"the bytes {shown(begin)} to {shown(stop)}, where {expected} were expected. Get the file again."

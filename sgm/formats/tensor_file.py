@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -50,12 +49,14 @@ def reading(path: Path, what: str = "") -> Iterator[None]:
 
 def is_shape(value: Any) -> bool:
     """Whether a value is a shape that torch can make: a zero among its lengths hides no overflow of the others."""
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) <= 64
-        and all(type(length) is int and 0 <= length < LARGEST_LENGTH for length in value)
-        and math.prod(max(length, 1) for length in value) < LARGEST_LENGTH
-    )
+    if not isinstance(value, (list, tuple)) or len(value) > 64:
+        return False
+    product = 1
+    for length in value:
+        if type(length) is not int or not 0 <= length < LARGEST_LENGTH:
+            return False
+        product *= length or 1
+    return product < LARGEST_LENGTH
 
 
 class TensorFile(ABC):
