@@ -44,7 +44,8 @@ _OTHER_KINDS = (
 )
 _TEXT = re.compile(r"cond_stage_model\.|text_model\.|conditioner\.embedders\.\d+\.(transformer|model)\.|text_encoder")
 _CONTROL = re.compile(r"control_model\.|controlnet_|input_hint_block\.|zero_convs\.")
-_NETWORK = re.compile(r"(^|[./])(input_blocks|down_blocks|double_blocks|joint_blocks)\.")
+_NETWORK = re.compile(r"(^|[./])(input_blocks|down_blocks)\.")
+_TRANSFORMER = re.compile(r"(^|[./])(double_blocks|joint_blocks|transformer_blocks|blocks)\.\d+\.")
 _TEMPORAL = re.compile(r"time_stack\.|temporal_|motion_modules\.")
 
 
@@ -116,6 +117,8 @@ def _kind(names: list[str]) -> str | None:
     for pattern, kind in _OTHER_KINDS:
         if sum(bool(re.search(pattern, name)) for name in names) * 2 > len(names):
             return kind
+    if not network and sum(bool(_TRANSFORMER.search(name)) for name in names) * 2 > len(names):
+        return "a diffusion transformer, which is another kind of network"
     if not network or any(_TEMPORAL.search(name) for name in network):
         return None
     if any(_TEXT.search(name) for name in names):

@@ -235,7 +235,10 @@ def _lay_over(weights: Weights, found: Found, expected: Shapes, base: str | Path
             f"{weights.path} {alone}: the {absent} must come from a base, such as svd_xt's weights. Give it with "
             "--base."
         )
-    below, close = open_weights(base, expected), weights._close
+    try:
+        below, close = open_weights(base, expected), weights._close
+    except WeightsError as error:
+        raise WeightsError(f"{weights.path} takes the {absent} from a base, which does not serve: {error}") from error
     tensors = {name: tensor for name, tensor in below.tensors.items() if part_of(name) in found.absent}
     weights.tensors, weights.base = {**weights.tensors, **tensors}, below.path
     weights.form += f" over {below.path}"
