@@ -46,5 +46,6 @@ VOLUME ["/data/checkpoints", "/data/outputs"]
 EXPOSE 8501
 HEALTHCHECK --start-period=60s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8501/_stcore/health')"]
 
-# What `sgm app` runs, but for the address, which `sgm app` keeps to the machine that it runs on: here, the container.
+# Not `sgm app`, which keeps to the machine that it runs on: here, the container. The page answers to 127.0.0.1 and
+# localhost; for another name, as behind a proxy, add --server.allowedHosts=NAME.
 CMD ["streamlit", "run", "/opt/sgm-video/app/main.py", "--server.address=0.0.0.0", "--server.port=8501", "--server.headless=true"]

@@ -18,7 +18,7 @@ from torch.nn.modules.module import (
 
 from sgm.config import ConfigError, instantiate_from_config, load_config
 from sgm.diffusion.denoiser import Denoiser
-from sgm.errors import UserError, enough_memory
+from sgm.errors import UserError, enough_memory, printable
 from sgm.fast.decoder import MAX_VALUES, decode, frame_values
 from sgm.fast.ops import channels_last
 from sgm.fast.unet import FastUNet
@@ -301,12 +301,16 @@ def copy_to(module: nn.Module, device: torch.device, dtype: torch.dtype | None =
 
 def choose_device(name: str | None) -> torch.device:
     """The device of that name, or the fastest available. Raises UserError for one that cannot be used here."""
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    there = [*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
     if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = there[0].partition(":")[0]
     try:
+        if name.partition(":")[0] not in ("cuda", "mps", "xpu", "cpu"):
+            raise RuntimeError("no kind of device that networks run on")
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"Device '{name}' cannot be used here ({reason}); try --device cpu.") from None
+        reason = printable(str(error).partition("\n")[0].partition(". ")[0], 120)
+        raise UserError(f"Device '{name}' cannot be used ({reason}); here are: {', '.join(there)}.") from None
     return device

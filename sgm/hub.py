@@ -1,26 +1,33 @@
-"""Downloads of weights from the Hugging Face hub: resumed after interruptions, checked, renamed when complete."""
+"""Downloads of weights from the Hugging Face hub: resumed after interruptions, checked, renamed when complete.
+
+Whatever the hub, its storage servers, the proxy or the disk do, nothing gets the official name unchecked, and the error
+is one sentence.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
+import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import urlsplit
 
 from sgm.errors import UserError
+from sgm.hub_errors import DownloadError, errors_explained, of_http
+from sgm.paths import check_writable, exists, is_file, refusals_explained, rename_new, user_path
 from sgm.versions import VERSIONS, Version, checkpoint_folders
 
+logger = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPARE = 256 << 20  # bytes of disk space to be left free
-
-
-class DownloadError(UserError):
-    """A download that failed; the message says why and what to do."""
+_LARGEST = 1 << 40  # bytes that a file of weights may have
+_TRIES = 5  # connections in a row that bring nothing
 
 
 def download_weights(
@@ -33,128 +40,224 @@ def download_weights(
     """Download a version's official file into `folder` (default: the first of `checkpoint_folders`); return its path.
 
     An interrupted download is resumed. Size and, where the hub gives one, SHA-256 are checked before the file gets its
-    name. endpoint: another hub's address. on_progress(phase, share) is called with "download" or "check" and the share
-    that is done, 0 to 1.
-    Raises UserError for an unknown version, DownloadError for a hub that cannot be reached or refuses, too little disk
-    space, and content with another size or checksum than the hub announced.
+    name; without one, a warning is logged. A file that lies there already is kept if it is whole and as large as the
+    hub's, or cannot be compared since the hub is not reached; one that is damaged is replaced.
+    endpoint: another hub's address. on_progress(phase, share) is called with "download" or "check" and the share that
+    is done, 0 to 1.
+    Raises UserError for an unknown version, DownloadError for a hub that cannot be reached, refuses, or sends other
+    content than it announced; for another download of the same file that is running; for a whole file of another size
+    that lies there; and for a disk that is full or cannot be written.
     """
     if version not in VERSIONS:
         raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")
     model = VERSIONS[version]
     if model.repo is None:
         raise UserError(f"{version} is not to be downloaded. {model.how_to_get}")
-    target = Path(folder or checkpoint_folders()[0]) / f"{version}.safetensors"
-    if target.is_file():
-        return target
-    report = on_progress or (lambda phase, share: None)
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url  # imported here, since it takes a second
-
-    # The function below `hf_hub_download`, which itself (2.4) deletes an unfinished file and checks no checksum.
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
-
-    with _errors_explained(model):
-        url = hf_hub_url(model.repo, model.hub_file, endpoint=endpoint)
-        meta = get_hf_file_metadata(url, endpoint=endpoint)
-    size, etag = meta.size, (meta.etag or "").strip('"').lower()
-    if not size or not etag:
-        raise DownloadError(f"The hub does not say how large {model.hub_file} of {model.repo} is; try again later.")
+    target = (user_path(folder) if folder is not None else checkpoint_folders()[0]) / f"{version}.safetensors"
+    check_writable(target.parent)
+    if (exists(target) or target.is_symlink()) and not is_file(target):
+        raise DownloadError(f"{target} is no file: move it away, or name another folder with --to.")
+    damage = _damage(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{version}-{etag[:16]}.part")  # named by the content, so that only it is resumed
-        done = part.stat().st_size if part.is_file() else 0
-    except OSError as error:
-        raise DownloadError(f"Nothing can be written to {target.parent} ({error.strerror}): choose another.") from error
-    if done > size:
-        part.unlink()
-        done = 0
-    free = shutil.disk_usage(target.parent).free
-    if free < size - done + _SPARE:
-        raise DownloadError(
-            f"{version} needs {(size - done) / 1e9:.2f} GB more, but {target.parent} has {free / 1e9:.2f} GB free: "
-            "make room, or name another place with --to."
-        )
-    headers = build_hf_headers()
-    if urlparse(meta.location).netloc != urlparse(url).netloc:
-        headers.pop("authorization", None)  # the token is for the hub, not for its storage servers
-    with _errors_explained(model, part, size), part.open("ab") as file:
-        bar = _bar(lambda count: report("download", count / size))
-        report("download", done / size)
-        http_get(meta.location, file, resume_size=done, headers=headers, expected_size=size, tqdm_class=bar)
-    if _SHA256.fullmatch(etag) and (checksum := _sha256(part, size, report)) != etag:
-        part.unlink()
-        raise DownloadError(
-            f"What came as {model.hub_file} of {model.repo} has the checksum {checksum[:12]}…, but the hub announced "
-            f"{etag[:12]}…: it was damaged on its way or is not genuine, and has been deleted. Try again."
-        )
-    os.replace(part, target)
-    return target
+        url, size, etag, headers = _announced(model, endpoint)
+    except DownloadError as error:
+        if not is_file(target) or damage:
+            raise
+        logger.warning("%s is whole, but could not be compared with the hub's: %s", target, error)
+        return target
+    with _lock(version, target):
+        if is_file(target) and not (damage := _damage(target)):
+            if (there := target.stat().st_size) == size:
+                return target
+            raise DownloadError(
+                f"{target} is another file than the hub's: it has {there} bytes, the hub's {size}. Nothing has been "
+                "changed: move it away to download the hub's, or name another folder with --to."
+            )
+        if damage:
+            logger.warning("%s is downloaded again, since what lies there is damaged.", target)
+        return _download(model, target, url, size, etag, headers, on_progress or (lambda phase, share: None), damage)
+
+
+def _announced(model: Version, endpoint: str | None) -> tuple[str, int, str, dict[str, str]]:
+    """Ask the hub about a version's file: its address, size in bytes, ETag, and the headers to send for it."""
+    with errors_explained(model):
+        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url  # imported here: they take a second
+        from huggingface_hub.utils import build_hf_headers
+
+        hub = endpoint or constants.ENDPOINT
+        _check_address(hub, f"The hub's address (HF_ENDPOINT) is {hub}")
+        url = hf_hub_url(model.repo or "", model.hub_file, endpoint=endpoint)
+        meta = get_hf_file_metadata(url, endpoint=endpoint)
+        _check_address(meta.location, f"The hub says that {model.hub_file} lies at {meta.location}")
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+        if urlsplit(meta.location).netloc != urlsplit(url).netloc:
+            headers.pop("authorization", None)  # the token is for the hub, not for its storage servers
+    etag = (meta.etag or "").strip('"').lower()
+    if not meta.size or not etag or not 0 < meta.size <= _LARGEST:
+        raise DownloadError(f"The hub does not say how large {model.hub_file} of {model.repo} is; try again later.")
+    return meta.location, meta.size, etag, headers
+
+
+def _check_address(address: str, said: str) -> None:
+    """Raise DownloadError for what is no address of HTTP."""
+    try:
+        parts = urlsplit(address)
+        right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 443) > 0
+    except ValueError:  # of a bad port, or brackets
+        right = False
+    if not right:
+        raise DownloadError(f"{said}, which is no address of a server: it must be like https://huggingface.co.")
 
 
 @contextlib.contextmanager
-def _errors_explained(model: Version, part: Path | None = None, size: int = 0) -> Iterator[None]:
-    """Turn errors of the hub's library into DownloadErrors that say in a sentence what to do."""
-    from huggingface_hub import errors
+def _lock(version: str, target: Path) -> Iterator[None]:
+    """Exclusive right to write a file, until its process ends. Raises DownloadError where another has it."""
+    from filelock import FileLock, Timeout
 
-    page = f"https://huggingface.co/{model.repo}"
+    path = target.with_name(f".{version}.lock")
+    with refusals_explained(target.parent, "choose another place with --to"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(path, timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise DownloadError(f"Another download of {version} to {target.parent} is running: wait for it.") from None
+        except NotImplementedError as error:
+            raise DownloadError(
+                f"{target.parent} is on a disk without file locks: choose another with --to."
+            ) from error
     try:
         yield
-    except errors.GatedRepoError as error:
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()  # still locked: whoever has it open sees that, and makes a new one
+        lock.release()
+
+
+def _download(
+    model: Version,
+    target: Path,
+    url: str,
+    size: int,
+    etag: str,
+    headers: dict[str, str],
+    report: Callable[[str, float], None],
+    replace: str,
+) -> Path:
+    """Bring a file whole, check it and give it its name."""
+    # Named by the content, so that only it is resumed; by a hash, since an ETag may hold anything.
+    part = target.with_name(f".{model.name}-{hashlib.sha256(etag.encode()).hexdigest()[:16]}.part")
+    if part.is_symlink() or (exists(part) and not is_file(part)):
+        raise DownloadError(f"{part} is no file of this program's: delete it, then start again.")
+    done = part.stat().st_size if part.exists() else 0
+    free = shutil.disk_usage(target.parent).free
+    if free < size - done + _SPARE:
         raise DownloadError(
-            f"{model.name} is given to those who accept its licence: log in at {page}, accept it there, run `hf auth "
-            f"login` with a token of your account, then `sgm download {model.name}` again."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
+            f"{model.name} needs {(size - done) / 1e9:.2f} GB more, but {target.parent} has {free / 1e9:.2f} GB free: "
+            "make room, or name another place with --to."
+        )
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with errors_explained(model):
+        file = io.FileIO(os.open(part, flags, 0o666), "r+")
+    count: int | None = done
+    try:
+        with file, contextlib.closing(_fetch(url, headers, file, size)) as steps:
+            while count is not None:
+                report("download", min(count / size, 1))  # outside of the boundary: its errors are the caller's
+                with errors_explained(model, part, size):
+                    count = next(steps, None)
+    except _Unannounced:
+        part.unlink()
+        raise
+    if _SHA256.fullmatch(etag):
+        checksum = _sha256(part, size, report)
+        problem = "" if checksum == etag else f"has the checksum {checksum[:12]}…, but the hub announced {etag[:12]}…"
+    else:
+        logger.warning("The hub gives no checksum of %s: only its size and header are checked.", model.hub_file)
+        problem = "cannot be read as weights" if _damage(part) else ""
+    if problem:
+        part.unlink()
         raise DownloadError(
-            f"The hub shows no {model.repo} to you. If it asks for a licence, log in with `hf auth login` and accept "
-            f"it at {page}; otherwise it has been removed."
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise DownloadError(f"{model.repo} has no {model.hub_file} (any more): see {page}.") from error
-    except errors.OfflineModeIsEnabled as error:
-        raise DownloadError("HF_HUB_OFFLINE is set, so nothing is downloaded: unset it, or bring the file.") from error
-    except errors.HfHubHTTPError as error:
-        code = getattr(error.response, "status_code", "an error")
-        if code in (401, 403):
-            raise DownloadError(
-                f"The hub refuses {model.repo} ({code}): log in with `hf auth login`, and accept the licence at {page}."
-            ) from error
-        raise DownloadError(
-            f"The hub answered {code} for {model.hub_file} of {model.repo}; try again later."
-        ) from error
-    except Exception as error:
-        # The hub's library has changed its HTTP client more than once: errors of all of them are handled.
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "requests", "urllib3"):
-            if not isinstance(error, OSError):
+            f"What came as {model.hub_file} of {model.repo} {problem}: it was damaged on its way or is not genuine, "
+            "and has been deleted. Try again."
+        )
+    with refusals_explained(target):
+        (os.replace if replace else rename_new)(part, target)
+    return target
+
+
+class _Unannounced(DownloadError):
+    """A server that sends something else than it announced."""
+
+
+def _fetch(url: str, headers: dict[str, str], file: io.FileIO, size: int) -> Generator[int]:
+    """Append to a file what it lacks of `size` bytes, over as many connections as it takes; yields its size so far.
+
+    Not by the hub library's `http_get`, which unpacks what is compressed and writes whatever comes, to the disk's end.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import hf_raise_for_status, http_stream_backoff
+
+    if (count := file.seek(0, os.SEEK_END)) > size:
+        count = _emptied(file)
+    failures = 0
+    while count < size:
+        before = count
+        resumed = {"Range": f"bytes={count}-"} if count else {}
+        try:
+            with http_stream_backoff(
+                "GET",
+                url,
+                headers={**headers, **resumed},
+                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+                retry_on_exceptions=(),
+                retry_on_status_codes=(408, 429),
+            ) as response:
+                hf_raise_for_status(response)
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    raise _Unannounced("The hub sends a compressed file, which was not asked for: try again later.")
+                if count and response.status_code != 206:  # from the start again
+                    count = _emptied(file)
+                for chunk in response.iter_raw():
+                    count += len(chunk)
+                    if count > size:
+                        raise _Unannounced(
+                            f"The hub sends more than the {size} bytes that it announced: it is faulty or not genuine. "
+                            "What came has been deleted."
+                        )
+                    rest = memoryview(chunk)
+                    while rest:
+                        rest = rest[file.write(rest) :]
+                    yield count
+        except Exception as error:
+            if not of_http(error):
                 raise
-            if error.errno is not None:
-                raise DownloadError(f"{model.name} cannot be stored ({error.strerror}): make room.") from error
-        if part is None:
-            kind = type(error).__name__
-            raise DownloadError(
-                f"The hub cannot be reached ({kind}): is this machine online? {model.how_to_get}"
-            ) from error
-        done = part.stat().st_size if part.is_file() else 0
-        raise DownloadError(
-            f"The download broke off after {done / 1e9:.2f} of {size / 1e9:.2f} GB. Run `sgm download {model.name}` "
-            "again: it goes on from there."
-        ) from error
+            failures = 0 if count > before else failures + 1
+            if failures > _TRIES:
+                raise
+            time.sleep(1)
+        else:
+            if count < size:
+                raise EOFError  # ended in good order, but early
+    os.fsync(file.fileno())
 
 
-def _bar(show: Callable[[int], None]) -> Any:
-    """A tqdm class that draws nothing and calls `show` with the number of bytes so far."""
-    from tqdm import tqdm
+def _emptied(file: io.FileIO) -> int:
+    file.truncate(0)
+    return file.seek(0)
 
-    class Reporting(tqdm):
-        def __init__(self, *args: Any, initial: int = 0, **kwargs: Any) -> None:
-            super().__init__(disable=True)
-            self.count = initial
 
-        def update(self, n: float | None = 1) -> None:
-            self.count += int(n or 0)
-            show(self.count)
+def _damage(path: Path) -> str:
+    """Why a file cannot be weights, by its header; "" if it can, or is not there."""
+    if not is_file(path):
+        return ""
+    from sgm.formats.files import WeightsError, open_tensors  # imported here, since torch takes a second
 
-    return Reporting
+    try:
+        open_tensors(path).close()
+    except WeightsError as error:
+        return str(error)
+    return ""
 
 
 def _sha256(path: Path, size: int, report: Callable[[str, float], None]) -> str:

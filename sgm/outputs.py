@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sgm.errors import UserError
+from sgm.paths import replacing, user_path
 
 LOCK, OWNER = "app.lock", "app.json"  # their names in the folder
 
@@ -92,8 +93,8 @@ class FolderLock:
 
 
 def outputs_folder() -> Path:
-    """`$SGM_OUTPUTS`, else `outputs` in the current folder."""
-    return Path(os.environ.get("SGM_OUTPUTS") or "outputs").resolve()
+    """`$SGM_OUTPUTS`, else `outputs` in the current folder. Raises UserError for an unknown home."""
+    return user_path(os.environ.get("SGM_OUTPUTS") or "outputs").absolute()
 
 
 def owner_of(folder: Path) -> Owner | None:
@@ -145,10 +146,5 @@ def _read(folder: Path) -> Owner | None:
 
 def _write(folder: Path, owner: Owner) -> None:
     """Write the owner's file atomically. Failures are ignored: messages then say less."""
-    temporary = folder / f"{OWNER}.tmp"
-    try:
+    with suppress(OSError), replacing(folder / OWNER) as temporary:
         temporary.write_text(json.dumps(asdict(owner)), encoding="utf-8")
-        os.replace(temporary, folder / OWNER)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()

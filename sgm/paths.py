@@ -117,7 +117,7 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
         if temporary.is_file():
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-        (_rename_to_new if new else os.replace)(temporary, path)
+        (rename_new if new else os.replace)(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             if temporary.is_dir():
@@ -125,7 +125,7 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _rename_to_new(temporary: Path, path: Path) -> None:
+def rename_new(temporary: Path, path: Path) -> None:
     """Rename a file or folder. Raises FileExistsError where the new name is taken, whoever takes it when."""
     if os.name == "nt":
         os.rename(temporary, path)
@@ -140,6 +140,8 @@ def _rename_to_new(temporary: Path, path: Path) -> None:
         except OSError:  # a disk without hard links
             path.open("x").close()
             os.replace(temporary, path)
+        else:
+            temporary.unlink()
 
 
 def write_new(path: Path, write: Callable[[Path], object]) -> Path:

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # mallopt(3)
 _reusing = 0  # how many threads are inside `reuse_freed_memory`
@@ -99,16 +100,34 @@ def importing_torch() -> Iterator[None]:
 def run_and_exit(program: Callable[[], object]) -> None:
     """Run a program and end the process with its exit code, without torch's clean-up, which takes up to a second.
 
-    Exit handlers are called and the standard streams flushed. Without torch, with other threads, or with a message
-    instead of an exit code, the process ends as usual.
+    Exit handlers are called and the standard streams flushed; where that fails, as on a full disk, the exit code is not
+    0. Without torch, with other threads, or with a message instead of an exit code, the process ends as usual.
     """
+    _replace_closed_streams()
     try:
         program()
     except SystemExit as end:
         code = end.code or 0
-        if not isinstance(code, int) or "torch" not in sys.modules or threading.active_count() > 1:
+        unflushed = not _flushed(sys.stdout)
+        as_usual = "torch" not in sys.modules or threading.active_count() > 1
+        if not isinstance(code, int) or (as_usual and not unflushed):
             raise
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _flushed(sys.stdout)
+        _flushed(sys.stderr)
+        os._exit(code or int(unflushed))
+
+
+def _replace_closed_streams() -> None:
+    """Open the null device for each standard stream that is closed, lest another file take its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+
+
+def _flushed(stream: TextIO) -> bool:
+    try:
+        stream.flush()
+    except (OSError, ValueError):  # its disk is full, its reader is gone, it was closed
+        return False
+    return True

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -17,12 +18,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, UserError, __version__, read_settings
+from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, Clip, UserError, VideoRequest, __version__, read_settings
 from sgm.cli import cli
 from sgm.config import instantiate_from_config, load_config
 from sgm.paths import write_new
+from sgm.versions import bundle
 
 SMALL = ["--frames", "2", "--steps", "1"]
+TRAINING = bundle() / "configs" / "training" / "svd_finetune.yaml"
 
 
 def sgm(*args: object):
@@ -96,15 +99,26 @@ def test_says_its_version(args: list[str]) -> None:
         (["sample", "PICTURE", "--steps"], "'--steps' requires an argument"),
         (["sample", "PICTURE", "--steps=x"], "steps must be a whole number; got 'x'"),
         (["sample", "PICTURE", "--stepps", "4"], "--stepps"),
-        (["sample", "--recipe", "PICTURE"], "holds no settings of ours"),
+        (["sample", "--recipe", "PICTURE"], "is a PNG picture, not a video"),
+        (["sample", ""], "An empty path is given"),
+        (["sample", "PICTURE", "--out="], "An empty path is given"),
+        (["sample", "PICTURE", "--version", ""], "version must be one of svd_tiny"),
+        (["sample", "PICTURE", "--device", "banana"], "Device 'banana' cannot be used"),
+        (["sample", "PICTURE", "--device", "cuda:77"], "here are:"),
+        (["convert", "PICTURE", ""], "An empty path is given"),
+        (["convert", "PICTURE", "new", "--to", "gguf"], "diffusers"),
+        (["download", "svd", "--to", " "], "An empty path is given"),
+        (["recipe", ""], "An empty path is given"),
         (["recipe", "PICTURE", "--as", "json"], "--as"),
         (["app", "--port", "0"], "--port"),
         (["train", "missing.yaml"], "missing.yaml"),
         (["train", "PICTURE", "nonsense"], "key.subkey=value"),
+        (["train", "TRAINING", "data.picturs=X"], "did you mean data.pictures?"),
+        (["train", ""], "An empty path is given"),
     ],
 )
 def test_bad_usage_is_2_and_says_why(args: list[str], said: str, picture: Path) -> None:
-    places = {"PICTURE": picture, "FOLDER": picture.parent}
+    places = {"PICTURE": picture, "FOLDER": picture.parent, "TRAINING": TRAINING}
     done = sgm(*(places.get(arg, arg) for arg in args))
     assert done.exit_code == 2
     assert said in done.stderr + (done.stdout if not args else "")
@@ -238,7 +252,8 @@ def test_a_folder_is_a_batch_whose_results_do_not_depend_on_each_other(tmp_path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     save_picture(folder / "a.png", hue=250)
-    (folder / "b.jpg").write_bytes(b"no picture")
+    save_picture(folder / "b.jpg", hue=90)
+    (folder / "b.jpg").write_bytes((folder / "b.jpg").read_bytes()[:900])
     last = save_picture(folder / "c.png", hue=90)
     (folder / "notes.txt").write_text("not a picture, and not meant as one")
 
@@ -248,11 +263,65 @@ def test_a_folder_is_a_batch_whose_results_do_not_depend_on_each_other(tmp_path:
     assert batch.stdout.splitlines() == [str(path) for path in written]
     assert "b.jpg" in batch.stderr
     assert "1 of 3 pictures failed" in batch.stderr
-    assert "notes.txt" not in batch.stderr
+    assert "notes.txt" in batch.stderr.splitlines()[0]  # what is left out, and why
 
     alone = sgm("sample", last, *SMALL, "--out", "alone.mp4")
     assert alone.exit_code == 0
     np.testing.assert_array_equal(frames_of(written[1]), frames_of("alone.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("patched", "args", "said"),
+    [
+        ("", ["--version", "sv3d_u"], "The weights of sv3d_u are missing"),
+        ("", ["--checkpoint", "none.safetensors"], "none.safetensors"),
+        ("", ["--out", f"{'x' * 245}.mp4"], "is too long: give one of at most"),
+        ("", ["--version", "sv3d_u", "--orbit-plot", f"{'x' * 300}.png"], "File name too long"),
+        ("shutil.disk_usage", [], "but has 0.0 MB free"),
+        ("sgm.video_encoder", [], "no encoder"),
+    ],
+)
+def test_what_can_be_known_is_told_before_a_picture_is_opened(
+    patched: str, args: list[str], said: str, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("There is no encoder.")
+
+    if patched:
+        full = SimpleNamespace(free=1000)
+        monkeypatch.setattr(patched, refuse if "encoder" in patched else lambda _: full, raising=False)
+    done = sgm("sample", picture, *args)
+    assert done.exit_code == 1
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1  # nothing of the picture
+    assert not list(Path().iterdir())
+
+
+def test_one_failure_ends_no_batch_but_a_full_disk_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name in "abcdef":
+        save_picture(tmp_path / "pictures" / f"{name}.png")
+    failures = iter(
+        [None, UserError("This needs more memory."), RuntimeError("odd"), None, OSError(28, "No space left")]
+    )
+
+    def generate(engine: object, request: VideoRequest, *_: object, **__: object) -> Clip:
+        if failure := next(failures):
+            raise failure
+        frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+        return Clip(frames, 7, request.settings())
+
+    monkeypatch.setattr("sgm.generate", generate, raising=False)
+    done = sgm("sample", tmp_path / "pictures")
+    assert done.exit_code == 1
+    assert done.stdout.splitlines() == [str(Path("outputs") / f"{name}-svd_tiny-23.mp4") for name in "ad"]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert errors == [
+        "Error: b.png: This needs more memory.",
+        "Error: c.png: RuntimeError: odd",
+        "Error: No space left.",
+    ]
+    assert "f.png" not in done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send Ctrl-C to one process")
@@ -294,7 +363,7 @@ def test_app_says_when_its_port_is_taken() -> None:
 
 def test_training_without_lightning_says_how_to_get_it(tmp_path: Path) -> None:
     config = tmp_path / "training.yaml"
-    config.write_text("model: {}\n")
+    config.touch()
     code = "import sys; sys.modules['lightning'] = None; from sgm.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "train", str(config)], capture_output=True, text=True)
     assert done.returncode == 1
@@ -336,6 +405,7 @@ def test_an_orbit_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
         return engine.freeze()
 
     monkeypatch.setattr("sgm.load_engine", load, raising=False)
+    monkeypatch.setattr("sgm.check_weights", lambda *_, **__: None, raising=False)
     cut = Image.new("RGBA", (90, 50), (0, 0, 0, 0))
     cut.paste((200, 30, 30, 255), (60, 10, 80, 50))
     cut.save(tmp_path / "chair.png")

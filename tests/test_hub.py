@@ -2,30 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
+import os
 import re
 import socket
+import ssl
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from sgm import UserError, download_weights
+from sgm.hub import DownloadError
 from sgm.versions import VERSIONS
 
-CONTENT = bytes(range(256)) * 4000
+CONTENT = save({"w": torch.arange(1 << 20).to(torch.uint8)})
 ROW = VERSIONS["svd"]
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBkTCCATagAwIBAgIUMQWXMyqL+Cz6HDLuKtRqGDR8kwowCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJMTI3LjAuMC4xMCAXDTI2MTEyNjA2NTQzMFoYDzIxMjYxMTAy
+MDY1NDMwWjAUMRIwEAYDVQQDDAkxMjcuMC4wLjEwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAAT29HEuimE73Rzg/5YoVWzx7L2CT8heDDI9d4pFTFK0PiGMKsM2+ho6
+I2BI5SsJxZue4BzBWs+clSI6jjTjKMAlo2QwYjAdBgNVHQ4EFgQULAMDJwA6Vqvw
+DkOkFLQwkmBSeWkwHwYDVR0jBBgwFoAULAMDJwA6VqvwDkOkFLQwkmBSeWkwDwYD
+VR0TAQH/BAUwAwEB/zAPBgNVHREECDAGhwR/AAABMAoGCCqGSM49BAMCA0kAMEYC
+IQDYAEmT7VlmtNfJYGxnBBpRv4rIf/zkQdWW+sgsV/uXnQIhAI0L2f1iyWxZOESK
+BUVowS2D2IMWe8qhjrh8FK9pzO0/
+-----END CERTIFICATE-----
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgAACQKi2wyuHIDgWN
+cj6A6nJeSfMZiZtX0cQXvejda/ahRANCAAT29HEuimE73Rzg/5YoVWzx7L2CT8he
+DDI9d4pFTFK0PiGMKsM2+ho6I2BI5SsJxZue4BzBWs+clSI6jjTjKMAl
+-----END PRIVATE KEY-----
+"""  # for 127.0.0.1, and its key, of no use elsewhere
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves CONTENT as every file. status: what it answers; breaks: how often it breaks off half-way."""
+    """Serves CONTENT as every file.
+
+    status: what it answers; breaks: how often it breaks off half-way; headers: more of them, or others in place of its
+    own; body: what it sends instead, without saying how much; wait: an event before the first byte of a body.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.status, self.code, self.breaks = 200, "", 0
+        self.headers: dict[str, str] = {}
+        self.body: Iterable[bytes] | None = None
+        self.wait: threading.Event | None = None
         self.etag = hashlib.sha256(CONTENT).hexdigest()
         self.asked: list[tuple[str, str, str | None]] = []
 
@@ -50,14 +85,25 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         start = int(re.findall(r"\d+", wanted)[0]) if wanted else 0
-        self.send_response(206 if wanted else 200)
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("ETag", f'"{hub.etag}"')
-        self.send_header("Content-Length", str(len(CONTENT) - start))
+        assert "/resolve/" not in self.path or self.headers["Accept-Encoding"] == "identity"
+        moved = "Location" in hub.headers and not body
+        self.send_response(302 if moved else 206 if wanted else 200)
+        headers = {"X-Repo-Commit": "0" * 40, "ETag": f'"{hub.etag}"', "Content-Length": str(len(CONTENT) - start)}
         if wanted:
-            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+            headers["Content-Range"] = f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}"
+        if body and hub.body is not None:
+            del headers["Content-Length"]
+        for name, value in {**headers, **hub.headers}.items():
+            self.send_header(name, value)
         self.end_headers()
         if not body:
+            return
+        if hub.wait:
+            hub.wait.wait(20)
+        if hub.body is not None:
+            with contextlib.suppress(OSError):
+                for part in hub.body:
+                    self.wfile.write(part)
             return
         if hub.breaks:
             hub.breaks -= 1
@@ -74,8 +120,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 16)  # as of a large file
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the hub library's attempts
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
     server = Hub()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -96,9 +141,9 @@ def test_comes_whole_and_once_with_progress(hub: Hub, tmp_path: Path) -> None:
         assert shares == sorted(shares)
         assert shares[-1] == 1
     assert hub.asked[0][1] == f"/{ROW.repo}/resolve/main/svd.safetensors"
-    before = len(hub.asked)
+    hub.asked.clear()
     assert download_weights("svd", tmp_path, endpoint=hub.url) == path
-    assert len(hub.asked) == before  # it is there: nothing is asked
+    assert [command for command, *_ in hub.asked] == ["HEAD"]  # it is there: only its size is compared
 
 
 def test_goes_on_where_the_connection_broke(hub: Hub, tmp_path: Path) -> None:
@@ -183,6 +228,126 @@ def test_a_full_disk_is_told_before_the_start(hub: Hub, tmp_path: Path, monkeypa
     with pytest.raises(UserError, match=r"svd needs 0.00 GB more, but .* has 0.00 GB free: make room"):
         download_weights("svd", tmp_path, endpoint=hub.url)
     assert [command for command, *_ in hub.asked] == ["HEAD"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "said"),
+    [
+        ({}, itertools.repeat(bytes(1 << 16)), "sends more than the [0-9]+ bytes that it announced"),
+        ({"Content-Encoding": "gzip"}, None, "sends a compressed file"),
+        ({"X-Linked-Size": "9" * 400}, None, "does not say how large"),
+        ({"X-Linked-Size": "-5"}, None, "does not say how large"),
+        ({"X-Linked-Size": "many"}, None, "svd"),
+        ({"Location": "http://[::1"}, None, "svd.safetensors"),
+        ({"Location": "http://127.0.0.1:99999/x"}, None, "svd.safetensors"),
+        ({"Location": "file:///etc/passwd"}, None, "svd.safetensors"),
+        ({}, [b"too little"], "broke off after 0.00 of 0.00 GB"),
+        ({}, [bytes(len(CONTENT))], "has the checksum"),
+        ({"X-Linked-Etag": "no checksum"}, [bytes(len(CONTENT))], "cannot be read as weights"),
+    ],
+)
+def test_a_hub_that_lies_is_one_sentence_and_leaves_nothing(
+    hub: Hub, tmp_path: Path, headers: dict[str, str], body: Iterable[bytes] | None, said: str
+) -> None:
+    hub.headers, hub.body = headers, body
+    with pytest.raises(DownloadError, match=said):
+        download_weights("svd", tmp_path, endpoint=hub.url)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 100
+    assert not (tmp_path / "svd.safetensors").exists()
+
+
+def test_an_etag_may_hold_anything_and_a_missing_checksum_is_said(
+    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.etag = "../" * 100
+    assert download_weights("svd", tmp_path, endpoint=hub.url).read_bytes() == CONTENT
+    assert "The hub gives no checksum of svd.safetensors" in caplog.text
+    assert [p.name for p in tmp_path.iterdir()] == ["svd.safetensors"]
+
+
+def test_two_at_once_are_one_download_and_one_refusal(hub: Hub, tmp_path: Path) -> None:
+    hub.wait = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(download_weights, "svd", tmp_path, endpoint=hub.url)
+        while not any(command == "GET" for command, *_ in hub.asked):
+            threading.Event().wait(0.01)
+        with pytest.raises(DownloadError, match=r"Another download of svd to .* is running"):
+            download_weights("svd", tmp_path, endpoint=hub.url)
+        hub.wait.set()
+        assert first.result().read_bytes() == CONTENT
+    assert [p.name for p in tmp_path.iterdir()] == ["svd.safetensors"]
+
+
+@pytest.mark.parametrize("content", [b"", CONTENT[:5000], b"not weights at all"])
+def test_a_damaged_file_is_downloaded_again(
+    hub: Hub, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "svd.safetensors").write_bytes(content)
+    assert download_weights("svd", tmp_path, endpoint=hub.url).read_bytes() == CONTENT
+    assert "what lies there is damaged" in caplog.text
+
+
+def test_a_whole_file_of_another_size_is_told_and_kept(hub: Hub, tmp_path: Path) -> None:
+    own = save({"w": torch.zeros(3)})
+    (tmp_path / "svd.safetensors").write_bytes(own)
+    with pytest.raises(DownloadError, match=r"is another file than the hub's: it has .* bytes"):
+        download_weights("svd", tmp_path, endpoint=hub.url)
+    hub.status = 500
+    assert download_weights("svd", tmp_path, endpoint=hub.url).read_bytes() == own  # nothing to compare it with
+
+
+def test_what_is_in_the_way_is_told(hub: Hub, tmp_path: Path) -> None:
+    part = tmp_path / f".svd-{hashlib.sha256(hub.etag.encode()).hexdigest()[:16]}.part"
+    part.symlink_to(tmp_path / "another's")
+    with pytest.raises(DownloadError, match="is no file of this program's"):
+        download_weights("svd", tmp_path, endpoint=hub.url)
+    assert not (tmp_path / "another's").exists()
+    (tmp_path / "svd.safetensors").symlink_to("nowhere")
+    with pytest.raises(DownloadError, match=r"svd\.safetensors is no file"):
+        download_weights("svd", tmp_path, endpoint=hub.url)
+    (tmp_path / "svd.safetensors").unlink()
+    (tmp_path / "svd.safetensors").mkdir()
+    with pytest.raises(DownloadError, match=r"svd\.safetensors is no file"):
+        download_weights("svd", tmp_path, endpoint=hub.url)
+    with pytest.raises(UserError, match=r"File name too long|cannot be used"):
+        download_weights("svd", tmp_path / ("x" * 300), endpoint=hub.url)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9", "SOCKS proxy|proxy socks5"),
+        ("HTTP_PROXY", "http://me:secret@127.0.0.1:9", r"through the proxy http://127\.0\.0\.1:9 .*: is it running\?"),
+        ("HF_TOKEN", "hf_secret\u20ac", "The token of your login"),
+        ("HF_ENDPOINT", "huggingface.co", "HF_ENDPOINT.* is huggingface.co, which is no address"),
+        ("HF_ENDPOINT", "file:///etc", "HF_ENDPOINT.* is file:///etc, which is no address"),
+        ("HF_ENDPOINT", "http://127.0.0.1:99999", "check HF_ENDPOINT"),
+        ("HF_ENDPOINT", "SELF-SIGNED", "certificate is not trusted .* SSL_CERT_FILE"),
+    ],
+)
+def test_surroundings_are_explained_on_the_command_line(variable: str, value: str, said: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_ENDPOINT": "http://192.0.2.1", "NO_PROXY": "", "no_proxy": "", variable: value}
+    with self_signed(tmp_path) if value == "SELF-SIGNED" else contextlib.nullcontext(value) as environment[variable]:
+        command = [sys.executable, "-m", "sgm.cli", "download", "svd", "--to", str(tmp_path / "weights")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.search(said, done.stderr.splitlines()[-1]), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
+
+
+@contextlib.contextmanager
+def self_signed(folder: Path) -> Iterator[str]:
+    """A server whose certificate nobody trusts; yields its address."""
+    certificate = folder / "certificate.pem"
+    certificate.write_text(CERTIFICATE)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with Hub() as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield server.url.replace("http:", "https:")
+        server.shutdown()
 
 
 def test_what_cannot_be_downloaded(tmp_path: Path) -> None:

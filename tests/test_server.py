@@ -17,6 +17,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.ClientState_pb2 import ClientState
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -105,6 +108,19 @@ def opens(port: int, host: str, origin: str | None) -> bool:
             return refused.response.status_code != 403
 
 
+def drawn(port: int) -> bool:
+    """Whether the page's script runs to its end, without an exception."""
+    host = f"127.0.0.1:{port}"
+    with connect(f"ws://{host}/_stcore/stream", subprotocols=["streamlit"], proxy=None, max_size=None) as page:  # pyright: ignore
+        page.send(BackMsg(rerun_script=ClientState()).SerializeToString())
+        while True:
+            message = ForwardMsg.FromString(bytes(page.recv(60)))  # pyright: ignore
+            if message.WhichOneof("type") == "script_finished":
+                return message.script_finished == ForwardMsg.FINISHED_SUCCESSFULLY
+            if message.delta.new_element.WhichOneof("type") == "exception":
+                return False
+
+
 @pytest.mark.parametrize(
     ("host", "origin", "own"),
     [
@@ -135,7 +151,9 @@ def test_the_current_folder_changes_nothing(page: int, hostile: Path) -> None:
     answer = connection.getresponse()
     assert json.loads(answer.read())["allowedOrigins"] == []
     assert answer.headers.get("Access-Control-Allow-Origin") != "*"
+    assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'self'"
     connection.close()
+    assert drawn(page)
     assert status(page, "/_stcore/agent/interact", "POST") in (403, 404)  # Streamlit's agent API is off
     assert not (hostile / "executed").exists()
 

@@ -51,7 +51,7 @@ def train(task: str, *overrides: str) -> Path:
 
 
 def steps_done(out: Path) -> int:
-    return torch.load(out / "last.ckpt", weights_only=False)["global_step"]
+    return torch.load(out / "last.ckpt", weights_only=True)["global_step"]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,72 @@ def test_the_autoencoder_resumes_where_it_stopped(data: list[str], autoencoder: 
     assert any(name.startswith("first_stage_model.decoder.") for name in changed)
     assert any(".encoder.encoder." in name for name in changed)
     assert not list(out.glob("*.part"))
+
+
+class Code:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("kind", ["code", "damaged", "another training's"])
+def test_a_checkpoint_is_not_gone_on_with(kind: str, data: list[str], autoencoder: Path, tmp_path: Path) -> None:
+    last, executed = tmp_path / "last.ckpt", tmp_path / "executed"
+    saved = torch.load(autoencoder.parent / "last.ckpt", weights_only=True)
+    if kind == "code":
+        torch.save({**saved, "callbacks": Code(executed)}, last)
+    elif kind == "damaged":
+        last.write_bytes((autoencoder.parent / "last.ckpt").read_bytes()[:-5000])
+    else:
+        torch.save({**saved, "state_dict": {"w": torch.zeros(1)}}, last)
+    before = last.read_bytes()
+    said = "is another training's" if kind == "another training's" else r"last\.ckpt cannot be gone on with .* code"
+    with pytest.raises(UserError, match=f"{said}.*Move it away"):
+        train("autoencoder", *data, f"out={tmp_path}", "train.steps=3")
+    assert not executed.exists()
+    assert last.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.picturs=X", "data.picturs is no setting of a training config: did you mean data.pictures?"),
+        ("train.lrr=1", "did you mean train.lr?"),
+        ("zzzz=1", "zzzz is no setting of a training config: known are task, "),
+        ("task=audio", "task must be one of autoencoder, video; got 'audio'"),
+        ("task=null", "task must be one of"),
+        ("train=5", "train must be a mapping"),
+        ("train.steps=many", "train.steps must be a whole number; got 'many'"),
+        ("train.steps=2.5", "train.steps must be a whole number from 1"),
+        ("train.batch=0", "train.batch must be a whole number from 1"),
+        ("train.lr=nan", "train.lr must be a number from"),
+        ("train.lr=null", "train.lr must be a number"),
+        ("train.ema=1", "train.ema must be a number from 0"),
+        ("train.compile=maybe", "train.compile must be one of true, false; got 'maybe'"),
+        ("train.precision=64", "train.precision must be one of 32-true"),
+        ("train.only=spatial", "train.only must be one of temporal, null"),
+        ("train.loss_config=none", "train.loss_config must be a mapping"),
+        ("data.canvas=[96]", "data.canvas must be a list of 2"),
+        ("data.canvas=[16,16]", "data.canvas must be at least data.height"),
+        ("data.height=100", "must be multiples of 8"),
+        ("data.height=-64", "data.height must be a whole number from 8"),
+        ("data.pictures=[1]", "There is no folder [1]"),
+        ("data.pictures=2024", "There is no folder 2024: set data.pictures to a folder of your pictures"),
+        ("data.pictures=", "must be a text; got ''"),
+        ("train.minutes=null", "The training has no end"),
+        ("init=none.safetensors", "There are no weights to start from at none.safetensors"),
+        ("model=none.yaml", "There is no config of a model at none.yaml"),
+        ("train.perceptual=none.npz", "There is no file none.npz"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(override: str, said: str, tmp_path: Path) -> None:
+    places = [f"data.pictures={SAMPLES}", f"data.clips={SAMPLES}", f"out={tmp_path / 'out'}"]
+    with pytest.raises(UserError) as caught:
+        run(TRAINING / "svd_tiny_video.yaml", ["init=null", *places, override])
+    assert said in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_video_network_alone_is_trained_on_the_autoencoders_latents(autoencoder: Path, video: Path) -> None:
@@ -160,7 +226,7 @@ def test_an_official_model_is_fine_tuned_on_a_folder_of_clips(
     assert all(any(f".{part}." in name for part in ("time_stack", "time_mixer", "time_pos_embed")) for name in changed)
     folder = data[1].partition("=")[2]
     assert loss_of(config, path, folder) < 0.9 * loss_of(config, start, folder)
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert not saved["ema"]
     assert len(saved["state_dict"]) < len(after) / 2  # what is frozen is not saved again
 
@@ -231,4 +297,6 @@ def test_clips_are_cropped_in_the_middle_and_keep_their_colours(tmp_path: Path) 
 def test_an_empty_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match=r"none holds no pictures that can be read: name the folder"):
-        train("autoencoder", f"data.pictures={tmp_path / 'none'}", f"out={tmp_path / 'out'}", "train.steps=1")
+        train(
+            "autoencoder", f"data.pictures={tmp_path / 'none'}", "data.clips=null", f"out={tmp_path}", "train.steps=1"
+        )

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from sgm import __version__
+from sgm.cli.console import Commands
 from sgm.cli.page import app
 from sgm.cli.recipe import recipe
 from sgm.cli.sample import SampleCommand, sample
@@ -21,6 +22,7 @@ from sgm.cli.weights import convert, download, models
 from sgm.process import run_and_exit
 
 cli = typer.Typer(
+    cls=Commands,
     help="Turn pictures into videos on your own machine.",
     no_args_is_help=True,
     add_completion=False,
@@ -54,4 +56,4 @@ for command in (recipe, models, download, convert, app, train):
 
 def main() -> None:
     """The console script `sgm`."""
-    run_and_exit(cli)
+    run_and_exit(lambda: cli(prog_name="sgm"))

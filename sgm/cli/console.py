@@ -1,36 +1,90 @@
-"""Helpers of all commands: messages on stderr, errors, a progress bar."""
+"""Helpers of all commands: paths, messages on stderr, results on stdout, errors, a progress bar."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import typer
+import typer.core
 
 from sgm.errors import UserError, printable
+from sgm.paths import user_path
+
+
+def _named_path(text: str) -> Path:
+    try:
+        return user_path(text)
+    except UserError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def path_argument(about: str, **options: Any) -> Any:
+    """The metadata of an argument that is a path: "" is refused, `~` is the home folder."""
+    return typer.Argument(parser=_named_path, help=about, **options)
+
+
+def path_option(about: str) -> Any:
+    """The metadata of an option whose value is a path, as of `path_argument`."""
+    return typer.Option(parser=_named_path, help=about)
 
 
 def echo_stderr(message: str) -> None:
     """Print a message on stderr, in one line; control characters in the names that it holds become escapes."""
-    typer.echo(printable(message, 2000), err=True)
+    with contextlib.suppress(OSError):  # what nobody can read stops no work
+        typer.echo(printable(message, 2000), err=True)
+
+
+def echo_result(text: object) -> None:
+    """Print a result on stdout. Raises UserError where stdout is full."""
+    try:
+        typer.echo(text)
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever reads has heard enough
+            raise
+        raise UserError(f"{text} cannot be printed on stdout ({error.strerror}).") from error
 
 
 @contextmanager
 def errors_as_sentences(code: int = 1) -> Iterator[None]:
-    """Print a UserError's message and exit with `code`; exit with 130 on Ctrl-C."""
+    """Print what the user or the system did wrong in a sentence and exit with `code`; exit with 130 on Ctrl-C."""
     try:
         yield
     except UserError as error:
         echo_stderr(f"Error: {error}")
         raise typer.Exit(code) from None
     except OSError as error:
-        if error.filename is None:  # else the system refuses a path, such as a name that is too long
+        if error.errno == errno.EPIPE:
             raise
-        echo_stderr(f"Error: {error.filename}: {error.strerror}.")
+        echo_stderr(f"Error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}.")
+        raise typer.Exit(code) from None
+    except MemoryError:
+        echo_stderr("Error: This needs more memory than there is.")
         raise typer.Exit(code) from None
     except KeyboardInterrupt:
         echo_stderr("Stopped.")
         raise typer.Exit(130) from None
+
+
+class Commands(typer.core.TyperGroup):
+    """All commands, within one boundary for errors, from reading their arguments on."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with errors_as_sentences():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with errors_as_sentences():
+            try:
+                os.getcwd()
+            except OSError:
+                raise UserError("The current folder is gone or cannot be entered: change to another one.") from None
+            return super().invoke(ctx)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from sgm.cli.console import errors_as_sentences
 from sgm.errors import UserError
 from sgm.versions import bundle
 
@@ -19,19 +18,18 @@ def app(
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
 ) -> None:
     """Open the page in your browser. It can be reached from this machine only."""
-    with errors_as_sentences():
-        from sgm.outputs import outputs_folder, reserve
+    from sgm.outputs import outputs_folder, reserve
 
-        address = f"http://127.0.0.1:{port}"
-        _check_port(port, address)
-        reserve(outputs_folder(), address)  # the app takes the lock over
-        from sgm.cli.server import serve
+    address = f"http://127.0.0.1:{port}"
+    _check_port(port, address)
+    reserve(outputs_folder(), address)  # the app takes the lock over
+    from sgm.cli.server import serve
 
-        root = bundle()
-        # `import app` must work here and in processes that the page starts.
-        sys.path.insert(0, str(root))
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-        serve(root, port, address, open_browser=not no_browser)
+    root = bundle()
+    # `import app` must work here and in processes that the page starts.
+    sys.path.insert(0, str(root))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    serve(root, port, address, open_browser=not no_browser)
 
 
 def _check_port(port: int, address: str) -> None:

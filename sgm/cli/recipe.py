@@ -7,22 +7,21 @@ from typing import Annotated, Literal
 
 import typer
 
-from sgm.cli.console import errors_as_sentences
+from sgm.cli.console import echo_result, path_argument
 from sgm.process import importing_torch
 
 
 def recipe(
-    clip: Annotated[Path, typer.Argument(help="A video that was made here, or a YAML of settings.")],
+    clip: Annotated[Path, path_argument("A video that was made here, or a YAML of settings.")],
     form: Annotated[
         Literal["yaml", "command", "python"],
         typer.Option("--as", help="yaml: all settings, for `sgm sample --recipe`; command or python: what to run."),
     ] = "yaml",
 ) -> None:
     """Print the settings that made a clip."""
-    with errors_as_sentences():
-        with importing_torch():
-            from sgm import RECIPE_TEXTS, read_recipe, request_of
+    with importing_torch():
+        from sgm import RECIPE_TEXTS, read_recipe, request_of
 
-        settings = read_recipe(clip)
-        request_of(settings)  # raises UserError for invalid values
-        typer.echo(RECIPE_TEXTS[form](settings).rstrip("\n"))
+    settings = read_recipe(clip)
+    request_of(settings)  # raises UserError for invalid values
+    echo_result(RECIPE_TEXTS[form](settings).rstrip("\n"))

@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 import typer
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from streamlit import config, file_util
+from streamlit.errors import Error
+
+from sgm.errors import UserError
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _OWN_HOST = re.compile(r"(?:127\.0\.0\.1|localhost)(?::\d+)?")
 
@@ -32,15 +35,21 @@ class OwnPageOnly:
     """ASGI middleware that refuses requests to another Host than this machine, and from pages of another Origin.
 
     A foreign Host is DNS rebinding: a stranger's page whose name leads to this address. Pages of other ports of this
-    machine are other origins. The port itself may be another, as through an SSH tunnel.
+    machine are other origins. The port itself may be another, as through an SSH tunnel. Nor may such pages frame this
+    one, to have its buttons pressed unseen.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def unframed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).append("Content-Security-Policy", "frame-ancestors 'self'")
+            await send(message)
+
         if scope["type"] == "lifespan" or self._is_own(Headers(scope=scope)):
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, unframed)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
@@ -56,7 +65,8 @@ def serve(root: Path, port: int, address: str, open_browser: bool) -> None:
     """Serve the page at a port of 127.0.0.1 until Ctrl-C (KeyboardInterrupt) or SIGTERM (SystemExit).
 
     root: the folder that holds `app/` and `.streamlit/`; the current folder's `.streamlit/` is not read, and what
-    files and variables of Streamlit's say elsewhere yields to the values passed here.
+    files and variables of Streamlit's say elsewhere yields to the values passed here. Raises UserError where Streamlit
+    cannot read them.
     """
 
     @asynccontextmanager
@@ -74,7 +84,10 @@ def serve(root: Path, port: int, address: str, open_browser: bool) -> None:
     os.environ["STREAMLIT_SERVER_COOKIE_SECRET"] = secrets.token_hex()  # the one value that `run` does not take
     sys.argv = [str(script)]  # beside which Streamlit looks for the theme
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # raised when the server has ended
-    st.App(script, middleware=[Middleware(OwnPageOnly)], lifespan=announced).run(config=settings)
+    try:
+        st.App(script, middleware=[Middleware(OwnPageOnly)], lifespan=announced).run(config=settings)
+    except (Error, UnicodeDecodeError) as error:
+        raise UserError(f"Streamlit does not start ({error}): look at .streamlit/config.toml in your home.") from error
 
 
 def _resume(address: str) -> None:

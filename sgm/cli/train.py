@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 from sgm.cli.console import errors_as_sentences
 from sgm.errors import UserError
+from sgm.paths import is_file, user_path
 
 
 def train(
@@ -25,36 +27,42 @@ def train(
 ) -> None:
     """Train a model; goes on from the last checkpoint when there is one."""
     overrides = [text for text in arguments if "=" in text]
-    configs = [Path(text) for text in arguments if "=" not in text]
+    paths = [text for text in arguments if "=" not in text]
     with errors_as_sentences(code=2):
-        if not configs:
+        if not paths:
             raise UserError("There is no config: give a YAML, such as those in configs/training/.")
-        for config in configs:
-            if not config.is_file():
+        for path in paths:
+            if not is_file(user_path(path)):
                 raise UserError(
-                    f"{config} is neither a file nor of the form key.subkey=value: give training configs, such as those"
+                    f"{path} is neither a file nor of the form key.subkey=value: give training configs, such as those"
                     " in configs/training/, and values to change in them."
                 )
         for override in overrides:
             if override.startswith("="):
                 raise UserError(f"{override!r} is no override: write it as key.subkey=value.")
-    if len(configs) > 1:  # each in a process of its own, since training on several GPUs starts the command again
-        for config in configs:
-            # By its path, since `-m` would import from the current folder first.
-            command = [sys.executable, str(Path(__file__).with_name("__main__.py")), "train", str(config), *overrides]
-            if code := subprocess.run(command).returncode:
-                raise typer.Exit(code)
-        return
-    (config,) = configs
-    with errors_as_sentences():
-        try:
-            from sgm.training import run
-
-            run(config, overrides)
-        except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if package not in ("lightning", "cv2"):
-                raise
+    for package in ("lightning", "cv2"):
+        if find_spec(package) is None:
             raise UserError(
                 f'Training needs {package}, which is not installed: run `python -m pip install -e ".[train]"` first.'
-            ) from None
+            )
+    from sgm.training.schema import read_training_config
+
+    with errors_as_sentences(code=2):
+        for path in paths:
+            read_training_config(path, overrides)
+    if len(paths) > 1:  # each in a process of its own, since training on several GPUs starts the command again
+        for path in paths:
+            # By its path, since `-m` would import from the current folder first.
+            command = [sys.executable, str(Path(__file__).with_name("__main__.py")), "train", path, *overrides]
+            with subprocess.Popen(command) as child:
+                try:
+                    code = child.wait()
+                except KeyboardInterrupt:
+                    child.wait()  # Ctrl-C has reached it, too; it may be writing a checkpoint
+                    raise
+            if code:
+                raise typer.Exit(code)
+        return
+    from sgm.training import run
+
+    run(paths[0], overrides)

@@ -3,45 +3,62 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgm.errors import UserError, enough_memory, printable, shown
+from sgm.paths import check_writable, exists, is_file, is_folder, replacing
+from sgm.training.schema import read_training_config
+
+if TYPE_CHECKING:
+    from sgm.training.tasks import Task
 
 
+@enough_memory()
 def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Train a model by a config. overrides: such as "train.lr=1e-4", merged into the YAML.
 
-    Training resumes from `<out>/last.ckpt` if it exists. Returns the path of `<out>/<version>.safetensors`, the
-    averaged weights in float16. Raises UserError for a config, data or weights that do not fit.
+    Training resumes from `<out>/last.ckpt` if it exists; only tensors and plain values are read from it. Returns the
+    path of `<out>/<version>.safetensors`, the averaged weights in float16. Raises UserError for a config, data or
+    weights that do not fit, for a `last.ckpt` that is damaged or another training's, and where memory runs out.
     """
+    config = read_training_config(config_path, overrides)
+    model = _check_places(config)
+    if not (every := os.environ.get("SGM_PROGRESS_EVERY") or "20").isdecimal():
+        raise UserError(f"SGM_PROGRESS_EVERY must be a number of steps; got {shown(every)}.")
+
     import lightning
     import torch
     from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
     from lightning.pytorch.loggers import CSVLogger
 
-    from sgm.config import instantiate_from_config, load_config
+    from sgm.config import config_errors, instantiate_from_config, load_config
     from sgm.training.tasks import TASKS, save_engine
-    from sgm.versions import bundle
     from sgm.weights import load_weights
 
-    config = load_config(config_path, overrides)
-    out, train = Path(config["out"]), config["train"]
-    out.mkdir(parents=True, exist_ok=True)
+    out, train = config["out"], config["train"]
+    gpus = torch.cuda.device_count()
+    devices = train["devices"] or max(gpus, 1)
+    if gpus and devices > gpus:
+        raise UserError(f"train.devices is {devices}, but there are {gpus} GPUs: give that many at most.")
     torch.set_float32_matmul_precision("high")
-    torch.manual_seed(int(train.get("seed", 0)))
-    model = Path(config["model"])
-    engine = instantiate_from_config(load_config(model if model.is_file() else bundle() / model)["model"])
-    if config.get("init"):
+    torch.manual_seed(train["seed"])
+    engine = instantiate_from_config(load_config(model)["model"])
+    if config["init"]:
         load_weights(engine, config["init"], torch.device("cpu"), torch.float32)
-    task = TASKS[config["task"]](engine, config["data"], train)
+    with config_errors(config_path):
+        task = TASKS[config["task"]](engine, config["data"], train)
     last = out / "last.ckpt"
-    devices = int(train.get("devices") or max(torch.cuda.device_count(), 1))
+    resumed = _check_checkpoint(last, task) if exists(last) else None
+    out.mkdir(parents=True, exist_ok=True)
     trainer = lightning.Trainer(
-        accelerator="auto" if torch.cuda.is_available() else "cpu",
+        accelerator="auto" if gpus else "cpu",
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         precision=train["precision"],
-        max_steps=int(train.get("steps") or -1),
+        max_steps=train["steps"] or -1,
         max_epochs=-1,
         gradient_clip_val=1.0,
         log_every_n_steps=20,
@@ -50,18 +67,66 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
             ModelCheckpoint(
                 out, save_last="link", save_top_k=0, every_n_train_steps=None, train_time_interval=timedelta(minutes=3)
             ),
-            TQDMProgressBar(refresh_rate=int(os.environ.get("SGM_PROGRESS_EVERY", "20"))),
+            TQDMProgressBar(refresh_rate=int(every)),
         ],
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    trainer.fit(task, ckpt_path=last if last.exists() else None)
+    try:
+        trainer.fit(task, ckpt_path=resumed, weights_only=True)
+    except SystemExit:
+        if trainer.interrupted:  # Lightning ends the process itself
+            raise KeyboardInterrupt from None
+        raise
     trainer.save_checkpoint(last)
     path = out / f"{model.stem}.safetensors"
     if trainer.is_global_zero:
-        task.to("cuda" if torch.cuda.is_available() else "cpu")
+        task.to("cuda" if gpus else "cpu")
         task.finish()
-        unfinished = path.with_suffix(".part")
-        save_engine(engine, str(unfinished))
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            save_engine(engine, str(unfinished))
+    return path
+
+
+def _check_places(config: Mapping[str, Any]) -> Path:
+    """Raise UserError where the files and folders of a config are missing; return the path of its model's YAML."""
+    from sgm.versions import bundle
+
+    model = next((place for place in (config["model"], bundle() / config["model"]) if is_file(place)), None)
+    if model is None:
+        raise UserError(
+            f"There is no config of a model at {config['model']}: set model, such as configs/inference/svd.yaml."
+        )
+    if config["init"] and not exists(config["init"]):
+        raise UserError(f"There are no weights to start from at {config['init']}: set init, or null for none.")
+    for name in ("pictures", "clips"):
+        if config["data"][name] and not is_folder(config["data"][name]):
+            raise UserError(f"There is no folder {config['data'][name]}: set data.{name} to a folder of your {name}.")
+    perceptual = config["train"]["perceptual"]
+    if perceptual and not is_file(perceptual):
+        raise UserError(f"There is no file {perceptual}: set train.perceptual, or null for none.")
+    check_writable(config["out"])
+    return model
+
+
+def _check_checkpoint(path: Path, task: Task) -> Path:
+    """Raise UserError for a checkpoint that holds code, is damaged or another training's; else return it."""
+    import torch
+
+    advice = f"Move it away to start anew, or set out to another folder than {path.parent}."
+    try:
+        # On the device without memory: each tensor is read, and forgotten.
+        saved = torch.load(path, map_location="meta", weights_only=True)
+        shapes = {name: tuple(value.shape) for name, value in saved["state_dict"].items()}
+        averages = len(saved["ema"])
+    except Exception as error:
+        reason = printable(str(error).partition("\n")[0].partition(". ")[0], 120)
+        raise UserError(
+            f"{path} cannot be gone on with ({type(error).__name__}: {reason}): it is damaged, or holds more than "
+            f"tensors and plain values, which could run code. {advice}"
+        ) from error
+    trained = {id(parameter) for parameter in task.trained()}
+    wanted = {name: tuple(value.shape) for name, value in task.named_parameters() if id(value) in trained}
+    if shapes != wanted or averages not in (0, len(wanted)):
+        raise UserError(f"{path} is another training's, with other parameters. {advice}")
     return path

@@ -16,7 +16,6 @@ from sgm.conditioning.camera import identity_rays
 from sgm.conditioning.conditioner import GeneralConditioner
 from sgm.config import instantiate_from_config
 from sgm.engine import DiffusionEngine
-from sgm.errors import UserError
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.training.data import ClipBatch, FolderClips, PictureClips, join
 from sgm.training.perceptual import PerceptualDistance
@@ -59,8 +58,6 @@ class Task(lightning.LightningModule):
             )
         if data.get("clips") and (self.pictures is None or data["clips_share"] > 0):
             self.clips = FolderClips(data["clips"], self.size)
-        if self.pictures is None and self.clips is None:
-            raise UserError("There is nothing to train on: set data.pictures or data.clips to a folder.")
 
     def draw(self, n: int, warped: bool = False) -> ClipBatch:
         """n new clips on the training device. warped: see `PictureClips.draw`."""
@@ -295,8 +292,6 @@ class VideoTask(Task):
             for p in part.parameters()
         }
         only = self.train_config.get("only")
-        if only not in (None, "temporal"):
-            raise UserError(f"train.only must be temporal or left out; got {only!r}.")
         temporal = (".time_stack.", ".time_mixer.", ".time_pos_embed.")
         parameters = [
             p

@@ -1,0 +1,153 @@
+"""Videos of one picture or many, with one request: names and places before the work, and one failure never the end."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgm.cli.console import echo_result, echo_stderr, progress_bar
+from sgm.errors import UserError
+from sgm.paths import check_writable, exists, write_new
+from sgm.process import reuse_freed_memory
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sgm import Clip, VideoRequest
+
+    Source = tuple[str, Path | Image.Image]  # the name that the video gets, and the picture
+
+_LONGEST_NAME = 255  # bytes, of most file systems
+_LONGEST_STEM = 200  # bytes of a picture's name that its video's name keeps
+_ROOM = len("-turntable-9999.webp")  # bytes for what may follow the stem
+_BYTES_PER_PIXEL = 0.15  # of a usual video
+
+
+class Batch:
+    """Videos of several pictures, with one request. The model is loaded once, before the first video."""
+
+    def __init__(
+        self,
+        request: VideoRequest,
+        out: Path,
+        to_file: bool,
+        background_model: str,
+        turntable: bool,
+        low_memory: bool,
+        settings: dict[str, Any] | None,
+    ) -> None:
+        self.request, self.out, self.to_file = request, out, to_file
+        self.background_model, self.turntable, self.low_memory = background_model, turntable, low_memory
+        self.settings = settings
+        self.notes: set[str] = set()
+
+    def check_places(self, sources: list[Source]) -> None:
+        """Raise UserError where the videos cannot be written: the place, its free space, the names."""
+        height, width = self.request.size
+        size = len(sources) * self.request.frames * height * width * _BYTES_PER_PIXEL
+        check_writable(self.out.parent if self.to_file else self.out, int(size))
+        for stem, _ in sources:
+            target = self._target(stem)
+            exists(target)
+            if len(target.stem.encode(errors="surrogateescape")) > _LONGEST_NAME - _ROOM:
+                raise UserError(
+                    f"The name {target.name} is too long: give one of at most {_LONGEST_NAME - _ROOM} bytes."
+                )
+
+    def run(self, sources: list[Source], load: Callable[..., Any]) -> Iterator[bool]:
+        """Make the videos; yields for each whether it was made. load: gives the engine; its errors end the batch.
+
+        Raises UserError where the disk is full.
+        """
+        engine = None
+        for stem, source in sources:
+            name = source.name if isinstance(source, Path) else stem
+            try:
+                image, shown = self._open(source, name)
+            except Exception as error:
+                self._tell(error, name, alone=len(sources) == 1)
+                yield False
+                continue
+            with progress_bar() as show:
+                if engine is None:
+                    start = time.perf_counter()
+                    engine = load(on_progress=partial(show, "load"))
+                    if (seconds := time.perf_counter() - start) > 5:
+                        echo_stderr(f"The weights took {seconds:.0f} s to load.")
+                try:
+                    self._make(engine, image, shown, self._target(stem), show)
+                except Exception as error:
+                    self._tell(error, name, alone=len(sources) == 1)
+                    yield False
+                    continue
+            yield True
+
+    def _target(self, stem: str) -> Path:
+        """The name of a picture's video, unless it is taken: of a bounded length, without control characters."""
+        if self.to_file:
+            return self.out
+        tail = f"-{self.request.version}-{self.request.seed}"
+        plain = "".join(char if char.isprintable() else "_" for char in stem).encode()
+        short = plain[: min(_LONGEST_STEM, _LONGEST_NAME - _ROOM - len(tail))].decode(errors="ignore")
+        return self.out / f"{short}{tail}.mp4"
+
+    def _open(self, source: Path | Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
+        """Open a picture and print how it is fitted. For a fit of "object", also remove its background.
+
+        -> the picture, and for such a fit what the model is shown of it.
+        """
+        from sgm import describe_fit, open_picture
+
+        request, cut = self.request, self.request.fit == "object"
+        image = open_picture(source, keep_alpha=cut) if isinstance(source, Path) else source
+        if not cut:
+            echo_stderr(f"{name}: {describe_fit(image.size, *request.size, request.fit)}")
+            return image, None
+        echo_stderr(f"{name}: looking for the object")
+        picture = request.family.prepare(image, request, self.background_model)
+        return picture.image, picture.frame()
+
+    def _make(self, engine: Any, image: Image.Image, shown: Image.Image | None, target: Path, show: Any) -> None:
+        """Generate a video, write it and what belongs beside it, and print its path."""
+        from sgm import differences, generate, write_video
+
+        with reuse_freed_memory():
+            clip = generate(engine, self.request, image, partial(self._follow, show), low_memory=self.low_memory)
+        for sentence in differences(self.settings or {}, clip.settings):
+            echo_stderr(sentence)
+        written = write_new(target, partial(write_video, frames=clip.frames, fps=clip.fps, settings=clip.settings))
+        echo_result(written)
+        if shown is not None:
+            beside = write_new(written.with_name(f"{written.stem}-input.png"), shown.save)
+            echo_stderr(f"The object as the model saw it: {beside}")
+        if self.turntable:
+            self._write_turntable(clip, written)
+
+    def _write_turntable(self, clip: Clip, written: Path) -> None:
+        from sgm import orbit_of, write_turntable
+
+        elevations, azimuths = orbit_of(self.request)
+        of_clip = {"frames": clip.frames, "fps": clip.fps, "elevations": elevations, "azimuths": azimuths}
+        loop = write_new(written.with_name(f"{written.stem}-turntable.webp"), partial(write_turntable, **of_clip))
+        echo_stderr(f"Turntable: {loop}")
+
+    @staticmethod
+    def _tell(error: Exception, name: str, alone: bool) -> None:
+        """Print why a picture has no video; raise the error where no other picture can have one, or is asked for."""
+        cause = error.__cause__ if isinstance(error, UserError) else error
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+        if full or (alone and not isinstance(error, UserError)):
+            raise error
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        echo_stderr(f"Error: {message if name in message else f'{name}: {message}'}")
+
+    def _follow(self, show: Any, progress: Any) -> None:
+        """Show a generation's progress, and each note on memory once."""
+        if progress.note and progress.note not in self.notes:
+            self.notes.add(progress.note)
+            echo_stderr(progress.note)
+        show(f"{progress.phase} {progress.step}/{progress.total}", progress.fraction)

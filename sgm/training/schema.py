@@ -1,0 +1,182 @@
+"""The schema of training configs: which settings there are, of which kind, in which range, and what they default to."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgm.config import ConfigError, load_config
+from sgm.errors import shown
+from sgm.fields import Field, is_number
+from sgm.paths import user_path
+
+_REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """check(name, value): the value, converted, or ConfigError. default: its value unless given; None may be given."""
+
+    check: Callable[[str, Any], Any]
+    default: Any = _REQUIRED
+    text: bool = False  # what is given on the command line is a text, even if it looks like a number
+
+
+def _number(low: float, high: float, default: Any = _REQUIRED, kind: type = float) -> _Setting:
+    def check(name: str, value: Any) -> Any:
+        field = Field(name, kind, "", "", low, high)
+        return field.check(field.parse(value) if isinstance(value, str) else value)
+
+    return _Setting(check, default)
+
+
+def _whole(low: int, high: int, default: Any = _REQUIRED) -> _Setting:
+    return _number(low, high, default, int)
+
+
+def _text(name: str, value: Any) -> str:
+    if not (isinstance(value, str) or is_number(value)) or not str(value).strip():
+        raise ConfigError(f"{name} must be a text; got {shown(value)}.")
+    return str(value)
+
+
+def _path(default: Any = None) -> _Setting:
+    return _Setting(lambda name, value: user_path(_text(name, value)), default, text=True)
+
+
+def _one_of(*choices: Any, default: Any = _REQUIRED) -> _Setting:
+    def check(name: str, value: Any) -> Any:
+        if not any(value is choice or (isinstance(choice, str) and value == choice) for choice in choices):
+            raise ConfigError(f"{name} must be one of {', '.join(map(_yaml, choices))}; got {shown(value)}.")
+        return value
+
+    return _Setting(check, default)
+
+
+def _yaml(value: Any) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def _list(of: Callable[[str, Any], Any], length: int | None, default: Any) -> _Setting:
+    def check(name: str, value: Any) -> tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != (length or len(value)):
+            raise ConfigError(f"{name} must be a list of {length or 'texts'}; got {shown(value)}.")
+        return tuple(of(name, item) for item in value)
+
+    return _Setting(check, default)
+
+
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must be a mapping with target and params; got {shown(value)}.")
+    return value
+
+
+_SETTINGS: dict[str, _Setting] = {
+    "task": _one_of("autoencoder", "video"),
+    "model": _path(_REQUIRED),
+    "init": _path(),
+    "out": _path(_REQUIRED),
+    "data.folder": _path(),
+    "data.pictures": _path(),
+    "data.clips": _path(),
+    "data.clips_share": _number(0, 1, 0.125),
+    "data.canvas": _list(_whole(8, 16384).check, 2, (384, 640)),
+    "data.height": _whole(8, 8192),
+    "data.width": _whole(8, 8192),
+    "data.frames": _whole(1, 1000),
+    "data.motion_bucket": _list(_number(0, 511).check, 2, (0, 255)),
+    "data.holdout": _list(_text, None, ()),
+    "train.minutes": _number(0.001, 1e6, None),
+    "train.steps": _whole(1, 10**9, None),
+    "train.seed": _whole(0, 2**63 - 1, 0),
+    "train.devices": _whole(1, 1024, None),
+    "train.batch": _whole(1, 65536),
+    "train.lr": _number(1e-12, 10),
+    "train.weight_decay": _number(0, 10, 0.01),
+    "train.warmup": _whole(1, 10**9, 1),
+    "train.decay": _number(1e-6, 1, 0.3),
+    "train.ema": _number(0, 1 - 1e-9, 0.0),
+    "train.precision": _one_of("32-true", "bf16-mixed", "16-mixed", "bf16-true", default="bf16-mixed"),
+    "train.compile": _one_of(True, False, default=False),
+    # The autoencoder's.
+    "train.encoder": _one_of(True, False, default=True),
+    "train.kl": _number(0, 1e3, 1e-5),
+    "train.moved_share": _number(0, 1, 0.1),
+    "train.latent_noise": _number(0, 10, 0.1),
+    "train.flicker_weight": _number(0, 1e3, 0.0),
+    "train.perceptual": _path(),
+    "train.perceptual_weight": _number(0, 1e3, 0.1),
+    # The video network's.
+    "train.fresh": _whole(1, 65536, 1),
+    "train.pool": _whole(1, 10**6, 64),
+    "train.only": _one_of("temporal", None, default=None),
+    "train.checkpointing": _one_of(True, False, default=False),
+    "train.camera_dropout": _number(0, 1, 0.0),
+    "train.loss_config": _Setting(_mapping, None),
+}
+
+
+def read_training_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A training config with all its settings: {"task": ..., "data": {...}, "train": {...}}; paths are `Path`s.
+
+    overrides: such as "train.lr=1e-4". Raises ConfigError for settings that are unknown, missing, of another kind or
+    out of their range, and as `load_config` does.
+    """
+    given = _flat(load_config(path, [_as_text(override) for override in overrides]))
+    config: dict[str, Any] = {"data": {}, "train": {}}
+    for name, setting in _SETTINGS.items():
+        value = given.pop(name, setting.default)
+        if value is _REQUIRED:
+            raise ConfigError(f"{path}: the setting {name} is missing.")
+        section, _, key = name.rpartition(".")
+        checked = value if value is None and setting.default is None else setting.check(name, value)
+        (config[section] if section else config)[key] = checked
+    for name in given:
+        near = difflib.get_close_matches(name, _SETTINGS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_SETTINGS)}."
+        raise ConfigError(f"{name} is no setting of a training config: {hint}")
+    _check_together(config)
+    return config
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if name not in ("data", "train"):
+            flat[name] = value
+        elif isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": item for key, item in value.items()}
+        else:
+            raise ConfigError(f"{name} must be a mapping of settings; got {shown(value)}.")
+    return flat
+
+
+def _as_text(override: str) -> str:
+    """An override whose value YAML takes for a text where its setting is one, as in data.pictures=2024."""
+    name, equals, value = override.partition("=")
+    setting = _SETTINGS.get(name)
+    if not equals or setting is None or not setting.text or value == "null" or "${" in value:
+        return override
+    return f"{name}={json.dumps(value)}"
+
+
+def _check_together(config: Mapping[str, Any]) -> None:
+    data, train = config["data"], config["train"]
+    if train["minutes"] is None and train["steps"] is None:
+        raise ConfigError("The training has no end: set train.minutes or train.steps.")
+    if data["pictures"] is None and data["clips"] is None:
+        raise ConfigError("There is nothing to train on: set data.pictures or data.clips to a folder.")
+    if data["height"] % 8 or data["width"] % 8:
+        raise ConfigError(f"data.height and data.width must be multiples of 8; got {data['height']}, {data['width']}.")
+    if data["pictures"] is not None and (data["canvas"][0] < data["height"] or data["canvas"][1] < data["width"]):
+        raise ConfigError(f"data.canvas must be at least data.height and data.width; got {list(data['canvas'])}.")
+    if config["task"] == "video":
+        if train["loss_config"] is None:
+            raise ConfigError("The setting train.loss_config is missing.")
+        if train["pool"] < train["fresh"]:
+            raise ConfigError(f"train.pool must be at least train.fresh, {train['fresh']}; got {train['pool']}.")
