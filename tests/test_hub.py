@@ -278,7 +278,7 @@ def test_two_at_once_are_one_download_and_one_refusal(hub: Hub, tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["svd.safetensors"]
 
 
-@pytest.mark.parametrize("content", [b"", CONTENT[:5000], b"not weights at all"])
+@pytest.mark.parametrize("content", [b"", CONTENT[:5000], b"not weights at all", CONTENT[:-1] + b"\0"])
 def test_a_damaged_file_is_downloaded_again(
     hub: Hub, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
