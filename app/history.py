@@ -224,7 +224,7 @@ _STYLE = """<style>
   position: static; }
 .st-key-cards [data-testid="stElementToolbar"] { display: none; /* Streamlit's Fullscreen, for a still */ }
 .st-key-cards [class*="st-key-open_"] button::after { content: ""; position: absolute; inset: 0; cursor: pointer; }
-.st-key-cards [class*="st-key-open_"] button p { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.st-key-cards [class*="st-key-open_"] button p { white-space: normal; overflow-wrap: anywhere; }
 .st-key-cards :is([class*="st-key-select_"], [class*="st-key-delete_"]) { position: relative; z-index: 1; }
 .st-key-cards [class*="st-key-delete_"] button p { position: absolute; width: 1px; height: 1px; overflow: hidden;
   clip-path: inset(50%); }

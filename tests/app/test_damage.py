@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import json
 import math
@@ -41,14 +40,6 @@ def made(table: Table, name: str = "hill.jpg", request: VideoRequest = REQUEST) 
     job = table.wait(table.submit(request, Image.new("RGB", (96, 64), "teal"), name).id, LIMIT)
     assert job is not None
     return job
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_reads() -> Iterator[None]:
-    """imageio collects garbage after each video: not among all modules."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
