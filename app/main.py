@@ -7,7 +7,7 @@ import streamlit as st
 
 from app import history, look
 from app.create import page as create
-from app.create.settings import keeping_undrawn
+from app.create.settings import keeping
 from app.jobs import FolderInUse, table
 from sgm import UserError
 
@@ -19,5 +19,5 @@ except UserError as error:
     if isinstance(error, FolderInUse) and error.address:
         st.link_button("Open it", error.address)
     st.stop()
-with keeping_undrawn():
+with keeping():
     st.navigation([create.page(), history.page()], position="top").run()

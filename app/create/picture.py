@@ -10,7 +10,8 @@ from PIL import Image
 from app import look
 from app.create import cutout, settings
 from app.create.fields import base_fields, draw, key_of, options_of, value_of
-from app.jobs import Job, open_stored
+from app.hands import LARGEST_UPLOAD
+from app.jobs import Job, open_stored, table
 from app.link import request_of_clip
 from sgm import Field, UserError, Version, describe_fit, fit_picture, input_frame, open_picture, read_frames
 
@@ -19,9 +20,9 @@ _POSITIONS = {
     "crop_x": ("Left", "Left of centre", "Centre", "Right of centre", "Right"),
     "crop_y": ("Top", "Upper", "Centre", "Lower", "Bottom"),
 }
-_LARGEST_UPLOAD = 20  # MB; checked again below, since the browser alone enforces it
 _LARGEST_SIDE = 4096  # pixels, the largest side of a clip: larger pictures are stored scaled down
-_UNREADABLE = f"We can't read that file as a picture. Use a JPG, PNG or WebP under {_LARGEST_UPLOAD} MB."
+_UNREADABLE = f"We can't read that file as a picture. Use a JPG, PNG or WebP under {LARGEST_UPLOAD} MB."
+_PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 class Opened(NamedTuple):
@@ -41,13 +42,15 @@ class Picture(NamedTuple):
 
 def choose_picture(version: Version, width: int, height: int) -> Picture | None:
     """Draw the widgets that choose and fit a picture. Returns the picture, None while there is none."""
-    st.file_uploader(
+    if name := st.session_state.pop("too_large", None):
+        _refuse_upload(_UNREADABLE, f"{name} is too large: give a file of {LARGEST_UPLOAD} MB or smaller.")
+    st.file_uploader(  # of any kind: what a file is, is told by its content
         "Drop, paste or choose a picture",
-        ["jpg", "png", "webp", "avif", "gif", "bmp", "tiff", "mp4"],
         key="upload",
         on_change=_open_upload,
-        max_upload_size=_LARGEST_UPLOAD,
-        help="Drop an MP4 that was made here to restore its settings.",
+        max_upload_size=LARGEST_UPLOAD,
+        help="JPG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF, dropped or pasted anywhere on this page. "
+        "An MP4 that was made here brings its settings.",
     )
     opened: Opened | None = st.session_state.get("opened")
     st.caption("Or start from a sample")
@@ -58,7 +61,7 @@ def choose_picture(version: Version, width: int, height: int) -> Picture | None:
                 sample.capitalize(),
                 key=f"sample_{sample}",
                 type=chosen,
-                on_click=_open_sample,
+                on_click=open_sample,
                 args=(sample,),
                 width="stretch",
             )
@@ -70,11 +73,31 @@ def choose_picture(version: Version, width: int, height: int) -> Picture | None:
     return _fitted(opened, version, width, height) if opened else None
 
 
+def pressed() -> dict[str, bool]:
+    """The samples' buttons, and whether each is the chosen one."""
+    return {f"sample_{sample}": sample == chosen_sample() for sample in look.SAMPLES}
+
+
+def chosen_sample() -> str:
+    """The name of the chosen sample; "" for another picture, or none."""
+    opened: Opened | None = st.session_state.get("opened")
+    return opened.key if opened and opened.key in look.SAMPLES else ""
+
+
+def open_sample(name: str) -> None:
+    """Choose a sample."""
+    _open(name, open_picture(look.SAMPLES[name]), f"{name}.jpg")
+
+
 def open_job_picture(job: Job) -> None:
-    """Choose the job's stored picture: a browser loses its upload when the page is reloaded."""
+    """Choose the job's stored picture: a browser loses its upload when the page is reloaded.
+
+    Of an extended clip, it is the picture of the first one.
+    """
+    first, *_ = table().chain(job.id) or [job]
     try:
-        _open(job.id, open_stored(job.picture), job.name)
-    except OSError:
+        _open(job.id, open_stored(first.picture), first.name)
+    except Exception:  # of any kind: the file may be damaged
         st.session_state["opened"] = None
 
 
@@ -91,32 +114,41 @@ def _open(key: str, image: Image.Image, name: str) -> None:
     st.session_state["refused"] = st.session_state["restored"] = None
 
 
-def _open_sample(name: str) -> None:
-    _open(name, open_picture(look.SAMPLES[name]), f"{name}.jpg")
-
-
 def _open_upload() -> None:
-    """Read the upload: a picture, or a clip with a recipe, whose settings and input frame are restored."""
+    """Read the upload: a picture, or a clip with a recipe, whose settings and input frame are restored.
+
+    Nothing is changed by a file that cannot be read.
+    """
     file = st.session_state["upload"]
-    st.session_state["opened"] = st.session_state["refused"] = st.session_state["restored"] = None
-    if file is None:
+    opened: Opened | None = st.session_state.get("opened")
+    st.session_state["refused"] = st.session_state["restored"] = None
+    if file is None:  # taken out again
+        if opened and opened.key == st.session_state.get("uploaded"):
+            st.session_state["opened"] = None
         return
+    st.session_state["uploaded"] = file.file_id
     content = file.getvalue()
-    clip = file.name.lower().endswith(".mp4")
+    clip = content[4:8] == b"ftyp" and content[8:12] not in _PICTURE_BRANDS
     try:
+        if len(content) > LARGEST_UPLOAD * 2**20:
+            raise UserError(f"{file.name} is larger than {LARGEST_UPLOAD} MB.")
         if not clip:
             _open(file.file_id, open_picture(content, file.name, keep_alpha=True), file.name)
             return
-        if len(content) > _LARGEST_UPLOAD * 2**20:
-            raise UserError(f"{file.name} is larger than {_LARGEST_UPLOAD} MB.")
         request = request_of_clip(content, file.name)
-        settings.restore(request)
         frames, _ = read_frames(content)
         frame, which = input_frame(frames, request)
-        _open(file.file_id, Image.fromarray(frame), file.name)
-        st.session_state["restored"] = f"Settings of {file.name} restored. Its {which} frame stands in for the picture."
     except UserError as error:
-        refuse("We can't restore settings from that clip." if clip else _UNREADABLE, str(error))
+        _refuse_upload("We can't restore settings from that clip." if clip else _UNREADABLE, str(error))
+        return
+    _open(file.file_id, Image.fromarray(frame), file.name)
+    settings.restore(request)
+    st.session_state["restored"] = f"Settings of {file.name} restored. Its {which} frame stands in for the picture."
+
+
+def _refuse_upload(headline: str, reason: str) -> None:
+    opened: Opened | None = st.session_state.get("opened")
+    refuse(headline, f"{reason} {opened.name} stays chosen." if opened else reason)
 
 
 def _fitted(opened: Opened, version: Version, width: int, height: int) -> Picture | None:
