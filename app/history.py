@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
 from app import look
 from app.create import page as create
-from app.jobs import Job, table
+from app.jobs import Job, still, table
+from app.summary import matches, summary, varied
 from sgm import VERSIONS, UserError
 
+log = logging.getLogger(__name__)
+
 _PER_PAGE = 12
+_COMPARED = 4  # clips beside each other
 _STATES = {"failed": "Failed", "cancelled": "Cancelled", "interrupted": "Interrupted", "queued": "Waiting"}
+_STATES["running"] = "Running"
+# Keys of the widgets and the page's number -> their values at first. They are kept in the address, over a reload, and
+# for the session, over a look at the other page.
+_KEPT = {"history_text": "", "history_version": None, "history_unfinished": False, "history_page": 1}
 
 
 def page() -> StreamlitPage:
@@ -20,10 +32,13 @@ def page() -> StreamlitPage:
 
 
 def show_page() -> None:
-    st.html(look.style())
+    _restore()
+    st.html(look.style() + _STYLE)
     st.title("History", anchor=False)
     left, middle, right = st.columns([3, 3, 2], vertical_alignment="bottom")
-    text = left.text_input("Search", key="history_text", placeholder="Name, seed or sampler").strip().lower()
+    text = left.text_input(
+        "Search", key="history_text", placeholder="lake, seed 5, DPM++ 2M, 320x192, 26 Nov …"
+    ).strip()
     version = middle.selectbox(
         "Model",
         [None, *VERSIONS],
@@ -31,32 +46,81 @@ def show_page() -> None:
         key="history_version",
     )
     unfinished = right.toggle("Unfinished, too", key="history_unfinished")
-    matching = [job for job in table().jobs() if _fits(job, text, version, unfinished)]
-    if not matching:
+    if left_out := table().left_out:
+        some = ", ".join(list(left_out)[:3]) + (", …" if len(left_out) > 3 else "")
+        what = f"{len(left_out)} folders hold" if len(left_out) > 1 else "1 folder holds"
+        st.caption(f"{what} no clip that can be read: {some}. The server's log says why.")
+    jobs = [job for job in table().jobs() if unfinished or job.state == "done"]
+    fitting = [job for job in jobs if (not version or job.request.version == version) and matches(job, text)]
+    if not fitting:
         st.info("No clip fits." if text or version else "No clips yet. What you create is kept here.")
+        _keep()
         return
-    pages = -(-len(matching) // _PER_PAGE)
-    page = min(st.session_state.get("history_page", 1), pages)
+    pages = -(-len(fitting) // _PER_PAGE)
+    page = st.session_state["history_page"] = max(1, min(st.session_state["history_page"], pages))
+    cards = fitting[(page - 1) * _PER_PAGE : page * _PER_PAGE]
+    toolbar = st.container(key="toolbar")
     with st.container(key="cards"):
-        cards = matching[(page - 1) * _PER_PAGE : page * _PER_PAGE]
         for row in range(0, len(cards), 4):
             for column, job in zip(st.columns(4), cards[row : row + 4], strict=False):
-                with column:
+                with column, guard(job):
                     _card(job)
+    with toolbar:
+        _show_selected([job for job in cards if st.session_state.get(f"select_{job.id}")])
     with st.container(horizontal=True, horizontal_alignment="center", vertical_alignment="center"):
         st.button("Newer", icon=":material/chevron_left:", disabled=page == 1, on_click=_go_to, args=(page - 1,))
         st.caption(
-            f"Page {page} of {pages} · {len(matching)} {'clip' if len(matching) == 1 else 'clips'}", width="content"
+            f"Page {page} of {pages} · {len(fitting)} {'clip' if len(fitting) == 1 else 'clips'}", width="content"
         )
         st.button("Older", icon=":material/chevron_right:", disabled=page == pages, on_click=_go_to, args=(page + 1,))
+    _keep()
+    if asked := st.session_state.pop("history_dialog", None):
+        dialog, about = asked
+        (_compare if dialog == "compare" else _confirm)(about)
 
 
-def _fits(job: Job, text: str, version: str | None, unfinished: bool) -> bool:
-    if not (unfinished or job.state == "done") or (version and job.request.version != version):
-        return False
-    names = " ".join(value for value in job.request.settings().values() if isinstance(value, str))
-    words = f"{job.name} seed {job.request.seed} {names} {job.id}".lower()
-    return all(word in words for word in text.split())
+@contextmanager
+def guard(job: Job) -> Iterator[None]:
+    """Show a sentence in place of a job's card for an error of any kind, which costs that card alone."""
+    try:
+        yield
+    except Exception:
+        log.exception("the card of job %s cannot be drawn", job.id)
+        st.caption(f"Clip {job.id} cannot be shown: its files may be damaged.")
+
+
+def title(job: Job) -> str:
+    """A job's name and date in one line, for buttons: they are told apart by it."""
+    return f"{look.plain(job.name)}, {look.when(job.created)}"
+
+
+def _restore() -> None:
+    """Set the widgets as the session left them or, in a new session, as the address says."""
+    if "history" not in st.session_state:
+        given = st.query_params.to_dict()
+        number = given.get("page", "")
+        st.session_state["history"] = {
+            "history_text": given.get("search", ""),
+            "history_version": given["model"] if given.get("model") in VERSIONS else None,
+            "history_unfinished": given.get("unfinished") == "yes",
+            "history_page": int(number) if number.isdecimal() and len(number) < 7 else 1,
+        }
+    for key, value in st.session_state["history"].items():
+        st.session_state.setdefault(key, value)
+
+
+def _keep() -> None:
+    """Note the widgets' values for the session and in the address."""
+    values = st.session_state["history"] = {key: st.session_state[key] for key in _KEPT}
+    named = {
+        "search": values["history_text"],
+        "model": values["history_version"],
+        "unfinished": "yes" if values["history_unfinished"] else "",
+        "page": str(values["history_page"]) if values["history_page"] > 1 else "",
+    }
+    address = {name: value for name, value in named.items() if value}
+    if address != st.query_params.to_dict():
+        st.query_params.from_dict(address)
 
 
 def _go_to(page: int) -> None:
@@ -64,32 +128,103 @@ def _go_to(page: int) -> None:
 
 
 def _card(job: Job) -> None:
-    with st.container(border=True):
-        poster = next((path for path in (job.poster, job.picture) if path.is_file()), None)
-        if poster:
-            st.image(poster, width="stretch", alt=f"First frame of the clip of {job.name}")
-        version = VERSIONS[job.request.version]
-        end = _STATES.get(job.state)
-        st.markdown(f"**{look.plain(job.name)}**" + (f" · {end}" if end else ""))
-        st.caption(f"{version.title} · seed {job.request.seed} · {look.when(job.created)}")
-        with st.container(horizontal=True):
-            if st.button("Open", key=f"open_{job.id}", help=f"Open the clip of {job.name}"):
-                st.session_state.pop("job", None)  # so that the Create page opens the job of its address
-                st.switch_page(create.page(), query_params={"job": job.id})
-            if st.button("Delete", key=f"delete_{job.id}", help=f"Delete the clip of {job.name}", disabled=job.active):
-                _confirm(job)
+    with st.container(border=True, key=f"card_{job.id}"):
+        if picture := _still(job.id, job.state, job):
+            st.image(picture, width="stretch", alt=f"First frame of the clip of {job.name}")
+        else:
+            st.caption("Its picture is missing or damaged.")
+        if st.button(f"Open {title(job)}", key=f"open_{job.id}", width="stretch"):
+            st.session_state.pop("job", None)  # so that the Create page opens the job of its address
+            st.switch_page(create.page(), query_params={"job": job.id})
+        parts = [_STATES.get(job.state), VERSIONS[job.request.version].title, f"seed {job.request.seed}"]
+        st.caption(look.plain(" · ".join(filter(None, [*parts, varied(job.request)]))))
+        with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+            st.checkbox(f"Select {title(job)}", key=f"select_{job.id}", label_visibility="collapsed")
+            st.button(
+                f"Delete {title(job)}",
+                key=f"delete_{job.id}",
+                icon=":material/delete:",
+                type="tertiary",
+                disabled=job.active,
+                on_click=_ask,
+                args=([job],),
+            )
 
 
-@st.dialog("Delete this clip?")
-def _confirm(job: Job) -> None:
-    st.write(f"The clip of {look.plain(job.name)} and its settings will be removed from this computer for good.")
+@st.cache_data(max_entries=256, show_spinner=False)
+def _still(job_id: str, state: str, _job: Job) -> bytes:
+    return still(_job)
+
+
+def _show_selected(jobs: list[Job]) -> None:
+    """The actions on the selected cards of this page; they are shown above the cards."""
+    if not jobs:
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(f"{len(jobs)} selected", width="content")
+        playable = [job for job in jobs if job.state == "done"]
+        st.button(
+            "Compare",
+            icon=":material/compare:",
+            disabled=not 2 <= len(playable) <= _COMPARED,
+            help=f"Plays 2 to {_COMPARED} clips beside each other.",
+            on_click=lambda: st.session_state.update(history_dialog=("compare", playable)),
+        )
+        st.button("Delete selected", icon=":material/delete:", on_click=_ask, args=(jobs,))
+        st.button("Select none", type="tertiary", on_click=_select_none, args=(jobs,))
+
+
+def _ask(jobs: list[Job]) -> None:
+    st.session_state["history_dialog"] = "delete", jobs
+
+
+def _select_none(jobs: list[Job]) -> None:
+    for job in jobs:
+        st.session_state[f"select_{job.id}"] = False
+
+
+@st.dialog("Compare", width="large")
+def _compare(jobs: list[Job]) -> None:
+    for column, job in zip(st.columns(len(jobs)), jobs, strict=True):
+        with column, guard(job):
+            st.video(table().video(job), loop=True, autoplay=True, muted=True, alt=f"The clip made of {job.name}")
+            st.markdown(f"**{look.plain(job.name)}**")
+            st.caption(look.plain(summary(job.request)))
+
+
+@st.dialog("Delete for good?")
+def _confirm(jobs: list[Job]) -> None:
+    which = f"The clip of {look.plain(jobs[0].name)}" if len(jobs) == 1 else f"{len(jobs)} clips"
+    st.write(f"{which} and all settings will be removed from this computer for good.")
     with st.container(horizontal=True, horizontal_alignment="right"):
-        if st.button("Keep it"):
+        if st.button("Keep it" if len(jobs) == 1 else "Keep them", type="primary"):
             st.rerun()
-        if st.button("Delete for good", type="primary"):
-            try:
-                table().delete(job.id)
-            except (UserError, OSError) as error:
-                st.error(look.plain(str(error)))
+        if st.button("Delete for good", icon=":material/delete:"):
+            failures = [failure for job in jobs if (failure := _deleted(job))]
+            if failures:
+                st.error(look.plain("\n".join(failures)))
                 return
             st.rerun()
+
+
+def _deleted(job: Job) -> str:
+    """Delete a job, which another browser may have done already. Returns why it cannot be, or ""."""
+    try:
+        table().delete(job.id)
+    except (UserError, OSError) as error:
+        return f"{job.name}: {error}"
+    return ""
+
+
+# A card's picture opens its clip: the button's area is that of the card, below what else can be clicked. Icons and
+# boxes have their names for those who hear the page.
+_STYLE = """<style>
+.st-key-cards [class*="st-key-card_"] { position: relative; }
+.st-key-cards [class*="st-key-open_"] :is(.stButton, .stTooltipIcon, button), .st-key-cards [class*="st-key-open_"] {
+  position: static; }
+.st-key-cards [class*="st-key-open_"] button::after { content: ""; position: absolute; inset: 0; cursor: pointer; }
+.st-key-cards [class*="st-key-open_"] button p { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.st-key-cards :is([class*="st-key-select_"], [class*="st-key-delete_"]) { position: relative; z-index: 1; }
+.st-key-cards [class*="st-key-delete_"] button p { position: absolute; width: 1px; height: 1px; overflow: hidden;
+  clip-path: inset(50%); }
+</style>"""

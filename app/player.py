@@ -16,23 +16,27 @@ _LANGUAGES = {"yaml": "yaml", "command": "sh", "python": "python"}
 
 
 def play(job: Job, content: bytes) -> None:
-    """Show the video, looping and muted."""
+    """Show the video, looping and muted. content: its MP4, b"" where none could be encoded."""
+    if not content:
+        st.info("This clip could not be encoded as a video: save its frames under More formats.")
+        return
     with st.container(key="clip"):
         st.video(content, loop=True, autoplay=True, muted=True, alt=f"The clip made of {job.name}")
 
 
 def offer_downloads(job: Job, content: bytes) -> None:
-    """Buttons that download the clip as MP4 and in other formats."""
+    """Buttons that download the clip as MP4, whose content is given, and in other formats."""
     name = f"{Path(job.name).stem}-{job.id}"
-    st.download_button(
-        "Download MP4",
-        content,
-        f"{name}.mp4",
-        "video/mp4",
-        type="primary",
-        icon=":material/download:",
-        on_click="ignore",
-    )
+    if content:
+        st.download_button(
+            "Download MP4",
+            content,
+            f"{name}.mp4",
+            "video/mp4",
+            type="primary",
+            icon=":material/download:",
+            on_click="ignore",
+        )
     with st.popover("More formats"):
         for title, (suffix, mime, _) in EXPORTS.items():
             st.download_button(

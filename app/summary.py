@@ -1,14 +1,28 @@
-"""A clip's settings in words. Does not import Streamlit."""
+"""A clip's settings in words, and the search among them. Does not import Streamlit."""
 
 from __future__ import annotations
 
-from sgm import VideoRequest
+import re
+import time
+from functools import lru_cache
+
+from app.jobs import Job
+from sgm import GUIDERS, SAMPLERS, VideoRequest
+
+_SEED = "seed"
+_LABELS = {"seed": "seed", "motion": "motion_bucket", "steps": "steps", "frames": "frames", "fps": "fps"}
+# "seed 5", "motion: 127", "steps=6": a number that belongs to its word.
+_LABELLED = re.compile(rf"\b({'|'.join(_LABELS)})\s*[:=]?\s*(\d+)\b")
+_SIZE = re.compile(r"(?<=\d)\s*[x×]\s*(?=\d)")  # 320 × 192
 
 
 def summary(request: VideoRequest) -> str:
-    """One line of a clip's settings: model, seed, the family's fields and some common fields, then others."""
-    fields, unused = request.fields(), {"elevation"} if request.options.get("elevations") else set()
-    usual = [field.name for field in request.family.fields if field.name not in unused]
+    """One line of a clip's settings: model, seed, what its family asks, steps, sampler, length and size, then `varied`.
+
+    Where the seed has drawn the camera's way, that is said.
+    """
+    fields, choices = request.fields(), request.choices()
+    usual = [field.name for field in request.family.fields if not _without_effect(request, field.name)]
     parts = [
         request.model.title,
         f"seed {request.seed}",
@@ -18,15 +32,64 @@ def summary(request: VideoRequest) -> str:
         f"{request.frames} frames at {request.fps} fps",
         f"{request.width} × {request.height}",
     ]
-    said = {"seed", *usual, "steps", "sampler", "frames", "fps", "width", "height"}
-    return " · ".join([*parts, *(_words(request, name) for name in request.choices() if name not in said)])
+    said = {_SEED, *usual, "steps", "sampler", "frames", "fps", "width", "height"}
+    drawn = [f"camera drawn: {way}"] if (way := request.family.drawn(request)) else []
+    return " · ".join([*parts, *(_words(request, name) for name in choices if name not in said), *drawn])
 
 
 def varied(request: VideoRequest) -> str:
-    """What differs from the version's own values, beside the seed, in words; "" for nothing."""
-    return " · ".join(_words(request, name) for name in request.choices() if name != "seed")
+    """What differs from the version's own values, beside the seed, and what the seed drew, in words; "" for nothing."""
+    drawn = [f"camera {way}"] if (way := request.family.drawn(request)) else []
+    return " · ".join([*drawn, *(_words(request, name) for name in request.choices() if name != _SEED)])
+
+
+def matches(job: Job, query: str) -> bool:
+    """Whether a job has all words of a query in its name, model, date, size, sampler and other choices.
+
+    Numbers count as a whole, and "seed 5", "motion 60", "12 steps" or "steps 12" are that number and no other's.
+    """
+    query = _SIZE.sub("x", query.lower())
+    query = re.sub(r"\b(\d+) (steps|frames|fps)\b", r"\2 \1", query)
+    for label, number in _LABELLED.findall(query):
+        if getattr(job.request, _LABELS[label], None) != int(number):
+            return False
+    words, tokens, name = _LABELLED.sub(" ", query).split(), _tokens(job.id, job.created, job.request), job.name.lower()
+    numbers = re.findall(r"\d+", name)
+    return all(
+        word in tokens or word in numbers
+        if word.isdecimal()
+        else word in name or any(token.startswith(word) for token in tokens)
+        for word in words
+    )
+
+
+@lru_cache(maxsize=4096)
+def _tokens(job_id: str, created: float, request: VideoRequest) -> frozenset[str]:
+    """The words by which a job is found, beside its name."""
+    date = time.localtime(created)
+    titles = (request.model.title, SAMPLERS[request.sampler].title, GUIDERS[request.guider].title)
+    texts = (value for value in request.settings().values() if isinstance(value, str))
+    words = (
+        *titles,
+        *texts,
+        *(text.replace("_", " ") for text in (request.options.get("camera"), request.family.drawn(request)) if text),
+        time.strftime("%Y-%m-%d %d %b %B %Y %H:%M", date),
+        str(date.tm_mday),
+        f"{request.width}x{request.height}",
+        *(f"{label} {getattr(request, name, '')}" for label, name in _LABELS.items()),
+        job_id,
+    )
+    return frozenset(re.split(r"[\s,·()]+", " ".join(words).lower()))
 
 
 def _words(request: VideoRequest, name: str) -> str:
-    field = request.fields()[name]
-    return f"{field.label.lower()} {field.title(getattr(request, name)).lower()}"
+    """A field and its value, such as "motion 127"."""
+    field, value = request.fields()[name], getattr(request, name)
+    if isinstance(value, tuple) and len(value) > 4:
+        return f"{field.label.lower()} of {len(value)} numbers"
+    return f"{field.label.lower()} {field.title(value).lower()}"
+
+
+def _without_effect(request: VideoRequest, name: str) -> bool:
+    """Whether a list gives each frame's elevation, so that the one of the clip means nothing."""
+    return name == "elevation" and bool(request.options.get("elevations"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -49,10 +50,24 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, address: str = "") -> None:
-        from filelock import FileLock, Timeout  # imported here, since `sgm --help` does not need it
+        from filelock import FileLock  # imported here, since `sgm --help` does not need it
 
-        self.folder = folder
+        self.folder, self.address = folder, address
         self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
+        self._renewing = threading.Lock()
+        self._acquire()
+
+    def renew(self) -> None:
+        """Make and lock the folder anew where it, or the lock's file, was deleted meanwhile. Raises as the class."""
+        with self._renewing:
+            if self._identity != _identity(self.folder / LOCK):
+                self._lock.release()
+                self._acquire()
+
+    def _acquire(self) -> None:
+        from filelock import Timeout
+
+        folder = self.folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
@@ -64,13 +79,15 @@ class FolderLock:
                 f"The outputs folder {folder} cannot be written and locked: {reason}. "
                 "Name another folder, on a disk of this computer, in SGM_OUTPUTS and start the app again."
             ) from error
-        _write(folder, Owner(os.getpid(), address, time.time()))
+        self._identity = _identity(folder / LOCK)
+        _write(folder, Owner(os.getpid(), self.address, time.time()))
 
     def release(self) -> None:
         """Release the lock. Its file stays: another process may have it open."""
         if self._lock.is_locked:
-            with suppress(OSError):
-                (self.folder / OWNER).unlink()
+            if self._identity == _identity(self.folder / LOCK):
+                with suppress(OSError):
+                    (self.folder / OWNER).unlink()
             self._lock.release()
 
 
@@ -105,6 +122,15 @@ def reserve(folder: Path, address: str) -> None:
 def take(folder: Path, address: str = "") -> FolderLock:
     """The lock that this process has reserved for a folder, else a new one. Raises as FolderLock does."""
     return _reserved.pop(folder, None) or FolderLock(folder, address)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another of the same name; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _read(folder: Path) -> Owner | None:

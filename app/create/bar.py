@@ -35,7 +35,7 @@ def show(request: VideoRequest | None, picture: Picture | None, job: Job | None)
             if not problem:
                 st.rerun()
         if lead:
-            _thumb(result.still(lead), f"Go to the preview of {lead.name}")
+            _thumb(result.preview(lead), f"Go to the preview of {lead.name}")
             _show_progress(lead.id, lead.state, sum(other.id != lead.id for other in mine))
             if job is None or lead.id != job.id:
                 about = f"Show how the clip of {look.plain(lead.name)} comes along."
@@ -109,16 +109,11 @@ def _thumb(picture: str, about: str, word: str = "") -> None:
 def _will_run(request: VideoRequest | None, picture: Picture | None) -> str:
     """What Generate will run, or what it waits for."""
     if picture is None:
-        return (
-            "The object is not cut out yet: see Picture."
-            if st.session_state.get("opened")
-            else "Choose a picture first."
-        )
+        opened = st.session_state.get("opened")
+        return "The object is not cut out yet: see Picture." if opened else "Choose a picture first."
     if request is None:
         return "This cannot run yet: see Movement."
-    length = f"{request.frames / request.fps:.1f} s of video"
-    seconds = table().seconds_for(request)
-    cost = f"{length}, made in about {look.duration(seconds)}" if seconds else length
+    cost = f"{request.frames / request.fps:.1f} s of video, made in about {look.duration(table().seconds_for(request))}"
     return look.plain(" · ".join(filter(None, [cost, varied(request)])))
 
 

@@ -11,9 +11,9 @@ import streamlit as st
 from app import look, player
 from app.create import session
 from app.create import settings as fields
-from app.jobs import LONGEST_CHAIN, Job, open_stored, table
+from app.jobs import LONGEST_CHAIN, Job, open_stored, still, table
 from app.summary import summary, varied
-from sgm import VideoRequest, prepare_picture
+from sgm import UserError, VideoRequest, prepare_picture
 
 _PREVIEW_SIDE = 960  # pixels
 
@@ -27,7 +27,7 @@ def show_result(job: Job | None) -> None:
         how = "Press Generate." if st.session_state.get("opened") else "Choose a picture, then press Generate."
         st.html(f'<div class="stage"><b>Your clip will play here</b>{how}</div>')
     elif job.active:
-        st.html(still(job))
+        st.html(preview(job))
         st.caption(
             f"Making a clip of {look.plain(job.name)}. Change settings or reload meanwhile: it will not be lost."
         )
@@ -38,7 +38,7 @@ def show_result(job: Job | None) -> None:
         comfort = "" if job.state == "failed" else " Your settings are kept."
         show(look.plain(job.message) + comfort)
         st.button("Run again", icon=":material/replay:", on_click=session.submit, args=(table().again, job.id))
-        st.html(still(job))
+        st.html(preview(job))
     if job and not job.active:
         session.seen(job)
     _show_queue(job)
@@ -68,15 +68,15 @@ def _show_queue(shown: Job | None) -> None:
 
 def show_recent(shown: Job | None) -> None:
     """Show the latest other clips, with buttons that open them."""
-    others = [job for job in table().jobs() if job.state == "done" and job.poster.is_file()]
-    others = [job for job in others if shown is None or job.id != shown.id][:4]
+    others = [job for job in table().jobs() if job.state == "done" and (shown is None or job.id != shown.id)][:4]
     if not others:
         return
     st.header("Recent clips", anchor=False)
     with st.container(key="recent"):
         for job in others:
             with st.container():
-                st.image(job.poster, width="stretch", alt=f"First frame of the clip of {job.name}")
+                if picture := still(job):
+                    st.image(picture, width="stretch", alt=f"First frame of the clip of {job.name}")
                 st.button(
                     f"Open {look.plain(job.name)}, {look.when(job.created)}",
                     key=f"recent_{job.id}",
@@ -87,7 +87,7 @@ def show_recent(shown: Job | None) -> None:
                 )
 
 
-def still(job: Job) -> str:
+def preview(job: Job) -> str:
     """HTML of a job's preview or, before there is one, of the picture as the model sees it."""
     try:
         address = look.inline(job.preview or _frame(job.picture, job.request))
@@ -100,10 +100,8 @@ def still(job: Job) -> str:
 
 def poster(job: Job) -> str:
     """HTML of a finished clip's first frame, small."""
-    try:
-        return f'<img src="{look.inline(job.poster.read_bytes())}" alt="">'
-    except OSError:
-        return "<span>▶</span>"
+    picture = still(job)
+    return f'<img src="{look.inline(picture)}" alt="">' if picture else "<span>▶</span>"
 
 
 @st.cache_data(max_entries=16)
@@ -118,9 +116,9 @@ def _frame(path: Path, _request: VideoRequest) -> bytes:
 
 def _show_clip(job: Job) -> None:
     try:
-        content = job.unsaved or job.film.read_bytes()
-    except OSError:
-        st.info("This clip has been deleted from the server.", icon=":material/link_off:")
+        content = table().video(job)
+    except UserError as error:
+        st.info(look.plain(str(error)), icon=":material/link_off:")
         return
     if job.message:
         st.warning(look.plain(job.message), icon=":material/save:")

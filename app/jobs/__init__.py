@@ -9,7 +9,7 @@ import threading
 
 from app.jobs.estimate import doing
 from app.jobs.queue import LONGEST_CHAIN, Table
-from app.jobs.record import Job, open_stored
+from app.jobs.record import Job, open_stored, still
 from app.jobs.runner import EngineRunner, Runner, device
 from sgm.outputs import FolderInUse, outputs_folder
 
@@ -23,6 +23,7 @@ __all__ = [
     "device",
     "doing",
     "open_stored",
+    "still",
     "table",
 ]
 

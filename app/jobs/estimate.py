@@ -1,134 +1,194 @@
-"""Estimates of how long jobs take and how much time is left, from the times of finished jobs."""
+"""Estimates of how long jobs take and how much time is left: a phase takes `a + b * work` seconds.
+
+Both are measured figures of ours, scaled to the latest finished jobs of a version, those of about the same size first.
+"""
 
 from __future__ import annotations
 
 import heapq
-import statistics
-import time
+import math
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
+
+import numpy as np
 
 from app.jobs.record import Job
 from sgm import SAMPLERS, Progress, VideoRequest
 
 
 class Phase(NamedTuple):
-    """A phase of a job: texts for people, and its typical share of the time after the model is loaded.
-
-    The texts may contain {step} and {total}.
-    """
+    """Texts about a phase of a job, for people. They may contain {step} and {total}."""
 
     doing: str  # while it runs
     stopped: str  # where it was cancelled
-    share: float = 0.0
 
 
-# In their order. `cost` says how the time of each depends on a request.
-PHASES = {
+PHASES = {  # in their order
     "load": Phase("Loading the model, {step} %", "Stopped while loading the model."),
-    "encode": Phase("Reading the picture", "Stopped while reading the picture.", 0.03),
-    "sample": Phase("Step {step} of {total}", "Stopped at step {step} of {total}.", 0.77),
-    "decode": Phase("Painting the frames", "Stopped while painting the frames.", 0.2),
+    "encode": Phase("Reading the picture", "Stopped while reading the picture."),
+    "sample": Phase("Step {step} of {total}", "Stopped at step {step} of {total}."),
+    "decode": Phase("Painting the frames", "Stopped while painting the frames."),
     "save": Phase("Saving", "Stopped while saving."),
 }
-_SAMPLE_SIZE = 5  # the latest finished jobs of a version that an estimate is based on
+
+# Device and model -> phase -> (a, b): of one core of a processor, and of an H100. Sampling: (a, b) of one evaluation.
+_TINY_CPU = {
+    "load": (1.0, 0.0),
+    "encode": (0.15, 1.1e-6),
+    "sample": (0.04, 1.06e-6),
+    "decode": (0.02, 3.3e-6),
+    "save": (0.02, 2.2e-7),
+}
+_SVD_GPU = {
+    "load": (8.0, 0.0),
+    "encode": (0.15, 1e-7),
+    "sample": (0.045, 1.12e-8),
+    "decode": (0.03, 3.3e-8),
+    "save": (0.1, 1.5e-7),
+}
+_MEASURED = {
+    ("cpu", "svd_tiny"): _TINY_CPU,
+    ("cpu", "svd"): {phase: (30 * a, 15 * b) for phase, (a, b) in _TINY_CPU.items()},
+    ("cuda", "svd_tiny"): {phase: (a, b / 10) for phase, (a, b) in _SVD_GPU.items()},
+    ("cuda", "svd"): _SVD_GPU,
+}
+_LATEST = 8  # finished jobs of a version that an estimate is based on
+_STIFFNESS = 0.3  # how firmly `a` and `b` keep the proportion of the measured figures; a job of the same work weighs 1
+_SAME = 0.1  # how far two works may differ to be of one kind, as a power of two
+_LEAST_LEFT = 0.03  # share of an expected phase that is left while it takes longer than that
 
 
-def cost(request: VideoRequest, phase: str) -> float:
-    """A number proportional to a phase's time, for requests of the same version."""
-    area = request.height * request.width
-    if phase == "load":
-        return 1.0
+def work(request: VideoRequest, phase: str) -> tuple[float, float]:
+    """What `a` and `b` of a phase are multiplied by."""
+    pixels = float(request.height * request.width)
     if phase == "sample":
-        return float(area * request.frames * request.steps * SAMPLERS[request.sampler].evaluations)
-    return float(area if phase == "encode" else area * request.frames)
+        evaluations = float(SAMPLERS[request.sampler].evaluations * request.steps)
+        guidance = 2 if request.build_guider().needs_uc else 1
+        return evaluations, evaluations * guidance * pixels * request.frames
+    if phase == "encode" and "camera" not in request.options:
+        return 1.0, pixels
+    return 1.0, pixels * request.frames
 
 
-def learned_phases(newest_first: Iterable[Job], request: VideoRequest) -> dict[str, float]:
-    """Phase -> seconds that it takes for a request, from the latest finished jobs of its version; {} if none."""
-    finished = (
-        job for job in newest_first if job.state == "done" and job.phases and job.request.version == request.version
+def expected(newest_first: Iterable[Job], request: VideoRequest, device: str, cores: int = 1) -> dict[str, float]:
+    """Phase -> seconds that it takes for a request, by the latest finished jobs of its version on such a device.
+
+    device: torch's type of device. cores: used by jobs on a processor.
+    """
+    finished = list(
+        islice(
+            (
+                job
+                for job in newest_first
+                if job.state == "done" and job.request.version == request.version and _device(job) in ("", device)
+            ),
+            _LATEST,
+        )
     )
-    samples: dict[str, list[float]] = {}
-    for job in islice(finished, _SAMPLE_SIZE):
-        for phase, seconds in job.phases.items():
-            samples.setdefault(phase, []).append(seconds * cost(request, phase) / cost(job.request, phase))
-    return {phase: statistics.median(seconds) for phase, seconds in samples.items()}
+    model = "svd_tiny" if request.version == "svd_tiny" else "svd"
+    figures = _MEASURED["cuda" if device == "cuda" else "cpu", model]
+    speed = 1.0 if device == "cuda" else min(cores, 8) ** -0.6
+    return {phase: _seconds(phase, finished, request, speed * a, speed * b) for phase, (a, b) in figures.items()}
 
 
-def seconds_loaded(learned: dict[str, float]) -> float | None:
-    """Seconds that a job takes after its model is loaded; None where nothing was learned."""
-    return sum(seconds for phase, seconds in learned.items() if phase != "load") if learned else None
+def _seconds(phase: str, finished: Sequence[Job], request: VideoRequest, a: float, b: float) -> float:
+    """Seconds of a phase: the mean of the latest jobs of this work or, without any, the line through the others.
+
+    The line is that of least squares of relative errors, with weights that fall with distance in work and with age.
+    """
+
+    def parts(of: VideoRequest) -> np.ndarray:
+        fixed, growing = work(of, phase)
+        return np.array([a * fixed, b * growing])
+
+    asked, same, rows = parts(request), [], [np.array([_STIFFNESS, -_STIFFNESS, 0.0])]
+    for job in finished:
+        if (took := job.phases.get(phase, 0.0)) > 1e-6:
+            of = parts(job.request)
+            distance = math.log2(of.sum() / asked.sum())
+            if abs(distance) < _SAME:
+                same.append(took * asked.sum() / of.sum())
+            rows.append((0.9 ** len(rows) / (1 + distance**2)) ** 0.5 * np.append(of / took, 1.0))
+    if same:
+        return float(np.mean(same[:3]))
+    if len(rows) == 1:  # never yet, or this way of making clips has no such phase
+        return float(asked.sum()) if phase == "load" or not any(job.phases for job in finished) else 0.0
+    table = np.stack(rows)
+    scales = np.linalg.lstsq(table[:, :2], table[:, 2], rcond=None)[0]
+    if scales.min() < 0:  # too few to tell the two apart
+        both = table[1:, :2].sum(axis=1)
+        scales = np.full(2, both @ table[1:, 2] / (both @ both))
+    return float(asked @ scales)
 
 
-def seconds_left(job: Job, learned: dict[str, float]) -> float | None:
-    """Seconds until a running job ends; None while they cannot be estimated."""
-    now = time.monotonic()
-    progress = job.progress
-    if progress is None:
-        return max(0.0, sum(learned.values()) - (now - job.started)) if learned else None
-    pace = _seconds_a_step(job)
-    if pace is not None:
-        left = pace * (progress.total - job.latest_step[1]) - (now - job.latest_step[0])
-    elif job.phase in learned:
-        left = learned[job.phase] - (now - job.phase_started)
-    else:
-        return None
-    later = list(PHASES)[list(PHASES).index(job.phase) + 1 :] if job.phase in PHASES else []
-    if learned:
-        return max(0.0, left) + sum(learned.get(phase, 0.0) for phase in later)
-    if pace is None or job.phase not in PHASES or PHASES[job.phase].share < 0.1:  # too short to extrapolate from
-        return None
-    total = pace * progress.total / PHASES[job.phase].share
-    return max(0.0, left) + total * sum(PHASES[phase].share for phase in later)
+def _device(job: Job) -> str:
+    """The type of device that made a job's clip; "" where its recipe does not say."""
+    mark = job.settings.get("sgm")
+    return str(mark.get("device", "")) if isinstance(mark, dict) else ""
 
 
-def seconds_queued(running: Sequence[float | None], queued: Sequence[float | None], workers: int) -> float | None:
-    """Seconds until the last queued job ends, if each worker that becomes free takes the next; None if any is None.
+def seconds_left(job: Job, expects: dict[str, float], now: float) -> float:
+    """Seconds until a running job ends. now: by the monotonic clock.
+
+    Its own steps correct what is expected, as soon as there are some: this machine may be busier than before.
+    """
+    order = list(PHASES)
+    later = sum(expects[phase] for phase in order[order.index(job.phase) + 1 :]) if job.phase in order else 0.0
+    progress, took = job.progress, now - job.phase_started
+    if job.phase == "load":
+        share = progress.step / progress.total if progress and progress.phase == "load" else 0.0
+        load = (job.reported - job.phase_started) / share if share > 0.05 else expects["load"] if progress else 0.0
+        return _rest(load, took) + later
+    if job.phase != "sample" or progress is None or not progress.total:
+        pace = _pace(job.phases.get("sample", 0.0), expects["sample"], 1.0)
+        return pace * (_rest(expects.get(job.phase, 0.0), took / pace) + later)
+    share = progress.step / progress.total
+    pace = _pace(job.reported - job.phase_started, expects["sample"], share)
+    ahead = expects["sample"] * (1 - share) - (now - job.reported) / pace  # of this phase
+    return pace * (max(ahead, 0.0) + later)
+
+
+def _pace(took: float, expects: float, share: float) -> float:
+    """How much longer than expected a share of sampling took. The expectation counts like a tenth of all steps."""
+    return (took + 0.1 * expects) / ((share + 0.1) * expects) if took and share and expects else 1.0
+
+
+def _rest(expects: float, took: float) -> float:
+    return max(expects - took, _LEAST_LEFT * expects)
+
+
+def seconds_queued(running: Sequence[float], queued: Sequence[float], workers: int) -> float:
+    """Seconds until the last queued job ends, if each worker that becomes free takes the next.
 
     running: seconds left of each running job. queued: seconds that each queued job takes, in their order.
     """
-    free = [seconds for seconds in running if seconds is not None]
-    waiting = [seconds for seconds in queued if seconds is not None]
-    if len(free) < len(running) or len(waiting) < len(queued):
-        return None
-    free += [0.0] * (workers - len(free))
+    free = [*running, *[0.0] * (workers - len(running))]
     heapq.heapify(free)
     end = 0.0
-    for seconds in waiting:
+    for seconds in queued:
         end = heapq.heappop(free) + seconds
         heapq.heappush(free, end)
     return end
 
 
-def fraction_done(job: Job, left: float | None) -> float:
-    """Share of a running job that is done, 0 to 1: by the time `left` or, if None, by steps and typical shares."""
-    progress = job.progress
-    if progress is None:
-        return 0.0
-    if left is not None:
-        ran = time.monotonic() - job.started
-        return min(1.0, ran / max(ran + left, 1e-6))
-    before = sum(phase.share for phase in list(PHASES.values())[: list(PHASES).index(progress.phase)])
-    return before + PHASES[progress.phase].share * progress.step / progress.total
+def fraction_done(job: Job, left: float, now: float) -> float:
+    """Share of a running job that is done, 0 to 1, by the time that is `left`; never less than it was."""
+    ran = now - job.started
+    return max(job.fraction, min(0.99, ran / max(ran + left, 1e-6)))
 
 
 def doing(job: Job) -> str:
     """A running job's phase and step, for people."""
-    progress = job.progress
-    if progress is None:
-        return "Loading the model"
-    return PHASES[job.phase].doing.format(step=progress.step, total=progress.total)
+    return _text(job, 0) if job.progress else "Loading the model"
 
 
 def stopped(job: Job) -> str:
     """The phase and step at which a running job was cancelled, for people."""
+    return _text(job, 1)
+
+
+def _text(job: Job, kind: int) -> str:
     progress = job.progress or Progress(job.phase, 0, 0)
-    return PHASES[job.phase].stopped.format(step=progress.step, total=progress.total)
-
-
-def _seconds_a_step(job: Job) -> float | None:
-    """Seconds for each step of this job's phase, from its first step to its latest; None before the second."""
-    (start, first), (latest, step) = job.first_step, job.latest_step
-    return (latest - start) / (step - first) if step > first else None
+    step = progress.step if job.phase == "load" else max(progress.step, 1)  # the first step runs before it is reported
+    return PHASES[job.phase][kind].format(step=step, total=progress.total)

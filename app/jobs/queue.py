@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from app.jobs import estimate
-from app.jobs.record import Job, new_id, open_stored, save_or_log
-from app.jobs.runner import EngineRunner, Runner, run
-from app.jobs.store import Store, film_frames, is_lossless
-from sgm import JOIN, Clip, UserError, VideoRequest, read_frames
+from app.jobs.record import Job, new_id, save_or_log, sizes, stored_picture
+from app.jobs.runner import EngineRunner, Runner, cores, device_type, run
+from app.jobs.store import Store, clip_frames, film_frames, film_video, is_lossless
+from sgm import JOIN, Clip, UserError, VideoRequest
 from sgm.process import freeze_objects
 
 LONGEST_CHAIN = 4  # clips, each an extension of the one before: quality falls with every extension
@@ -34,7 +34,11 @@ class Table:
         self._store = Store(folder, address)
         self._runner = runner or EngineRunner()
         self._changed = threading.Condition()  # guards the attributes below
-        self._jobs = {job.id: job for job in self._store.jobs()}
+        try:
+            self._jobs = {job.id: job for job in self._store.jobs()}  # in order of submission
+        except BaseException:
+            self._store.close()
+            raise
         self._last_started: dict[str, float] = {}  # owner -> when one of its jobs last started, by the monotonic clock
         self._workers = workers
         self._threads: list[threading.Thread] = []  # started with the first job
@@ -46,6 +50,11 @@ class Table:
     @property
     def folder(self) -> Path:
         return self._store.folder
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Folder names of jobs of earlier runs that cannot be read -> the reason."""
+        return self._store.left_out
 
     def submit(
         self, request: VideoRequest, picture: Image.Image, name: str = "picture", owner: str = "", parent: str = ""
@@ -63,13 +72,13 @@ class Table:
     def again(self, job_id: str, owner: str = "") -> Job:
         """Queue a job like an ended one. Raises UserError if it, or its picture, has been deleted."""
         job = self._existing(job_id)
-        return self.submit(job.request, self._picture(job), job.name, owner, job.parent)
+        return self.submit(job.request, stored_picture(job), job.name, owner, job.parent)
 
     def new_take(self, job_id: str, owner: str = "") -> Job:
         """Queue a job like an ended one, with the next seed. Raises UserError as `again` does."""
         job = self._existing(job_id)
         request = job.request.replace(seed=(job.request.seed + 1) % 2**31)
-        return self.submit(request, self._picture(job), job.name, owner, job.parent)
+        return self.submit(request, stored_picture(job), job.name, owner, job.parent)
 
     def extend(self, job_id: str, owner: str = "") -> Job:
         """Queue an extension of a clip, with its settings, from the frame JOIN: the very last frames drift furthest.
@@ -79,7 +88,7 @@ class Table:
         job = self._existing(job_id)
         if len(self.chain(job_id)) >= LONGEST_CHAIN:
             raise UserError(f"This film has {LONGEST_CHAIN} clips already, and more would drift off. Start a new one.")
-        frames, _ = read_frames(job.frames if job.frames.is_file() else job.clip)
+        frames, _ = clip_frames(job)
         if len(frames) <= -JOIN:
             raise UserError(f"A clip needs more than {-JOIN} frames to be gone on from; this one has {len(frames)}.")
         # The frame of an object has its white background already.
@@ -92,6 +101,7 @@ class Table:
         if job is None or job.unwritten is None:
             return job
         saved = replace(job, **{"message": "", "unsaved": b"", "unwritten": None} | self._write(job, job.unwritten))
+        saved.files = sizes(saved)
         with self._changed:
             if job_id not in self._jobs:  # deleted meanwhile
                 return None
@@ -121,6 +131,14 @@ class Table:
         """
         return film_frames(job, self.chain(job.id))
 
+    def video(self, job: Job) -> bytes:
+        """A finished job's film as an MP4: its file or, where that is damaged, its frames encoded anew.
+
+        b"" where only frames could be kept, for want of an encoder. Raises UserError if all its files have been deleted
+        or are damaged.
+        """
+        return film_video(job, self.chain(job.id))
+
     def delete(self, job_id: str) -> None:
         """Remove an ended job and its files. Raises UserError for one that is active, OSError from the disk."""
         with self._changed:
@@ -142,12 +160,12 @@ class Table:
     def jobs(self) -> list[Job]:
         """All jobs, the newest first."""
         with self._changed:
-            return sorted((replace(job) for job in self._jobs.values()), key=lambda job: job.created, reverse=True)
+            return [replace(job) for job in reversed(self._jobs.values())]
 
     def waiting(self) -> int:
-        """The number of queued jobs."""
+        """The number of queued jobs that wait for another to end."""
         with self._changed:
-            return len(self._queued())
+            return max(0, len(self._queued()) + len(self._running()) - self._workers)
 
     def jobs_before(self, job_id: str) -> int:
         """How many jobs, running ones included, must end before a queued one starts; 0 for a job that is not queued."""
@@ -157,10 +175,10 @@ class Table:
                 return 0
             return max(0, len(self._running()) + queue.index(job_id) - self._workers + 1)
 
-    def seconds_for(self, request: VideoRequest) -> float | None:
-        """Seconds for a request after its model is loaded, from finished jobs of its version; None without any."""
+    def seconds_for(self, request: VideoRequest) -> float:
+        """About how many seconds a request takes once it runs: with loading, where another model is loaded or none."""
         with self._changed:
-            return estimate.seconds_loaded(self._learned(request))
+            return self._seconds_for(request)
 
     def cancel(self, job_id: str) -> None:
         """Take a job out of the queue, or stop it at its next check. Jobs that have ended are not changed."""
@@ -209,22 +227,30 @@ class Table:
         return [job for job in self._jobs.values() if job.state == "running"]
 
     def _estimated(self, job: Job) -> Job:
-        """A copy with `seconds_left` and `fraction`."""
+        """A copy, with `seconds_left` and `fraction` up to date."""
         if job.state == "running":
             if job.phase == "load":
                 freeze_objects()  # modules and weights so far; the runner collects garbage when the model is loaded
-            left = estimate.seconds_left(job, self._learned(job.request))
-            return replace(job, seconds_left=left, fraction=estimate.fraction_done(job, left))
-        if job.state == "queued":
+            job.seconds_left = self._left(job)
+            job.fraction = estimate.fraction_done(job, job.seconds_left, time.monotonic())
+        elif job.state == "queued":
             queue = self._queued()
-            queue = queue[: queue.index(job) + 1]
-            running = [estimate.seconds_left(other, self._learned(other.request)) for other in self._running()]
-            waiting = [estimate.seconds_loaded(self._learned(other.request)) for other in queue]
-            return replace(job, seconds_left=estimate.seconds_queued(running, waiting, self._workers))
+            waiting = [self._seconds_for(other.request) for other in queue[: queue.index(job) + 1]]
+            running = [self._left(other) for other in self._running()]
+            job.seconds_left = estimate.seconds_queued(running, waiting, self._workers)
         return replace(job)
 
-    def _learned(self, request: VideoRequest) -> dict[str, float]:
-        return estimate.learned_phases(reversed(self._jobs.values()), request)
+    def _left(self, job: Job) -> float:
+        return estimate.seconds_left(job, self._expected(job.request), time.monotonic())
+
+    def _seconds_for(self, request: VideoRequest) -> float:
+        expected = self._expected(request)
+        if getattr(self._runner, "version", request.version) == request.version:
+            expected.pop("load")
+        return sum(expected.values())
+
+    def _expected(self, request: VideoRequest) -> dict[str, float]:
+        return estimate.expected(reversed(self._jobs.values()), request, device_type(), cores())
 
     def _start(self) -> None:
         while len(self._threads) < self._workers:
@@ -239,12 +265,6 @@ class Table:
             raise UserError("This clip is no longer on the server. Start a new one.")
         return job
 
-    def _picture(self, job: Job) -> Image.Image:
-        try:
-            return open_stored(job.picture)
-        except OSError as error:
-            raise UserError("The picture of this clip is no longer on the server. Choose it again.") from error
-
     def _work(self) -> None:
         while True:
             with self._changed:
@@ -256,7 +276,7 @@ class Table:
                 self._last_started[job.owner] = job.started
             save_or_log(job)
             outcome = run(job, self._runner, self._write, self._changed)
-            ended = replace(job, seconds=time.monotonic() - job.started, preview=b"", **outcome)
+            ended = replace(job, seconds=time.monotonic() - job.started, preview=b"", **{"files": sizes(job)} | outcome)
             save_or_log(ended)  # first on disk, so that nobody sees an end that is not stored
             with self._changed:
                 self._jobs[job.id] = ended

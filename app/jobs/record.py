@@ -2,7 +2,7 @@
 
 `<outputs>/<id>/` holds `input.png` (the uncropped picture, or its object as RGBA), `job.json` (request and outcome),
 `clip.mp4`, `frames.mkv` (its frames, lossless), `poster.jpg`, and for an extension of other clips `film.mp4`, all of
-them joined.
+them joined. Which of all that can be trusted, after a power cut or in a folder from elsewhere, is decided here.
 """
 
 from __future__ import annotations
@@ -12,26 +12,55 @@ import io
 import json
 import logging
 import re
+import reprlib
 import secrets
+import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from sgm import Clip, Progress, VideoRequest
+from sgm import Clip, Progress, UserError, VideoRequest
 from sgm.paths import replacing
 
 log = logging.getLogger(__name__)
 
 ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
-_NUMBER = (int, float)
-_SAVED: dict[str, Any] = {  # what of a job stands in job.json beside its request, and of which kind it is
-    **dict.fromkeys(("state", "name", "message", "owner", "parent"), str),
-    **dict.fromkeys(("created", "seconds"), _NUMBER),
-    **dict.fromkeys(("settings", "phases"), dict),
+STATES = ("queued", "running", "done", "failed", "cancelled", "interrupted")
+_LARGEST_RECORD = 2**20  # bytes of a job.json
+_DEEPEST_RECORD = 12  # levels: a film's recipe has 5
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9
+
+
+def _is_date(value: Any) -> bool:
+    """Whether a value is in seconds since 1970, of a year of four digits."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 253_370_764_800
+
+
+# What of a job stands in job.json beside its request, and what it must be. The first three must be there.
+_SAVED: dict[str, Callable[[Any], bool]] = {
+    "state": lambda value: value in STATES,
+    "name": lambda value: isinstance(value, str),
+    "created": _is_date,
+    "message": lambda value: isinstance(value, str),
+    "owner": lambda value: isinstance(value, str),
+    "parent": lambda value: isinstance(value, str) and (not value or ID.fullmatch(value) is not None),
+    "seconds": _is_seconds,
+    "settings": lambda value: isinstance(value, dict),
+    "phases": lambda value: isinstance(value, dict) and all(map(_is_seconds, value.values())),
+    "files": lambda value: isinstance(value, dict) and all(type(size) is int for size in value.values()),
 }
+_NEEDED = list(_SAVED)[:3]
+
+
+class Unreadable(UserError):
+    """Raised for a folder named like a job's that holds none; the message is the reason."""
 
 
 @dataclass
@@ -42,26 +71,27 @@ class Job:
     folder: Path
     request: VideoRequest
     name: str  # of the picture, for people
-    state: str = "queued"  # queued, running, done, failed, cancelled, interrupted
+    state: str = "queued"  # one of STATES
     created: float = field(default_factory=time.time)  # seconds since 1970
     seconds: float = 0.0  # that it ran
     message: str = ""  # what went wrong, for people
     settings: dict[str, Any] = field(default_factory=dict)  # the clip's recipe
     owner: str = ""  # the browser session: owners take turns in the queue
     parent: str = ""  # id of the clip that this one extends
-    phases: dict[str, float] = field(default_factory=dict)  # seconds that each phase took
+    phases: dict[str, float] = field(default_factory=dict)  # seconds that each ended phase took
+    files: dict[str, int] = field(default_factory=dict)  # name -> size in bytes, of the files that were written whole
     phase: str = ""  # the running phase: one of estimate.PHASES
     progress: Progress | None = None
     preview: bytes = b""  # a small JPEG of the current estimate
-    unsaved: bytes = b""  # the MP4's content, if the disk was full
+    preview_number: int = 0  # of the preview: it rises with each new one
+    unsaved: bytes = b""  # the MP4's content, if it could not be written
     unwritten: Clip | None = None  # the clip itself, if one of its files could not be written
     stopping: bool = False  # Cancel was pressed: the job stops at its next check
     seconds_left: float | None = None  # until its end; None while they cannot be estimated
-    fraction: float = 0.0  # share of the running job that is done, 0 to 1
+    fraction: float = 0.0  # share of the running job that is done, 0 to 1; it never falls
     started: float = 0.0  # when it began to run, by the monotonic clock, as the following
     phase_started: float = 0.0
-    first_step: tuple[float, int] = (0.0, 0)  # the first step reported in the phase: its time and number
-    latest_step: tuple[float, int] = (0.0, 0)
+    reported: float = 0.0  # when the progress was reported
 
     @property
     def active(self) -> bool:
@@ -79,7 +109,7 @@ class Job:
     def film(self) -> Path:
         """The clip, joined to the clips that it extends if there are any."""
         path = self.folder / "film.mp4"
-        return path if path.is_file() else self.clip
+        return path if self.has(path) else self.clip
 
     @property
     def frames(self) -> Path:
@@ -90,20 +120,30 @@ class Job:
     def poster(self) -> Path:
         return self.folder / "poster.jpg"
 
+    def has(self, path: Path) -> bool:
+        """Whether one of the job's files is there and whole: a file of its own, of the size that it was written with.
+
+        Of jobs from before sizes were noted, files are only known not to be empty.
+        """
+        try:
+            found = path.lstat()
+        except OSError:
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_size == (self.files.get(path.name) or found.st_size or -1)
+
     def start(self) -> None:
         """Set the state to running."""
         self.state, self.started = "running", time.monotonic()
         self.enter("load")
 
     def enter(self, phase: str, progress: Progress | None = None) -> None:
-        """Set the running phase. progress: its first report, with step 0 for encoding and decoding, 1 for sampling."""
+        """Set the running phase, and its first progress if there is one."""
         self.phase, self.phase_started = phase, time.monotonic()
-        self.first_step = self.latest_step = (self.phase_started, progress.step if progress else 0)
-        self.progress = progress or self.progress
+        self.progress, self.reported = progress or self.progress, self.phase_started
 
     def go_on(self, progress: Progress) -> None:
         """Set the progress within the phase."""
-        self.latest_step, self.progress = (time.monotonic(), progress.step), progress
+        self.progress, self.reported = progress, time.monotonic()
 
 
 def new_id() -> str:
@@ -120,26 +160,24 @@ def save_or_log(job: Job) -> None:
     """Write job.json; failures are logged, for jobs that go on in memory if the disk is full or the folder gone."""
     try:
         save(job)
-    except OSError as error:
+    except Exception as error:  # of any kind: the worker goes on
         log.warning("the state of job %s could not be written: %s", job.id, error)
 
 
 def restore(folder: Path) -> Job | None:
-    """The job of an earlier run of the server; None for other folders and unreadable ones.
+    """The job of an earlier run of the server; None for a folder that is not named like a job's.
 
-    A queued job stays queued; a running one becomes interrupted, and its incomplete files are deleted.
+    A queued job stays queued; a running one becomes interrupted, and its incomplete files are deleted. Raises
+    Unreadable, without any change, for a record that this program cannot have written, whatever it holds.
     """
-    if not ID.fullmatch(folder.name) or not (folder / "job.json").is_file():
+    if not ID.fullmatch(folder.name):
         return None
     try:
-        saved = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        values = saved.pop("request")
-        request = VideoRequest.fitting(values.pop("version"), values)  # earlier programs may have had other fields
-        _check_kinds(saved)
-        job = Job(id=folder.name, folder=folder, request=request, **saved)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        log.warning("%s is left out of the history: %s", folder, error)
-        return None
+        if folder.is_symlink():
+            raise ValueError("it is a link")
+        job = _recorded(folder, _content(folder / "job.json"))
+    except Exception as error:  # of any kind: the record may come from anywhere
+        raise Unreadable(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
     if job.active:
         for incomplete in (*folder.glob("*.tmp"), *folder.glob(".*")):
             with contextlib.suppress(OSError):
@@ -149,17 +187,67 @@ def restore(folder: Path) -> Job | None:
         save_or_log(job)
     elif job.state == "done" and not job.clip.is_file():
         job.state, job.message = "failed", "The clip's file is no longer on the server."
+    elif job.state == "done" and not (job.has(job.clip) or job.has(job.frames)):
+        job.state, job.message = "failed", "The clip's files are damaged. Run it again."
     return job
 
 
-def _check_kinds(saved: dict[str, Any]) -> None:
-    """Raise TypeError, ValueError or OverflowError for values of a record that no job has."""
-    for name, value in saved.items():
-        if name in _SAVED and not isinstance(value, _SAVED[name]):
-            raise TypeError(f"{name} is {value!r}")
-    time.localtime(saved.get("created"))  # a date that there is
-    if not all(isinstance(seconds, _NUMBER) for seconds in saved.get("phases", {}).values()):
-        raise TypeError(f"phases are {saved['phases']}")
+def _content(path: Path) -> dict[str, Any]:
+    """The mapping in a job.json. Raises an exception of any kind for another file."""
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_RECORD:
+        raise ValueError(f"job.json is no file of at most {_LARGEST_RECORD // 2**20} MB")
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    if _depth(saved) > _DEEPEST_RECORD:
+        raise ValueError("job.json is nested too deep")
+    json.dumps(saved, allow_nan=False, ensure_ascii=False).encode()  # raises for nan and for half characters
+    return saved
+
+
+def _recorded(folder: Path, saved: dict[str, Any]) -> Job:
+    """The job of a job.json. Raises an exception of any kind for a record that no job has."""
+    for name, fits in _SAVED.items():
+        if not (fits(saved[name]) if name in saved else name not in _NEEDED):
+            raise ValueError(f"its {name} is {reprlib.repr(saved[name])}" if name in saved else f"it has no {name}")
+    values = saved["request"]
+    # Earlier programs may have had other fields.
+    request = VideoRequest.fitting(values["version"], {name: values[name] for name in values if name != "version"})
+    return Job(folder.name, folder, request, **{name: saved[name] for name in _SAVED if name in saved})
+
+
+def _depth(value: Any) -> int:
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if entries is None else 1 + max(map(_depth, entries), default=0)
+
+
+def sizes(job: Job) -> dict[str, int]:
+    """The sizes of a job's files, for `Job.files`."""
+    found = {}
+    for path in (job.picture, job.clip, job.frames, job.poster, job.folder / "film.mp4"):
+        with contextlib.suppress(OSError):
+            found[path.name] = path.stat().st_size
+    return found
+
+
+def stored_picture(job: Job) -> Image.Image:
+    """A job's stored picture: RGB, or RGBA for an object. Raises UserError where it has been deleted or is damaged."""
+    try:
+        return open_stored(job.picture)
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        raise UserError("The picture of this clip is no longer on the server. Choose it again.") from error
+
+
+def still(job: Job) -> bytes:
+    """A small picture that stands for a job: its poster or, where that is missing or damaged, its picture; else b""."""
+    try:
+        content = job.poster.read_bytes() if job.has(job.poster) else b""
+        Image.open(io.BytesIO(content)).load()
+        return content
+    except Exception:  # Pillow raises many kinds for damaged files
+        try:
+            return small_jpeg(stored_picture(job).convert("RGB"))
+        except UserError:
+            return b""
 
 
 def open_stored(path: Path) -> Image.Image:

@@ -17,15 +17,15 @@ from typing import Any
 from PIL import Image
 
 from app.jobs import estimate
-from app.jobs.record import Job, open_stored, small_jpeg
-from sgm import Clip, Progress, UserError, generate, load_engine
+from app.jobs.record import Job, small_jpeg, stored_picture
+from sgm import Clip, Progress, UserError, choose_device, generate, load_engine
 from sgm.process import collect_and_freeze, reuse_freed_memory
 
 log = logging.getLogger(__name__)
 
 # (job, on_step, check) -> clip. Both functions may raise; `check` is to be called often.
 Runner = Callable[[Job, Callable[[Progress], None], Callable[[], None]], Clip]
-_PREVIEW_EVERY = 0.4  # seconds, less than the interval of the page's polls
+_PREVIEW_EVERY = 0.8  # seconds, less than the interval at which the page looks for a new one
 
 
 class Cancelled(Exception):
@@ -39,12 +39,18 @@ class EngineRunner:
         self._engine: Any = None
         self._loading = threading.Lock()
 
+    @property
+    def version(self) -> str:
+        """The version whose engine is loaded; "" where there is none."""
+        return self._engine.version if self._engine else ""
+
     def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
+        picture = stored_picture(job)
         with self._loading:
             engine = self._loaded(job.request.version, on_step)
         check()
         with reuse_freed_memory():
-            return generate(engine, job.request, open_stored(job.picture), on_step, check)
+            return generate(engine, job.request, picture, on_step, check)
 
     def _loaded(self, version: str, on_step: Callable[[Progress], None]) -> Any:
         if self._engine is None or self._engine.version != version:
@@ -68,7 +74,6 @@ def run(
 
     write_clip: stores the clip; returns further fields. changing: a lock, held while the job's progress is changed.
     """
-    phases: dict[str, float] = {}
     drawn = 0.0
 
     def check() -> None:
@@ -77,16 +82,27 @@ def run(
 
     def enter(phase: str, progress: Progress | None = None) -> None:
         with changing:
-            phases[job.phase] = time.monotonic() - job.phase_started
+            if job.phase != "load" or job.progress:  # a model that was loaded already teaches nothing
+                job.phases[job.phase] = time.monotonic() - job.phase_started
             job.enter(phase, progress)
 
-    def on_step(progress: Progress) -> None:
+    def draw(preview: Callable[[], Any]) -> None:
         nonlocal drawn
-        check()
-        if progress.preview and time.monotonic() - drawn > _PREVIEW_EVERY:
-            job.preview = small_jpeg(Image.fromarray(progress.preview()))
+        if time.monotonic() - drawn > _PREVIEW_EVERY:
+            try:
+                job.preview = small_jpeg(Image.fromarray(preview()))
+                job.preview_number += 1
+            except Exception as error:  # of any kind: the clip does not depend on it
+                log.warning("job %s has no preview: %s", job.id, error)
             drawn = time.monotonic()
+
+    def on_step(progress: Progress) -> None:
+        check()
+        if progress.preview:
+            draw(progress.preview)
         progress = replace(progress, preview=None)  # it holds tensors
+        if (progress.phase, progress.step) == ("encode", progress.total):  # the first step has begun
+            progress = replace(progress, phase="sample", step=0, total=job.request.steps)
         if progress.phase != job.phase:
             enter(progress.phase, progress)
         else:
@@ -97,15 +113,27 @@ def run(
         clip = runner(replace(job), on_step, check)
         enter("save")
         outcome = write_clip(job, clip)
-        phases["save"] = time.monotonic() - job.phase_started
-        return {"state": "done", "settings": clip.settings, "phases": phases, **outcome}
+        job.phases["save"] = time.monotonic() - job.phase_started
+        return {"state": "done", "settings": clip.settings, **outcome}
     except Cancelled:
         return {"state": "cancelled", "message": estimate.stopped(job)}
     except UserError as error:
         return {"state": "failed", "message": str(error)}
-    except Exception as error:  # of any kind: the worker goes on with the next job
+    except BaseException as error:  # of any kind: the worker goes on with the next job
         log.exception("job %s failed", job.id)
         return {"state": "failed", "message": f"{type(error).__name__}: {error}. The server's log has the details."}
+
+
+def device_type() -> str:
+    """torch's type of the device that makes clips: "cpu", "cuda" or "mps"."""
+    return choose_device(None).type
+
+
+def cores() -> int:
+    """How many cores of a processor a job uses."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def device() -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +15,26 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from app.jobs.record import ID, Job, restore, save, small_jpeg, write
-from sgm import Clip, UserError, encode_video, read_frames, stitch, write_frames, write_video
+from app.jobs.record import ID, Job, Unreadable, restore, save, small_jpeg, write
+from sgm import Clip, UserError, encode_video, read_frames, read_settings, stitch, write_frames, write_video
 from sgm.outputs import take
+from sgm.paths import refusals_explained, replacing
 
 log = logging.getLogger(__name__)
 
+_GONE = "This clip has been deleted from the server, or its files are damaged."
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+
 
 class Store:
-    """An outputs folder, locked until `close`. Raises FolderInUse or UserError as sgm.outputs.FolderLock does."""
+    """An outputs folder, locked until `close`. Raises FolderInUse or UserError as sgm.outputs.FolderLock does.
+
+    left_out: folder names of records that cannot be read -> the reason, after `jobs`.
+    """
 
     def __init__(self, folder: Path, address: str = "") -> None:
         self.folder = folder
+        self.left_out: dict[str, str] = {}
         self._lock = take(folder, address)
 
     def close(self) -> None:
@@ -35,21 +45,34 @@ class Store:
         """The jobs of earlier runs of the server, the oldest first, in the states of `restore`.
 
         Other and unreadable folders are not changed; incomplete folders and files of a killed server are deleted.
+        Raises UserError where the folder cannot be read.
         """
         jobs = []
-        for folder in self.folder.iterdir():
+        with refusals_explained(self.folder):
+            entries = sorted(self.folder.iterdir())
+        for folder in entries:
             if folder.name.startswith(".") and ID.fullmatch(folder.name[1:]):
-                shutil.rmtree(folder, ignore_errors=True)
-            elif job := restore(folder):
-                jobs.append(job)
+                shutil.rmtree(folder, ignore_errors=True)  # of a link, nothing
+                continue
+            try:
+                if folder.is_symlink() or folder.is_dir():
+                    jobs += filter(None, [restore(folder)])
+            except (Unreadable, OSError) as error:
+                self.left_out[folder.name] = str(error)
+                log.warning("%s is left out of the history: %s", folder, error)
         return sorted(jobs, key=lambda job: job.created)
 
     def add(self, job: Job, picture: Image.Image) -> None:
-        """Write a new job's folder, by a hidden temporary name. Raises UserError if it cannot be written."""
+        """Write a new job's folder, by a hidden temporary name. Raises UserError if it cannot be written.
+
+        Where the outputs folder was deleted meanwhile, it is made and locked anew; FolderInUse if another owns it now.
+        """
+        self._lock.renew()
         hidden = replace(job, folder=self.folder / f".{job.id}")
         try:
             hidden.folder.mkdir(parents=True)
-            picture.save(hidden.picture, format="PNG", compress_level=1)
+            with replacing(hidden.picture) as temporary:
+                picture.save(temporary, format="PNG", compress_level=1)
             save(hidden)
             os.replace(hidden.folder, job.folder)
         except OSError as error:
@@ -69,46 +92,105 @@ class Store:
     def write_clip(self, job: Job, clip: Clip, before: Sequence[Job]) -> dict[str, Any]:
         """Write a finished clip's files, and its film where it extends the clips `before`.
 
-        Returns the job's fields that describe failed writes: the clip stays in memory, to be downloaded or saved later.
+        Returns the job's fields that describe the outcome. Whatever fails, the clip is not lost: it stays in memory, to
+        be downloaded or saved later.
         """
-        try:
-            write_video(job.clip, clip.frames, clip.fps, clip.settings)
-        except UserError as error:
-            log.warning("%s", error)
-            message = (
-                "Finished, but there was no room to save it: download it now, or make room and save it again. "
-                "It is gone when the app ends."
-            )
-            return {
-                "message": message,
-                "unsaved": encode_video(clip.frames, clip.fps, clip.settings),
-                "unwritten": clip,
-            }
-        try:
-            write(job.poster, small_jpeg(Image.fromarray(clip.frames[0])))
-            write_frames(job.frames, clip.frames, clip.fps)
+
+        def film() -> None:
             if before:
                 frames = stitch([film_frames(before[-1], before)[0], clip.frames])
                 links = [*(link.settings for link in before), clip.settings]
                 write_video(job.folder / "film.mp4", frames, clip.fps, clip.settings | {"links": links})
-        except (OSError, UserError, ValueError) as error:
-            log.warning("job %s: %s", job.id, error)
-            return {"message": f"The clip is saved, but not all that goes with it: {error}", "unwritten": clip}
-        return {}
+
+        failures = [
+            self._failure(job, part)
+            for part in (
+                lambda: write_video(job.clip, clip.frames, clip.fps, clip.settings),
+                lambda: write(job.poster, small_jpeg(Image.fromarray(clip.frames[0]))),
+                lambda: write_frames(job.frames, clip.frames, clip.fps),
+                film,
+            )
+        ]
+        fields: dict[str, Any] = {}
+        if failures[0]:
+            cause = failures[0].__cause__ or failures[0]  # the system's error, rather than our sentence about it
+            reason, remedy = f"it could not be saved ({getattr(cause, 'strerror', None) or cause})", "mend that"
+            if getattr(cause, "errno", None) in _NO_ROOM:
+                reason, remedy = "there was no room to save it", "make room"
+            fields["message"] = (
+                f"Finished, but {reason}: download it now, or {remedy} and save it again. It is gone when the app ends."
+            )
+            with contextlib.suppress(Exception):  # then its frames alone are in memory
+                fields["unsaved"] = encode_video(clip.frames, clip.fps, clip.settings)
+        elif failure := next(filter(None, failures), None):
+            fields["message"] = f"The clip is saved, but not all that goes with it: {failure}"
+        return fields | {"unwritten": clip} if any(failures) else fields
+
+    def _failure(self, job: Job, part: Callable[[], object]) -> Exception | None:
+        """Write a part of a clip. Returns the error of any kind, which is logged."""
+        try:
+            self._lock.renew()
+            part()
+        except Exception as error:
+            log.warning("job %s: %s", job.id, error, exc_info=not isinstance(error, (UserError, OSError)))
+            return error
+        return None
 
 
 def is_lossless(chain: Sequence[Job]) -> bool:
     """Whether lossless frames of all clips of a film are stored. False for an empty chain."""
-    return bool(chain) and all(link.frames.is_file() for link in chain)
+    return bool(chain) and all(link.unwritten or link.has(link.frames) for link in chain)
 
 
 def film_frames(job: Job, chain: Sequence[Job]) -> tuple[np.ndarray, float]:
     """The frames of a finished job's film, uint8 (T, H, W, 3), and frames a second; lossless if `is_lossless(chain)`.
 
     chain: the clips that make up the film, the job last, or empty if one of them has been deleted. Raises UserError if
-    the files have been deleted.
+    the files have been deleted or are damaged.
     """
-    if is_lossless(chain):
-        clips, rates = zip(*(read_frames(link.frames) for link in chain), strict=True)
+
+    def joined() -> tuple[np.ndarray, float]:
+        clips, rates = zip(*(clip_frames(link) for link in chain or [job]), strict=True)
         return stitch(clips), rates[-1]
-    return read_frames(job.unsaved or job.film)
+
+    def as_stored() -> tuple[np.ndarray, float]:
+        return read_frames(job.unsaved or job.film)
+
+    for way in (joined, as_stored) if is_lossless(chain) else (as_stored, joined):
+        with contextlib.suppress(UserError):
+            return way()
+    raise UserError(_GONE)
+
+
+def clip_frames(job: Job) -> tuple[np.ndarray, float]:
+    """The frames of a job's own clip, as `film_frames` gives them, of whichever of its files is whole.
+
+    Raises UserError if none of them is.
+    """
+    if job.unwritten:
+        return job.unwritten.frames, job.unwritten.fps
+    for path in (job.frames, job.clip):
+        if job.has(path):
+            with contextlib.suppress(UserError):
+                frames, fps = read_frames(path)
+                if len(frames) == job.request.frames:
+                    return frames, fps
+    raise UserError(_GONE)
+
+
+def film_video(job: Job, chain: Sequence[Job]) -> bytes:
+    """A finished job's film as an MP4: its file or, where that is missing or damaged, its frames encoded anew.
+
+    b"" where there are only frames and no encoder. Raises UserError as `film_frames` does.
+    """
+    if job.unsaved:
+        return job.unsaved
+    try:
+        content = job.film.read_bytes() if job.has(job.film) else b""
+        read_settings(content)  # raises for what is no video
+        return content
+    except (OSError, UserError):
+        frames, fps = film_frames(job, chain)
+        with contextlib.suppress(Exception):
+            return encode_video(frames, fps, job.settings)
+        return b""

@@ -1,5 +1,12 @@
-"""`python -m sgm.cli`: the command line where the script `sgm` is not on the path."""
+"""`python -m sgm.cli`: the command line where the script `sgm` is not on the path; also run by its path."""
 
-from sgm.cli import main
+import sys
+from pathlib import Path
+
+if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+    del sys.path[0]  # the current folder, or with a path this one: nothing is imported from there
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # the folder of this very `sgm`
+
+from sgm.cli import main  # noqa: E402
 
 main()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,27 +25,13 @@ def app(
         address = f"http://127.0.0.1:{port}"
         _check_port(port, address)
         reserve(outputs_folder(), address)  # the app takes the lock over
-        from streamlit.web.cli import main as streamlit
+        from sgm.cli.server import serve
 
         root = bundle()
         # `import app` must work here and in processes that the page starts.
         sys.path.insert(0, str(root))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-        flags = [*_streamlit_flags(root), f"--server.port={port}", f"--server.headless={str(no_browser).lower()}"]
-        flags.append("--logger.hideWelcomeMessage=true")  # hides Streamlit's advertisements, on the page too
-        typer.echo(f"The page is at {address}; Ctrl-C ends it.")
-        streamlit(["run", str(root / "app" / "main.py"), *flags], standalone_mode=False)
-
-
-def _streamlit_flags(root: Path) -> list[str]:
-    """The values of .streamlit/config.toml as flags, since Streamlit looks for that file in the current folder only."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib  # pyright: ignore[reportMissingImports]
-    settings = tomllib.loads((root / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
-    values = ((f"{section}.{key}", value) for section, pairs in settings.items() for key, value in pairs.items())
-    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in values]
+        serve(root, port, address, open_browser=not no_browser)
 
 
 def _check_port(port: int, address: str) -> None:
@@ -72,7 +57,7 @@ def _is_app(port: int) -> bool:
     """Whether this app is running on a port of this machine: it serves the file app/static/sgm-video.txt."""
     import http.client
 
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)  # does not use a proxy
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)  # does not use a proxy; the app may be busy
     try:
         connection.request("GET", "/app/static/sgm-video.txt")
         return connection.getresponse().read(64).startswith(b"sgm app")

@@ -40,7 +40,8 @@ def train(
                 raise UserError(f"{override!r} is no override: write it as key.subkey=value.")
     if len(configs) > 1:  # each in a process of its own, since training on several GPUs starts the command again
         for config in configs:
-            command = [sys.executable, "-m", "sgm.cli", "train", str(config), *overrides]
+            # By its path, since `-m` would import from the current folder first.
+            command = [sys.executable, str(Path(__file__).with_name("__main__.py")), "train", str(config), *overrides]
             if code := subprocess.run(command).returncode:
                 raise typer.Exit(code)
         return

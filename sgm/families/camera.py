@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from sgm.conditioning.camera import CAMERA_MOVES, camera_path, direction, identity_rays, motion_of_bucket, rays, render
 from sgm.families.image import Batch, ImageFamily, Picture, conditioning_frames, per_frame, to_pixels
 from sgm.fields import Field, Named
+
+if TYPE_CHECKING:
+    from sgm.request import VideoRequest
 
 _TITLES = {"auto": "Surprise me"}
 CAMERA = Field(
@@ -23,6 +28,18 @@ class CameraFamily(ImageFamily):
     """svd_tiny: as SVD, with a camera move."""
 
     fields = (*ImageFamily.fields, CAMERA)
+
+    def drawn(self, request: VideoRequest) -> str:
+        """Where the camera goes if the seed decides, such as "in to the lower left, rolling right"."""
+        if request.camera != "auto":
+            return ""
+        # As in `batch`: the first numbers of the seed's generator.
+        x, y, _, roll, *_ = direction("auto", generator=torch.Generator().manual_seed(request.seed))[0].tolist()
+        far_x, far_y = abs(x) > 0.12, abs(y) > 0.12  # widths
+        across = ("right" if x > 0 else "left") if far_x else ""
+        along = (("lower" if y > 0 else "upper") if far_x else "bottom" if y > 0 else "top") if far_y else ""
+        way = f"in to the {along} {across}".strip().replace("  ", " ") if far_x or far_y else "straight in"
+        return f"{way}, rolling {'left' if roll > 0 else 'right'}" if abs(roll) > 0.1 else way
 
     def batch(self, picture: Picture, factor: int, generator: torch.Generator) -> Batch:
         """As SVD's, but cond_frames (t, 3, h, w) are the camera's views; camera: ray maps (t, 2, h / f, w / f)."""

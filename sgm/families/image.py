@@ -85,6 +85,10 @@ class ImageFamily:
     def check(self, request: VideoRequest) -> None:
         """Raise UserError where fields of this family contradict each other."""
 
+    def drawn(self, request: VideoRequest) -> str:
+        """What the seed has drawn of the camera's way, in words; "" where it is chosen."""
+        return ""
+
     def prepare(self, image: Image.Image, request: VideoRequest, background_model: str | None = None) -> Picture:
         """The conditioning picture; for a fit of "object" its background is removed, which is slow.
 

@@ -273,7 +273,6 @@ def test_the_time_left_in_a_line_counts_every_worker() -> None:
     assert seconds_queued([5.0], [2.0, 3.0], workers=1) == 10
     assert seconds_queued([5.0, 1.0], [2.0, 3.0], workers=2) == 6  # 1 + 2 of one worker, then 3 more
     assert seconds_queued([], [4.0], workers=2) == 4
-    assert seconds_queued([None], [4.0], workers=1) is None
 
 
 def test_a_film_goes_on_from_near_the_end_and_ends_at_four_clips(tmp_path: Path, picture: Image.Image) -> None:
@@ -322,7 +321,7 @@ def test_what_a_kill_leaves_half_written_is_removed(tmp_path: Path, picture: Ima
     assert sorted(path.name for path in job.folder.iterdir()) == FILES
 
 
-@pytest.mark.parametrize(("name", "told"), [("clip.mp4", "no room to save it"), ("frames.mkv", "not all")])
+@pytest.mark.parametrize(("name", "told"), [("clip.mp4", "could not be saved"), ("frames.mkv", "not all")])
 def test_what_could_not_be_written_is_saved_once_it_can(
     tmp_path: Path, picture: Image.Image, name: str, told: str
 ) -> None:
@@ -360,7 +359,7 @@ def test_an_outputs_folder_that_cannot_be_written(tmp_path: Path, picture: Image
 
 
 def test_progress_and_the_time_left(tmp_path: Path, picture: Image.Image) -> None:
-    seen: list[tuple[int, float | None]] = []
+    seen: list[tuple[int, float, float]] = []
 
     def steady(job: Job, on_step: Callable[[Progress], None], check: Callable[[], object] = bool) -> Clip:
         def watched(progress: Progress) -> None:
@@ -368,27 +367,35 @@ def test_progress_and_the_time_left(tmp_path: Path, picture: Image.Image) -> Non
             at = table.get(job.id)
             assert at is not None
             assert at.progress == progress
-            seen.append((progress.step, at.seconds_left))
+            assert at.seconds_left is not None
+            seen.append((progress.step, at.seconds_left, at.fraction))
             time.sleep(0.05)
 
+        on_step(Progress("encode", 1, 1))
+        at = table.get(job.id)
+        assert at is not None
+        assert jobs.doing(at) == "Step 1 of 10"  # the picture has been read: the first step runs
         return draw(job, watched)
 
     table = Table(tmp_path, steady)
+    first = table.seconds_for(REQUEST)
+    assert 0 < first < table.seconds_for(VideoRequest()) < table.seconds_for(VideoRequest("svd"))  # before any clip
     ended = finished(table, table.submit(REQUEST.replace(steps=10), picture))
+    again = finished(table, table.again(ended.id))
     table.close()
-    assert [step for step, _ in seen] == list(range(1, 11))
-    left = [seconds for _, seconds in seen]
-    assert left[0] is None  # one point gives no pace
-    assert all(seconds is not None and 0 < seconds < LIMIT for seconds in left[1:])
-    assert (left[-1] or 0) < (left[1] or 0)
+    steps, left, fractions = zip(*seen, strict=True)
+    assert steps == (*range(1, 11), *range(1, 11))
+    assert all(0 < seconds < LIMIT for seconds in left)
+    assert left[9] < left[1]
+    assert left[19] < left[11]
+    assert list(fractions[:10]) == sorted(fractions[:10])
+    assert list(fractions[10:]) == sorted(fractions[10:])
     assert ended.seconds >= 0.5
     sampling = ended.phases["sample"]
     assert 0.4 < sampling < ended.seconds
-    longer, same = (table.seconds_for(REQUEST.replace(steps=steps)) for steps in (20, 10))
-    assert longer is not None
-    assert same is not None
-    assert longer - same == pytest.approx(sampling)
-    assert table.seconds_for(VideoRequest(version="svd")) is None
+    one, two = (table.seconds_for(REQUEST.replace(steps=steps)) for steps in (10, 20))
+    assert one == pytest.approx((sum(ended.phases.values()) + sum(again.phases.values())) / 2)
+    assert two - one == pytest.approx((sampling + again.phases["sample"]) / 2, rel=0.01)
 
 
 def test_one_model_is_unloaded_before_the_next_is_loaded(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -245,3 +246,43 @@ def test_sgm_app_twice(first: tuple[subprocess.Popen[str], int], tmp_path: Path)
     process.kill()
     process.wait()
     assert owner_of(tmp_path / "outputs") is None
+
+
+def test_what_waited_goes_on_before_anybody_opens_the_page(tmp_path: Path) -> None:
+    table = Table(tmp_path / "outputs", draw)
+    job = table.wait(table.submit(REQUEST, Image.new("RGB", (96, 64), "teal")).id, LIMIT)
+    assert job is not None
+    table.close()
+    record = job.folder / "job.json"
+    record.write_text(json.dumps(json.loads(record.read_text("utf-8")) | {"state": "queued"}), encoding="utf-8")
+    job.clip.unlink()
+    process = sgm_app(free_port(), tmp_path)
+    try:
+        until(lambda: json.loads(record.read_text("utf-8"))["state"] == "done", process)
+    finally:
+        process.kill()
+        process.communicate()
+    assert job.clip.is_file()
+
+
+def test_an_outputs_folder_that_is_deleted_under_its_table(tmp_path: Path) -> None:
+    folder = tmp_path / "outputs"
+    first = Table(folder, draw)
+    lost = first.wait(first.submit(REQUEST, Image.new("RGB", (96, 64))).id, LIMIT)
+    assert lost is not None
+    shutil.rmtree(folder)
+    job = first.wait(first.submit(REQUEST, Image.new("RGB", (96, 64))).id, LIMIT)
+    assert job is not None
+    assert (job.state, job.message) == ("done", "")
+    with pytest.raises(FolderInUse):  # the new folder is the first one's, too
+        Table(folder, draw)
+    with pytest.raises(UserError, match="deleted"):
+        first.video(lost)
+    shutil.rmtree(folder)
+    other = Table(folder, draw)  # took the empty place before the first one wrote there again
+    with pytest.raises(FolderInUse):
+        first.submit(REQUEST, Image.new("RGB", (96, 64)))
+    first.close()
+    assert owner_of(folder) is not None
+    assert other.submit(REQUEST, Image.new("RGB", (96, 64))).id
+    other.close()
