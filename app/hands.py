@@ -14,7 +14,8 @@ from pathlib import Path
 import streamlit as st
 from streamlit.components import v2
 
-LARGEST_UPLOAD = 20  # MB; checked again on the server
+from app.upload import LARGEST
+
 _KEY = "hands"
 
 
@@ -38,7 +39,7 @@ def lend(said: str, pressed: Mapping[str, bool], values: Mapping[str, str], note
     titles of choices in lists, and what is said beside them.
     """
     data = {"said": said, "pressed": dict(pressed), "values": dict(values), "notes": dict(notes)}
-    data["megabytes"] = LARGEST_UPLOAD
+    data["megabytes"] = LARGEST
     with st.container(key="hands_place"):
         _component(_KEY)(key=_KEY, data=data, on_refused_change=_note_refused)
 

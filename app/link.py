@@ -1,4 +1,4 @@
-"""Requests as query parameters of the page's address, and as recipes in MP4 files. Does not import Streamlit."""
+"""Requests as query parameters of the page's address. Does not import Streamlit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import chain, combinations
 from typing import Any, NamedTuple
 
-from sgm import UserError, VideoRequest, all_fields, best_version, is_recipe, read_settings, request_of
+from sgm import UserError, VideoRequest, all_fields, best_version
 
 
 def request_from(address: Mapping[str, Any], base: VideoRequest | None = None) -> VideoRequest:
@@ -71,14 +71,3 @@ def address_of(request: VideoRequest, base: VideoRequest | None = None) -> dict[
     if request.version != base.version if base else address or request.version != best_version():
         address["version"] = request.version
     return address
-
-
-def request_of_clip(content: bytes, name: str) -> VideoRequest:
-    """The request of the recipe in an MP4's content; `name` is the file's name in messages.
-
-    Raises UserError for content that is no video, has no recipe, or a newer program's recipe.
-    """
-    settings = read_settings(content)
-    if settings is None or not is_recipe(settings):
-        raise UserError(f"{name} holds no settings of ours: only clips that were made here do.")
-    return request_of(settings)

@@ -11,6 +11,7 @@ import itertools
 import os
 import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,6 +85,21 @@ def check_writable(folder: Path, size: int = 0) -> None:
         raise UserError(
             f"{folder} needs {_bytes(size)}, but has {_bytes(free)} free: make room or choose another place."
         )
+
+
+def private_folder() -> Path:
+    """A temporary folder of this user alone: the same one each time, unless another user has taken its name."""
+    if os.name == "nt":  # there, each user has a folder for temporary files
+        folder = Path(tempfile.gettempdir(), "sgm-video")
+        folder.mkdir(exist_ok=True)
+        return folder
+    folder = Path(tempfile.gettempdir(), f"sgm-video-{os.getuid()}")
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        state = folder.lstat()
+        if stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o077:
+            return folder
+    return Path(tempfile.mkdtemp(prefix="sgm-video-"))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import hashlib
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,16 +15,19 @@ from omegaconf import OmegaConf
 
 from sgm import __version__
 from sgm.errors import UserError
+from sgm.paths import is_file, refusals_explained
 from sgm.request import VideoRequest
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from sgm.engine import DiffusionEngine
+    from sgm.media.reading import Video
 
 MARK, FORMAT = "sgm", 1  # the key that identifies this program's recipes, and the version of their format
 _NOT_FIELDS = (MARK, "links")  # links: the recipes of the clips that an extended clip continues
 _INTERPOLATION, _ESCAPED = "${", "\\${"  # the start of omegaconf's interpolations, and its escape in a text
+_LONGEST = 1 << 20  # characters of a YAML
 # Keys of recipes from before the mark. These recipes also hold fields that their version does not have.
 _BEFORE_MARK = {"version", "frames", "height", "width", "steps", "fps", "motion_bucket", "cond_aug", "seed", "sampler"}
 
@@ -47,15 +50,46 @@ def settings_of(request: VideoRequest, engine: DiffusionEngine, picture: Image.I
     return {**request.settings(), MARK: provenance}
 
 
-def input_frame(frames: np.ndarray, request: VideoRequest) -> tuple[np.ndarray, str]:
-    """The frame (H, W, 3) of a video (T, H, W, 3) that shows the picture of its recipe, and which it is, in words.
+def input_frame(frames: np.ndarray | Video, request: VideoRequest) -> tuple[np.ndarray, str]:
+    """The frame (H, W, 3) of a video that shows the picture of its recipe, and which it is, in words.
 
-    A film of several clips has the last clip's recipe, so the frame is that clip's.
+    frames: (T, H, W, 3), or an open video, of which no more is read than is needed. A film of several clips has the
+    last clip's recipe, so the frame is that clip's. Raises UserError where an open video's frame cannot be read.
     """
     if request.family.input_frame:
         return frames[-1], "last"
-    clip = frames[-request.frames :]
-    return clip[0], "first" if len(clip) == len(frames) else "last clip's first"
+    start = len(frames) - request.frames
+    return (frames[start], "last clip's first") if start > 0 else (frames[0], "first")
+
+
+class Restored(NamedTuple):
+    """What a clip's file gives back. picture: its input frame, None where it cannot be read. note: says which it is."""
+
+    settings: dict[str, Any]
+    request: VideoRequest
+    picture: Image.Image | None
+    note: str
+
+
+def restore_clip(source: str | Path | bytes, name: str | None = None) -> Restored:
+    """The recipe and the picture of a clip. source: a path, or a file's content. name: the file's name in messages.
+
+    Raises UserError, before a frame is decoded, for a file that is no video or holds no recipe that can be used.
+    """
+    from PIL import Image
+
+    from sgm.media.reading import open_video
+
+    name = name or ("The file" if isinstance(source, bytes) else str(source))
+    with open_video(source, name) as video:
+        settings = _ours(video.settings, name)
+        request = request_of(settings)
+        try:
+            frame, which = input_frame(video, request)
+        except UserError as error:
+            return Restored(settings, request, None, f"No picture could be read from it: {error}")
+    note = f"Its {which} frame stands in for the picture."
+    return Restored(settings, request, Image.fromarray(frame), note)
 
 
 def is_recipe(settings: object) -> bool:
@@ -105,23 +139,31 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.suffix.lower() not in (".yaml", ".yml"):
-        from sgm.media.video import read_settings  # imported here, since PyAV's import is slow
+        from sgm.media.reading import read_settings  # imported here, since PyAV's import is slow
 
-        settings = read_settings(path)
-        if settings is None or not is_recipe(settings):
-            raise UserError(f"{path} holds no settings of ours: only clips that were made here do.")
-        return settings
+        return _ours(read_settings(path), str(path))
+    if not is_file(path):
+        raise UserError(f"There is no recipe at {path}.")
+    with refusals_explained(path), path.open(encoding="utf-8") as file:
+        text = file.read(_LONGEST + 1)
+    if len(text) > _LONGEST:
+        raise UserError(f"{path} is no recipe: it is longer than the {_LONGEST >> 20} MB that one can have.")
     try:
         # Not resolved: an interpolation could read the environment of whoever opens another's recipe.
-        settings = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except FileNotFoundError:
-        raise UserError(f"There is no recipe at {path}.") from None
+        settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except Exception as error:  # PyYAML's errors share no base with omegaconf's
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("version"), str):
         raise UserError(f"{path} is no recipe: a recipe is a mapping of settings, such as version: svd_tiny.")
     settings = _replaced({str(name): value for name, value in settings.items()}, _ESCAPED, _INTERPOLATION)
     return settings if MARK in settings or is_recipe(settings) else {**settings, MARK: {"format": FORMAT}}
+
+
+def _ours(settings: dict[str, Any] | None, name: str) -> dict[str, Any]:
+    """A video's settings, if they are a recipe. Raises UserError for others, and for none."""
+    if settings is None or not is_recipe(settings):
+        raise UserError(f"{name} holds no settings of ours: only clips that were made here do.")
+    return settings
 
 
 def differences(settings: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from sgm import UserError, VideoRequest, generate, load_engine, open_picture, write_video
+from sgm import UserError, VideoRequest, generate, load_engine, open_picture, write_frames, write_video
 from sgm.config import instantiate_from_config, load_config
 from sgm.engine import build_engine
 from sgm.versions import bundle
@@ -178,10 +180,40 @@ def test_clips_that_are_too_short_are_said(data: list[str], tmp_path: Path) -> N
         train("video", data[1], "data.pictures=null", "data.frames=9", f"out={tmp_path}", "init=null", "train.steps=1")
 
 
-def test_a_clip_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_what_is_no_clip_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    with pytest.raises(UserError, match=r"broken\.mp4 cannot be read as a clip; take it out of the folder"):
+    with pytest.raises(UserError, match=r"holds no clips.*broken\.mp4 cannot be read as a video"):
         FolderClips(tmp_path, (64, 64))
+    frames = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    (tmp_path / "inside").mkdir()
+    write_frames(tmp_path / "inside" / "Lossless.MKV", frames, 5)
+    write_video(tmp_path / "short.mp4", frames[:1], 5)
+    whole = write_video(tmp_path / "no ending.mp4", frames, 5).rename(tmp_path / "no ending")
+    for name in ("._moving.mp4", ".DS_Store", "Thumbs.db", "inside/._Lossless.MKV"):
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07" + bytes(200))
+    (tmp_path / "cut.mp4").write_bytes(whole.read_bytes()[:1200])  # the index, and nothing behind it
+    Image.new("RGB", (8, 8)).save(tmp_path / "still.png")
+    (tmp_path / "notes").write_text("of the day")
+    clips = FolderClips(tmp_path, (64, 64))
+    assert sorted(path.name for path in clips.clips) == ["Lossless.MKV", "no ending", "short.mp4"]
+    assert clips.draw(3, 4, torch.device("cpu")).video.shape == (3, 4, 3, 64, 64)
+    assert clips.draw(3, 4, torch.device("cpu")).fps_id.tolist() == [4] * 3
+    sorted_out, unreadable, short = (record.getMessage() for record in caplog.records)  # each said once
+    assert sorted_out == f"Left out of {tmp_path}: notes (no clip), still.png (a PNG picture)."
+    assert all(f"{name}.mp4 cannot be read as a video" in unreadable for name in ("broken", "cut"))
+    assert short == "Left out, since they have fewer than 4 frames: short.mp4 (1)."
+
+
+def test_a_picture_that_is_damaged_is_left_out_of_training_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (64, 64), (9, 99, 199)).save(tmp_path / "good.JFIF", "JPEG")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "good.JFIF").read_bytes()[:400])
+    assert len(PictureClips(tmp_path, (64, 64), (96, 96)).pictures) == 1
+    assert re.search(r"Left out.*half\.jpg is a JPEG picture, but damaged", caplog.text)
+    (tmp_path / "good.JFIF").unlink()
+    with pytest.raises(UserError, match=r"holds no pictures.*half\.jpg"):
+        PictureClips(tmp_path, (64, 64), (96, 96))
 
 
 def test_clips_are_cropped_in_the_middle_and_keep_their_colours(tmp_path: Path) -> None:
@@ -190,7 +222,7 @@ def test_clips_are_cropped_in_the_middle_and_keep_their_colours(tmp_path: Path) 
     write_video(tmp_path / "clip.mp4", frames, 12.5)
     clips = FolderClips(tmp_path, (32, 32))
     batch = clips.draw(2, 3, torch.device("cpu"))
-    assert clips.fps == [12.5]
+    assert [clip.fps for clip in clips.clips.values()] == [12.5]
     assert batch.fps_id.tolist() == [11.5, 11.5]
     colours = (batch.video.mean(dim=(0, 1, 3, 4)) + 1) * 127.5
     assert torch.allclose(colours, torch.tensor([20.0, 190.0, 60.0]), atol=4)
@@ -198,5 +230,5 @@ def test_clips_are_cropped_in_the_middle_and_keep_their_colours(tmp_path: Path) 
 
 def test_an_empty_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match=r"There are no .*\.jpg.* files in .*none"):
+    with pytest.raises(UserError, match=r"none holds no pictures that can be read: name the folder"):
         train("autoencoder", f"data.pictures={tmp_path / 'none'}", f"out={tmp_path / 'out'}", "train.steps=1")

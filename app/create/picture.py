@@ -7,22 +7,19 @@ from typing import NamedTuple
 import streamlit as st
 from PIL import Image
 
-from app import look
+from app import look, upload
 from app.create import cutout, settings
 from app.create.fields import base_fields, draw, key_of, options_of, value_of
-from app.hands import LARGEST_UPLOAD
 from app.jobs import Job, open_stored, table
-from app.link import request_of_clip
-from sgm import Field, UserError, Version, describe_fit, fit_picture, input_frame, open_picture, read_frames
+from sgm import Field, PictureError, UserError, Version, describe_fit, fit_picture, open_picture
 
 # crop_x and crop_y: names of five positions; other values are shown as numbers.
 _POSITIONS = {
     "crop_x": ("Left", "Left of centre", "Centre", "Right of centre", "Right"),
     "crop_y": ("Top", "Upper", "Centre", "Lower", "Bottom"),
 }
-_LARGEST_SIDE = 4096  # pixels, the largest side of a clip: larger pictures are stored scaled down
-_UNREADABLE = f"We can't read that file as a picture. Use a JPG, PNG or WebP under {LARGEST_UPLOAD} MB."
-_PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_UNREADABLE = f"We can't read that file as a picture. Use a JPG, PNG, WebP or HEIC under {upload.LARGEST} MB."
+_NOT_RESTORED = "We can't restore settings from that clip."
 
 
 class Opened(NamedTuple):
@@ -43,12 +40,12 @@ class Picture(NamedTuple):
 def choose_picture(version: Version, width: int, height: int) -> Picture | None:
     """Draw the widgets that choose and fit a picture. Returns the picture, None while there is none."""
     if name := st.session_state.pop("too_large", None):
-        _refuse_upload(_UNREADABLE, f"{name} is too large: give a file of {LARGEST_UPLOAD} MB or smaller.")
+        _refuse_upload(_UNREADABLE, f"{name} is too large: give a file of {upload.LARGEST} MB or smaller.")
     st.file_uploader(  # of any kind: what a file is, is told by its content
         "Drop, paste or choose a picture",
         key="upload",
         on_change=_open_upload,
-        max_upload_size=LARGEST_UPLOAD,
+        max_upload_size=upload.LARGEST,
         help="JPG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF, dropped or pasted anywhere on this page. "
         "An MP4 that was made here brings its settings.",
     )
@@ -107,9 +104,6 @@ def refuse(headline: str, reason: str) -> None:
 
 
 def _open(key: str, image: Image.Image, name: str) -> None:
-    if max(image.size) > _LARGEST_SIDE:
-        image = image.copy()
-        image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
     st.session_state["opened"] = Opened(key, image, name)
     st.session_state["refused"] = st.session_state["restored"] = None
 
@@ -127,23 +121,16 @@ def _open_upload() -> None:
             st.session_state["opened"] = None
         return
     st.session_state["uploaded"] = file.file_id
-    content = file.getvalue()
-    clip = content[4:8] == b"ftyp" and content[8:12] not in _PICTURE_BRANDS
     try:
-        if len(content) > LARGEST_UPLOAD * 2**20:
-            raise UserError(f"{file.name} is larger than {LARGEST_UPLOAD} MB.")
-        if not clip:
-            _open(file.file_id, open_picture(content, file.name, keep_alpha=True), file.name)
-            return
-        request = request_of_clip(content, file.name)
-        frames, _ = read_frames(content)
-        frame, which = input_frame(frames, request)
+        found = upload.read_upload(file.getvalue(), file.name)
     except UserError as error:
-        _refuse_upload("We can't restore settings from that clip." if clip else _UNREADABLE, str(error))
+        _refuse_upload(_UNREADABLE if isinstance(error, PictureError) else _NOT_RESTORED, str(error))
         return
-    _open(file.file_id, Image.fromarray(frame), file.name)
-    settings.restore(request)
-    st.session_state["restored"] = f"Settings of {file.name} restored. Its {which} frame stands in for the picture."
+    if found.picture:
+        _open(file.file_id, found.picture, file.name)
+    if found.request:
+        settings.restore(found.request)
+    st.session_state["restored"] = found.note
 
 
 def _refuse_upload(headline: str, reason: str) -> None:

@@ -13,7 +13,7 @@ import typer.core
 
 from sgm.cli.console import echo_stderr, errors_as_sentences, progress_bar
 from sgm.errors import UserError
-from sgm.paths import check_writable, write_new
+from sgm.paths import check_writable, is_folder, write_new
 from sgm.process import importing_torch, reuse_freed_memory
 from sgm.versions import DEFAULT_VERSION
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from sgm import Field, VideoRequest
-
-PICTURE_SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 class SampleCommand(typer.core.TyperCommand):
@@ -269,13 +267,12 @@ class _Batch:
 
 
 def _pictures(source: Path) -> list[Path]:
-    """The picture itself, or the pictures of a folder by name."""
-    if not source.is_dir():
+    """The picture itself, or the pictures of a folder by name; what is left out of it is said."""
+    if not is_folder(source):
         return [source]
-    pictures = [p for p in source.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")]
-    if not pictures:
-        raise UserError(f"{source} holds no pictures: expected files ending in {', '.join(PICTURE_SUFFIXES)}.")
-    return sorted(pictures)
+    from sgm import files_of
+
+    return files_of(source, "picture", echo_stderr)
 
 
 def _is_file_name(out: Path, batch: bool) -> bool:

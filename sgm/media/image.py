@@ -5,21 +5,27 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageFilter, ImageOps
 
 from sgm.errors import UserError
+from sgm.media.containers import has_floats, jpeg_scans, png_pixels
+from sgm.media.kinds import CAMERA_RAW, HEIC, TIFF, UNKNOWN, Kind, kind_of
 
-MAX_BYTES = 20 * 1024**2
+MAX_BYTES = 1 << 30
 MAX_PIXELS = 100_000_000
+MAX_SCANS = 100  # of a progressive JPEG; ten are usual, and each one takes as long as a whole picture
 
 # An allow-list: some of Pillow's formats call other programs (EPS) or hide the true size in their header (ICO).
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
-_ADVICE = "give a JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF picture."
+_ADVICE = "give a JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF picture."
+_ADDRESS = re.compile(r"(?i)(https?|ftp|file|data|blob):")
+_DAMAGED = "damaged or cut short: fetch or save it again."
 
 
 class PictureError(UserError):
@@ -27,40 +33,74 @@ class PictureError(UserError):
 
 
 def open_picture(
-    source: str | Path | bytes | BinaryIO, name: str | None = None, *, keep_alpha: bool = False
+    source: str | Path | bytes | BinaryIO,
+    name: str | None = None,
+    *,
+    keep_alpha: bool = False,
+    max_bytes: int = MAX_BYTES,
 ) -> Image.Image:
     """Read a picture as an upright RGB image of its own size, whatever its format, mode, depth and orientation.
 
     Transparent pixels are composited onto white; with `keep_alpha`, the picture is RGBA instead (except greys of 16
-    bits). Colours are converted from an embedded profile to sRGB; of an animation the first frame is read. source: a
-    path, a file's content or an open binary file. name: the file's name in messages.
-    Raises PictureError for a file that is missing, empty, damaged, no picture, larger than MAX_BYTES or of more than
-    MAX_PIXELS; the size is checked before any pixel is decoded.
+    bits). Colours are converted from an embedded profile to sRGB; of an animation the first frame is read. What a file
+    is, is judged by its content. source: a path, a file's content or an open binary file. name: the file's name in
+    messages.
+    Raises PictureError for a file that is missing, empty, damaged, no picture, larger than `max_bytes`, of more than
+    MAX_PIXELS or MAX_SCANS; these are counted before any pixel is decoded.
     """
-    data, name = _read(source, name)
+    data, name = _read(source, name, max_bytes)
     if not data:
         raise PictureError(f"{name} is empty (0 bytes): {_ADVICE}")
-    if len(data) > MAX_BYTES:
-        raise PictureError(f"{name} is larger than the {MAX_BYTES // 1024**2} MB that can be read: make it smaller.")
+    if len(data) > max_bytes:
+        raise _too_large(name, max_bytes)
+    kind = kind_of(io.BytesIO(data))
     too_many = f"more than the {MAX_PIXELS // 10**6} megapixels that can be read: scale it down first."
+    if kind.group != "picture" and kind != UNKNOWN:
+        raise PictureError(_refusal(kind, data, name))
+    if (scans := jpeg_scans(data)) > MAX_SCANS:
+        raise PictureError(f"{name} has {scans} scans, more than the {MAX_SCANS} that can be read: save it anew.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = _lazy(kind, data)
     except Image.DecompressionBombError:
         raise PictureError(f"{name} says that it has {too_many}") from None
-    except UnidentifiedImageError:
-        raise PictureError(f"{name} is not a picture that can be read, or is damaged: {_ADVICE}") from None
-    except Exception as error:
-        raise PictureError(f"{name} is damaged and cannot be read: {_ADVICE}") from error
+    except Exception as error:  # decoders raise anything from OSError to SyntaxError
+        raise PictureError(_refusal(kind, data, name)) from error
     with image:
         if image.width * image.height > MAX_PIXELS:
             raise PictureError(f"{name} has {image.width}×{image.height} pixels, {too_many}")
-        if (
-            keep_alpha and image.has_transparency_data and image.mode[0] not in "IF"
-        ):  # these are scaled, see `_eight_bits`
-            return _upright_rgba(image, name)
-        return _upright_rgb(image, name)
+        return _upright(image, name, keep_alpha)
+
+
+def _lazy(kind: Kind, data: bytes) -> ImageFile.ImageFile:
+    """The picture, none of whose pixels are decoded yet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked later
+        if kind == HEIC:
+            from pillow_heif import HeifImageFile  # imported here, since few pictures need it
+
+            return HeifImageFile(io.BytesIO(data))
+        data, profile = png_pixels(data)
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    if profile:
+        image.info["icc_profile"] = profile
+    return image
+
+
+def _refusal(kind: Kind, data: bytes, name: str) -> str:
+    """The message for a file that is no picture, or none that can be read."""
+    if kind == TIFF and has_floats(io.BytesIO(data)):
+        return f"{name} is a TIFF of floating-point numbers, which cannot be read: save it with 8 or 16 bits a channel."
+    if kind == TIFF:
+        return f"{name} is a TIFF that is damaged or of a kind that cannot be read: save it anew, or as a PNG."
+    if kind.group == "picture":
+        return f"{name} is {kind.name}, but {_DAMAGED}"
+    if kind.group == "clip":
+        return f"{name} is {kind.name}, not a picture: save one of its frames as a picture, and give that."
+    if kind == CAMERA_RAW:
+        return f"{name} is {kind.name}, which cannot be read: export it as a JPEG or TIFF."
+    if kind != UNKNOWN:
+        return f"{name} is {kind.name}, not a picture that can be read: {_ADVICE}"
+    return f"{name} is not a picture that can be read, or is damaged: {_ADVICE}"
 
 
 def fit_picture(
@@ -82,7 +122,7 @@ def fit_picture(
         raise ValueError(f'The fit is {mode!r}, but must be "crop" or "pad".')
     if min(width, height) < 1 or not all(0 <= p <= 1 for p in position):
         raise ValueError(f"Cannot fit to {width}×{height} at {position}: sizes start at 1, positions lie in 0 to 1.")
-    image = _upright_rgb(image, "The picture")
+    image = _upright(image, "The picture")
     size, corner = _covering(image.size, width, height, position)
     per_x, per_y = image.width / size[0], image.height / size[1]
     box = corner[0] * per_x, corner[1] * per_y, (corner[0] + width) * per_x, (corner[1] + height) * per_y
@@ -138,76 +178,77 @@ def _contained(size: tuple[int, int], width: int, height: int) -> tuple[int, int
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _read(source: str | Path | bytes | BinaryIO, name: str | None) -> tuple[bytes, str]:
-    """The content, at most its first MAX_BYTES + 1 bytes, and the name for messages."""
+def _read(source: str | Path | bytes | BinaryIO, name: str | None, max_bytes: int) -> tuple[bytes, str]:
+    """The content, at most its first `max_bytes` + 1 bytes, and the name for messages."""
     if isinstance(source, bytes):
         return source, name or "The picture"
     if not isinstance(source, (str, Path)):
-        return source.read(MAX_BYTES + 1), name or Path(str(getattr(source, "name", "The picture"))).name
-    path = Path(source)
-    name = name or str(path)
+        return source.read(max_bytes + 1), name or Path(str(getattr(source, "name", "The picture"))).name
+    path, name = Path(source), name or str(source)
     try:
         if path.is_dir():
             raise PictureError(f"{name} is a folder, not a picture: give a picture file.")
         if not path.exists():
+            if _ADDRESS.match(str(source)):
+                raise PictureError(f"{name} is an address, not a file: save the picture and give the file.")
             raise PictureError(f"{name} does not exist: check the name of the picture.")
         if not path.is_file():  # a pipe would wait for ever
             raise PictureError(f"{name} is not a regular file: {_ADVICE}")
+        if path.stat().st_size > max_bytes:
+            raise _too_large(name, max_bytes)
         with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1), name
+            return file.read(max_bytes + 1), name
     except OSError as error:
         raise PictureError(f"{name} cannot be read ({error.strerror}): check its name and permissions.") from error
 
 
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    """An upright RGB copy without metadata, so that a second call changes nothing."""
+def _too_large(name: str, max_bytes: int) -> PictureError:
+    return PictureError(f"{name} is larger than the {max_bytes >> 20} MB that can be read: make it smaller.")
+
+
+def _upright(image: Image.Image, name: str, keep_alpha: bool = False) -> Image.Image:
+    """An upright RGB copy without metadata, so that a second call changes nothing; RGBA with `keep_alpha` and alpha.
+
+    Colours are converted to sRGB first, then composited onto white: one who keeps the alpha and composites later gets
+    the same.
+    """
     try:
         image.load()
     except Exception as error:  # decoders raise anything from OSError to SyntaxError
-        raise PictureError(f"{name} is damaged or cut short: fetch or save it again.") from error
-    with contextlib.suppress(Exception):  # broken EXIF does not make a broken picture
-        image = ImageOps.exif_transpose(image)
+        raise PictureError(f"{name} is {_DAMAGED}") from error
     try:
-        image = _to_srgb(_flat(image))
-    except (ValueError, OSError) as error:
+        has_alpha = image.has_transparency_data and image.mode[0] not in "IF"  # these are scaled, see `_eight_bits`
+        upright = _rgba(image) if has_alpha else _rgb(image)
+    except Exception as error:
         raise PictureError(
             f"{name} has colours ({image.mode}) that cannot be read: save it as an RGB picture."
         ) from error
-    image.info.clear()
-    return image
-
-
-def _upright_rgba(image: Image.Image, name: str) -> Image.Image:
-    """An upright RGBA copy without metadata. Colours are converted to sRGB without regard to transparency."""
-    try:
-        image.load()
-        colours = image.convert("RGBA")
-        colours.info, alpha = dict(image.info), colours.getchannel("A")
-        opaque = colours.convert("RGB")
-        opaque.info = dict(image.info)
-        opaque.info.pop("transparency", None)
-        upright = _to_srgb(opaque).convert("RGB")
-        upright.putalpha(alpha)
-    except Exception as error:  # decoders raise anything from OSError to SyntaxError
-        raise PictureError(f"{name} is damaged or cut short: fetch or save it again.") from error
-    with contextlib.suppress(Exception):  # broken EXIF does not make a broken picture
-        upright.getexif().update(image.getexif())
-        upright = ImageOps.exif_transpose(upright)
     upright.info.clear()
-    return upright
+    with contextlib.suppress(Exception):  # broken EXIF does not make a broken picture
+        upright.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
+        ImageOps.exif_transpose(upright, in_place=True)
+    if not has_alpha or keep_alpha:
+        return upright
+    flat = Image.new("RGB", upright.size, "white")
+    flat.paste(upright, mask=upright.getchannel("A"))
+    return flat
 
 
-def _flat(image: Image.Image) -> Image.Image:
-    """A copy with 8 bits a channel, RGB or CMYK, composited onto white; the colour profile is still in `info`."""
-    if image.mode == "F" or image.mode.startswith("I"):
+def _rgb(image: Image.Image) -> Image.Image:
+    """An RGB copy of a picture without transparency."""
+    if image.mode[0] in "IF":
         return _eight_bits(image)
-    if image.has_transparency_data:
-        colours = image.convert("RGBA")
-        flat = Image.new("RGB", image.size, "white")
-        flat.paste(colours, mask=colours.getchannel("A"))
-        flat.info.update(image.info)
-        return flat
-    return image.copy() if image.mode == "CMYK" else image.convert("RGB")
+    return _to_srgb(image.copy() if image.mode == "CMYK" else image.convert("RGB"))
+
+
+def _rgba(image: Image.Image) -> Image.Image:
+    """An RGBA copy, its colours converted without regard to transparency."""
+    colours = image.convert("RGBA")
+    opaque = colours.convert("RGB")
+    opaque.info = {name: value for name, value in image.info.items() if name == "icc_profile"}
+    upright = _to_srgb(opaque)
+    upright.putalpha(colours.getchannel("A"))
+    return upright
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -228,8 +269,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _to_srgb(image: Image.Image) -> Image.Image:
     """Convert to sRGB by the embedded colour profile, or as Pillow does where there is none or it does not apply."""
     profile = image.info.get("icc_profile")
-    if profile:
-        with contextlib.suppress(ImageCms.PyCMSError, OSError):  # a broken profile is ignored, as browsers do
+    if isinstance(profile, bytes) and profile:  # a TIFF may hold anything there
+        with contextlib.suppress(Exception):  # a broken profile is ignored, as browsers do
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
             if converted is not None:

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sgm.errors import UserError
 from sgm.media.image import PictureError
+from sgm.paths import check_writable, private_folder
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +29,9 @@ _SIZES = {"u2net": 176, "u2netp": 5}  # MB, of the models that rembg downloads
 def cut_out(image: Image.Image, model: str = BACKGROUND_MODEL) -> Image.Image:
     """The picture's object as RGBA: by the picture's own transparency if it has any, else by rembg.
 
-    rembg downloads its `model` (176 MB for "u2net") at the first use, into the folder `U2NET_HOME`; a warning is logged
-    before (see also `fetched_first`). Raises PictureError where the model cannot be downloaded.
+    rembg downloads its `model` (176 MB for "u2net") at the first use, into the folder `U2NET_HOME`, or a temporary one
+    where there is no home that can be written; a warning is logged before (see also `fetched_first`). Raises
+    PictureError where the model cannot be downloaded.
     """
     if _has_transparency(image):
         return image
@@ -36,10 +39,8 @@ def cut_out(image: Image.Image, model: str = BACKGROUND_MODEL) -> Image.Image:
     picture.thumbnail((_WORKING_SIZE, _WORKING_SIZE), Image.Resampling.LANCZOS)
     with _fetching:
         session = _session(model)
-    from rembg import remove
-
     # Matting removes the background's colour from the object's edges.
-    cutout = remove(picture, session=session, alpha_matting=True)
+    cutout = _rembg().remove(picture, session=session, alpha_matting=True)
     assert isinstance(cutout, Image.Image)
     return cutout.convert("RGBA")
 
@@ -48,6 +49,8 @@ def fetched_first(image: Image.Image, model: str = BACKGROUND_MODEL) -> str:
     """A sentence on the download that `cut_out` needs for this picture; "" where it needs none."""
     if _has_transparency(image) or _is_downloaded(model):
         return ""
+    if not os.environ.get("U2NET_HOME") and not _is_writable(_base_folders()[1]):
+        os.environ["U2NET_HOME"] = str(private_folder() / "rembg")
     size = f" ({_SIZES[model]} MB)" if model in _SIZES else ""
     return f"rembg fetches its model {model}{size} into {_base_folders()[1]}, once, to remove backgrounds."
 
@@ -100,18 +103,20 @@ def _base_folders() -> tuple[Path, Path]:
     data = os.environ.get("XDG_DATA_HOME")
     old = os.environ.get("U2NET_HOME") or f"{data or '~'}/.u2net"
     new = os.environ.get("U2NET_HOME") or os.environ.get("REMBG_HOME") or (f"{data}/rembg" if data else "~/.rembg")
-    return Path(old).expanduser(), Path(new).expanduser()
+    return Path(os.path.expanduser(old)), Path(os.path.expanduser(new))  # as rembg does, also without a home
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        check_writable(folder)
+    except UserError:
+        return False
+    return folder.is_absolute()  # "~" of a user without a home stands for no folder
 
 
 @lru_cache(maxsize=1)
 def _session(model: str) -> Any:
-    try:
-        import rembg  # imported here, since it takes seconds
-    except (ImportError, SystemExit) as error:  # it exits where onnxruntime is missing
-        raise PictureError(
-            "Removing the background needs rembg, which is not installed: run `python -m pip install 'rembg[cpu]'`, or "
-            "give a picture whose background is transparent."
-        ) from error
+    rembg = _rembg()
     if note := fetched_first(Image.new("RGB", (1, 1)), model):
         logger.warning("%s", note)
     try:
@@ -121,4 +126,25 @@ def _session(model: str) -> Any:
             f"The background cannot be removed: rembg could not get its model {model} ({type(error).__name__}). Go "
             f"online once, put {model}.onnx into {_base_folders()[0]}, or give a picture whose background is "
             "transparent."
+        ) from error
+
+
+def _rembg() -> Any:
+    """The rembg package, imported here, since it takes seconds. Raises PictureError where it is not installed."""
+    try:
+        with contextlib.suppress(RuntimeError):  # numba found no folder to keep what it compiles for rembg
+            import rembg
+
+            return rembg
+        from numba.core import config
+
+        os.environ["NUMBA_CACHE_DIR"] = str(private_folder() / "numba")
+        config.reload_config()
+        import rembg
+
+        return rembg
+    except (ImportError, SystemExit) as error:  # it exits where onnxruntime is missing
+        raise PictureError(
+            "Removing the background needs rembg, which is not installed: run `python -m pip install 'rembg[cpu]'`, or "
+            "give a picture whose background is transparent."
         ) from error

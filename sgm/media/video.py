@@ -1,17 +1,15 @@
-"""Videos: H.264 files that browsers play, with the settings that made them inside; frames without loss; reading.
+"""Writing videos: H.264 files that browsers play, with the settings that made them inside, and frames without loss.
 
-Frames are read, and written without loss, through imageio's plugin for PyAV. PyAV itself writes H.264, since imageio
-hides its encoder's options and colour tags, and reads settings, since imageio (2.38) collects garbage when it closes a
-file: a third of a second beside torch, where the settings take less than a millisecond.
+PyAV itself writes H.264, since imageio hides its encoder's options and colour tags.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,13 +17,23 @@ import av
 import av.error
 import imageio.v3 as iio
 import numpy as np
-from imageio.plugins.pyav import PyAVPlugin
 
 from sgm.errors import UserError
 from sgm.paths import replacing
 
 # The numbers that H.264 and FFmpeg give them. The matrix is the one that tools which ignore the tags assume.
 _BT601_MATRIX, _BT709_PRIMARIES, _BT709_CURVE, _LIMITED_RANGE = 6, 1, 1, 1
+
+# The encoders that FFmpeg may have, the best first, with their options for a quality at which no loss is seen.
+_ENCODERS: dict[str, dict[str, str]] = {
+    "libx264": {"crf": "16", "mbtree": "0"},  # the macroblock tree lets equal frames become unequal files
+    "libopenh264": {},
+    "h264_videotoolbox": {},
+    "h264_nvenc": {"rc": "constqp", "qp": "18"},
+    "h264_amf": {"rc": "cqp", "qp_i": "18", "qp_p": "18"},
+    "h264_mf": {"rate_control": "quality", "quality": "90"},
+}
+_BITS_PER_PIXEL = 0.5  # of the encoders that know no constant quality
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float, settings: dict[str, Any] | None = None) -> Path:
@@ -79,55 +87,6 @@ def encode_video(frames: np.ndarray, fps: float, settings: dict[str, Any] | None
     return file.getvalue()
 
 
-def read_settings(source: str | Path | bytes) -> dict[str, Any] | None:
-    """The settings that `write_video` put into a file, None for a video without; UserError if it is no video.
-
-    source: a path, or a file's content.
-    """
-    try:
-        with _file(source) as file, av.open(file) as container:
-            if not container.streams.video:
-                raise OSError  # explained by `_file`
-            settings = json.loads(container.metadata.get("comment", "null"))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        return None  # somebody else's comment
-    return settings if isinstance(settings, dict) else None
-
-
-def read_frames(source: str | Path | bytes) -> tuple[np.ndarray, float]:
-    """All frames of a video, uint8 RGB (T, H, W, 3), and frames a second; UserError if it is no video."""
-    with open_video(source) as video:
-        frames = list(video.iter(thread_type="FRAME"))
-        if not frames:
-            raise OSError  # explained by `_file`
-        return np.stack(frames), float(video.metadata()["fps"])
-
-
-@contextlib.contextmanager
-def open_video(source: str | Path | bytes) -> Iterator[PyAVPlugin]:
-    """An open video: `iter()` gives its frames one by one, uint8 RGB (H, W, 3), `metadata()` its "fps".
-
-    Colours are converted by the matrix that the file names, BT.601 where it names none. Raises UserError, also while
-    frames are read, if it is no video or is damaged.
-    """
-    with _file(source) as file, iio.imopen(file, "r", plugin="pyav") as video:
-        yield video
-
-
-@contextlib.contextmanager
-def _file(source: str | Path | bytes) -> Iterator[BinaryIO]:
-    """An open file; what goes wrong while it is read as a video comes as a UserError."""
-    name = "The file" if isinstance(source, bytes) else source
-    try:
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-            yield file
-    except (OSError, av.error.FFmpegError) as error:
-        reason = error.strerror or "damaged, or no picture in it"
-        raise UserError(f"{name} cannot be read as a video ({reason}): give an mp4 file.") from error
-
-
 def _checked(frames: np.ndarray, fps: float, settings: dict[str, Any] | None) -> tuple[Fraction, str | None]:
     """The rate, and the comment that holds the settings."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
@@ -137,7 +96,26 @@ def _checked(frames: np.ndarray, fps: float, settings: dict[str, Any] | None) ->
     return Fraction(fps).limit_denominator(1001), None if settings is None else json.dumps(settings, allow_nan=False)
 
 
-def _encode(file: str | BinaryIO, frames: np.ndarray, rate: Fraction, comment: str | None) -> None:
+@cache
+def video_encoder() -> str:
+    """The name of the H.264 encoder that writes videos. Raises UserError where this FFmpeg has none that works.
+
+    To be called before the work whose result is to be written.
+    """
+    for name in _ENCODERS:
+        try:
+            _encode(io.BytesIO(), np.zeros((1, 256, 256, 3), np.uint8), Fraction(1), None, name)
+        except (ValueError, av.error.FFmpegError):  # it is not there, or what it runs on is not
+            continue
+        return name
+    raise UserError(
+        f"No video can be written: FFmpeg has no H.264 encoder that works here ({', '.join(_ENCODERS)}). Install PyAV "
+        "with its own FFmpeg: python -m pip install --force-reinstall --only-binary av av"
+    )
+
+
+def _encode(file: str | BinaryIO, frames: np.ndarray, rate: Fraction, comment: str | None, encoder: str = "") -> None:
+    encoder = encoder or video_encoder()
     # The clock of the whole file ticks a thousandth of a second unless told; then the last frame would come out short.
     options = {"movie_timescale": str(1000 * rate.numerator)}
     if isinstance(file, str):
@@ -145,10 +123,11 @@ def _encode(file: str | BinaryIO, frames: np.ndarray, rate: Fraction, comment: s
     with av.open(file, "w", format="mp4", options=options) as container:
         if comment is not None:
             container.metadata["comment"] = comment
-        # x264's macroblock tree, on by default, lets equal frames become unequal files.
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "16", "mbtree": "0"})
+        stream = container.add_stream(encoder, rate=rate, options=dict(_ENCODERS[encoder]))
         height, width = frames.shape[1:3]
         stream.height, stream.width = height + height % 2, width + width % 2
+        if not _ENCODERS[encoder]:
+            stream.bit_rate = round(_BITS_PER_PIXEL * width * height * rate)
         stream.pix_fmt = "yuv420p"
         # Said in full, since players guess differently when a file does not.
         codec = stream.codec_context

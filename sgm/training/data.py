@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -17,10 +19,11 @@ from torch import Tensor
 from sgm.conditioning.camera import camera_path, direction, identity_rays, motion_bucket, rays, reflect
 from sgm.errors import UserError
 from sgm.media.image import fit_picture, open_picture
-from sgm.media.video import open_video
+from sgm.media.kinds import files_of, listed
+from sgm.media.reading import open_video
 
-_PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
-_CLIPS = {".mp4", ".webm", ".mov"}
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass
@@ -52,9 +55,13 @@ class PictureClips:
         holdout: Sequence[str] = (),
         bucket: tuple[float, float] = (0.0, 255.0),
     ) -> None:
-        paths = [p for p in _files(folder, _PICTURES) if not any(p.stem.startswith(name) for name in holdout)]
-        with ThreadPoolExecutor() as pool:
-            stack = list(pool.map(lambda path: np.array(fit_picture(open_picture(path), canvas[1], canvas[0])), paths))
+        paths = files_of(Path(folder), "picture", logger.warning, deep=True)
+        paths = [path for path in paths if not path.stem.startswith(tuple(holdout))]
+
+        def read(path: Path) -> np.ndarray:
+            return np.array(fit_picture(open_picture(path), canvas[1], canvas[0]))
+
+        stack = list(_readable(folder, "picture", paths, read).values())
         self.pictures = torch.from_numpy(np.stack(stack)).permute(0, 3, 1, 2).contiguous()  # n 3 H W, uint8
         self.size, self.bucket = size, bucket
 
@@ -99,6 +106,18 @@ def _directions(n: int) -> Tensor:
     return torch.where(torch.rand(n, 1) < 0.5, direction("auto", n), lead * sign * 1.5 + mixture * 0.4)
 
 
+class _Measured(NamedTuple):
+    """A clip of a folder.
+
+    frames: (length, 3, h, w), uint8, None where they are read again for each cut. flow: the motion from each frame to
+    the next, (length - 1,), percent of the width.
+    """
+
+    frames: Tensor | None
+    flow: Tensor
+    fps: float
+
+
 class FolderClips:
     """Random cuts of the clips in a folder; the camera is unknown, the motion measured by dense optical flow (DIS).
 
@@ -110,28 +129,24 @@ class FolderClips:
 
     def __init__(self, folder: str | Path, size: tuple[int, int]) -> None:
         self.size = size
-        self.paths = _files(folder, _CLIPS)
-        self.frames: list[Tensor | None] = []  # (length, 3, h, w), uint8
-        self.flow: list[Tensor] = []  # (length - 1,), percent of the width
-        self.fps: list[float] = []
-        stored = 0
-        for path in self.paths:
-            frames, fps = self._read(path)
-            stored += frames.numel()
-            self.flow.append(_motion(frames))
-            self.fps.append(fps)
-            self.frames.append(frames if stored <= self._MAX_STORED else None)
+        self._stored = 0  # bytes of frames in memory
+        self._short: set[int] = set()  # lengths for which the clips that are too short have been named
+        paths = files_of(Path(folder), "clip", logger.warning, deep=True)
+        self.clips = _readable(folder, "clip", paths, self._measured, workers=1)  # a decoder has threads of its own
+
+    def _measured(self, path: Path) -> _Measured:
+        frames, fps = self._read(path)
+        self._stored += frames.numel()
+        return _Measured(frames if self._stored <= self._MAX_STORED else None, _motion(frames), fps)
 
     def _read(self, path: Path) -> tuple[Tensor, float]:
-        try:
-            with open_video(path) as video:
-                read = [self._fitted(frame) for frame in video.iter(thread_type="FRAME")]
-                fps = float(video.metadata()["fps"])
-        except UserError as error:
-            raise UserError(f"{path} cannot be read as a clip; take it out of the folder.") from error
-        if not read:
-            raise UserError(f"{path} has no frames; take it out of the folder.")
-        return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2).contiguous(), fps
+        frames = []
+        with open_video(path) as video:
+            for pixels in video:
+                frames.append(self._fitted(pixels))
+                if len(frames) * frames[0].nbytes > self._MAX_STORED:
+                    raise UserError(f"{path} is longer than fits into memory: cut it into shorter clips.")
+            return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous(), video.fps
 
     def _fitted(self, pixels: np.ndarray) -> np.ndarray:
         """Crop as `fit_picture` does, with OpenCV, in a fifth of the time: (H, W, 3) -> (h, w, 3), uint8."""
@@ -146,13 +161,10 @@ class FolderClips:
         """n clips of `frames` frames, every first to third frame of a file. Raises UserError if all are too short."""
         h, w = self.size
         video, bucket, fps = [], [], []
-        long_enough = [i for i, flow in enumerate(self.flow) if len(flow) + 1 >= frames]
-        if not long_enough:
-            longest = max(map(len, self.flow)) + 1
-            raise UserError(f"No clip has {frames} frames, the longest {longest}: give longer ones or set data.frames.")
-        for i in (long_enough[j] for j in torch.randint(len(long_enough), (n,)).tolist()):
-            clip, flow = self.frames[i], self.flow[i]
-            clip = self._read(self.paths[i])[0] if clip is None else clip
+        paths = self._long_enough(frames)
+        for path in (paths[i] for i in torch.randint(len(paths), (n,)).tolist()):
+            clip, flow, rate = self.clips[path]
+            clip = self._read(path)[0] if clip is None else clip
             max_stride = max(min(3, (len(clip) - 1) // max(frames - 1, 1)), 1)
             stride = int(torch.randint(1, max_stride + 1, ()))
             start = int(torch.randint(0, len(clip) - (frames - 1) * stride, ()))
@@ -160,13 +172,28 @@ class FolderClips:
             video.append(cut.flip(-1) if torch.rand(()) < 0.5 else cut)
             measured = flow[start : start + max((frames - 1) * stride, 1)].mean() * stride
             bucket.append(float(motion_bucket(float(measured))))
-            fps.append(self.fps[i] / stride - 1)
+            fps.append(rate / stride - 1)
         pixels = torch.stack(video).to(device).float() / 127.5 - 1
         unknown = torch.full((n, frames, 2, h // 8, w // 8), float("nan"), device=device)
         first = pixels[:, :1].expand_as(pixels)
         return ClipBatch(
             pixels, first, unknown, torch.tensor(bucket, device=device).clamp(max=511), torch.tensor(fps, device=device)
         )
+
+    def _long_enough(self, frames: int) -> list[Path]:
+        """The clips of at least `frames` frames. The first time that clips are too short, they are logged."""
+        lengths = {path: len(clip.flow) + 1 for path, clip in self.clips.items()}
+        found = [path for path, length in lengths.items() if length >= frames]
+        if not found:
+            raise UserError(
+                f"No clip has {frames} frames, the longest {max(lengths.values())}: give longer ones or set "
+                "data.frames."
+            )
+        if len(found) < len(lengths) and frames not in self._short:
+            self._short.add(frames)
+            short = [f"{path.name} ({length})" for path, length in lengths.items() if length < frames]
+            logger.warning("Left out, since they have fewer than %d frames: %s.", frames, listed(short))
+        return found
 
 
 def _motion(frames: Tensor) -> Tensor:
@@ -183,10 +210,27 @@ def join(batches: Sequence[ClipBatch]) -> ClipBatch:
     return ClipBatch(*(torch.cat(parts) for parts in zip(*(vars(b).values() for b in batches), strict=True)))
 
 
-def _files(folder: str | Path, suffixes: set[str]) -> list[Path]:
-    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in suffixes)
-    if not paths:
-        raise UserError(
-            f"There are no {', '.join(sorted(suffixes))} files in {folder}; name the folder that holds them."
-        )
-    return paths
+def _readable(
+    folder: str | Path, group: str, paths: Sequence[Path], read: Callable[[Path], T], workers: int | None = None
+) -> dict[Path, T]:
+    """What `read` makes of each file. Files for which it raises UserError are left out, and logged in one line.
+
+    Raises UserError where none is left.
+    """
+
+    def attempt(path: Path) -> T | UserError:
+        try:
+            return read(path)
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(workers) as pool:
+        results = dict(zip(paths, pool.map(attempt, paths), strict=True))
+    failed = [str(result) for result in results.values() if isinstance(result, UserError)]
+    found = {path: result for path, result in results.items() if not isinstance(result, UserError)}
+    line = f"Left out, since they cannot be read: {listed(failed, '; ')}" if failed else ""
+    if not found:
+        raise UserError(f"{folder} holds no {group}s that can be used. {line}".strip())
+    if line:
+        logger.warning("%s", line)
+    return found

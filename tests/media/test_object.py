@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import logging
+import os
 import shutil
 import socket
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from sgm import PictureError, cut_out, open_picture, place_object
+from sgm import PictureError, cut_out, fetched_first, open_picture, place_object
 from sgm.media import object as module
 
 # Finds what is dark: one convolution, where rembg's models are networks.
@@ -144,3 +149,52 @@ def test_offline_without_a_model_is_said_after_a_warning(home: Path, caplog: pyt
     ):
         cut_out(Image.new("RGB", (30, 30), "white"))
     assert f"rembg fetches its model u2net (176 MB) into {home}, once" in caplog.text
+
+
+def test_without_a_home_the_model_goes_to_a_temporary_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "file").write_text("no folder, so nothing can be written below")
+    for name, value in {"HOME": home / "file" / "home", "TMPDIR": home}.items():
+        monkeypatch.setenv(name, str(value))
+    for name in ("XDG_DATA_HOME", "REMBG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("U2NET_HOME")
+    monkeypatch.setattr(tempfile, "tempdir", None)  # where it was, before TMPDIR
+    note = fetched_first(Image.new("RGB", (30, 30), "white"))
+    folder = Path(os.environ["U2NET_HOME"])
+    assert str(folder) in note
+    assert folder.is_relative_to(home)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(DARK_OBJECT, folder / "u2net.onnx")
+    assert fetched_first(Image.new("RGB", (30, 30), "white")) == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are closed by POSIX's modes")
+def test_what_is_compiled_for_rembg_goes_to_a_temporary_folder_where_no_other_can_be_written(tmp_path: Path) -> None:
+    """With a package that is compiled as rembg's own dependency is, in a moment instead of minutes."""
+    for name in ("site/rembg", "home", "temporary"):
+        (tmp_path / name).mkdir(parents=True)
+    source = "from numba import njit\n@njit('i8(i8)', cache=True)\ndef twice(x):\n    return 2 * x\n"
+    (tmp_path / "site" / "rembg" / "__init__.py").write_text(source)
+    for name in ("site/rembg", "home"):
+        (tmp_path / name).chmod(0o500)
+    paths = {"HOME": "home", "TMPDIR": "temporary", "PYTHONPATH": "site"}
+    environment = {**os.environ, **{name: str(tmp_path / folder) for name, folder in paths.items()}}
+    environment["PYTHONPATH"] += os.pathsep + str(Path(__file__).parents[2])
+    for name in ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR"):
+        environment.pop(name, None)
+
+    def lose_the_rights_of_root() -> None:
+        if os.getuid() == 0 and sys.platform == "linux":
+            for right in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+                ctypes.CDLL(None).prctl(24, right, 0, 0, 0)  # PR_CAPBSET_DROP
+
+    program = "from sgm.media.object import _rembg; print(_rembg().twice(21))"
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program],
+        env=environment,
+        preexec_fn=lose_the_rights_of_root,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("42\n", "")
+    assert list((tmp_path / "temporary" / f"sgm-video-{os.getuid()}").rglob("*.nbi"))

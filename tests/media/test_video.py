@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sgm.errors import UserError
-from sgm.media.video import read_frames, read_settings, write_frames, write_video
+from sgm.media.reading import read_frames, read_settings
+from sgm.media.video import write_frames, write_video
 
 
 def moving(count=5, height=48, width=64):

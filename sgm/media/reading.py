@@ -1,0 +1,209 @@
+"""Reading videos: the settings inside, and frames one by one, within bounds that hold before anything is decoded."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+from av.container import InputContainer
+
+from sgm import paths
+from sgm.errors import UserError, printable
+from sgm.media.kinds import kind_of
+
+logger = logging.getLogger(__name__)
+
+MAX_FRAME_PIXELS = 4096**2  # of the largest request
+MAX_FRAMES = 800  # of the longest film, four clips of 200 frames
+MAX_DECODED = 2 << 30  # bytes of RGB that are decoded at once, or to reach one frame
+# Files of these kinds hold their pictures themselves. FFmpeg reads playlists, too, and opens what they name.
+_OPTIONS = {
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi",
+    "max_pixels": str(MAX_FRAME_PIXELS),
+    "max_streams": "32",
+}
+
+
+class Video:
+    """An open video, of which no more is decoded than is asked for, and nothing kept.
+
+    Iteration and indices give frames, uint8 RGB (H, W, 3), their colours converted by the matrix that the file names,
+    BT.601 where it names none. All raise UserError for a video that is damaged.
+    """
+
+    def __init__(self, container: InputContainer, name: str) -> None:
+        self._container, self._name = container, name
+        self._stream = container.streams.video[0]
+        self._count: int | None = None
+        self._moved = False  # whether packets have been read, so that the next ones are not the first
+        if self._stream.width * self._stream.height > MAX_FRAME_PIXELS:
+            raise UserError(
+                f"{name} has frames of {self._stream.width}×{self._stream.height} pixels, more than the "
+                f"{MAX_FRAME_PIXELS / 1e6:.1f} megapixels that can be read: scale it down first."
+            )
+        self._stream.codec_context.options = {"max_pixels": _OPTIONS["max_pixels"]}  # what is inside may be larger
+
+    @property
+    def fps(self) -> float:
+        """Frames a second. Raises UserError for a number that no video has."""
+        rate = float(self._stream.guessed_rate or 0)
+        if not 0 < rate <= 1000:
+            raise UserError(f"{self._name} says that it has {rate:g} frames a second: convert it to an ordinary mp4.")
+        return rate
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """The settings that `write_video` put into the file; None where there are none, or another's comment."""
+        try:
+            settings = json.loads(self._container.metadata.get("comment", "null"))
+        except (ValueError, RecursionError):
+            return None
+        return settings if isinstance(settings, dict) else None
+
+    def __len__(self) -> int:
+        """The number of frames that the file says it has; one that is cut short has fewer.
+
+        Raises UserError for more than MAX_FRAMES.
+        """
+        if self._count is None:
+            self._count = self._stream.frames or self._packets()
+        if self._count > MAX_FRAMES:
+            raise UserError(f"{self._name} has more frames than the {MAX_FRAMES} that can be read: cut it shorter.")
+        return self._count
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Of a file that is cut short, the frames before the cut; a warning is logged."""
+        return self._frames("FRAME")
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """One frame; negative indices count from the end that the file says it has.
+
+        Raises UserError where the frame is missing, or cannot be reached within MAX_DECODED bytes.
+        """
+        index = index if index >= 0 else len(self) + index
+        self.check_size(index + 1)
+        frames = self._frames("SLICE")  # no frames are decoded ahead
+        for number, pixels in enumerate(frames):
+            if number == index:
+                return pixels
+        raise UserError(f"{self._name} is cut short: its frame {index + 1} cannot be read. Fetch or save it again.")
+
+    def check_size(self, frames: int) -> None:
+        """Raise UserError where `frames` frames take more than MAX_DECODED bytes."""
+        width, height = self._stream.width, self._stream.height
+        if frames * width * height * 3 > MAX_DECODED:
+            raise UserError(
+                f"{self._name} has frames of {width}×{height} pixels, and {frames} of them are more than the "
+                f"{MAX_DECODED >> 30} GB that can be read at once: cut it shorter or scale it down."
+            )
+
+    def _frames(self, threads: str) -> Iterator[np.ndarray]:
+        packets, shape, damaged = 0, None, False
+        with _explained(self._name):
+            if not self._stream.codec_context.is_open:
+                self._stream.thread_type = threads
+            if self._moved:
+                self._container.seek(0)
+            self._moved = True
+            demuxed = self._container.demux(self._stream)
+        while not damaged:
+            try:
+                with _explained(self._name):
+                    packet = next(demuxed, None)
+                    if packet is None:
+                        break
+                    packets += bool(packet.size)
+                    decoded = [frame.to_ndarray(format="rgb24") for frame in packet.decode()]
+            except UserError:
+                if shape is None:
+                    raise
+                damaged, decoded = True, []
+            for pixels in decoded:
+                if pixels.shape != (shape := shape or pixels.shape):
+                    raise UserError(f"{self._name} changes its size within: convert it to an ordinary mp4.")
+                yield pixels
+        if shape is None:
+            raise UserError(_unreadable(self._name, "damaged, or no picture in it"))
+        if damaged or packets < self._stream.frames:
+            logger.warning("%s is cut short: only the frames before the cut are read.", self._name)
+
+    def _packets(self) -> int:
+        """The number of coded frames, counted to one more than MAX_FRAMES at most."""
+        count, self._moved = 0, True
+        with _explained(self._name):
+            for packet in self._container.demux(self._stream):
+                count += bool(packet.size)
+                if count > MAX_FRAMES:
+                    break
+        return count
+
+
+@contextlib.contextmanager
+def open_video(source: str | Path | bytes, name: str | None = None) -> Iterator[Video]:
+    """An open video. source: a path, or a file's content. name: the file's name in messages.
+
+    Raises UserError for a file that is no video, is damaged, or has frames of more than MAX_FRAME_PIXELS.
+    """
+    name = printable(name or ("The file" if isinstance(source, bytes) else source))
+    with contextlib.ExitStack() as stack:
+        with _explained(name):
+            file = stack.enter_context(io.BytesIO(source) if isinstance(source, bytes) else _regular(Path(source)))
+            kind = kind_of(file)
+            if kind.group == "picture":
+                raise UserError(f"{name} is {kind.name} and holds no settings of ours: give a video, an mp4.")
+            container = stack.enter_context(av.open(file, options=_OPTIONS, metadata_errors="replace"))
+            video = Video(container, name)
+        yield video
+
+
+def read_settings(source: str | Path | bytes) -> dict[str, Any] | None:
+    """The settings that `write_video` put into a file, None for a video without; UserError if it is no video.
+
+    source: a path, or a file's content.
+    """
+    with open_video(source) as video:
+        return video.settings
+
+
+def read_frames(source: str | Path | bytes) -> tuple[np.ndarray, float]:
+    """All frames of a video, uint8 RGB (T, H, W, 3), and frames a second. Of a file that is cut short, those it has.
+
+    Raises UserError if it is no video, or has more than MAX_FRAMES, or MAX_DECODED bytes of them.
+    """
+    frames: list[np.ndarray] = []
+    with open_video(source) as video:
+        video.check_size(len(video))
+        for pixels in video:
+            frames.append(pixels)
+            video.check_size(len(frames))  # again: the file may hold more than it says
+        return np.stack(frames), video.fps
+
+
+def _regular(path: Path) -> BinaryIO:
+    """An open file. Raises UserError for what would be waited for, OSError where it cannot be read."""
+    if paths.exists(path) and not paths.is_file(path):
+        raise UserError(f"{path} is a folder, a pipe or a device, not a video: give an mp4 file.")
+    return path.open("rb")
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """What goes wrong inside comes as a UserError that names the file: FFmpeg's libraries raise anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or "damaged, or no picture in it"
+        raise UserError(_unreadable(name, reason)) from error
+
+
+def _unreadable(name: str, reason: str) -> str:
+    return f"{name} cannot be read as a video ({reason}): give an mp4 file."
