@@ -76,6 +76,7 @@ function start() {
     const keyed = target.closest('[class*="st-key-"]');
     state.focused = { element: target, place: [...(keyed?.classList ?? [])].find((name) => name.startsWith("st-key-")) };
   });
+  on("pointerdown", () => (state.focused = {})); // the hand moves it now
   on("click", ({ target }) => target.closest(".goto") && document.querySelector(".st-key-result").scrollIntoView({ behavior: "smooth" }));
   let waiting = false;
   new MutationObserver(() => {

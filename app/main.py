@@ -19,5 +19,6 @@ except UserError as error:
     if isinstance(error, FolderInUse) and error.address:
         st.link_button("Open it", error.address)
     st.stop()
-with keeping():
-    st.navigation([create.page(), history.page()], position="top").run()
+page = st.navigation([create.page(), history.page()], position="top")
+with keeping(page.url_path):
+    page.run()

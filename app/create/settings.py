@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
 from app.create.charts import show_curves
 from app.create.fields import FOLLOWING, base_fields, draw, options_of, set_all, set_value, value_of, with_options
@@ -156,23 +157,27 @@ def labelled(message: str) -> str:
 
 
 @contextmanager
-def keeping() -> Iterator[None]:
+def keeping(page: str) -> Iterator[None]:
     """Keep what was set, by hand or not, over runs in which widgets are not drawn: Streamlit forgets their values.
 
-    It does so before the other page's script starts, so that the values of each run are noted at its end.
+    It does so before another page's script starts, so the values of each run are noted at its end. page: which runs.
     """
     kept: dict[str, object] = st.session_state.setdefault("kept", {})
-    for key, value in kept.items():
-        # Values of widgets that were drawn are there, and newer: setting them would undo what the browser changed.
-        if key not in st.session_state:
-            st.session_state[key] = value
+    before, st.session_state["page"] = st.session_state.get("page"), page
+    for key in kept if page != before else st.session_state.get("undrawn", ()):
+        st.session_state[key] = kept[key]
     try:
         yield
     finally:
-        names = {"version", *_SWITCHES, *all_fields()}
+        undrawn, names = [], {"version", *_SWITCHES, *all_fields()}
         for key in map(str, st.session_state):
             if key.partition(":")[0] in names:
                 kept[key] = st.session_state[key]
+                # Raised for a widget that is drawn. To set one would undo what the browser changed meanwhile.
+                with suppress(StreamlitAPIException):
+                    st.session_state[key] = kept[key]
+                    undrawn.append(key)
+        st.session_state["undrawn"] = undrawn
 
 
 def _request(version: Version) -> VideoRequest:
