@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pandas  # noqa: F401 - charts import it lazily, and a second session at that time would fail
 import streamlit as st
 
@@ -12,6 +14,9 @@ from app.jobs import FolderInUse, table
 from sgm import UserError
 
 st.set_page_config(page_title="Image to video", page_icon=look.icon(), layout="wide")
+st.html(look.style())
+if "kept" not in st.session_state and st.context.url:
+    time.sleep(0.12)  # until the browser has it: what is drawn before would move
 try:
     table(look.address())
 except UserError as error:

@@ -18,7 +18,6 @@ def page() -> StreamlitPage:
 
 def show_page() -> None:
     job = session.current_job()
-    st.html(look.style())
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", key="head"):
         st.title("Image to video", anchor=False)
         with st.container(horizontal=True, width="content", vertical_alignment="center", gap="small"):
