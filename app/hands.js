@@ -48,7 +48,7 @@ function tellRefusedNumbers(state) {
 function tellProgress(state) {
   const bar = document.querySelector(".st-key-bar [role=progressbar]");
   const quarter = bar ? Math.floor(bar.getAttribute("aria-valuenow") / 25) : 0;
-  if (quarter > state.quarter) say(state.voice, document.querySelector(".st-key-bar .stProgress").innerText);
+  if (quarter > state.quarter) say(state.voice, `${25 * quarter} percent of the clip is made.`);
   state.quarter = quarter;
 }
 

@@ -20,8 +20,10 @@ _KEY = "hands"
 
 
 _PREVIEW = """export default ({ data }) => {
-  for (const picture of data ? document.querySelectorAll("img[data-job]") : [])
-    Object.assign(picture, { src: data, alt: `A preview of the clip of ${picture.dataset.job}` });
+  for (const picture of data ? document.querySelectorAll("img[data-job]") : []) {
+    const { job } = picture.dataset;
+    Object.assign(picture, { src: data, alt: job && `A preview of the clip of ${job}` });
+  }
 };"""
 
 

@@ -35,7 +35,7 @@ def show(request: VideoRequest | None, picture: Picture | None, job: Job | None)
             if not problem:
                 st.rerun()
         if lead:
-            _thumb(result.preview(lead), f"Go to the preview of {lead.name}")
+            _thumb(result.preview(lead, small=True), f"Go to the preview of {lead.name}")
             _show_progress(lead.id, lead.state, sum(other.id != lead.id for other in mine))
             if job is None or lead.id != job.id:
                 about = f"Show how the clip of {look.plain(lead.name)} comes along."
@@ -66,7 +66,7 @@ def said(job: Job | None) -> str:
 def _announced(job: Job) -> str:
     if job.state == "done":
         return f"The clip of {job.name} is finished."
-    return f"Making the clip of {job.name}." if job.active else f"The clip of {job.name}: {job.message}"
+    return f"Making the clip of {job.name}." if job.active else f"The clip of {job.name} was not made."
 
 
 @st.fragment(run_every=look.POLL)

@@ -87,15 +87,16 @@ def show_recent(shown: Job | None) -> None:
                 )
 
 
-def preview(job: Job) -> str:
-    """HTML of a job's preview or, before there is one, of the picture as the model sees it."""
+def preview(job: Job, small: bool = False) -> str:
+    """HTML of a job's preview or, before there is one, of the picture as the model sees it. small: within a button."""
     try:
         address = look.inline(job.preview or _frame(job.picture, job.request))
     except Exception:  # of any kind: the file may be damaged
         return "<div></div>"
     about = f"{'A preview of the clip of' if job.preview else 'The picture'} {job.name}"
-    active = f' data-job="{html.escape(job.name)}"' if job.active else ""  # previews replace it: see hands.js
-    return f'<div class="stage live"><img src="{address}" alt="{html.escape(about)}"{active}></div>'
+    alt, name = ("" if small else html.escape(text) for text in (about, job.name))
+    active = f' data-job="{name}"' if job.active else ""  # later previews replace it: see app/hands.py
+    return f'<div class="stage live"><img src="{address}" alt="{alt}"{active}></div>'
 
 
 def poster(job: Job) -> str:
