@@ -21,9 +21,9 @@ _PER_PAGE = 12
 _COMPARED = 4  # clips beside each other
 _STATES = {"failed": "Failed", "cancelled": "Cancelled", "interrupted": "Interrupted", "queued": "Waiting"}
 _STATES["running"] = "Running"
-# Keys of the widgets and the page's number -> their values at first. They are kept in the address, over a reload, and
-# for the session, over a look at the other page.
-_KEPT = {"history_text": "", "history_version": None, "history_unfinished": False, "history_page": 1}
+# Keys of widgets, and the page's number. Their values are kept in the address, over a reload, and for the session, over
+# a look at the other page.
+_KEPT = ("history_text", "history_version", "history_unfinished", "history_page")
 
 
 def page() -> StreamlitPage:
@@ -41,11 +41,13 @@ def show_page() -> None:
     ).strip()
     version = middle.selectbox(
         "Model",
-        [None, *VERSIONS],
+        ["", *VERSIONS],
         format_func=lambda name: VERSIONS[name].title if name else "All models",
         key="history_version",
     )
     unfinished = right.toggle("Unfinished, too", key="history_unfinished")
+    for failure in st.session_state.pop("history_failures", ()):
+        st.error(look.plain(failure))
     if left_out := table().left_out:
         some = ", ".join(list(left_out)[:3]) + (", …" if len(left_out) > 3 else "")
         what = f"{len(left_out)} folders hold" if len(left_out) > 1 else "1 folder holds"
@@ -75,8 +77,8 @@ def show_page() -> None:
         st.button("Older", icon=":material/chevron_right:", disabled=page == pages, on_click=_go_to, args=(page + 1,))
     _keep()
     if asked := st.session_state.pop("history_dialog", None):
-        dialog, about = asked
-        (_compare if dialog == "compare" else _confirm)(about)
+        name, content, about = asked
+        st.dialog(name, width="large" if content is _compare else "small")(content)(about)
 
 
 @contextmanager
@@ -91,7 +93,8 @@ def guard(job: Job) -> Iterator[None]:
 
 def title(job: Job) -> str:
     """A job's name and date in one line, for buttons: they are told apart by it."""
-    return f"{look.plain(job.name)}, {look.when(job.created)}"
+    name = job.name if len(job.name) <= 60 else f"{job.name[:40]}…{job.name[-16:]}"
+    return f"{look.plain(name) or 'picture'}, {look.when(job.created)}"
 
 
 def _restore() -> None:
@@ -101,7 +104,7 @@ def _restore() -> None:
         number = given.get("page", "")
         st.session_state["history"] = {
             "history_text": given.get("search", ""),
-            "history_version": given["model"] if given.get("model") in VERSIONS else None,
+            "history_version": given["model"] if given.get("model") in VERSIONS else "",
             "history_unfinished": given.get("unfinished") == "yes",
             "history_page": int(number) if number.isdecimal() and len(number) < 7 else 1,
         }
@@ -168,14 +171,15 @@ def _show_selected(jobs: list[Job]) -> None:
             icon=":material/compare:",
             disabled=not 2 <= len(playable) <= _COMPARED,
             help=f"Plays 2 to {_COMPARED} clips beside each other.",
-            on_click=lambda: st.session_state.update(history_dialog=("compare", playable)),
+            on_click=lambda: st.session_state.update(history_dialog=("Compare", _compare, playable)),
         )
         st.button("Delete selected", icon=":material/delete:", on_click=_ask, args=(jobs,))
         st.button("Select none", type="tertiary", on_click=_select_none, args=(jobs,))
 
 
 def _ask(jobs: list[Job]) -> None:
-    st.session_state["history_dialog"] = "delete", jobs
+    name = "Delete this clip?" if len(jobs) == 1 else f"Delete {len(jobs)} clips?"
+    st.session_state["history_dialog"] = name, _confirm, jobs
 
 
 def _select_none(jobs: list[Job]) -> None:
@@ -183,8 +187,8 @@ def _select_none(jobs: list[Job]) -> None:
         st.session_state[f"select_{job.id}"] = False
 
 
-@st.dialog("Compare", width="large")
 def _compare(jobs: list[Job]) -> None:
+    """The dialog that plays clips beside each other."""
     for column, job in zip(st.columns(len(jobs)), jobs, strict=True):
         with column, guard(job):
             st.video(table().video(job), loop=True, autoplay=True, muted=True, alt=f"The clip made of {job.name}")
@@ -192,28 +196,24 @@ def _compare(jobs: list[Job]) -> None:
             st.caption(look.plain(summary(job.request)))
 
 
-@st.dialog("Delete for good?")
 def _confirm(jobs: list[Job]) -> None:
+    """The dialog before jobs are deleted."""
     which = f"The clip of {look.plain(jobs[0].name)}" if len(jobs) == 1 else f"{len(jobs)} clips"
     st.write(f"{which} and all settings will be removed from this computer for good.")
     with st.container(horizontal=True, horizontal_alignment="right"):
         if st.button("Keep it" if len(jobs) == 1 else "Keep them", type="primary"):
             st.rerun()
-        if st.button("Delete for good", icon=":material/delete:"):
-            failures = [failure for job in jobs if (failure := _deleted(job))]
-            if failures:
-                st.error(look.plain("\n".join(failures)))
-                return
+        if st.button("Delete for good", icon=":material/delete:", on_click=_delete, args=(jobs,)):
             st.rerun()
 
 
-def _deleted(job: Job) -> str:
-    """Delete a job, which another browser may have done already. Returns why it cannot be, or ""."""
-    try:
-        table().delete(job.id)
-    except (UserError, OSError) as error:
-        return f"{job.name}: {error}"
-    return ""
+def _delete(jobs: list[Job]) -> None:
+    """Delete jobs, which another browser may have done already. What cannot be deleted is told on the page."""
+    for job in jobs:
+        try:
+            table().delete(job.id)
+        except (UserError, OSError) as error:
+            st.session_state.setdefault("history_failures", []).append(f"{job.name}: {error}")
 
 
 # A card's picture opens its clip: the button's area is that of the card, below what else can be clicked. Icons and
@@ -222,8 +222,9 @@ _STYLE = """<style>
 .st-key-cards [class*="st-key-card_"] { position: relative; }
 .st-key-cards [class*="st-key-open_"] :is(.stButton, .stTooltipIcon, button), .st-key-cards [class*="st-key-open_"] {
   position: static; }
+.st-key-cards [data-testid="stElementToolbar"] { display: none; /* Streamlit's Fullscreen, for a still */ }
 .st-key-cards [class*="st-key-open_"] button::after { content: ""; position: absolute; inset: 0; cursor: pointer; }
-.st-key-cards [class*="st-key-open_"] button p { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.st-key-cards [class*="st-key-open_"] button p { white-space: normal; overflow-wrap: anywhere; }
 .st-key-cards :is([class*="st-key-select_"], [class*="st-key-delete_"]) { position: relative; z-index: 1; }
 .st-key-cards [class*="st-key-delete_"] button p { position: absolute; width: 1px; height: 1px; overflow: hidden;
   clip-path: inset(50%); }

@@ -55,12 +55,15 @@ def matches(job: Job, query: str) -> bool:
             return False
     words, tokens, name = _LABELLED.sub(" ", query).split(), _tokens(job.id, job.created, job.request), job.name.lower()
     numbers = re.findall(r"\d+", name)
-    return all(
-        word in tokens or word in numbers
-        if word.isdecimal()
-        else word in name or any(token.startswith(word) for token in tokens)
-        for word in words
-    )
+
+    def is_there(word: str) -> bool:
+        if word in tokens or word in numbers:
+            return True
+        if any(char.isdigit() for char in word):  # as a whole, or the first parts of a date
+            return (not word.isdecimal() and word in name) or any(token.startswith(f"{word}-") for token in tokens)
+        return word in name or any(token.startswith(word) for token in tokens)
+
+    return all(map(is_there, words))
 
 
 @lru_cache(maxsize=4096)
@@ -78,6 +81,7 @@ def _tokens(job_id: str, created: float, request: VideoRequest) -> frozenset[str
         f"{request.width}x{request.height}",
         *(f"{label} {getattr(request, name, '')}" for label, name in _LABELS.items()),
         job_id,
+        job_id.rpartition("-")[2],
     )
     return frozenset(re.split(r"[\s,·()]+", " ".join(words).lower()))
 

@@ -5,6 +5,7 @@ from .config import instantiate_from_config as instantiate_from_config
 from .convert import convert_weights as convert_weights
 from .diffusion.guidance import GUIDERS as GUIDERS
 from .diffusion.sampling import SAMPLERS as SAMPLERS
+from .engine import check_weights as check_weights
 from .engine import choose_device as choose_device
 from .engine import load_engine as load_engine
 from .errors import UserError as UserError

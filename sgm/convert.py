@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from sgm.conditioning.vision import read_architecture
-from sgm.config import load_config
+from sgm.config import config_errors, load_config
 from sgm.engine import build_engine
 from sgm.errors import UserError
 from sgm.formats.diffusers import folder_counterparts, is_temporal
-from sgm.formats.files import write_tensors
+from sgm.formats.files import Layout, write_tensors
 from sgm.formats.folder import LEFTOVERS
 from sgm.installed import recognise
-from sgm.paths import check_writable, replacing
+from sgm.matching import Shapes
+from sgm.paths import check_writable, exists, replacing, user_path
 from sgm.versions import VERSIONS
-from sgm.weights import Weights, WeightsError, open_weights
+from sgm.weights import WeightsError, open_weights, shapes_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,102 +41,116 @@ def convert_weights(
     version: str | None = None,
     base: str | Path | None = None,
     config: str | Path | None = None,
+    ema: bool = False,
     on_progress: Callable[[float], None] | None = None,
 ) -> Path:
     """Write weights of any supported format as an official checkpoint file ("sgm") or as a diffusers folder.
 
     dtype: "fp16", "bf16" or "fp32" (default: as stored). version: the weights' model version (default: recognised by
-    the network's inputs and the type of decoder). base: the weights that supply the rest where `source` holds the
-    network alone. config: the YAML of a model that is no known version. on_progress(share) is called with the share
-    that is written, 0 to 1. The target appears when it is complete; it is then opened again and checked.
-    Raises UserError where the target exists or an option is unknown, WeightsError for unusable sources.
+    the network's inputs and the type of decoder). base: the weights that supply the parts that `source` lacks. config:
+    the YAML of a model that is no known version. ema: take the moving averages of the network's weights, which some
+    training programs store, in place of the weights. on_progress(share) is called with the share that is written,
+    0 to 1. What is written is opened again and checked before it gets its name, which is never another's.
+    Raises UserError where the target exists or an option is unknown, WeightsError for unusable sources, ConfigError
+    for a YAML that describes no model.
     """
-    source, target = Path(source), Path(target)
+    source, target = user_path(source), user_path(target)
     _one_of("--to", to, FORMATS)
     if dtype is not None:
         _one_of("--dtype", dtype, DTYPES)
     if version is not None:
         _one_of("--version", version, VERSIONS)
-    if target.exists():
-        raise UserError(f"{target} exists already: give a new name.")
+    if version is not None and config is not None:
+        raise UserError(f"--version {version} and --config {config} both say what model it is: give one of them.")
+    taken = UserError(f"{target} exists already: give a new name.")
+    if exists(target) or target.is_symlink():
+        raise taken
     if to == "sgm" and target.suffix != ".safetensors":
         raise UserError(f"{target} must end in .safetensors.")
+    check_writable(target.parent)
     model = VERSIONS[version or _recognised(source, base)] if config is None else None
-    path = model.config_path if model else Path(str(config))
-    expected = {name: tuple(value.shape) for name, value in build_engine(path).state_dict().items()}
+    path = model.config_path if model else user_path(str(config))
+    expected = shapes_of(build_engine(path))
     params = load_config(path)["model"]["params"]
     if to == "diffusers":
         _check_inputs(params, model.name if model else str(config))
-    frames = model.frames if model else 14
-    try:
-        with open_weights(source, expected, base) as weights:
-            weights.check(expected)
-            total = _write(weights, target, to, DTYPES[dtype] if dtype else None, params, frames, on_progress)
-    except OSError as error:
-        raise UserError(
-            f"{target} cannot be written ({error.strerror or error}): make room or choose another."
-        ) from error
-    with open_weights(target, expected) as written:
-        written.check(expected)
+    with open_weights(source, expected, base, ema=ema) as weights:
+        if base is not None and weights.base is None:
+            raise UserError(f"{source} is a whole model, which takes nothing from a base: leave out the base {base}.")
+        weights.tell_notes()
+        kind = DTYPES[dtype] if dtype else None
+        layout = {name: (kind or tensor.dtype, tensor.shape) for name, tensor in weights.tensors.items()}
+        with config_errors(path):
+            files = _descriptions(params, layout, model.frames if model else 14) if to == "diffusers" else {}
+        total = sum(math.prod(shape) * kind.itemsize for kind, shape in layout.values())
+        check_writable(target.parent, total + (64 << 20))
+        done = 0
+
+        def on_read(size: int) -> None:
+            nonlocal done
+            done += size
+            if on_progress is not None:
+                on_progress(done / total)
+
+        def read(name: str) -> Tensor:
+            return weights.cast(name, kind, _CPU)
+
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(target, new=True) as unnamed:
+                if to == "sgm":
+                    write_tensors(unnamed, layout, read, on_read)
+                else:
+                    _write_folder(unnamed, files, layout, read, on_read)
+                _check_written(unnamed, target, expected)
+        except FileExistsError:
+            raise taken from None
+        except OSError as error:
+            raise UserError(
+                f"{target} cannot be written ({error.strerror or error}): make room or choose another."
+            ) from error
     logger.info("Wrote %s, %.2f GB.", target, total / 1e9)
     return target
 
 
-def _write(
-    weights: Weights,
-    target: Path,
-    to: str,
-    dtype: torch.dtype | None,
-    params: Mapping[str, Any],
-    frames: int,
-    on_progress: Callable[[float], None] | None,
-) -> int:
-    layout = {
-        name: (dtype if dtype and stored.is_floating_point else stored, shape)
-        for name, (stored, shape) in weights.layout.items()
-    }
-    total = sum(math.prod(shape) * kind.itemsize for kind, shape in layout.values())
-    check_writable(target.parent, total + (64 << 20))
-    done = 0
-
-    def on_read(size: int) -> None:
-        nonlocal done
-        done += size
-        if on_progress is not None:
-            on_progress(done / total)
-
-    def read(name: str) -> Tensor:
-        return weights.cast(name, dtype, _CPU)
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if to == "sgm":
-        write_tensors(target, layout, read, on_read)
-        return total
+def _write_folder(
+    folder: Path,
+    files: Mapping[str, Any],
+    layout: Layout,
+    read: Callable[[str], Tensor],
+    on_read: Callable[[int], None],
+) -> None:
+    """Write a diffusers folder: `files`, its JSON files by name, and the tensors."""
     counterparts, unmapped = folder_counterparts(layout)
     parts: dict[str, dict[str, tuple[str, int]]] = {}  # part -> their name -> (our name, index among its counterparts)
     for name, (part, counterpart) in counterparts.items():
         parts.setdefault(part, {}).update({theirs: (name, i) for i, theirs in enumerate(counterpart.names)})
-    with replacing(target) as folder:
-        folder.mkdir()
-        for file, value in _descriptions(params, layout, frames).items():
-            (folder / file).parent.mkdir(exist_ok=True)
-            (folder / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        for part, names in parts.items():
-            file = "model.safetensors" if part == "image_encoder" else "diffusion_pytorch_model.safetensors"
-            part_layout = {
-                theirs: (layout[name][0], tuple(_pieces(counterparts[name][1], layout[name])[i].shape))
-                for theirs, (name, i) in names.items()
-            }
-            write_tensors(
-                folder / part / file,
-                part_layout,
-                lambda theirs, names=names: counterparts[names[theirs][0]][1].theirs(read(names[theirs][0]))[
-                    names[theirs][1]
-                ],
-                on_read,
-            )
-        write_tensors(folder / LEFTOVERS, {name: layout[name] for name in unmapped}, read, on_read)
-    return total
+    folder.mkdir()
+    for file, value in files.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    for part, names in parts.items():
+        file = "model.safetensors" if part == "image_encoder" else "diffusion_pytorch_model.safetensors"
+        part_layout = {
+            theirs: (layout[name][0], tuple(_pieces(counterparts[name][1], layout[name])[i].shape))
+            for theirs, (name, i) in names.items()
+        }
+        write_tensors(
+            folder / part / file,
+            part_layout,
+            lambda theirs, names=names: counterparts[names[theirs][0]][1].theirs(read(names[theirs][0]))[
+                names[theirs][1]
+            ],
+            on_read,
+        )
+    write_tensors(folder / LEFTOVERS, {name: layout[name] for name in unmapped}, read, on_read)
+
+
+def _check_written(written: Path, target: Path, expected: Shapes) -> None:
+    try:
+        open_weights(written, expected).close()
+    except WeightsError as error:
+        raise UserError(f"{target} was not made: what was written cannot be read again ({error}).") from error
 
 
 def _pieces(counterpart: Any, entry: tuple[torch.dtype, tuple[int, ...]]) -> list[Tensor]:
@@ -162,7 +177,7 @@ def _check_inputs(params: Mapping[str, Any], name: str) -> None:
     if keys != expected:
         other = ", ".join(sorted(keys ^ expected))
         raise UserError(
-            f"{name} cannot become a diffusers folder: its pipeline part_layout differs in {other}. Use --to sgm."
+            f"{name} cannot become a diffusers folder: its inputs differ from that pipeline's in {other}. Use --to sgm."
         )
 
 

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
-from sgm.config import instantiate_from_config, load_config
+from sgm.config import ConfigError, instantiate_from_config, load_config
 from sgm.diffusion.denoiser import Denoiser
 from sgm.errors import UserError, enough_memory
 from sgm.fast.decoder import MAX_VALUES, decode, frame_values
 from sgm.fast.ops import channels_last
 from sgm.fast.unet import FastUNet
+from sgm.paths import user_path
 from sgm.unet.wrapper import OpenAIWrapper
 from sgm.versions import VERSIONS
-from sgm.weights import WeightsError, load_weights, quick_hash
+from sgm.weights import WeightsError, load_weights, open_weights, quick_hash, shapes_of
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_MOST_PARTS, _MOST_VALUES = 20_000, 10**11  # of a model that is built: modules and tensors; numbers in them
 
 
 class DiffusionEngine(nn.Module):
@@ -47,7 +55,9 @@ class DiffusionEngine(nn.Module):
         self.conditioner = instantiate_from_config(conditioner_config)
         self.first_stage_model = instantiate_from_config(first_stage_config)
         self.sampler_config = sampler_config
-        self.scale_factor = scale_factor
+        self.scale_factor = float(scale_factor)
+        if not math.isfinite(self.scale_factor) or self.scale_factor <= 0:
+            raise ValueError(f"scale_factor must be a number above 0; got {scale_factor}.")
         self.version = ""
         self.weights: dict[str, Any] = {}  # name and hash of the checkpoint and of its base, for recipes
         self.latent_channels: int = self.first_stage_model.decoder.z_channels
@@ -130,12 +140,12 @@ class DiffusionEngine(nn.Module):
         `first_stage_model` on z's device, where the weights are offloaded.
         """
         model: Any = first_stage or self.first_stage_model
-        z = model.to_decoder(self._unscaled(z))
+        z = model.to_decoder(self._unscaled(z, model))
         limit = MAX_VALUES if frames_at_once is None else frames_at_once * frame_values(model.decoder, *z.shape[-2:])
         return decode(model.decoder, z, min(limit, MAX_VALUES), on_block, check).float()
 
-    def _unscaled(self, z: Tensor) -> Tensor:
-        dtype = next(self.first_stage_model.parameters()).dtype
+    def _unscaled(self, z: Tensor, first_stage: nn.Module | None = None) -> Tensor:
+        dtype = next((first_stage or self.first_stage_model).parameters()).dtype
         return (z / self.scale_factor).to(dtype).to(memory_format=torch.channels_last)
 
 
@@ -151,32 +161,21 @@ def load_engine(
 ) -> DiffusionEngine:
     """Build a model version from its YAML and load its weights.
 
-    checkpoint: the weights, a file or a diffusers folder (default: the version's own, see `sgm.versions`); where it
-    holds the network alone, the other weights come from `base` (default: the version's). on_progress(share) is called
-    with the share of the weights that is loaded, 0 to 1. device: "cuda", "mps", "cpu" ... (default: the fastest
-    available). dtype: "float32", "float16", "bfloat16" (default: see `default_dtype`).
+    checkpoint: the weights, a file or a diffusers folder (default: the version's own, see `sgm.versions`); parts that
+    they lack come from `base` (default: the version's). on_progress(share) is called with the share of the weights
+    that is loaded, 0 to 1. device: "cuda", "mps", "cpu" ... (default: the fastest available). dtype: "float32",
+    "float16", "bfloat16" (default: see `default_dtype`).
     Raises UserError for an unknown name, for a base beside a whole model and where memory runs out, WeightsError for
     weights that are missing or do not fit.
     """
-    if version not in VERSIONS:
-        raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")
-    model = VERSIONS[version]
-    path = model.checkpoint_path if checkpoint is None else Path(checkpoint)
-    if path is None:
-        raise WeightsError(f"The weights of {version} are missing. {model.how_to_get}")
+    path, base_path = _paths(version, checkpoint, base)
     target = choose_device(device)
     dtype = dtype or default_dtype(target)
     if dtype not in _DTYPES:
         raise UserError(f"dtype '{dtype}' is unknown; choose one of {', '.join(_DTYPES)}.")
-    engine = build_engine(model.config_path)
-    base_path = model.base_path if base is None else base
-    if model.base and checkpoint is None and base_path is None:
-        raise WeightsError(
-            f"{version} is laid over {model.base}, whose weights are missing. {VERSIONS[model.base].how_to_get}"
-        )
+    engine = _unfilled.pop(version, None) or build_engine(VERSIONS[version].config_path)
     used = load_weights(engine, path, target, _DTYPES[dtype], base=base_path, on_progress=on_progress)
-    if base is not None and used is None:
-        raise UserError(f"{path} is a whole model, which takes nothing from a base: leave out the base {base}.")
+    _check_base(path, base, used)
     for embedder in engine.conditioner.embedders:
         if _DTYPES[dtype] is torch.float16 and hasattr(embedder, "encoder"):
             embedder.encoder.float()  # an image encoder overflows float16
@@ -185,6 +184,42 @@ def load_engine(
     if used is not None:
         engine.weights["base"] = quick_hash(used)
     return engine.freeze()
+
+
+# Version -> engine that `check_weights` has built, without values, for the `load_engine` that follows.
+_unfilled: dict[str, DiffusionEngine] = {}
+
+
+def check_weights(
+    version: str = "svd_tiny", *, checkpoint: str | Path | None = None, base: str | Path | None = None
+) -> None:
+    """Raise what `load_engine` would raise for these weights, reading headers only: in a fraction of a second."""
+    path, base_path = _paths(version, checkpoint, base)
+    engine = build_engine(VERSIONS[version].config_path)
+    with open_weights(path, shapes_of(engine), base_path) as weights:
+        _check_base(path, base, weights.base)
+    _unfilled[version] = engine
+
+
+def _paths(version: str, checkpoint: str | Path | None, base: str | Path | None) -> tuple[Path, Path | None]:
+    """Where a version's weights and their base lie. Raises UserError for unknown versions and missing weights."""
+    if version not in VERSIONS:
+        raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")
+    model = VERSIONS[version]
+    path = model.checkpoint_path if checkpoint is None else user_path(checkpoint)
+    if path is None:
+        raise WeightsError(f"The weights of {version} are missing. {model.how_to_get}")
+    base_path = model.base_path if base is None else user_path(base)
+    if model.base and checkpoint is None and base_path is None:
+        raise WeightsError(
+            f"{version} is laid over {model.base}, whose weights are missing. {VERSIONS[model.base].how_to_get}"
+        )
+    return path, base_path
+
+
+def _check_base(path: Path, base: str | Path | None, used: Path | None) -> None:
+    if base is not None and used is None:
+        raise UserError(f"{path} is a whole model, which takes nothing from a base: leave out the base {base}.")
 
 
 def default_dtype(device: torch.device) -> str:
@@ -200,24 +235,66 @@ def default_dtype(device: torch.device) -> str:
 
 
 def build_engine(config: str | Path, overrides: tuple[str, ...] = ()) -> DiffusionEngine:
-    """The modules of a YAML, with their parameters on the `meta` device: without memory and values."""
-    with torch.device("meta"):
-        engine = instantiate_from_config(load_config(config, overrides)["model"])
+    """The modules of a YAML, with their parameters on the `meta` device: without memory and values.
+
+    Raises ConfigError for a YAML that describes no model, or one of more than 20,000 parts or 100 billion values.
+    """
+    model = load_config(config, overrides)["model"]
+    try:
+        with torch.device("meta"), _bounded():
+            engine = instantiate_from_config(model)
+    except ConfigError as error:
+        raise ConfigError(f"{config} describes no model that can be built. {error}") from error
+    if not isinstance(engine, DiffusionEngine):
+        raise ConfigError(f"{config}: model.target is {model['target']}, which is no DiffusionEngine.")
     return engine.eval().requires_grad_(False)
 
 
-def copy_to(module: nn.Module, device: torch.device) -> Any:
-    """A module of the same structure whose parameters and buffers lie on `device`; the module itself is not changed."""
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Raise ConfigError when this thread builds modules without end."""
+    builder, parts, values = threading.get_ident(), 0, 0
+
+    def count(owner: nn.Module, name: str, part: nn.Module | Tensor | None) -> None:
+        nonlocal parts, values
+        if threading.get_ident() != builder:
+            return
+        if isinstance(part, Tensor) and not part.numel():
+            raise ConfigError(f"Its {type(owner).__name__} has a {name} of shape {tuple(part.shape)}, without values.")
+        parts, values = parts + 1, values + (part.numel() if isinstance(part, Tensor) else 0)
+        if parts > _MOST_PARTS or values > _MOST_VALUES:
+            raise ConfigError(
+                f"This model has more than {_MOST_PARTS:,} parts or {_MOST_VALUES / 1e9:,.0f} billion values; the "
+                "largest known has some 5,000 and 3 billion. Look at its counts of blocks, layers and channels."
+            )
+
+    hooks = [register_module_module_registration_hook(count), register_module_parameter_registration_hook(count)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def copy_to(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """A module of the same structure whose parameters and buffers lie on `device`, in `dtype` if given.
+
+    The module itself is not changed.
+    """
     copy = object.__new__(type(module))
     copy.__dict__ = dict(module.__dict__)
+
+    def moved(value: Tensor | None) -> Tensor | None:
+        return value if value is None else value.to(device, dtype if value.is_floating_point() else None)
+
     with torch.inference_mode(False), torch.no_grad():
         copy._parameters = {
-            name: value if value is None else nn.Parameter(value.to(device), requires_grad=False)
+            name: value if value is None else nn.Parameter(cast(Tensor, moved(value)), requires_grad=False)
             for name, value in module._parameters.items()
         }
-        copy._buffers = {name: value if value is None else value.to(device) for name, value in module._buffers.items()}
+        copy._buffers = {name: moved(value) for name, value in module._buffers.items()}
     copy._modules = {
-        name: child if child is None else copy_to(child, device) for name, child in module._modules.items()
+        name: child if child is None else copy_to(child, device, dtype) for name, child in module._modules.items()
     }
     return copy
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from sgm.config import load_config
-from sgm.formats.diffusers import FIRST_STAGE, UNET, is_temporal
-from sgm.formats.files import WeightsError, open_tensors
-from sgm.formats.folder import Folder
+from sgm.errors import printable
+from sgm.formats.diffusers import FIRST_STAGE, UNET
+from sgm.kinds import other_kind, unusable, versions_of
+from sgm.paths import user_path
 from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
+from sgm.weights import WeightsError, stored_tensors
 
-_LABELS = (f"{UNET}label_emb.0.0.weight", "label_emb.0.0.weight", "add_embedding.linear_1.weight")
 # The best one first; without SV3D, which needs an object, and svd_xt_lcm, which trades quality for time.
 _BEST = ("svd_xt_1_1", "svd_xt", "svd_xt_image_decoder", "svd", "svd_image_decoder")
 
@@ -40,28 +40,43 @@ class VersionStatus:
         """Path, relative to the current folder if possible, and size in words; "" where the weights are missing."""
         if self.path is None:
             return ""
-        here = Path.cwd()
-        path = self.path.relative_to(here) if self.path.is_relative_to(here) else self.path
+        path = self.path
+        with contextlib.suppress(OSError, ValueError):  # the current folder may be gone, or not above the path
+            path = path.relative_to(Path.cwd())
         size = f"{self.size / 1e9:.2f} GB" if self.size >= 1e8 else f"{self.size / 1e6:.1f} MB"
         return f"{path}, {size}"
 
 
 def version_status(version: str) -> VersionStatus:
-    """Look for a version's weights and read their headers: fast enough for every redraw of a page."""
+    """Look for a version's weights and read their headers: fast enough for every redraw of a page.
+
+    Weights that cannot be read, whatever is wrong with them, are "on disk", with the problem.
+    """
     model = VERSIONS[version]
     page = f"https://huggingface.co/{model.repo}" if model.repo else ""
+    download = f"sgm download {version}" if model.repo else ""
     path = model.checkpoint_path
     if path is None:
-        command = f"sgm download {version}" if model.repo else ""
-        return VersionStatus(version, "missing", None, 0, command, model.licence, page, model.how_to_get)
-    files = [file for file in ([path] if path.is_file() else sorted(path.glob("*/*"))) if file.is_file()]
-    stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    problem, command = _problem(model, path, stamp), ""
-    if not problem and model.base:
+        return VersionStatus(version, "missing", None, 0, download, model.licence, page, model.how_to_get)
+    size, command = 0, ""
+    try:
+        files = [path]
+        if path.is_dir():
+            files = [file for file in sorted(path.glob("*/*")) if file.is_file()]
+        found = [(str(file), file.stat()) for file in files if file.exists()]
+        stamp = tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found)
+        size = sum(stat.st_size for _, stat in found)
+        problem = _problem(model, path, stamp)
+    except Exception as error:  # of a damaged file, which must not take the list of models down
+        problem = printable(f"{path} cannot be read ({type(error).__name__}: {error}).", 400)
+    if problem:
+        command = download
+        if not model.repo:
+            problem += f" {model.how_to_get}"
+    elif model.base:
         base = version_status(model.base)
         if base.state != "ready":
             problem, command = f"It is laid over {model.base}, which is {base.state}.", base.command
-    size = sum(size for _, size, _ in stamp)
     state = "on disk" if problem else "ready"
     return VersionStatus(version, state, path, size, command, model.licence, page, problem)
 
@@ -75,49 +90,34 @@ def best_version() -> str:
 def _problem(model: Version, path: Path, stamp: tuple) -> str:
     """Why these files cannot be the version's weights, or "". `stamp` changes with the files: the cache's key."""
     try:
-        fits = recognise(path)
+        shapes = _recognisable(path)
     except WeightsError as error:
         return str(error)
+    fits = versions_of(shapes)
     if model.name not in fits:
         return f"{path} is not {model.name}: it fits {' or '.join(fits) or 'no known version'}."
-    if path.is_file() and not model.base:
-        file = open_tensors(path)
-        file.close()
-        if not any(name.startswith(FIRST_STAGE) for name in file.layout):
-            return f"{path} holds the network alone; give it with --checkpoint, to be laid over whole weights."
+    if not model.base and not any(FIRST_STAGE in name or name.startswith("vae") for name in shapes):
+        return f"{path} holds the network alone; give it with --checkpoint, to be laid over whole weights."
     return ""
 
 
 def recognise(path: str | Path) -> list[str]:
     """The versions whose weights these can be, by the network's inputs and the type of decoder; reads headers only.
 
-    Raises WeightsError for files that cannot be read.
+    Raises WeightsError for files that cannot be read, and for quantised weights and other kinds of files that are
+    known.
     """
-    path = Path(path)
-    if path.is_dir():
-        folder = Folder(path)
-        shapes = {name: file.layout[name][1] for name, file in folder.parts["unet"].items()}
-        names: Iterable[str] = folder.parts["vae"]
-        folder.close()
-    else:
-        file = open_tensors(path)
+    return versions_of(_recognisable(user_path(path)))
+
+
+def _recognisable(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of weights that may be some version's."""
+    stored, files = stored_tensors(path)
+    for file in files:
         file.close()
-        shapes = {name: shape for name, (_, shape) in file.layout.items()}
-        names = [name for name in shapes if name.startswith(FIRST_STAGE)]
-    label = next((shapes[name] for name in _LABELS if name in shapes), None)
-    alone = not path.is_dir() and not list(names)  # a network alone has no decoder
-    fingerprints = {name: _fingerprint(version) for name, version in VERSIONS.items()}
-    return [
-        n
-        for n, (shape, temporal) in fingerprints.items()
-        if shape == label and (alone or temporal == is_temporal(names))
-    ]
-
-
-@lru_cache
-def _fingerprint(version: Version) -> tuple[tuple[int, int], bool]:
-    """Shape of the network's `label_emb` weight, and whether the decoder is temporal."""
-    params = load_config(version.config_path)["model"]["params"]
-    network = params["network_config"]["params"]
-    decoder = params["first_stage_config"]["params"].get("decoder_config", {}).get("target", "")
-    return (4 * network["model_channels"], network["adm_in_channels"]), decoder.endswith("VideoDecoder")
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    dtypes = {name: tensor.dtype for name, tensor in stored.items()}
+    problem = unusable(dtypes, [name for name in stored if name.startswith(UNET)])
+    if problem or (problem := None if versions_of(shapes) else other_kind(list(shapes))):
+        raise WeightsError(f"{path} {problem}")
+    return shapes

@@ -47,8 +47,8 @@ def generate(
     exceptions of both end the job and reach the caller. All noise comes from one generator on the CPU, seeded by the
     request, so that one seed gives one video on any device. Any number of threads may share the engine. low_memory: see
     `Run`.
-    Raises UserError for a request of another version than the engine's and where memory runs out, PictureError for a
-    picture that cannot be used.
+    Raises UserError for a request of another version than the engine's, where memory runs out, and for a result that is
+    not finite, of one colour or without any motion; PictureError for a picture that cannot be used.
     """
     if engine.version not in ("", request.version):
         raise UserError(f"The request is for {request.version}, the engine is {engine.version}; load that version.")
@@ -66,20 +66,42 @@ def generate(
 
     # Denoise.
     w, h = (side // engine.factor for side in request.size)
-    x = torch.randn(request.frames, engine.latent_channels, h, w, generator=generator).to(engine.device)
-    z = request.build_sampler()(
-        guided(run.denoiser, request.build_guider(), c, uc, like=x),
-        x,
-        request.build_schedule()(request.steps, device=x.device),
-        noise=lambda like: torch.randn(like.shape, generator=generator).to(like),
-        on_step=lambda i, n: run.report(
-            "sample", i, n, lambda: preview(run.estimate / engine.scale_factor, c["concat"], batch["cond_frames"])
-        ),
-    )
+    state = generator.get_state()
+
+    def sample() -> Tensor:
+        generator.set_state(state)
+        x = torch.randn(request.frames, engine.latent_channels, h, w, generator=generator).to(engine.device)
+        return request.build_sampler()(
+            guided(run.denoiser, request.build_guider(), c, uc, like=x),
+            x,
+            request.build_schedule()(request.steps, device=x.device),
+            noise=lambda like: torch.randn(like.shape, generator=generator).to(like),
+            on_step=lambda i, n: run.report(
+                "sample", i, n, lambda: preview(run.estimate / engine.scale_factor, c["concat"], batch["cond_frames"])
+            ),
+        )
+
+    z = run.sample(sample)
 
     # Decode.
-    frames = family.finish(run.decode(z), picture)
+    frames = run.decode(z)
+    _check_frames(frames, picture.frame())
+    frames = family.finish(frames, picture)
     return Clip(frames, request.fps, settings_of(request, engine, picture.frame()))
+
+
+def _check_frames(frames: np.ndarray, picture: Image.Image) -> None:
+    """Raise UserError for frames of one colour, and for equal frames, unless the picture is of one colour itself."""
+    still = all(np.array_equal(frame, frames[0]) for frame in frames[1:])  # ends at the first that differs
+    plain, plain_picture = ((image == image[:1, :1]).all() for image in (frames[0], np.asarray(picture)))
+    if not still or plain_picture or (len(frames) == 1 and not plain):
+        return
+    colour = f"came out in one colour, RGB {tuple(frames[0, 0, 0].tolist())}"
+    problem = colour if plain else "stands still: all frames are equal"
+    raise UserError(
+        f"The clip {problem}. The weights are damaged or of another model, or a setting is far out of its usual range: "
+        "start from the version's own settings, and try --dtype float32."
+    )
 
 
 def preview(z: Tensor, latents: Tensor, pictures: Tensor) -> np.ndarray:

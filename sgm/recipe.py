@@ -35,8 +35,9 @@ _BEFORE_MARK = {"version", "frames", "height", "width", "steps", "fps", "motion_
 def settings_of(request: VideoRequest, engine: DiffusionEngine, picture: Image.Image) -> dict[str, Any]:
     """The recipe of a clip: the values of all fields and, under "sgm", everything else that decides the frames.
 
-    Under "sgm": versions of the program and of torch, type of device, dtype, name and hash of the weights and of their
-    base (see `sgm.weights.quick_hash`), and the hash of `picture`, the picture as the model saw it.
+    Under "sgm": versions of the program and of torch, type of device, dtype, number of threads on a processor, name
+    and hash of the weights and of their base (see `sgm.weights.quick_hash`), and the hash of `picture`, as the model
+    saw it.
     """
     provenance = {
         "format": FORMAT,
@@ -44,6 +45,8 @@ def settings_of(request: VideoRequest, engine: DiffusionEngine, picture: Image.I
         "torch": str(torch.__version__),  # of a subclass of str, which YAML cannot write
         "device": engine.device.type,
         "dtype": str(engine.dtype).removeprefix("torch."),
+        # On a processor, each number of threads adds in an order of its own.
+        **({"threads": str(torch.get_num_threads())} if engine.device.type == "cpu" else {}),
         "weights": copy.deepcopy(engine.weights),
         "picture": hashlib.sha256(picture.tobytes()).hexdigest(),
     }
@@ -167,15 +170,22 @@ def _ours(settings: dict[str, Any] | None, name: str) -> dict[str, Any]:
 
 
 def differences(settings: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
-    """How program, torch, device, dtype, weights and picture of a second recipe differ, in sentences.
+    """How program, torch, device, dtype, threads, weights and picture of a second recipe differ, in sentences.
 
     Entries that the first recipe lacks are left out. Without differences, the same request gives the same frames.
     """
     before, now = made_by(settings), made_by(again)
     sentences = []
-    for key, label in (("program", "Program version"), ("torch", "torch"), ("device", "Device"), ("dtype", "dtype")):
-        if key in before and before[key] != now.get(key):
-            sentences.append(f"{label}: {before[key]} then, {now.get(key)} now.")
+    labels = {
+        "program": "Program version",
+        "torch": "torch",
+        "device": "Device",
+        "dtype": "dtype",
+        "threads": "Threads",
+    }
+    for key, label in labels.items():
+        if key in before and key in now and before[key] != now[key]:
+            sentences.append(f"{label}: {before[key]} then, {now[key]} now.")
     for key, label in (("weights", "Weights"), ("base", "Base weights")):
         old, new = before[key], now[key]
         if old and old.get("sha256") != new.get("sha256"):

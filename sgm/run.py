@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm.engine import DiffusionEngine, copy_to
+from sgm.errors import UserError
 from sgm.fast.unet import FastUNet
 from sgm.memory import GIB, Plan, choose, free_memory
 from sgm.request import VideoRequest
@@ -19,6 +20,11 @@ from sgm.request import VideoRequest
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Condition = dict[str, Tensor]
+
+_DIVERGED = (
+    "The sampler diverged: the latents became infinite or no number. Take the version's own sampler and schedule, or "
+    "move order, s_churn, guidance and the range of sigmas towards their usual values."
+)
 
 # Phase -> (share of the job's time before the phase, share that it takes), typical.
 _PHASE_SHARES = {"load": (0.0, 0.0), "encode": (0.0, 0.03), "sample": (0.03, 0.77), "decode": (0.8, 0.2)}
@@ -28,8 +34,9 @@ _PHASE_SHARES = {"load": (0.0, 0.0), "encode": (0.0, 0.03), "sample": (0.03, 0.7
 class Progress:
     """Progress of a generation: step `step` of `total` of a phase is done.
 
-    phase: "load", "encode", "sample" or "decode". note: the memory plan, on a GPU. preview: in "sample", a function
-    that draws the current estimate of the middle frame, uint8 (h, w, 3) at the latents' size.
+    phase: "load", "encode", "sample" or "decode". note: the memory plan, on a GPU, or what was done otherwise
+    than planned. preview: in "sample", a function that draws the current estimate of the middle frame, uint8 (h, w, 3)
+    at the latents' size.
     """
 
     phase: str
@@ -48,6 +55,15 @@ class Progress:
 OnStep = Callable[[Progress], None]
 
 
+class _Overflow(Exception):
+    """The network's result is not finite."""
+
+
+def _finite(*values: Tensor) -> bool:
+    """Whether all values are numbers, none infinite."""
+    return all(bool(torch.isfinite(value).all()) for value in values)
+
+
 def _ignore(*_: object) -> None:
     """The default callback: does nothing."""
 
@@ -56,9 +72,10 @@ class Run:
     """One generation on an engine, which other threads may be using, too.
 
     On a GPU, the fastest memory plan that fits into the free memory is used (low_memory: the smallest plan). If memory
-    runs out nevertheless, the smallest plan replaces it and the evaluation that failed is repeated. `check` is called
+    runs out nevertheless, the smallest plan replaces it and the evaluation that failed is repeated. A part of the
+    engine whose result overflows float16 runs again, and from then on, in a dtype of float32's range. `check` is called
     before each block of a network and each chunk of the decoder. Exceptions of `check` and `on_step` end the run and
-    reach the caller.
+    reach the caller. Raises UserError for results that are not finite all the same.
     """
 
     def __init__(
@@ -72,13 +89,17 @@ class Run:
         self.engine, self.request = engine, request
         self.on_step, self.check = on_step or _ignore, check or _ignore
         self.estimate: Tensor  # the latest estimate of the middle frame's clean latents (c, h, w)
-        self._copy: tuple[nn.Module, Any] | None = None  # an offloaded part of the engine, and its copy on the device
+        # A part of the engine that is offloaded or overflows, the copy's dtype if another, and its copy on the device.
+        self._copy: tuple[nn.Module, torch.dtype | None, Any] | None = None
+        self._wider: dict[str, torch.dtype] = {}  # part that overflowed -> the dtype that it runs in
+        # Of all evaluations of the network: 0 none, 1 the network overflowed, 2 the sampler diverged.
+        self._first_fault, self._evaluations = torch.zeros((), dtype=torch.int8, device=engine.device), 0
         self._clip = request.frames, request.height, request.width, request.build_guider().needs_uc
         self.plan, self.note = Plan(), ""
-        free = free_memory(engine.device)
-        if free is not None:
-            self.plan = choose(engine, *self._clip, free, low_memory)
-            self.note = f"GPU memory: {self.plan} of {free / GIB:.1f} GiB."
+        self._free = free_memory(engine.device)
+        if self._free is not None:
+            self.plan = choose(engine, *self._clip, self._free, low_memory)
+            self.note = f"GPU memory: {self.plan} of {self._free / GIB:.1f} GiB."
             logger.info(self.note)
             self._move_weights()
 
@@ -94,7 +115,7 @@ class Run:
         def embed(conditioner: Any) -> tuple[Condition, Condition]:
             return conditioner.get_unconditional_conditioning(inputs, check=self.check)
 
-        c, uc = self._with_part("conditioner", embed)
+        c, uc = self._with_part("conditioner", embed, lambda pair: all(_finite(*cond.values()) for cond in pair))
         return self._per_frame(c), self._per_frame(uc)
 
     def denoiser(self, cond: Condition) -> Callable[[Tensor, Tensor], Tensor]:
@@ -113,10 +134,24 @@ class Run:
                 return self.engine.denoiser(conditioned[2], x, sigma)
 
             estimate = self._with_part("network", evaluate)
+            self._watch(x, estimate)
             self.estimate = estimate[frames // 2 - frames]  # in a guided batch the conditional estimates are the last
             return estimate
 
         return denoise
+
+    def sample(self, work: Callable[[], Tensor]) -> Tensor:
+        """The latents that `work()` samples with this run's denoiser; sampled again where the network overflowed."""
+        while True:
+            try:
+                z = work()
+                self._raise_fault()
+                if not _finite(z):
+                    raise UserError(_DIVERGED)
+                return z
+            except _Overflow:
+                self._widen("network")
+                self._first_fault, self._evaluations = torch.zeros_like(self._first_fault), 0
 
     def decode(self, z: Tensor) -> np.ndarray:
         """Scaled latents (t, c, h, w) -> frames, uint8 (t, h, w, 3)."""
@@ -125,25 +160,69 @@ class Run:
             self.report("decode", done, of)
 
         def decode_frames(first_stage: nn.Module) -> Tensor:
-            video = self.engine.decode_clip(z, self.request.decode_chunk, on_block, first_stage, self.check)
-            return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+            return self.engine.decode_clip(z, self.request.decode_chunk, on_block, first_stage, self.check)
 
-        return self._with_part("autoencoder", decode_frames).numpy()
+        video = self._with_part("autoencoder", decode_frames, _finite)
+        return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
-    def _with_part(self, name: str, work: Callable[[Any], T]) -> T:
-        """The result of `work(part)`, the part on the device; repeated with the smallest plan where memory runs out."""
+    def _with_part(
+        self, name: str, work: Callable[[Any], T], is_finite: Callable[[T], bool] = lambda result: True
+    ) -> T:
+        """The result of `work(part)`, the part on the device.
+
+        Repeated with the smallest plan where memory runs out, and with a wider dtype where the result is not finite.
+        """
         while True:
             try:
-                return work(self._on_device(name))
+                result = work(self._on_device(name))
+                if is_finite(result):
+                    return result
+                del result
+                self._widen(name)
+                continue
             except torch.cuda.OutOfMemoryError:
-                if not self.note or self.plan.offload:
+                if self._free is None or self.plan.offload:
                     raise
             # After the except block, since the exception keeps the tensors of the failed evaluation alive.
             self.plan = choose(self.engine, *self._clip, None, low=True)
             self.note = f"GPU memory ran out; from here on {self.plan}."
-            logger.warning(self.note)
+            logger.info(self.note)
             self._move_weights()
             torch.cuda.empty_cache()
+
+    def _watch(self, x: Tensor, estimate: Tensor) -> None:
+        """Note what is first not finite: the sampler's x, or the network's estimate from a finite x.
+
+        Every fifth evaluation only is it looked at, since on a GPU that costs some milliseconds: Python then waits.
+        """
+        fault = torch.where(torch.isfinite(x).all(), 1 - torch.isfinite(estimate).all().to(torch.int8), 2)
+        self._first_fault = torch.where(self._first_fault > 0, self._first_fault, fault)
+        self._evaluations += 1
+        if self._evaluations % 5 == 0:
+            self._raise_fault()
+
+    def _raise_fault(self) -> None:
+        """Raise UserError where the sampler diverged, _Overflow where the network overflowed."""
+        match int(self._first_fault):
+            case 1:
+                raise _Overflow
+            case 2:
+                raise UserError(_DIVERGED)
+
+    def _widen(self, name: str) -> None:
+        """Have a part that overflowed run in a dtype of float32's range. Raises UserError for one that does already."""
+        dtype = self._wider.get(name, self.engine.dtype)
+        if dtype is not torch.float16:
+            raise UserError(
+                f"The {name} overflowed in {str(dtype).removeprefix('torch.')}: its result is infinite or no number. "
+                "The weights are damaged or of another model, or a setting is far out of its usual range."
+            )
+        # bfloat16 is as fast and small as float16; a decoder's rounding in it would be seen.
+        on_gpu = name == "network" and self.engine.device.type == "cuda"
+        self._wider[name] = torch.bfloat16 if on_gpu else torch.float32
+        wider = str(self._wider[name]).removeprefix("torch.")
+        self.note = f"The {name} overflowed float16: it runs in {wider} from here on."
+        logger.info(self.note)
 
     def _move_weights(self) -> None:
         self.engine.move_weights(torch.device("cpu") if self.plan.offload else self.engine.device)
@@ -152,14 +231,15 @@ class Run:
         """A part of the engine on the device: the engine's own or, if offloaded, a copy, one part at a time."""
         device, network = self.engine.device, self.engine.network
         module = network.model if name == "network" else self.engine.parts[name]
-        if next(module.parameters()).device == device:
+        dtype = self._wider.get(name)
+        if dtype is None and next(module.parameters()).device == device:
             self._copy = None
             return network if name == "network" else module
-        if self._copy is None or self._copy[0] is not module:
+        if self._copy is None or self._copy[:2] != (module, dtype):
             self._copy = None  # frees the old copy's memory before the new copy is made
-            copy = copy_to(module, device)
-            self._copy = module, FastUNet(copy) if name == "network" else copy
-        return self._copy[1]
+            copy = copy_to(module, device, dtype)
+            self._copy = module, dtype, FastUNet(copy) if name == "network" else copy
+        return self._copy[2]
 
     def _per_frame(self, cond: Condition) -> Condition:
         """A condition with one row for each frame: where there is one for the clip, it is repeated."""

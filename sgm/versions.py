@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+
+from sgm.errors import UserError, printable
+from sgm.paths import is_file, is_folder, user_path
+
+logger = logging.getLogger(__name__)
 
 _HERE = Path(__file__).resolve().parent
 _STABILITY = "Stability AI Community Licence"
@@ -53,12 +61,14 @@ class Version:
         files = [f"{self.name}.safetensors", f"{self.name}.ckpt", self.hub_file, f"{repo}/{self.hub_file}"]
         # The diffusers folder in a repository has the temporal decoder.
         folders = [self.name, *([] if self.name.endswith("image_decoder") else [repo])]
+        dead: list[Path] = []  # links to what is gone, which are only taken where nothing else is found
         for folder in checkpoint_folders():
-            paths = [folder / name for name in files if (folder / name).is_file()]
-            paths += [folder / name for name in folders if name and (folder / name / "unet").is_dir()]
+            paths = [folder / name for name in files if _is(is_file, folder, name)]
+            paths += [folder / name for name in folders if name and _is(is_folder, folder, f"{name}/unet")]
             if paths:
                 return paths[0]
-        return None
+            dead += [folder / name for name in files if os.path.islink(folder / name)]
+        return dead[0] if dead else None
 
     @property
     def base_path(self) -> Path | None:
@@ -94,10 +104,28 @@ def bundle() -> Path:
 
 def checkpoint_folders() -> list[Path]:
     """Folders in which weights are looked for, in order: `$SGM_CHECKPOINTS`, `./checkpoints`, the project's own."""
-    named = os.environ.get("SGM_CHECKPOINTS")
-    folders = [Path(named)] if named else []
-    folders += [Path("checkpoints").resolve(), bundle() / "checkpoints"]
-    return list(dict.fromkeys(folders))
+    folders = []
+    for name in (os.environ.get("SGM_CHECKPOINTS", "").strip(), "checkpoints"):
+        try:
+            folders += [user_path(name).absolute()] if name else []
+        except (UserError, OSError) as error:  # an unknown home; a current folder that is gone
+            _warn_once(name, str(error))
+    return list(dict.fromkeys([*folders, bundle() / "checkpoints"]))
+
+
+def _is(kind: Callable[[Path], bool], folder: Path, name: str) -> bool:
+    """Whether what lies in a folder is of a kind; not where that cannot be known, which is said once a folder."""
+    try:
+        return kind(folder / name)
+    except UserError as error:
+        if not os.path.islink(folder / name):  # else a loop of links
+            _warn_once(str(folder), getattr(error.__cause__, "strerror", None) or str(error))
+        return False
+
+
+@lru_cache
+def _warn_once(folder: str, reason: str) -> None:
+    logger.warning("%s", printable(f"{folder} is passed over when weights are looked for ({reason}).", 600))
 
 
 def _svd(name: str, title: str, repo: str, *, frames: int, steps: int, guidance: tuple[float, float]) -> Version:

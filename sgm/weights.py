@@ -6,16 +6,21 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sgm.formats.diffusers import FIRST_STAGE, UNET, folder_counterparts, unet_counterparts
-from sgm.formats.files import Layout, TensorFile, WeightsError, open_tensors
-from sgm.formats.folder import Folder
+from sgm.errors import UserError, printable
+from sgm.formats.files import TensorFile, WeightsError, open_tensors
+from sgm.formats.folder import LEFTOVERS, PARTS, weight_files
+from sgm.formats.tensor_file import reading
+from sgm.kinds import listed, mismatch, unusable
+from sgm.matching import Found, Shapes, Stored, find_tensors, part_of
+from sgm.paths import contents, is_file, is_folder, user_path
 
 __all__ = [
     "Weights",
@@ -23,54 +28,28 @@ __all__ = [
     "load_weights",
     "open_weights",
     "quick_hash",
+    "stored_tensors",
     "to_channels_last",
 ]
 
 logger = logging.getLogger(__name__)
 OnProgress = Callable[[float], None]
-Shapes = Mapping[str, tuple[int, ...]]
 
 _SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt")
-_FORMATS = (
-    "known are a whole checkpoint (model.diffusion_model.*, conditioner.*, first_stage_model.*), a diffusers folder, "
-    "and a network alone to be laid over a base"
-)
-# Weights of other kinds, given by mistake: parts of their tensors' names, and their description for the message.
-_OTHER_KINDS = (
-    (
-        ("lora_", ".lora.", "lora.", ".alpha", "hada_"),
-        "a LoRA, which changes a model and is none; LoRAs are not supported",
-    ),
-    (("motion_modules.",), "a motion module for another kind of model (AnimateDiff)"),
-    (
-        ("vision_model.", "visual_projection."),
-        "an image encoder alone; give the whole checkpoint or the diffusers folder",
-    ),
-    (("text_model.", "cond_stage_model.", "transformer.text_model."), "a model that is told what to draw by text"),
-    (
-        ("decoder.", "encoder.", "first_stage_model."),
-        "an autoencoder alone; give the whole checkpoint or diffusers folder",
-    ),
-)
+_USUAL_NAMES = ("diffusion_pytorch_model.", "model.", "pytorch_model.")  # of the weights in a folder of diffusers
 
 
 class Weights:
-    """Open weights, with the names of official checkpoints. layout: name -> (dtype, shape); `read(name)`: the tensor.
+    """Open weights that fit a model, under the names of official checkpoints.
 
-    form: description of the format. base: the weights that supply what a network alone lacks, None for a whole model.
+    tensors: name -> dtype, shape and read(). form: description of the format. base: the weights that supply what
+    these lack, None for a whole model. notes: what was left out or taken off, for the user.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        layout: Layout,
-        read: Callable[[str], Tensor],
-        close: Callable[[], None],
-        form: str,
-        base: Path | None = None,
-    ) -> None:
-        self.path, self.layout, self.read, self.close, self.form = path, dict(layout), read, close, form
-        self.base = base
+    def __init__(self, path: Path, tensors: dict[str, Stored], close: Callable[[], None], form: str) -> None:
+        self.path, self.tensors, self._close, self.form = path, tensors, close, form
+        self.base: Path | None = None
+        self.notes: list[str] = []
 
     def __enter__(self) -> Weights:
         return self
@@ -78,35 +57,29 @@ class Weights:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def check(self, expected: Shapes) -> None:
-        """Raise WeightsError, listing tensors that are missing, unexpected or of the wrong shape."""
-        shapes = {name: shape for name, (_, shape) in self.layout.items()}
-        missing = [name for name in expected if name not in shapes]
-        unexpected = [name for name in shapes if name not in expected]
-        wrong = [
-            f"{n} {shapes[n]} instead of {expected[n]}" for n in expected if shapes.get(n, expected[n]) != expected[n]
-        ]
-        faults = [
-            f"{len(names)} {fault}: {_shortened(names)}"
-            for fault, names in (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", wrong))
-            if names
-        ]
-        if faults:
-            raise WeightsError(f"{self.path} does not fit this model. " + "; ".join(faults) + ".")
+    def close(self) -> None:
+        self._close()
+
+    def tell_notes(self) -> None:
+        """Log in one line what was left out or taken off."""
+        if self.notes:
+            logger.warning("%s", printable(f"{self.path.name}: {'; '.join(self.notes)}.", 1000))
 
     def cast(self, name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
-        """The tensor on the device, floats in `dtype`. Raises WeightsError where it is not finite."""
-        stored = self.read(name)
-        value = stored.to(device, dtype if dtype and stored.is_floating_point() else stored.dtype)
+        """The tensor on the device, in `dtype`. Raises WeightsError where it is not finite, or no plain tensor."""
+        stored = self.tensors[name].read()
+        if stored.layout is not torch.strided or stored.is_nested or stored.is_meta or stored.is_quantized:
+            raise self._spoilt(name, "is no plain tensor, but sparse, nested, quantised or without values.")
+        value = stored.to(device, dtype or stored.dtype)
         if not _finite(value):
             if value.dtype == stored.dtype or not _finite(stored):
-                raise WeightsError(
-                    f"{self.path}: {name} holds NaN or infinity. The weights are spoilt; get them again."
-                )
-            raise WeightsError(
-                f"{self.path}: {name} exceeds what {_dtype_name(value.dtype)} can hold; use bfloat16 or float32."
-            )
+                raise self._spoilt(name, "holds NaN or infinity. The weights are spoilt; get them again.")
+            kind = str(value.dtype).removeprefix("torch.")
+            raise self._spoilt(name, f"exceeds what {kind} can hold; use bfloat16 or float32.")
         return value
+
+    def _spoilt(self, name: str, problem: str) -> WeightsError:
+        return WeightsError(f"{self.path}: {printable(name)} {problem}")
 
 
 def load_weights(
@@ -120,17 +93,17 @@ def load_weights(
 ) -> Path | None:
     """Fill a module that was built on the `meta` device from a checkpoint file or a diffusers folder.
 
-    base: supplies the other tensors where the file holds the network alone. Tensors go to the device one by one, in
-    `dtype`; a file in float16 never becomes a float32 model in between. on_progress(share) is called with the share
-    that is loaded, 0 to 1. Returns the base if it was used, None if the weights are whole.
+    base: supplies the parts that the file lacks. Tensors go to the device one by one, in `dtype`; a file in float16
+    never becomes a float32 model in between. on_progress(share) is called with the share that is loaded, 0 to 1.
+    Returns the base if it was used, None if the weights are whole.
     Raises WeightsError, listing missing, unexpected and wrongly shaped tensors, before anything is loaded.
     """
     start = time.perf_counter()
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    expected = shapes_of(module)
     with open_weights(path, expected, base) as weights:
-        weights.check(expected)
+        weights.tell_notes()
         done, total = 0, sum(map(math.prod, expected.values())) or 1
-        for name in weights.layout:
+        for name in weights.tensors:
             _assign(module, name, _channels_last(weights.cast(name, dtype, device)))
             done += math.prod(expected[name])
             if on_progress is not None:
@@ -140,122 +113,127 @@ def load_weights(
             _assign(module, name, buffer.to(device))
     empty = [name for name, value in (*module.named_parameters(), *module.named_buffers()) if value.is_meta]
     if empty:
-        raise WeightsError(f"{path} leaves {_shortened(empty)} without a value.")
+        raise WeightsError(f"{path} leaves {listed(empty)} without a value.")
     logger.info("Loaded %s (%s) in %.1f s.", path, weights.form, time.perf_counter() - start)
     return weights.base
 
 
-def open_weights(path: str | Path, expected: Shapes, base: str | Path | None = None) -> Weights:
-    """Open a checkpoint file, a diffusers folder, or a file of the network alone with `base`, for the names `expected`.
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of a module's tensors by name: what its weights must hold."""
+    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
 
-    The format is recognised by the content. Raises WeightsError for other content, saying what it is.
+
+def open_weights(path: str | Path, expected: Shapes, base: str | Path | None = None, *, ema: bool = False) -> Weights:
+    """Open a checkpoint file, a diffusers folder, or some of a model's parts with `base`, for the names `expected`.
+
+    Reads headers only. The format is recognised by the content; see `sgm.matching` for what is tolerated. ema: take
+    the moving averages of the network's weights in place of the weights.
+    Raises WeightsError for what does not fit, saying what it is, or listing what is missing, unexpected and wrong.
     """
-    path = Path(path)
-    if path.is_dir():
-        return _open_folder(Folder(path), expected)
-    file = open_tensors(path)
+    path = user_path(path)
+    stored, files = stored_tensors(path)
+
+    def close() -> None:
+        for file in files:
+            file.close()
+
     try:
-        form = _recognised(file, expected)
-        if form == "checkpoint":
-            return Weights(path, file.layout, file.read, file.close, form)
-        if base is None:
-            raise WeightsError(
-                f"{path} holds the network alone: the image encoder and the autoencoder must come from a base, such as "
-                "svd_xt's weights. Give it with --base."
-            )
-        return _overlay(file, form, expected, open_weights(base, expected))
+        with reading(path):
+            found = find_tensors(stored, expected, ema)
+            _check(path, found, expected)
+        if ema and not found.averages:
+            raise WeightsError(f"{path} holds no moving averages (model_ema.*): leave out --ema.")
+        form = "diffusers folder" if any("/" in name for name in stored) else "checkpoint"
+        weights = Weights(path, found.tensors, close, form)
+        weights.notes = found.notes
+        if found.absent:
+            _lay_over(weights, found, expected, base)
+        return weights
     except BaseException:
-        file.close()
+        close()
         raise
 
 
-def _recognised(file: TensorFile, expected: Shapes) -> str:
-    """The format of a file: "checkpoint", "network", "bare network" (without prefix) or "diffusers network"."""
-    names = list(file.layout)
-    network = sum(name.startswith(UNET) for name in names) == len(names)
-    if names and network and any(not name.startswith(UNET) for name in expected):
-        return "network"
-    if any(name in expected for name in names):
-        return "checkpoint"
-    bare = {name.removeprefix(UNET) for name in expected if name.startswith(UNET)}
-    if any(name in bare for name in names):
-        return "bare network"
-    theirs = {counterpart.names[0] for counterpart in unet_counterparts(bare).values()} if bare else set()
-    if any(name in theirs for name in names):
-        return "diffusers network"
-    kind = next((kind for marks, kind in _OTHER_KINDS if any(mark in name for name in names for mark in marks)), None)
-    if kind:
-        raise WeightsError(f"{file.path} is {kind} (it holds {_shortened(names, 3)}).")
-    raise WeightsError(f"{file.path} is of no known format. It holds {_shortened(names, 5) or 'nothing'}; {_FORMATS}.")
+def stored_tensors(path: Path) -> tuple[dict[str, Stored], list[TensorFile]]:
+    """The tensors of a file, or those of a diffusers folder as part/name, complete or not; and the files to be closed.
 
-
-def _overlay(file: TensorFile, form: str, expected: Shapes, base: Weights) -> Weights:
-    """The weights of `base`, the network replaced by that in `file`."""
-    if form == "diffusers network":
-        bare = [name.removeprefix(UNET) for name in expected if name.startswith(UNET)]
-        names = {counterpart.names[0]: UNET + name for name, counterpart in unet_counterparts(bare).items()}
-    else:
-        names = {name: UNET + name.removeprefix(UNET) for name in file.layout}
-    over = {names.get(name, f"unet/{name}"): name for name in file.layout}
-    layout = {name: entry for name, entry in base.layout.items() if not name.startswith(UNET)}
-    layout |= {name: file.layout[theirs] for name, theirs in over.items()}
-
-    def close() -> None:
-        file.close()
-        base.close()
-
-    def read(name: str) -> Tensor:
-        return file.read(over[name]) if name in over else base.read(name)
-
-    return Weights(file.path, layout, read, close, f"{form} over {base.path}", base.path)
-
-
-def _open_folder(folder: Folder, expected: Shapes) -> Weights:
-    """A diffusers folder with our names; tensors without one are called part/name.
-
-    Folders other than those of `sgm convert` lack tensors that inference does not use: they become zeros. The first
-    stage's encoder is read from the conditioner's, which is the same.
+    A folder without parts stands for the weights that lie in it. Raises WeightsError for what cannot be read.
     """
-    counterparts, unmapped = folder_counterparts(expected)
-    rest = folder.rest.layout if folder.rest else {}
-    layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-    used: set[tuple[str, str]] = set()
-    for name, (part, counterpart) in counterparts.items():
-        files = folder.parts[part]
-        if all(theirs in files for theirs in counterpart.names):
-            entries = [files[theirs].layout[theirs] for theirs in counterpart.names]
-            layout[name] = entries[0][0], counterpart.shape([shape for _, shape in entries])
-            used |= {(part, theirs) for theirs in counterpart.names}
-    for part, files in folder.parts.items():
-        for theirs, file in files.items():
-            if (part, theirs) not in used and not theirs.endswith("position_ids"):
-                layout[f"{part}/{theirs}"] = file.layout[theirs]
-    dtype = next(iter(layout.values()))[0]
-    for name, substitute in unmapped.items():
-        layout[name] = rest[name] if name in rest else layout.get(substitute or "", (dtype, expected[name]))
-
-    def read(name: str) -> Tensor:
-        if name in counterparts:
-            part, counterpart = counterparts[name]
-            return counterpart.ours([folder.parts[part][theirs].read(theirs) for theirs in counterpart.names])
-        if name in rest and folder.rest:
-            return folder.rest.read(name)
-        substitute = unmapped[name]
-        if substitute is None:
-            return torch.zeros((), dtype=layout[name][0]).expand(layout[name][1])
-        value = read(substitute)
-        quant = substitute.partition("encoder.conv_out.")[0] + "quant_conv.weight"
-        if "encoder.conv_out." in substitute and quant in layout and f"{FIRST_STAGE}quant_conv.weight" not in expected:
-            return _with_conv_folded_in(value, read(quant), read(quant.replace("weight", "bias")))
-        return value
-
-    return Weights(folder.path, layout, read, folder.close, "diffusers folder")
+    files: list[TensorFile] = []
+    stored: dict[str, Stored] = {}
+    try:
+        for prefix, place in _places(path):
+            file = open_tensors(place)
+            files.append(file)
+            for name, (dtype, shape) in file.layout.items():
+                stored[prefix + name] = Stored(dtype, shape, partial(file.read, name))
+    except BaseException as error:
+        for file in files:
+            file.close()
+        if isinstance(error, UserError) and not isinstance(error, WeightsError):
+            raise WeightsError(error) from error
+        raise
+    return stored, files
 
 
-def _with_conv_folded_in(value: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """A convolution's kernel (o, i, h, w) or bias (o,), with the 1x1 convolution that follows folded in."""
-    mixed = torch.einsum("po,o...->p...", kernel[:, :, 0, 0].double(), value.double())
-    return (mixed if value.ndim == 4 else mixed + bias.double()).to(value.dtype)
+def _places(path: Path) -> list[tuple[str, Path]]:
+    """The files that hold the weights at a path, each with the prefix of its tensors' names."""
+    if not is_folder(path):
+        return [("", path)]
+    parts = [part for part in PARTS if is_folder(path / part)]
+    if parts:
+        rest = [("", path / LEFTOVERS)] if is_file(path / LEFTOVERS) else []
+        return [(f"{part}/", file) for part in parts for file in weight_files(path / part)] + rest
+    content = contents(path)
+    inside = [file for file in content if file.suffix in _SUFFIXES or ".index." in file.name]
+    if any(file.name.startswith(_USUAL_NAMES) for file in inside):
+        return [("", file) for file in weight_files(path)]
+    if len(inside) == 1:
+        return [("", inside[0])]
+    if inside:
+        raise WeightsError(f"{path} holds several files of weights ({listed(f.name for f in inside)}): give one.")
+    raise WeightsError(
+        f"{path} is a folder with {listed(f.name for f in content) or 'nothing'}, but no diffusers folder: that has "
+        f"{', '.join(PARTS)}. Give a file of weights or such a folder."
+    )
+
+
+def _check(path: Path, found: Found, expected: Shapes) -> None:
+    """Raise WeightsError unless the parts that were found are whole and fit."""
+    dtypes = {name: tensor.dtype for name, tensor in found.stored.items()} | {
+        name: tensor.dtype for name, tensor in found.tensors.items()
+    }
+    if problem := unusable(dtypes, found.tensors):
+        raise WeightsError(f"{path} {problem}")
+    missing = [name for name in found.missing if part_of(name) not in found.absent]
+    wrong = [
+        f"{name} {tensor.shape} instead of {expected[name]}"
+        for name, tensor in found.tensors.items()
+        if tensor.shape != expected[name]
+    ]
+    faults = (("missing", missing), ("unexpected", found.surplus + found.others), ("wrongly shaped", wrong))
+    if missing or found.surplus or wrong or not found.tensors:
+        said = "; ".join(f"{len(names)} {fault}: {listed(names)}" for fault, names in faults if names)
+        if lacking := [part for part in PARTS if is_folder(path) and missing and not is_folder(path / part)]:
+            said = f"It lacks {', '.join(lacking)}: a diffusers folder has {', '.join(PARTS)}. Get it whole. {said}"
+        shapes = {name: tensor.shape for name, tensor in found.stored.items()}
+        raise WeightsError(f"{path} {mismatch(shapes, expected, said + '.')}")
+
+
+def _lay_over(weights: Weights, found: Found, expected: Shapes, base: str | Path | None) -> None:
+    """Supply the parts that weights lack from a base."""
+    absent = " and the ".join(found.absent)
+    alone = "holds the network alone" if len(found.absent) > 1 and "network" not in found.absent else "is not whole"
+    if base is None:
+        raise WeightsError(
+            f"{weights.path} {alone}: the {absent} must come from a base, such as svd_xt's weights. Give it with "
+            "--base."
+        )
+    below, close = open_weights(base, expected), weights._close
+    tensors = {name: tensor for name, tensor in below.tensors.items() if part_of(name) in found.absent}
+    weights.tensors, weights.base = {**weights.tensors, **tensors}, below.path
+    weights.form += f" over {below.path}"
+    weights._close = lambda: (close(), below.close())[0]
 
 
 _BLOCKS, _BLOCK = 64, 1 << 16
@@ -267,8 +245,10 @@ def quick_hash(path: str | Path) -> dict[str, Any]:
     The SHA-256 of each file's name and size, its first MiB (where the header is) and 64 blocks of 64 KiB, evenly spaced
     in the rest; for a folder, of all its weights in order of name.
     """
-    path = Path(path)
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES)
+    path = user_path(path)
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
@@ -300,15 +280,6 @@ def _finite(value: Tensor) -> bool:
         value = value.float()
     low, high = value.aminmax()  # NaN if any value is; many times as fast as `isfinite` of each value
     return bool(low.isfinite() & high.isfinite())
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _shortened(names: Iterable[str], count: int = 8) -> str:
-    names = list(names)
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def _assign(module: nn.Module, key: str, value: torch.Tensor) -> None:

@@ -23,7 +23,7 @@ from sgm.errors import UserError
 from sgm.formats.diffusers import UNET, unet_counterparts
 from sgm.installed import recognise, version_status
 from sgm.versions import VERSIONS
-from sgm.weights import WeightsError, load_weights
+from sgm.weights import WeightsError, load_weights, open_weights
 from tests.small_model import made_up, official_layout, shapes_of, state_of, write_config, write_empty
 
 CPU = torch.device("cpu")
@@ -70,9 +70,12 @@ def test_to_diffusers_and_back_is_bit_identical(models: dict[str, Model], case: 
 
 
 def test_ckpt_files_load_as_lightning_and_torch_write_them(model: Model, tmp_path: Path) -> None:
-    for content in (model.state, {"state_dict": model.state, "global_step": 3, "epoch": 1}):
-        torch.save(content, tmp_path / "no suffix")
-        assert same(model.load(tmp_path / "no suffix"), model.state)
+    for content, name in (
+        (model.state, "no suffix"),
+        ({"state_dict": model.state, "global_step": 3, "epoch": 1}, "named.safetensors"),
+    ):
+        torch.save(content, tmp_path / name)
+        assert same(model.load(tmp_path / name), model.state)
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
@@ -373,21 +376,16 @@ def test_what_is_wrong_with_a_folder_is_said(model: Model, tmp_path: Path) -> No
     fails(half, "lacks vae: a diffusers folder has")
 
     out = linked(model, tmp_path / "out")
-    weights = out / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.unlink()
-    weights.symlink_to(model.file)
-    fails(
-        out,
-        r"diffusion_pytorch_model.safetensors leads out of its folder, to .*svd_small.safetensors; it was not followed",
-    )
-    weights.unlink()
+    (out / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     index = out / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../../../secret.safetensors"}}))
-    fails(out, "secret.safetensors leads out of its folder")
+    fails(out, "secret.safetensors', which leads out of its folder")
     index.write_text(
         json.dumps({"weight_map": {"a": "m-00001-of-00002.safetensors", "b": "m-00002-of-00002.safetensors"}})
     )
     fails(out, "lacks 2 of the 2 parts that .*index.json names: m-00001-of-00002.safetensors, m-00002")
+    index.write_text(json.dumps({"weight_map": {"a": "m-00001-of-00002.safetensors"}}))
+    fails(out, r"index.json names 1 of the 2 parts that there are by their names .m-00001.*it is incomplete")
     index.write_text("no json")
     fails(out, "cannot be read as an index")
 
@@ -400,13 +398,44 @@ def test_what_is_wrong_with_a_folder_is_said(model: Model, tmp_path: Path) -> No
     fails(odd, r"1 missing: model.diffusion_model.input_blocks.0.0.weight; 1 unexpected: unet/surplus")
 
 
-def test_the_hub_s_cache_of_links_is_a_folder_too(model: Model, tmp_path: Path) -> None:
-    snapshot, blobs = tmp_path / "models--x" / "snapshots" / "abc", tmp_path / "models--x" / "blobs"
+def test_tensors_of_a_folder_that_contradict_each_other_are_said(model: Model, tmp_path: Path) -> None:
+    def fails(part: str, change: dict[str, Tensor | None], words: str) -> None:
+        folder = linked(model, tmp_path / f"{len(list(tmp_path.iterdir()))}")
+        (weights,) = (folder / part).glob("*.safetensors")
+        state = {name: value for name, value in {**load_file(weights), **change}.items() if value is not None}
+        weights.unlink()
+        save_file(state, weights)
+        with pytest.raises(WeightsError, match=words):
+            open_weights(folder, {name: tuple(value.shape) for name, value in model.state.items()})
+
+    query = "vision_model.encoder.layers.0.self_attn.q_proj"
+    fails("image_encoder", {f"{query}.weight": torch.zeros(64, 63)}, r"in_proj_weight \(-1,\) instead of \(192, 64\)")
+    fails("image_encoder", {f"{query}.bias": torch.zeros(())}, r"in_proj_bias \(-1,\) instead of \(192,\)")
+    fails("image_encoder", {f"{query}.bias": torch.zeros(3)}, r"in_proj_bias \(131,\) instead of \(192,\)")
+    fails("vae", {"quant_conv.bias": None}, r"1 missing: conditioner\.embedders\.3\.encoder\.quant_conv\.bias")
+    fails("vae", {"quant_conv.weight": torch.zeros(1 << 40, 0)}, r"quant_conv\.weight \(1099511627776, 0\) instead of")
+
+
+def test_parts_of_one_tensor_may_differ_in_dtype(model: Model, tmp_path: Path) -> None:
+    folder = linked(model, tmp_path / "mixed")
+    (weights,) = (folder / "image_encoder").glob("*.safetensors")
+    state = {name: value.half() if ".q_proj." in name else value for name, value in load_file(weights).items()}
+    weights.unlink()
+    save_file(state, weights)
+    convert_weights(folder, tmp_path / "a.safetensors", config=model.config)
+    name = "conditioner.embedders.0.open_clip.model.visual.transformer.resblocks.0.attn.in_proj_weight"
+    assert load_file(tmp_path / "a.safetensors")[name].equal(model.state[name].half())
+
+
+def test_links_in_a_folder_are_followed(model: Model, tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--x" / "snapshots" / "abc", tmp_path / "elsewhere"
     blobs.mkdir(parents=True)
     for i, source in enumerate(path for path in model.folder.rglob("*") if path.is_file()):
         os.link(source, blobs / str(i))
         (snapshot / source.relative_to(model.folder)).parent.mkdir(parents=True, exist_ok=True)
         (snapshot / source.relative_to(model.folder)).symlink_to(blobs / str(i))
+    (snapshot / "unet").rename(tmp_path / "unet")
+    (snapshot / "unet").symlink_to(tmp_path / "unet")
     assert same(model.load(snapshot), model.state)
 
 

@@ -388,6 +388,43 @@ def _run_out(error: Exception | None) -> torch.Tensor:
     return torch.empty(2**50)
 
 
+def scaled(part: str, factor: float, dtype: str = "float16") -> DiffusionEngine:
+    """svd_tiny with the first convolutions of a part's residual blocks scaled, which group norms undo."""
+    engine = load_engine("svd_tiny", device="cpu", dtype=dtype)
+    with torch.inference_mode():
+        for name, weight in engine.parts[part].named_parameters():
+            if name.endswith(("conv1.weight", "in_layers.2.weight")) and "encoder" not in name:
+                weight.mul_(factor)
+    return engine.freeze()
+
+
+@pytest.mark.parametrize(("part", "factor"), [("network", 1e5), ("autoencoder", 4e3)])
+def test_a_part_that_overflows_float16_runs_in_a_wider_dtype(part: str, factor: float, kitten: Image.Image) -> None:
+    notes: list[str] = []
+    request = VideoRequest(**SMALL)
+    clip = generate(scaled(part, factor), request, kitten, lambda progress: notes.append(progress.note))
+    assert f"The {part} overflowed float16: it runs in float32 from here on." in notes
+    wanted = generate(scaled(part, factor, "float32"), request, kitten).frames
+    assert np.abs(clip.frames.astype(int) - wanted).mean() < 1
+
+
+def test_results_that_cannot_be_right_are_not_called_done(
+    tiny: DiffusionEngine, kitten: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"The autoencoder overflowed in float32.*weights are damaged"):
+        make(scaled("autoencoder", 1e38, "float32"), kitten)
+    with pytest.raises(UserError, match="The sampler diverged"):
+        make(tiny, kitten, sampler="linear_multistep", order=8, steps=10, sigma_min=1.0, sigma_max=1.0001)
+    for frames, problem in (
+        (torch.full((3, 3, 64, 64), -1.0), "in one colour"),
+        (torch.rand(3, 64, 64), "stands still"),
+    ):
+        monkeypatch.setattr(tiny, "decode_clip", lambda *args, frames=frames: frames.expand(3, 3, 64, 64))
+        with pytest.raises(UserError, match=problem):
+            make(tiny, kitten)
+        assert make(tiny, Image.new("RGB", (64, 64), "navy")).frames.shape == (3, 64, 64, 3)
+
+
 def test_curves_tell_what_will_run() -> None:
     sigmas, scales = curves(VideoRequest("svd_xt", steps=9, sigma_max=300, rho=3))
     assert (len(sigmas), sigmas[0], sigmas[-1]) == (9, pytest.approx(300), pytest.approx(0.002, rel=1e-3))

@@ -166,6 +166,9 @@ def test_a_difference_of_weights_program_or_picture_is_said(made: tuple[Path, Pa
     settings = read_recipe(made[1])
     other = json.loads(json.dumps(settings))
     assert differences(settings, other) == []
+    other["sgm"]["threads"] = "96"
+    assert differences(settings, other) == [f"Threads: {settings['sgm']['threads']} then, 96 now."]
+    del other["sgm"]["threads"]
     other["sgm"] |= {"program": "9.9", "device": "cuda", "weights": {"name": "mine", "sha256": "0"}, "picture": "1"}
     said = differences(settings, other)
     assert [sentence.split()[0] for sentence in said] == ["Program", "Device:", "Weights:", "The"]

@@ -92,8 +92,8 @@ def test_all_that_does_not_fit_is_one_error_and_nothing_is_loaded(
 
 
 def test_a_long_list_is_cut_with_its_length(module: nn.Module, state: dict[str, Tensor], tmp_path: Path) -> None:
-    state |= {f"extra{i:02}": torch.zeros(1) for i in range(20)}
-    with pytest.raises(WeightsError, match=r"20 unexpected: extra00, .*extra07 and 12 more") as caught:
+    state |= {f"inner.extra{i:02}": torch.zeros(1) for i in range(20)}
+    with pytest.raises(WeightsError, match=r"20 unexpected: inner.extra00, .*extra07 and 12 more") as caught:
         load_weights(module, saved(state, tmp_path), CPU, torch.float32)
     assert "extra08" not in str(caught.value)
 

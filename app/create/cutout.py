@@ -11,8 +11,6 @@ from PIL import Image, ImageOps
 from app.look import plain
 from sgm import UserError, cut_out, fetched_first, fetched_share, place_object
 
-_LARGEST = 2304  # pixels along the longer side: four times the models' own
-
 
 class _CutOut:
     """Background removal of one picture: `result`, RGBA, or `error`, once `ended` is set."""
@@ -29,7 +27,6 @@ class _CutOut:
         try:
             item = cut_out(image)
             item = item.crop(item.getchannel("A").getbbox())
-            item.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
             # A transparent edge marks the picture as cut out for `sgm.cut_out`, even if the object fills it.
             self.result = ImageOps.expand(item, 1, (255, 255, 255, 0))
         except UserError as error:

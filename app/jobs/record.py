@@ -194,12 +194,15 @@ def restore(folder: Path) -> Job | None:
 
 def _content(path: Path) -> dict[str, Any]:
     """The mapping in a job.json. Raises an exception of any kind for another file."""
-    found = path.lstat()
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        raise ValueError("it has no job.json") from None
     if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_RECORD:
-        raise ValueError(f"job.json is no file of at most {_LARGEST_RECORD // 2**20} MB")
+        raise ValueError(f"its job.json is no file of at most {_LARGEST_RECORD // 2**20} MB")
     saved = json.loads(path.read_text(encoding="utf-8"))
     if _depth(saved) > _DEEPEST_RECORD:
-        raise ValueError("job.json is nested too deep")
+        raise ValueError("its job.json is nested too deep")
     json.dumps(saved, allow_nan=False, ensure_ascii=False).encode()  # raises for nan and for half characters
     return saved
 

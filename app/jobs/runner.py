@@ -5,6 +5,7 @@ The runner is the interface for other ways to make clips, such as another proces
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import threading
@@ -124,6 +125,7 @@ def run(
         return {"state": "failed", "message": f"{type(error).__name__}: {error}. The server's log has the details."}
 
 
+@functools.cache
 def device_type() -> str:
     """torch's type of the device that makes clips: "cpu", "cuda" or "mps"."""
     return choose_device(None).type

@@ -185,12 +185,24 @@ def film_video(job: Job, chain: Sequence[Job]) -> bytes:
     """
     if job.unsaved:
         return job.unsaved
-    try:
-        content = job.film.read_bytes() if job.has(job.film) else b""
-        read_settings(content)  # raises for what is no video
-        return content
-    except (OSError, UserError):
-        frames, fps = film_frames(job, chain)
-        with contextlib.suppress(Exception):
-            return encode_video(frames, fps, job.settings)
-        return b""
+    with contextlib.suppress(OSError, UserError):
+        if job.has(job.film) and not (job.film == job.clip and len(chain) > 1):
+            content = job.film.read_bytes()
+            read_settings(content)  # raises for what is no video
+            if _is_whole(content):
+                return content
+    frames, fps = film_frames(job, chain)
+    with contextlib.suppress(Exception):
+        return encode_video(frames, fps, job.settings)
+    return b""
+
+
+def _is_whole(content: bytes) -> bool:
+    """Whether an MP4's boxes end with the file: players show what there is of one that was cut short."""
+    at = 0
+    while at < len(content):
+        size = int.from_bytes(content[at : at + 4], "big")
+        if size < 8:  # the last one, or a large one: an encoder that is not ours
+            return True
+        at += size
+    return at == len(content)

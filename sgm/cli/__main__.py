@@ -7,6 +7,6 @@ if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
     del sys.path[0]  # the current folder, or with a path this one: nothing is imported from there
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # the folder of this very `sgm`
 
-from sgm.cli import main  # noqa: E402
+from sgm.cli import main
 
 main()

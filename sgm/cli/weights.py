@@ -69,8 +69,9 @@ def convert(
     to: Annotated[str, typer.Option(help="sgm: one official file; diffusers: a folder.")] = "sgm",
     dtype: Annotated[str | None, typer.Option(help="fp16, bf16 or fp32. Unless given, as it is stored.")] = None,
     version: Annotated[str | None, typer.Option(help="Whose weights they are. Unless given, recognised.")] = None,
-    base: Annotated[Path | None, typer.Option(help="What a network alone is laid over.")] = None,
+    base: Annotated[Path | None, typer.Option(help="Weights that supply the parts that the source lacks.")] = None,
     config: Annotated[Path | None, typer.Option(help="The YAML of a model that is no known version.")] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Take the moving averages of the weights instead.")] = False,
 ) -> None:
     """Write weights in another format or precision, one tensor in memory at a time."""
     with errors_as_sentences():
@@ -86,6 +87,7 @@ def convert(
                 version=version,
                 base=base,
                 config=config,
+                ema=ema,
                 on_progress=partial(show, "convert"),
             )
         typer.echo(path)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm.formats.files import Shape
+from sgm.formats.tensor_file import Shape, WeightsError
 
 Rules = Iterable[tuple[str, str]]  # (prefix of our name, prefix of theirs)
 
@@ -64,13 +64,19 @@ class Counterpart:
     form: str = "same"
 
     def shape(self, theirs: Sequence[Shape]) -> Shape:
-        """The shape of ours, given the shapes of theirs."""
-        return tuple(self.ours([torch.empty(shape, device="meta") for shape in theirs]).shape)
+        """The shape of ours, given those of theirs; (-1,), which no tensor has, where theirs contradict each other."""
+        first = theirs[0]
+        if self.form == "stacked":
+            fits = all(theirs) and len({shape[1:] for shape in theirs}) == 1
+            return (sum(shape[0] for shape in theirs), *first[1:]) if fits else (-1,)
+        if self.form == "matrix" and len(first) == 2:
+            return (*first, 1, 1)
+        return first[::-1] if self.form == "transposed" and len(first) == 2 else first
 
     def ours(self, theirs: Sequence[Tensor]) -> Tensor:
         """Convert their tensors to ours."""
         if self.form == "stacked":
-            return torch.cat(list(theirs))
+            return torch.cat([value.to(theirs[0].dtype) for value in theirs])
         value = theirs[0]
         if self.form == "matrix" and value.ndim == 2:
             return value[:, :, None, None]
@@ -182,7 +188,7 @@ def folder_counterparts(names: Collection[str]) -> tuple[dict[str, tuple[str, Co
 
     The latter map to another of our names, whose tensor is the same, or to None for tensors that inference does not
     use: rests of CLIP's text tower, and the decoder of the conditioner's autoencoder. Parts: unet, vae, image_encoder.
-    Raises KeyError for an unknown name.
+    Raises WeightsError for an unknown name.
     """
     encoder = _matched_prefix(names, r"conditioner\.embedders\.\d+\.encoder\.(?=encoder\.)")
     tower = _matched_prefix(names, r"conditioner\.embedders\.\d+\.open_clip\.model\.(?=visual\.)")
@@ -212,7 +218,7 @@ def folder_counterparts(names: Collection[str]) -> tuple[dict[str, tuple[str, Co
         elif (tower and name.startswith(tower)) or (encoder and name.startswith(encoder)):
             unmapped[name] = None
         else:
-            raise KeyError(f"Nothing says what diffusers calls {name}.")
+            raise _nameless(name)
     return counterparts, unmapped
 
 
@@ -226,8 +232,12 @@ def _renamed(names: Iterable[str], rules: Rules) -> Iterator[tuple[str, str]]:
     for name in names:
         ours, theirs = next((rule for rule in rules if name.startswith(rule[0])), (None, ""))
         if ours is None:
-            raise KeyError(f"No rule says what diffusers calls {name}.")
+            raise _nameless(name)
         yield name, theirs + name.removeprefix(ours)
+
+
+def _nameless(name: str) -> WeightsError:
+    return WeightsError(f"diffusers has no place for {name}: models of this YAML are no diffusers folders.")
 
 
 def _indices(names: Iterable[str], pattern: str) -> set[int]:

@@ -3,93 +3,62 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 
-from sgm.formats.files import TensorFile, WeightsError, open_tensors
+from sgm import paths
+from sgm.errors import printable, shown
+from sgm.formats.tensor_file import LARGEST_HEADER, WeightsError, reading
 
 PARTS = ("unet", "vae", "image_encoder")
 LEFTOVERS = "sgm_only.safetensors"  # tensors without a counterpart in diffusers, in folders of `sgm convert`
+_USUAL_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # beside which others may lie: optimizer.bin
 
 
-def is_folder(path: Path) -> bool:
-    """Whether a path is a diffusers folder, complete or not."""
-    return path.is_dir() and any((path / part).is_dir() for part in PARTS)
+def weight_files(folder: Path) -> list[Path]:
+    """The files of the weights that lie in a folder: one, or the parts that an index names. Raises WeightsError."""
+    with reading(folder):
+        names = [path.name for path in paths.contents(folder)]
+    for suffix in (".safetensors", ".bin"):  # safetensors first, which cannot hold code; full precision before fp16
+        single = [n for n in names if n.endswith(suffix) and "-of-0" not in n]
+        indexes = [n for n in names if f"{suffix}.index" in n and n.endswith(".json")]
+        for name in sorted(
+            [*single, *indexes], key=lambda name: (not name.startswith(_USUAL_NAMES), "fp16" in name, len(name))
+        ):
+            return _shards(folder / name) if name.endswith(".json") else [folder / name]
+    raise WeightsError(
+        f"{folder} holds no weights ({_listed(folder)}): expected a .safetensors or .bin file, or its parts and their "
+        ".index.json. Get the folder whole."
+    )
 
 
-class Folder:
-    """An open diffusers folder. parts: part -> tensor's name -> its file. rest: the file of other tensors, if any.
-
-    Raises WeightsError for a folder that is incomplete or no diffusers folder.
-    """
-
-    def __init__(self, path: Path) -> None:
-        if not is_folder(path):
-            content = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-            raise WeightsError(
-                f"{path} is a folder with {content}, but no diffusers folder: that has {', '.join(PARTS)}. Give a file "
-                "of weights or such a folder."
-            )
-        missing = [part for part in PARTS if not (path / part).is_dir()]
-        if missing:
-            raise WeightsError(
-                f"{path} lacks {', '.join(missing)}: a diffusers folder has {', '.join(PARTS)}. Get it whole."
-            )
-        self.path = path
-        self.files: list[TensorFile] = []
-        try:
-            self.parts = {part: self._part(path / part) for part in PARTS}
-            rest = path / LEFTOVERS
-            self.rest = self._open(rest) if rest.exists() else None
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        for file in self.files:
-            file.close()
-
-    def _part(self, folder: Path) -> dict[str, TensorFile]:
-        names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-        for suffix in (".safetensors", ".bin"):  # safetensors first, which cannot hold code; full precision before fp16
-            single = [n for n in names if n.endswith(suffix) and "-of-0" not in n]
-            indexes = [n for n in names if f"{suffix}.index" in n and n.endswith(".json")]
-            for name in sorted([*single, *indexes], key=lambda name: ("fp16" in name, len(name))):
-                files = self._sharded(folder / name) if name.endswith(".json") else [self._open(folder / name)]
-                return {key: file for file in files for key in file.layout}
+def _shards(index: Path) -> list[Path]:
+    """The files that an index of parts names, each beside it."""
+    with reading(index, " as an index of weights"):
+        if not paths.is_file(index) or index.stat().st_size > LARGEST_HEADER:
+            raise ValueError(f"it is no file of at most {LARGEST_HEADER >> 20} MB")
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        folder = os.path.abspath(index.parent)
+        for name in names:
+            if os.path.dirname(os.path.normpath(os.path.join(folder, name))) != folder:
+                raise WeightsError(
+                    f"{index} names {shown(name)}, which leads out of its folder; it was not followed. Get it again."
+                )
+        missing = [name for name in names if not paths.is_file(index.parent / name)]
+    count = max((int(match[1]) for name in names if (match := re.search(r"-of-(\d{1,6})\.", name))), default=len(names))
+    if len(names) < count or not names:
         raise WeightsError(
-            f"{folder} holds no weights ({', '.join(names[:8]) or 'nothing'}): expected a .safetensors or .bin file, "
-            "or its parts and their .index.json. Get the folder whole."
+            f"{index} names {len(names)} of the {count} parts that there are by their names "
+            f"({', '.join(printable(name, 80) for name in names[:8])}): it is incomplete. Get it again."
         )
+    if missing:
+        raise WeightsError(
+            f"{index.parent} lacks {len(missing)} of the {len(names)} parts that {index.name} names: "
+            f"{', '.join(printable(name, 80) for name in missing[:8])}. Get what is missing."
+        )
+    return [index.parent / name for name in names]
 
-    def _sharded(self, index: Path) -> list[TensorFile]:
-        try:
-            shards = sorted(set(json.loads(self._checked(index).read_text(encoding="utf-8"))["weight_map"].values()))
-            paths = [index.parent / str(shard) for shard in shards]
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise WeightsError(f"{index} cannot be read as an index of weights ({error}); get it again.") from None
-        for path in paths:
-            self._checked(path)
-        missing = [path.name for path in paths if not path.is_file()]
-        if missing:
-            raise WeightsError(
-                f"{index.parent} lacks {len(missing)} of the {len(paths)} parts that {index.name} names: "
-                f"{', '.join(missing[:8])}. Get what is missing."
-            )
-        return [self._open(path) for path in paths]
 
-    def _open(self, path: Path) -> TensorFile:
-        file = open_tensors(self._checked(path))
-        self.files.append(file)
-        return file
-
-    def _checked(self, path: Path) -> Path:
-        """The path. Raises WeightsError for links out of the folder, except to the blobs of the hub's cache."""
-        real, root = path.resolve(), self.path.resolve()
-        allowed = [root]
-        if root.parent.name == "snapshots":
-            allowed.append(root.parent.parent / "blobs")
-        if not any(real.is_relative_to(parent) for parent in allowed):
-            raise WeightsError(
-                f"{path} leads out of its folder, to {real}; it was not followed. Put the file itself there."
-            )
-        return path
+def _listed(folder: Path) -> str:
+    return ", ".join(printable(path.name, 80) for path in paths.contents(folder)[:8]) or "nothing"

@@ -60,7 +60,6 @@ _SUFFIXES = {
     "picture": {".avif", ".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"},
     "clip": {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"},
 }
-_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # of Windows, which hides these
 _NAMED = 5  # files that are named in one line, the others counted
 
 
@@ -89,8 +88,9 @@ def listed(names: Sequence[str], comma: str = ", ") -> str:
 def files_of(folder: Path, group: str, say: Callable[[str], object], *, deep: bool = False) -> list[Path]:
     """The pictures or the clips in a folder, sorted, judged by their content, damaged ones by their ending.
 
-    Hidden files are passed over. What else is left out, and why, is said in one line. group: "picture" or "clip". deep:
-    with the folders inside. Raises UserError for a folder without any, or one that cannot be read.
+    Hidden files, and those of unknown content and ending, are passed over. What else is left out, and why, is said in
+    one line. group: "picture" or "clip". deep: with the folders inside. Raises UserError for a folder without any, or
+    one that cannot be read.
     """
     found, left_out = _sorted_out(folder, group, deep)
     line = f"Left out of {folder}: {listed(left_out)}." if left_out else ""
@@ -105,7 +105,6 @@ def _sorted_out(folder: Path, group: str, deep: bool) -> tuple[list[Path], list[
     """The files of a group, and what is left out with the reason."""
     found, left_out = [], []
     for path in paths.contents(folder):
-        name = path.name
         try:
             mode = path.stat().st_mode
             if stat.S_ISDIR(mode) and deep and not path.is_symlink():
@@ -117,22 +116,27 @@ def _sorted_out(folder: Path, group: str, deep: bool) -> tuple[list[Path], list[
         except UserError as error:
             reason = str(error)
         except OSError as error:
-            reason = f"{error.strerror or error}".lower()
-        if not reason:
+            reason = str(error.strerror or error)
+        if reason == "":
             found.append(path)
-        elif name.lower() not in _LITTER:
-            left_out.append(f"{name} ({reason})")
+        elif reason:
+            left_out.append(f"{path.name} ({reason})")
     return found, left_out
 
 
-def _against(path: Path, mode: int, group: str) -> str:
-    """What speaks against a file as one of a group; "" where nothing does. Raises OSError where it cannot be read."""
+def _against(path: Path, mode: int, group: str) -> str | None:
+    """What speaks against a file as one of a group; "" where nothing does, None where nobody meant it as one.
+
+    Raises OSError where it cannot be read.
+    """
     if stat.S_ISDIR(mode):
         return "a folder"
     if not stat.S_ISREG(mode):
         return "no regular file"
     with path.open("rb") as file:
         kind = kind_of(file)
-    if kind == UNKNOWN:
-        return "" if path.suffix.lower() in _SUFFIXES[group] else f"no {group}"
-    return "" if kind.group == group else kind.name
+    if kind.group == group or (kind == UNKNOWN and path.suffix.lower() in _SUFFIXES[group]):
+        return ""
+    if kind == UNKNOWN:  # such as notes.txt and Windows' Thumbs.db
+        return None if path.suffix else f"no {group}"
+    return kind.name

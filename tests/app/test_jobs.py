@@ -102,7 +102,10 @@ def test_a_job_becomes_a_clip_on_disk(tmp_path: Path, picture: Image.Image) -> N
 
 def test_first_come_first_served(held: tuple[Table, Held], picture: Image.Image) -> None:
     table, runner = held
-    submitted = [table.submit(REQUEST.replace(seed=seed), picture) for seed in range(3)]
+    first = table.submit(REQUEST.replace(seed=0), picture)
+    assert table.waiting() == 0  # whether or not the worker has begun
+    submitted = [first, *(table.submit(REQUEST.replace(seed=seed), picture) for seed in (1, 2))]
+    assert table.waiting() == 2
     runner.reach_step()
     states = [job.state for job in reversed(table.jobs())]
     assert states == ["running", "queued", "queued"]
