@@ -40,8 +40,8 @@ def download_weights(
     """Download a version's official file into `folder` (default: the first of `checkpoint_folders`); return its path.
 
     An interrupted download is resumed. Size and, where the hub gives one, SHA-256 are checked before the file gets its
-    name; without one, a warning is logged. A file that lies there already is kept if it is whole and as large as the
-    hub's, or cannot be compared since the hub is not reached; one that is damaged is replaced.
+    name; without one, a warning is logged. A file that lies there already is kept if it passes the same checks, or
+    is whole and cannot be compared since the hub is not reached; one that is damaged is replaced.
     endpoint: another hub's address. on_progress(phase, share) is called with "download" or "check" and the share that
     is done, 0 to 1.
     Raises UserError for an unknown version, DownloadError for a hub that cannot be reached, refuses, or sends other
@@ -65,17 +65,20 @@ def download_weights(
             raise
         logger.warning("%s is whole, but could not be compared with the hub's: %s", target, error)
         return target
+    report = on_progress or (lambda phase, share: None)
     with _lock(version, target):
         if is_file(target) and not (damage := _damage(target)):
-            if (there := target.stat().st_size) == size:
+            if (there := target.stat().st_size) != size:
+                raise DownloadError(
+                    f"{target} is another file than the hub's: it has {there} bytes, the hub's {size}. Nothing has "
+                    "been changed: move it away to download the hub's, or name another folder with --to."
+                )
+            damage = _wrong_checksum(target, size, etag, report)
+            if not damage:
                 return target
-            raise DownloadError(
-                f"{target} is another file than the hub's: it has {there} bytes, the hub's {size}. Nothing has been "
-                "changed: move it away to download the hub's, or name another folder with --to."
-            )
         if damage:
             logger.warning("%s is downloaded again, since what lies there is damaged.", target)
-        return _download(model, target, url, size, etag, headers, on_progress or (lambda phase, share: None), damage)
+        return _download(model, target, url, size, etag, headers, report, damage)
 
 
 def _announced(model: Version, endpoint: str | None) -> tuple[str, int, str, dict[str, str]]:
@@ -90,7 +93,7 @@ def _announced(model: Version, endpoint: str | None) -> tuple[str, int, str, dic
         meta = get_hf_file_metadata(url, endpoint=endpoint)
         _check_address(meta.location, f"The hub says that {model.hub_file} lies at {meta.location}")
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-        if urlsplit(meta.location).netloc != urlsplit(url).netloc:
+        if urlsplit(meta.location)[:2] != urlsplit(url)[:2]:
             headers.pop("authorization", None)  # the token is for the hub, not for its storage servers
     etag = (meta.etag or "").strip('"').lower()
     if not meta.size or not etag or not 0 < meta.size <= _LARGEST:
@@ -169,10 +172,8 @@ def _download(
     except _Unannounced:
         part.unlink()
         raise
-    if _SHA256.fullmatch(etag):
-        checksum = _sha256(part, size, report)
-        problem = "" if checksum == etag else f"has the checksum {checksum[:12]}…, but the hub announced {etag[:12]}…"
-    else:
+    problem = _wrong_checksum(part, size, etag, report)
+    if not _SHA256.fullmatch(etag):
         logger.warning("The hub gives no checksum of %s: only its size and header are checked.", model.hub_file)
         problem = "cannot be read as weights" if _damage(part) else ""
     if problem:
@@ -260,11 +261,15 @@ def _damage(path: Path) -> str:
     return ""
 
 
-def _sha256(path: Path, size: int, report: Callable[[str, float], None]) -> str:
+def _wrong_checksum(path: Path, size: int, etag: str, report: Callable[[str, float], None]) -> str:
+    """What is wrong with a file's SHA-256, in words; "" if nothing, or if the hub's ETag is no SHA-256."""
+    if not _SHA256.fullmatch(etag):
+        return ""
     digest, done = hashlib.sha256(), 0
     with path.open("rb") as file:
         while block := file.read(16 << 20):
             digest.update(block)
             done += len(block)
             report("check", done / size)
-    return digest.hexdigest()
+    checksum = digest.hexdigest()
+    return "" if checksum == etag else f"has the checksum {checksum[:12]}…, but the hub announced {etag[:12]}…"

@@ -71,8 +71,6 @@ def version_status(version: str) -> VersionStatus:
         problem = printable(f"{path} cannot be read ({type(error).__name__}: {error}).", 400)
     if problem:
         command = download
-        if not model.repo:
-            problem += f" {model.how_to_get}"
     elif model.base:
         base = version_status(model.base)
         if base.state != "ready":

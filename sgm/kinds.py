@@ -23,7 +23,7 @@ _LABELS = ("label_emb.0.0.weight", "add_embedding.linear_1.weight")
 # What other programs store beside the values that they have quantised.
 _QUANTISED = re.compile(
     r"(?:^|[./])(?:scale_weight|weight_scale(?:_\w+)?|scale_input|input_scale|scaled_fp8|comfy_quant|absmax|quant_map|"
-    r"SCB|quant_state\.\S+|weight_format|qweight|qzeros|g_idx|zero_point|\w+_qtype|_data|_scale)$"
+    r"SCB|quant_state\.\w{1,60}|weight_format|qweight|qzeros|g_idx|zero_point|\w+_qtype|_data|_scale)$"
 )
 # Parts of the names that most tensors of another kind of file have, and its description.
 _OTHER_KINDS = (
@@ -44,7 +44,8 @@ _OTHER_KINDS = (
 )
 _TEXT = re.compile(r"cond_stage_model\.|text_model\.|conditioner\.embedders\.\d+\.(transformer|model)\.|text_encoder")
 _CONTROL = re.compile(r"control_model\.|controlnet_|input_hint_block\.|zero_convs\.")
-_NETWORK = re.compile(r"(^|[./])(input_blocks|down_blocks|double_blocks|joint_blocks)\.")
+_NETWORK = re.compile(r"(^|[./])(input_blocks|down_blocks)\.")
+_TRANSFORMER = re.compile(r"(^|[./])(double_blocks|joint_blocks|transformer_blocks|blocks)\.\d+\.")
 _TEMPORAL = re.compile(r"time_stack\.|temporal_|motion_modules\.")
 
 
@@ -116,6 +117,8 @@ def _kind(names: list[str]) -> str | None:
     for pattern, kind in _OTHER_KINDS:
         if sum(bool(re.search(pattern, name)) for name in names) * 2 > len(names):
             return kind
+    if not network and sum(bool(_TRANSFORMER.search(name)) for name in names) * 2 > len(names):
+        return "a diffusion transformer, which is another kind of network"
     if not network or any(_TEMPORAL.search(name) for name in network):
         return None
     if any(_TEXT.search(name) for name in names):

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 OnProgress = Callable[[float], None]
 
 _SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt")
+_LONGEST_NAME = 1000  # characters; official names have up to 100
 _USUAL_NAMES = ("diffusion_pytorch_model.", "model.", "pytorch_model.")  # of the weights in a folder of diffusers
 
 
@@ -166,6 +167,11 @@ def stored_tensors(path: Path) -> tuple[dict[str, Stored], list[TensorFile]]:
             file = open_tensors(place)
             files.append(file)
             for name, (dtype, shape) in file.layout.items():
+                if len(name) > _LONGEST_NAME:
+                    raise WeightsError(
+                        f"{place} holds a tensor whose name has {len(name):,} characters ({printable(name, 60)}): it "
+                        "is damaged, or no file of weights."
+                    )
                 stored[prefix + name] = Stored(dtype, shape, partial(file.read, name))
     except BaseException as error:
         for file in files:
@@ -229,7 +235,10 @@ def _lay_over(weights: Weights, found: Found, expected: Shapes, base: str | Path
             f"{weights.path} {alone}: the {absent} must come from a base, such as svd_xt's weights. Give it with "
             "--base."
         )
-    below, close = open_weights(base, expected), weights._close
+    try:
+        below, close = open_weights(base, expected), weights._close
+    except WeightsError as error:
+        raise WeightsError(f"{weights.path} takes the {absent} from a base, which does not serve: {error}") from error
     tensors = {name: tensor for name, tensor in below.tensors.items() if part_of(name) in found.absent}
     weights.tensors, weights.base = {**weights.tensors, **tensors}, below.path
     weights.form += f" over {below.path}"

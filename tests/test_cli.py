@@ -99,7 +99,7 @@ def test_says_its_version(args: list[str]) -> None:
         (["sample", "PICTURE", "--steps"], "'--steps' requires an argument"),
         (["sample", "PICTURE", "--steps=x"], "steps must be a whole number; got 'x'"),
         (["sample", "PICTURE", "--stepps", "4"], "--stepps"),
-        (["sample", "--recipe", "PICTURE"], "is a PNG picture, not a video"),
+        (["sample", "--recipe", "PICTURE"], "holds no settings of ours"),
         (["sample", ""], "An empty path is given"),
         (["sample", "PICTURE", "--out="], "An empty path is given"),
         (["sample", "PICTURE", "--version", ""], "version must be one of svd_tiny"),
@@ -263,7 +263,7 @@ def test_a_folder_is_a_batch_whose_results_do_not_depend_on_each_other(tmp_path:
     assert batch.stdout.splitlines() == [str(path) for path in written]
     assert "b.jpg" in batch.stderr
     assert "1 of 3 pictures failed" in batch.stderr
-    assert "notes.txt" in batch.stderr.splitlines()[0]  # what is left out, and why
+    assert "notes.txt" not in batch.stderr
 
     alone = sgm("sample", last, *SMALL, "--out", "alone.mp4")
     assert alone.exit_code == 0

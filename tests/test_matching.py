@@ -164,7 +164,7 @@ def test_parts_of_a_model_are_laid_over_a_base(tmp_path: Path) -> None:
         alone = "is not whole: the" if name.startswith("no ") else "holds the network alone: the image encoder and the"
         with pytest.raises(WeightsError, match=rf"{alone} .* must come from a base.*--base"):
             open_weights(path, layout)
-    with pytest.raises(WeightsError, match=r"holds the network alone"):  # nor can it be a base
+    with pytest.raises(WeightsError, match=r"takes .* from a base, which does not serve: .* the network alone"):
         open_weights(bare, layout, places["ours"])
     del theirs["conv_out.bias"]
     with pytest.raises(WeightsError, match=rf"does not fit this model. 1 missing: {UNET}out.2.bias"):
@@ -199,6 +199,10 @@ OTHERS: dict[str, tuple[Layout, str]] = {
     ),
     "SD's network": (SD, "is a network for single pictures, without layers over frames"),
     "diffusers' SD": ({f"down_blocks.{i}.resnets.0.norm1.weight": (8,) for i in range(4)}, "is a network for single"),
+    "a transformer": (
+        {f"{UNET}double_blocks.{i}.img_attn.norm.key_norm.scale": (8,) for i in range(4)},
+        "is a diffusion transformer, which is another kind of network",
+    ),
     "LoRA": (
         {f"unet.down_blocks.{i}.attn.to_q.lora_{x}.weight": (4, 8) for i in range(4) for x in "AB"},
         "is a LoRA, which changes a model and is none; LoRAs are not supported",
@@ -226,7 +230,10 @@ OTHERS: dict[str, tuple[Layout, str]] = {
     ),
     "nothing known": ({"a.weight": (1,)}, "is of no known format. It holds a.weight; known are a whole checkpoint"),
     "nothing": ({}, "is of no known format. It holds nothing"),
-    "a long name": ({"x" * 10**6: (1,)}, "It holds x+…x+; known are"),
+    "a long name": (
+        {"x" * 10**6: (1,)},
+        r"whose name has 1,000,000 characters .x+…x+.: it is damaged, or no",
+    ),
     "\x1b]0;owned\x07": ({"\x1b]0;owned\x07.weight": (1,)}, r"It holds \\x1b\]0;owned\\x07.weight"),
 }
 

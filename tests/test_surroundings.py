@@ -101,17 +101,14 @@ def test_every_command_before_a_folder_that_may_not_be_entered(tmp_path: Path) -
         assert code in (1, 2), (command, code, stderr)
         assert stderr.splitlines()[-1].startswith("Error: "), (command, stderr)
         assert "shut" in stderr, (command, stderr)
-    assert "Weights are not looked for everywhere: shut/w" in done.stdout.replace(f"{tmp_path}/", "")
+    assert "shut/w is passed over when weights are looked for" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.png", "shut"]
 
 
-@pytest.mark.parametrize("long", ["x" * 300, "/".join(["y" * 200] * 30)], ids=["name", "path"])
-def test_every_command_before_a_name_that_is_too_long(
-    long: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_before_a_name_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (90, 60), "teal").save("photo.png")
-    for command in _commands(long):
+    for command in _commands("x" * 300):
         done = sgm(*command)
         assert done.exit_code in (1, 2), command
         assert done.stderr.splitlines()[-1].startswith("Error: "), (command, done.stderr)
@@ -133,24 +130,15 @@ def test_home_and_what_is_too_long_in_variables(variable: str, tmp_path: Path, m
     assert "Traceback" not in done.output
 
 
-def test_home_in_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (90, 60), "teal").save("photo.png")
-    done = sgm("sample", "~/photo.png", *SMALL, "--height", 64, "--width", 64, "--out=~/clips")
-    assert done.exit_code == 0, done.stderr
-    assert done.stdout == f"{tmp_path / 'clips' / 'photo-svd_tiny-23.mp4'}\n"
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such file names")
 def test_names_that_would_steer_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     name = "a\x1b[31mb\nc\u202e.png"
     Image.new("RGB", (90, 60), "teal").save(name)
-    done = sgm("sample", name, *SMALL, "--height", 64, "--width", 64)
+    done = sgm("sample", f"~/{name}", *SMALL, "--height", 64, "--width", 64, "--out=~/clips")
     assert done.exit_code == 0, done.stderr
-    assert done.stdout == f"{Path('outputs') / 'a_[31mb_c_-svd_tiny-23.mp4'}\n"
+    assert done.stdout == f"{tmp_path / 'clips' / 'a_[31mb_c_-svd_tiny-23.mp4'}\n"
     for command in (["sample", f"none{name}"], ["sample", name, "--device", name], ["recipe", name], ["train", name]):
         done = sgm(*command)
         assert done.exit_code in (1, 2)

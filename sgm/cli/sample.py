@@ -29,8 +29,7 @@ class SampleCommand(typer.core.TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Move the fields' options from `args` into `ctx.meta["fields"]`, and parse the others as usual."""
-        with errors_as_sentences():
-            fields = _fields()
+        fields = _fields()
         rest, values, words = [], {}, iter(args)
         for word in words:
             if word == "--":
