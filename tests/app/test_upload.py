@@ -46,7 +46,7 @@ def test_a_clip_of_any_name_gives_its_settings_and_its_picture(name: str, clip: 
         upload = read_upload(content, name)
         assert upload.request == REQUEST
         assert shows(upload.picture, FRAMES[0])
-        assert upload.note == f"Settings of {name} restored. The first frame of {name} stands in for the picture."
+        assert upload.note == f"Settings of {name} restored. Its first frame stands in for the picture."
 
 
 def test_a_clip_without_its_picture_gives_its_settings_and_says_so(clip: bytes, tmp_path: Path) -> None:
