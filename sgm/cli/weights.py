@@ -19,7 +19,6 @@ def models() -> None:
     with importing_torch():
         from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, version_status
 
-<<<<<<< HEAD
     lines = [f"{'version':<22}{'frames':>6}  {'size':<10}{'steps':>5}  weights"]
     pages: dict[str, list[str]] = {}  # licence and page -> the versions that are missing
     for version in VERSIONS.values():
@@ -30,7 +29,8 @@ def models() -> None:
             f"{version.name:<22}{version.frames:>6}  {size:<10}{version.steps:>5}  {status.state:<8} {location}"
         )
         if status.path and status.problem:
-            lines.append(f"{'':<47}{status.problem}{f' Run `{status.command}`.' if status.command else ''}")
+            advice = f"Run `{status.command}`." if status.command else version.how_to_get
+            lines.append(f"{'':<47}{status.problem} {advice}")
         if not status.path and status.page:
             pages.setdefault(f"{status.page} ({status.licence})", []).append(version.name)
     if pages:
@@ -40,29 +40,6 @@ def models() -> None:
     lines += ["", f"samplers: {', '.join(SAMPLERS)}", f"guiders:  {', '.join(GUIDERS)}"]
     for line in [*lines, f"cameras:  {', '.join(CAMERA_MOVES)}"]:
         echo_result(printable(line, 2000))
-=======
-        typer.echo(f"{'version':<22}{'frames':>6}  {'size':<10}{'steps':>5}  weights")
-        pages: dict[str, list[str]] = {}  # licence and page -> the versions that are missing
-        for version in VERSIONS.values():
-            status = version_status(version.name)
-            size = f"{version.width}x{version.height}"
-            location = status.location or status.command or status.problem
-            typer.echo(
-                f"{version.name:<22}{version.frames:>6}  {size:<10}{version.steps:>5}  {status.state:<8} {location}"
-            )
-            if status.path and status.problem:
-                advice = f"Run `{status.command}`." if status.command else version.how_to_get
-                typer.echo(f"{'':<47}{status.problem} {advice}")
-            if not status.path and status.page:
-                pages.setdefault(f"{status.page} ({status.licence})", []).append(version.name)
-        if pages:
-            typer.echo("\nAccept the licence of what is missing before you download it:")
-            for page, names in pages.items():
-                typer.echo(f"  {', '.join(names):<27} {page}")
-            typer.echo(f"Files that you have already belong into {checkpoint_folders()[0]}")
-        typer.echo(f"\nsamplers: {', '.join(SAMPLERS)}\nguiders:  {', '.join(GUIDERS)}")
-        typer.echo(f"cameras:  {', '.join(CAMERA_MOVES)}")
->>>>>>> main
 
 
 def download(
