@@ -33,7 +33,7 @@ def page() -> StreamlitPage:
 
 def show_page() -> None:
     _restore()
-    st.html(look.style() + _STYLE)
+    st.html(_STYLE)
     st.title("History", anchor=False)
     left, middle, right = st.columns([3, 3, 2], vertical_alignment="bottom")
     text = left.text_input(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from itertools import chain, combinations
+from typing import Any, NamedTuple
 
-from sgm import VideoRequest, all_fields, best_version
+from sgm import UserError, VideoRequest, all_fields, best_version
 
 
 def request_from(address: Mapping[str, Any], base: VideoRequest | None = None) -> VideoRequest:
@@ -24,6 +25,34 @@ def request_from(address: Mapping[str, Any], base: VideoRequest | None = None) -
             if name in fields
         }
     )
+
+
+class Taken(NamedTuple):
+    """What could be taken of an address. names: of its fields. refused: a sentence for each of the others."""
+
+    request: VideoRequest
+    names: list[str]
+    refused: list[str]
+
+
+def taken_from(address: Mapping[str, Any], base: VideoRequest | None = None) -> Taken:
+    """As `request_from`, but a parameter that is wrong is left out, so that the others are taken."""
+    names: list[str] = []
+    refused = {name: "" for name in ("version", *all_fields()) if name in address}
+    while refused:
+        # Some are right only together: a lowest and a highest scale, a kind of orbit and its list.
+        for some in chain(combinations(refused, len(refused)), combinations(refused, 1), combinations(refused, 2)):
+            try:
+                request_from({name: address[name] for name in (*names, *some)}, base)
+            except UserError as error:
+                refused |= dict.fromkeys(some, str(error)) if len(some) == 1 else {}
+            else:
+                names += some
+                refused = {name: why for name, why in refused.items() if name not in some}
+                break
+        else:
+            break
+    return Taken(request_from({name: address[name] for name in names}, base), names, list(refused.values()))
 
 
 def address_of(request: VideoRequest, base: VideoRequest | None = None) -> dict[str, str]:

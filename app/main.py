@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
+
 import pandas  # noqa: F401 - charts import it lazily, and a second session at that time would fail
 import streamlit as st
 
 from app import history, look
 from app.create import page as create
-from app.create.settings import keeping_undrawn
+from app.create.settings import keeping
 from app.jobs import FolderInUse, table
 from sgm import UserError
 
 st.set_page_config(page_title="Image to video", page_icon=look.icon(), layout="wide")
+st.html(look.style())
+if "kept" not in st.session_state and st.context.url:
+    time.sleep(0.12)  # until the browser has it: what is drawn before would move
 try:
     table(look.address())
 except UserError as error:
@@ -19,5 +24,6 @@ except UserError as error:
     if isinstance(error, FolderInUse) and error.address:
         st.link_button("Open it", error.address)
     st.stop()
-with keeping_undrawn():
-    st.navigation([create.page(), history.page()], position="top").run()
+page = st.navigation([create.page(), history.page()], position="top")
+with keeping(page.url_path):
+    page.run()

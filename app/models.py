@@ -21,10 +21,12 @@ def show_status(version: Version) -> bool:
     status = version_status(version.name)
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="model_status"):
         _badge(status)
-        if status.state == "ready":
+        if status.state != "ready":
+            st.button(
+                "Check again", icon=":material/refresh:", type="tertiary", on_click=_note_check, args=(version.name,)
+            )
+        elif st.session_state.get("checked") == version.name:  # a visitor has no use for the server's paths
             st.caption(plain(status.location))
-        else:
-            st.button("Check again", icon=":material/refresh:", type="tertiary")
         if st.button("All models", icon=":material/list:", type="tertiary"):
             _all_models()
     if status.state != "ready":
@@ -35,6 +37,10 @@ def show_status(version: Version) -> bool:
             location = f"{plain(version.hub_file)} from there, if you have it, at {plain(str(version.home))}"
             st.caption(f"or put {location}")
     return status.state == "ready"
+
+
+def _note_check(version: str) -> None:
+    st.session_state["checked"] = version
 
 
 @st.dialog("Models", width="large")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlencode
 
 import streamlit as st
 
@@ -64,8 +65,12 @@ def offer_downloads(job: Job, content: bytes) -> None:
 def offer_link(job: Job) -> None:
     """A popover with the clip's address and its recipe as text."""
     with st.popover("Link", icon=":material/link:"):
+        here = (st.context.url or "").partition("?")[0]
         st.caption("Opens this clip, with its settings, on this computer:")
-        st.code(f"{(st.context.url or '').partition('?')[0]}?job={job.id}", language=None, wrap_lines=True)
+        st.code(f"{here}?job={job.id}", language=None, wrap_lines=True)
+        if len(address := st.query_params.to_dict()) > 1:
+            st.caption("With what was changed on this page since:")
+            st.code(f"{here}?{urlencode(address)}", language=None, wrap_lines=True)
         st.caption("Its recipe makes it again. PICTURE stands for the path of the picture.")
         try:
             texts = {name: text(job.settings) for name, text in RECIPE_TEXTS.items()}

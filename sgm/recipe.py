@@ -91,7 +91,7 @@ def restore_clip(source: str | Path | bytes, name: str | None = None) -> Restore
             frame, which = input_frame(video, request)
         except UserError as error:
             return Restored(settings, request, None, f"No picture could be read from it: {error}")
-    note = f"The {which} frame of {name} stands in for the picture."
+    note = f"Its {which} frame stands in for the picture."
     return Restored(settings, request, Image.fromarray(frame), note)
 
 

@@ -146,6 +146,8 @@ def test_of_a_film_the_last_clips_first_frame_stands_in(made: tuple[Path, Path])
     done = sgm("sample", "--recipe", film, "--out", "again.mp4")
     assert done.exit_code == 0, done.stderr
     assert "the last clip's first frame of film.mp4 stands in for it" in done.stderr
+    assert sgm("sample", "--recipe", film, "--frames", "1", "--out", "shorter.mp4").exit_code == 0
+    assert read_recipe("shorter.mp4")["sgm"]["picture"] == read_recipe("again.mp4")["sgm"]["picture"]
     assert sgm("sample", "--recipe", made[1], "--out", "wanted.mp4").exit_code == 0
     again, wanted = (read_frames(name)[0].astype(int) for name in ("again.mp4", "wanted.mp4"))
     assert np.abs(again - wanted).mean() < 3  # the film was encoded once more

@@ -1,18 +1,27 @@
-"""The bar at the bottom: Generate with the expected time, or the active job's progress and Cancel."""
+"""The bar at the bottom: Generate with what it will run, the progress of the session's jobs, and the finished clips."""
 
 from __future__ import annotations
 
+import html
+import time
+
 import streamlit as st
 
-from app import look
-from app.create import session, settings
+from app import hands, look
+from app.create import result, session
 from app.create.picture import Picture
 from app.jobs import Job, doing, table
-from sgm import UserError, VideoRequest
+from app.summary import varied
+from sgm import VideoRequest
+
+_PREVIEW_EVERY = 2.0  # seconds: to draw a picture costs the browser more than all else
 
 
-def show_generate(request: VideoRequest | None, picture: Picture | None) -> None:
-    """Generate, with the expected time. A session has one job at a time, so a second click submits none."""
+def show(request: VideoRequest | None, picture: Picture | None, job: Job | None) -> None:
+    """Draw the bar. job: the one that the page shows."""
+    mine = session.my_jobs()
+    lead = job if job and job.active else next(iter(mine), None)
+    problem = ""
     with st.container(horizontal=True, vertical_alignment="center", key="bar"):
         clicked = st.button(
             "Generate",
@@ -21,31 +30,53 @@ def show_generate(request: VideoRequest | None, picture: Picture | None) -> None
             shortcut="Ctrl+Enter",
             disabled=request is None or picture is None,
         )
-        if picture is None:
-            opened = st.session_state.get("opened")
-            st.caption("The object is not cut out yet: see Picture." if opened else "Choose a picture first.")
-        elif request is None:
-            st.caption("This cannot run yet: see Movement.")
-        else:
-            st.caption(_cost_caption(request))
-    if clicked and request and picture:
-        try:
-            job = table().submit(settings.ready(request), picture.image, picture.name, session.owner())
-        except UserError as error:
-            st.error(look.plain(str(error)))
-            return
-        session.follow(job)
-        st.rerun()
+        if clicked and request and picture:
+            problem = session.generate(request, picture)
+            if not problem:
+                st.rerun()
+        if lead:
+            _thumb(result.preview(lead, small=True), f"Go to the preview of {lead.name}")
+            _show_progress(lead.id, lead.state, sum(other.id != lead.id for other in mine))
+            if job is None or lead.id != job.id:
+                about = f"Show how the clip of {look.plain(lead.name)} comes along."
+                st.button("Show", help=about, on_click=session.follow, args=(lead.id,))
+        elif job and job.state == "done":
+            _thumb(result.poster(job), f"Done: go to the clip of {job.name}", "Done")
+        for ended in session.ended_unseen()[:1]:
+            label = "Done" if ended.state == "done" else "Not made"
+            st.button(
+                f"{label}: {look.plain(ended.name)}",
+                icon=":material/check_circle:" if ended.state == "done" else ":material/error:",
+                on_click=session.follow,
+                args=(ended.id,),
+                key="ended",
+            )
+        if not lead or request is None or picture is None:
+            st.caption(_will_run(request, picture), width="stretch")
+    if problem:
+        st.error(look.plain(problem))
+
+
+def said(job: Job | None) -> str:
+    """What is announced to those who hear the page: how the page's job, and the latest other one, stand."""
+    jobs = [*session.ended_unseen()[:1], *([job] if job else [])]
+    return " ".join(_announced(job) for job in jobs)
+
+
+def _announced(job: Job) -> str:
+    if job.state == "done":
+        return f"The clip of {job.name} is finished."
+    return f"Making the clip of {job.name}." if job.active else f"The clip of {job.name} was not made."
 
 
 @st.fragment(run_every=look.POLL)
-def show_progress(job_id: str) -> None:
-    """Progress and Cancel of an active job, redrawn at every poll; when the job ends, the whole page is redrawn."""
+def _show_progress(job_id: str, state: str, others: int) -> None:
+    """Progress and Cancel of an active job, redrawn at every poll; the whole page is redrawn when its state changes."""
     job = table().get(job_id)
-    if job is None or not job.active:
+    if job is None or job.state != state:
         st.rerun()
-    with st.container(horizontal=True, vertical_alignment="center", key="bar"):
-        st.progress(job.fraction if job.state == "running" else 0.0, _progress_text(job))
+    with st.container(horizontal=True, vertical_alignment="center", key="progress"):
+        st.progress(job.fraction if job.state == "running" else 0.0, _progress_text(job, others))
         st.button(
             "Cancel",
             icon=":material/close:",
@@ -56,20 +87,44 @@ def show_progress(job_id: str) -> None:
         )
     if job.progress and job.progress.note:
         st.caption(job.progress.note)
+    hands.show_preview(_new_preview(job))
 
 
-def _cost_caption(request: VideoRequest) -> str:
-    """The clip's length, and the time that the job will take."""
-    return f"{request.frames / request.fps:.1f} s of video, made in about {look.duration(table().seconds_for(request))}"
+def _new_preview(job: Job) -> str:
+    """The address of a preview that the browser has not; "" where there is none, or it has had one just now."""
+    mark, now = (job.id, hash(job.preview)), time.monotonic()
+    sent, when = st.session_state.get("preview_sent", (None, 0.0))
+    if not job.preview or mark == sent or now - when < _PREVIEW_EVERY:
+        return ""
+    st.session_state["preview_sent"] = mark, now
+    return look.inline(job.preview)
 
 
-def _progress_text(job: Job) -> str:
-    """The job's position in the queue or its phase, and the time left."""
+def _thumb(picture: str, about: str, word: str = "") -> None:
+    """Show a small picture that leads to the result, where a small screen has it out of sight."""
+    label = f"<b>{word}</b>" if word else ""
+    st.html(f'<button type="button" class="goto" aria-label="{html.escape(about)}">{picture}{label}</button>')
+
+
+def _will_run(request: VideoRequest | None, picture: Picture | None) -> str:
+    """What Generate will run, or what it waits for."""
+    if picture is None:
+        opened = st.session_state.get("opened")
+        return "The object is not cut out yet: see Picture." if opened else "Choose a picture first."
+    if request is None:
+        return "This cannot run yet: see Movement."
+    cost = f"{request.frames / request.fps:.1f} s of video, made in about {look.duration(table().seconds_for(request))}"
+    return look.plain(" · ".join(filter(None, [cost, varied(request)])))
+
+
+def _progress_text(job: Job, others: int) -> str:
+    """The job's position in the queue or its phase, the time left, and how many of the session's jobs are to come."""
     left = "" if job.seconds_left is None else look.duration(job.seconds_left)
+    more = f" · {others} more to come" if others else ""
     if job.stopping:
         return "Stopping, once this part of the model is loaded …" if job.phase == "load" else "Stopping …"
     if job.state == "queued":
         before = table().jobs_before(job.id)
         text = f"Number {before} in line" if before else "Starting"
-        return f"{text}, done in about {left}" if left else text
-    return f"{doing(job)} · {left} left" if left else doing(job)
+        return (f"{text}, done in about {left}" if left else text) + more
+    return (f"{doing(job)} · {left} left" if left else doing(job)) + more

@@ -58,7 +58,10 @@ def value_of(field: Field, version: Version) -> Any:
 
 def set_value(field: Field, version: Version, value: Any) -> None:
     """Set the widget's value, None for empty, before it is drawn."""
-    st.session_state[key_of(field, version)] = field.text(value) if field.kind is tuple else value
+    key = key_of(field, version)
+    st.session_state[key] = field.text(value) if field.kind is tuple else value
+    if field.name in _EMPTY:
+        st.session_state.setdefault("told", set()).add(key)
 
 
 def set_all(request: VideoRequest, version: Version) -> None:
@@ -105,6 +108,12 @@ def draw(
     else:
         integer = field.kind is int
         step = version.multiple if field.unit == "pixels" else field.step or (1 if integer else 0.01)
+        if field.name in _EMPTY:
+            # A browser lets a field be emptied whose start value is empty. So what was set by code, rather than in the
+            # browser, is told at each run instead.
+            if key in st.session_state.get("told", ()):
+                st.session_state[key] = value
+            value, on_change = None, lambda: st.session_state["told"].discard(key)
         st.number_input(
             field.label,
             field.kind(field.low),
@@ -114,6 +123,7 @@ def draw(
             "%d" if integer else _EXACT,
             key,
             about,
+            on_change,
             placeholder=_EMPTY.get(field.name),
             disabled=disabled,
         )

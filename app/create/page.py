@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from app import look, models
+from app import hands, look, models
 from app.create import bar, picture, result, session, settings
 from app.jobs import device, table
 from sgm import UserError
@@ -18,7 +18,6 @@ def page() -> StreamlitPage:
 
 def show_page() -> None:
     job = session.current_job()
-    st.html(look.style())
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", key="head"):
         st.title("Image to video", anchor=False)
         with st.container(horizontal=True, width="content", vertical_alignment="center", gap="small"):
@@ -26,25 +25,25 @@ def show_page() -> None:
             if waiting := table().waiting():
                 st.badge(f"{waiting} waiting", icon=":material/hourglass_empty:", color="gray")
     left, right = st.columns([7, 10], gap="large")
+    request, problem = None, ""
     with left:
         st.header("1 · Picture", anchor=False)
         chosen = picture.choose_picture(settings.current_version(), *settings.current_size())
         st.header("2 · Movement", anchor=False)
         version = settings.choose_version()
         ready = models.show_status(version)
-        request = None
         try:
             request = settings.choose_settings(version)
             session.share(request, job)
         except UserError as error:
-            st.error(look.plain(str(error)))
+            problem = settings.labelled(str(error))
+            st.error(look.plain(problem))
     with right, st.container(key="result"):
         st.header("Result", anchor=False)
         result.show_result(job)
         if not (job and job.active):
             result.show_recent(job)
     with st.bottom:
-        if job and job.active:
-            bar.show_progress(job.id)
-        else:
-            bar.show_generate(request if ready else None, chosen)
+        bar.show(request if ready else None, chosen, job)
+        pressed = picture.pressed() | settings.pressed(version)
+        hands.lend(bar.said(job), pressed, settings.values(version), settings.unready())

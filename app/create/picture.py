@@ -10,7 +10,7 @@ from PIL import Image
 from app import look, upload
 from app.create import cutout, settings
 from app.create.fields import base_fields, draw, key_of, options_of, value_of
-from app.jobs import Job, open_stored
+from app.jobs import Job, open_stored, table
 from sgm import Field, PictureError, UserError, Version, describe_fit, fit_picture, open_picture
 
 # crop_x and crop_y: names of five positions; other values are shown as numbers.
@@ -39,12 +39,15 @@ class Picture(NamedTuple):
 
 def choose_picture(version: Version, width: int, height: int) -> Picture | None:
     """Draw the widgets that choose and fit a picture. Returns the picture, None while there is none."""
-    st.file_uploader(
+    if name := st.session_state.pop("too_large", None):
+        _refuse_upload(_UNREADABLE, f"{name} is too large: give a file of {upload.LARGEST} MB or smaller.")
+    st.file_uploader(  # of any kind: what a file is, is told by its content
         "Drop, paste or choose a picture",
-        key="upload",  # of any type: the content says what a file is, and a browser's refusal has no words
+        key="upload",
         on_change=_open_upload,
         max_upload_size=upload.LARGEST,
-        help="Drop an MP4 that was made here to restore its settings.",
+        help="JPG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF, dropped or pasted anywhere on this page. "
+        "An MP4 that was made here brings its settings.",
     )
     opened: Opened | None = st.session_state.get("opened")
     st.caption("Or start from a sample")
@@ -55,7 +58,7 @@ def choose_picture(version: Version, width: int, height: int) -> Picture | None:
                 sample.capitalize(),
                 key=f"sample_{sample}",
                 type=chosen,
-                on_click=_open_sample,
+                on_click=open_sample,
                 args=(sample,),
                 width="stretch",
             )
@@ -67,11 +70,31 @@ def choose_picture(version: Version, width: int, height: int) -> Picture | None:
     return _fitted(opened, version, width, height) if opened else None
 
 
+def pressed() -> dict[str, bool]:
+    """The samples' buttons, and whether each is the chosen one."""
+    return {f"sample_{sample}": sample == chosen_sample() for sample in look.SAMPLES}
+
+
+def chosen_sample() -> str:
+    """The name of the chosen sample; "" for another picture, or none."""
+    opened: Opened | None = st.session_state.get("opened")
+    return opened.key if opened and opened.key in look.SAMPLES else ""
+
+
+def open_sample(name: str) -> None:
+    """Choose a sample."""
+    _open(name, open_picture(look.SAMPLES[name]), f"{name}.jpg")
+
+
 def open_job_picture(job: Job) -> None:
-    """Choose the job's stored picture: a browser loses its upload when the page is reloaded."""
+    """Choose the job's stored picture: a browser loses its upload when the page is reloaded.
+
+    Of an extended clip, it is the picture of the first one.
+    """
+    first, *_ = table().chain(job.id) or [job]
     try:
-        _open(job.id, open_stored(job.picture), job.name)
-    except OSError:
+        _open(job.id, open_stored(first.picture), first.name)
+    except Exception:  # of any kind: the file may be damaged
         st.session_state["opened"] = None
 
 
@@ -85,26 +108,34 @@ def _open(key: str, image: Image.Image, name: str) -> None:
     st.session_state["refused"] = st.session_state["restored"] = None
 
 
-def _open_sample(name: str) -> None:
-    _open(name, open_picture(look.SAMPLES[name]), f"{name}.jpg")
-
-
 def _open_upload() -> None:
-    """Read the upload: a picture, or a clip with a recipe, whose settings and input frame are restored."""
+    """Read the upload: a picture, or a clip with a recipe, whose settings and input frame are restored.
+
+    Nothing is changed by a file that cannot be read.
+    """
     file = st.session_state["upload"]
-    st.session_state["opened"] = st.session_state["refused"] = st.session_state["restored"] = None
-    if file is None:
+    opened: Opened | None = st.session_state.get("opened")
+    st.session_state["refused"] = st.session_state["restored"] = None
+    if file is None:  # taken out again
+        if opened and opened.key == st.session_state.get("uploaded"):
+            st.session_state["opened"] = None
         return
+    st.session_state["uploaded"] = file.file_id
     try:
         found = upload.read_upload(file.getvalue(), file.name)
     except UserError as error:
-        refuse(_UNREADABLE if isinstance(error, PictureError) else _NOT_RESTORED, str(error))
+        _refuse_upload(_UNREADABLE if isinstance(error, PictureError) else _NOT_RESTORED, str(error))
         return
-    if found.request:
-        settings.restore(found.request)
     if found.picture:
         _open(file.file_id, found.picture, file.name)
+    if found.request:
+        settings.restore(found.request)
     st.session_state["restored"] = found.note
+
+
+def _refuse_upload(headline: str, reason: str) -> None:
+    opened: Opened | None = st.session_state.get("opened")
+    refuse(headline, f"{reason} {opened.name} stays chosen." if opened else reason)
 
 
 def _fitted(opened: Opened, version: Version, width: int, height: int) -> Picture | None:

@@ -10,22 +10,24 @@ import streamlit as st
 
 from app import look, player
 from app.create import session
+from app.create import settings as fields
 from app.jobs import LONGEST_CHAIN, Job, open_stored, still, table
-from app.summary import summary
+from app.summary import summary, varied
 from sgm import UserError, VideoRequest, prepare_picture
 
 _PREVIEW_SIDE = 960  # pixels
 
 
 def show_result(job: Job | None) -> None:
-    """Show the job's present state. The video is outside the polled fragments, so that polls do not restart it."""
+    """Show the job's present state. Nothing of it is polled: polls would restart the video."""
     if job is None and st.session_state["job"]:
         st.info("This clip is no longer on the server.", icon=":material/link_off:")
         st.button("Start anew", on_click=session.forget_job)
     elif job is None:
-        st.html('<div class="stage"><b>Your clip will play here</b>Choose a picture, then press Generate.</div>')
+        how = "Press Generate." if st.session_state.get("opened") else "Choose a picture, then press Generate."
+        st.html(f'<div class="stage"><b>Your clip will play here</b>{how}</div>')
     elif job.active:
-        _watch(job.id)
+        st.html(preview(job))
         st.caption(
             f"Making a clip of {look.plain(job.name)}. Change settings or reload meanwhile: it will not be lost."
         )
@@ -36,7 +38,32 @@ def show_result(job: Job | None) -> None:
         comfort = "" if job.state == "failed" else " Your settings are kept."
         show(look.plain(job.message) + comfort)
         st.button("Run again", icon=":material/replay:", on_click=session.submit, args=(table().again, job.id))
-        _still(job)
+        st.html(preview(job))
+    if job and not job.active:
+        session.seen(job)
+    _show_queue(job)
+
+
+def _show_queue(shown: Job | None) -> None:
+    """The session's other jobs that are not done."""
+    others = [job for job in session.my_jobs() if shown is None or job.id != shown.id]
+    if not others:
+        return
+    st.header("To come", anchor=False)
+    with st.container(key="queue"):
+        for job in others:
+            with st.container(horizontal=True, vertical_alignment="center"):
+                settings = " · ".join(filter(None, [f"seed {job.request.seed}", varied(job.request)]))
+                st.markdown(f"**{look.plain(job.name)}** · {look.plain(settings)}", width="stretch")
+                st.button(
+                    "Take out",
+                    icon=":material/close:",
+                    type="tertiary",
+                    on_click=table().cancel,
+                    args=(job.id,),
+                    key=f"take_out_{job.id}",
+                    help=f"Do not make this clip of {look.plain(job.name)}.",
+                )
 
 
 def show_recent(shown: Job | None) -> None:
@@ -51,30 +78,31 @@ def show_recent(shown: Job | None) -> None:
                 if picture := still(job):
                     st.image(picture, width="stretch", alt=f"First frame of the clip of {job.name}")
                 st.button(
-                    "Open",
+                    f"Open {look.plain(job.name)}, {look.when(job.created)}",
                     key=f"recent_{job.id}",
-                    help=f"{job.name}, seed {job.request.seed}, {look.when(job.created)}",
+                    help=f"{look.plain(job.name)}, seed {job.request.seed}, {look.when(job.created)}",
                     on_click=session.reopen,
                     args=(job.id,),
                     width="stretch",
                 )
 
 
-@st.fragment(run_every=2 * look.POLL)
-def _watch(job_id: str) -> None:
-    """The live preview of an active job."""
-    if job := table().get(job_id):
-        _still(job)
-
-
-def _still(job: Job) -> None:
-    """Show the preview of a job or, before there is one, the picture as the model sees it."""
+def preview(job: Job, small: bool = False) -> str:
+    """HTML of a job's preview or, before there is one, of the picture as the model sees it. small: within a button."""
     try:
         address = look.inline(job.preview or _frame(job.picture, job.request))
-    except Exception:  # of any kind: the picture may be damaged
-        return
+    except Exception:  # of any kind: the file may be damaged
+        return "<div></div>"
     about = f"{'A preview of the clip of' if job.preview else 'The picture'} {job.name}"
-    st.html(f'<div class="stage live"><img src="{address}" alt="{html.escape(about)}"></div>')
+    alt, name = ("" if small else html.escape(text) for text in (about, job.name))
+    active = f' data-job="{name}"' if job.active else ""  # later previews replace it: see app/hands.py
+    return f'<div class="stage live"><img src="{address}" alt="{alt}"{active}></div>'
+
+
+def poster(job: Job) -> str:
+    """HTML of a finished clip's first frame, small."""
+    picture = still(job)
+    return f'<img src="{look.inline(picture)}" alt="">' if picture else "<span>▶</span>"
 
 
 @st.cache_data(max_entries=16)
@@ -122,4 +150,12 @@ def _show_clip(job: Job) -> None:
         )
         player.offer_link(job)
     film = f"{links} clips joined · last of them: " if links > 1 else ""
-    st.caption(f"What ran: {film}{summary(job.request)} · {look.duration(job.seconds)}")
+    st.caption(f"What ran: {film}{look.plain(summary(job.request))} · {look.duration(job.seconds)}")
+    if fields.new_seed():
+        st.button(
+            f"Keep seed {job.request.seed}",
+            icon=":material/push_pin:",
+            help="For all clips from now on.",
+            on_click=fields.keep_seed,
+            args=(job.request.seed,),
+        )

@@ -1,16 +1,20 @@
-"""The job of a browser session, and its link in the page's address."""
+"""The jobs of a browser session, and their link in the page's address."""
 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 
 import streamlit as st
 
+from app import look
 from app.create import picture, settings
 from app.jobs import Job, table
-from app.link import address_of, request_from
+from app.link import address_of, taken_from
 from sgm import UserError, VideoRequest
+
+_DOUBLE_CLICK = 1.0  # seconds
 
 
 def owner() -> str:
@@ -19,35 +23,59 @@ def owner() -> str:
 
 
 def current_job() -> Job | None:
-    """This session's job. A new session opens the job and the settings in the page's address."""
-    linked = st.query_params.get("job")
+    """The job that this session shows. A new session opens the job, picture and settings in the page's address."""
     if "job" not in st.session_state:
-        st.session_state["job"] = linked
-        job = table().get(linked) if linked else None
-        if job:
-            picture.open_job_picture(job)
-        try:
-            settings.restore(request_from(st.query_params.to_dict(), job and job.request))
-        except UserError as error:
-            picture.refuse("The settings in the address were ignored.", str(error))
-            if job:
-                settings.restore(job.request)
+        _open_address(st.query_params.to_dict())
     job_id = st.session_state["job"]
     return table().get(job_id) if job_id else None
 
 
+def _open_address(address: dict[str, str]) -> None:
+    st.session_state["job"] = linked = address.get("job")
+    job = table().get(linked) if linked else None
+    if job:
+        st.session_state.setdefault("owner", job.owner or secrets.token_hex(8))  # a reload: it has the same jobs
+        picture.open_job_picture(job)
+    if address.get("sample") in look.SAMPLES:
+        picture.open_sample(address["sample"])
+    taken = taken_from(address, job and job.request)
+    settings.restore(taken.request, switched_on=address)
+    if taken.refused:
+        some = "Some settings" if {*taken.names} - {"version"} else "The settings"
+        picture.refuse(f"{some} in the address were ignored.", " ".join(taken.refused))
+
+
 def share(request: VideoRequest, job: Job | None) -> None:
-    """Write the job, and the settings that differ from its own or the version's defaults, to the page's address."""
-    address = address_of(request, job and job.request)
+    """Write to the page's address: the job, and what differs from its own or the version's defaults."""
+    address = address_of(request, job and job.request) | settings.switched_on()
+    if (sample := picture.chosen_sample()) and not (job and job.name == f"{sample}.jpg"):
+        address["sample"] = sample
     if st.session_state["job"]:
         address["job"] = st.session_state["job"]
     if address != st.query_params.to_dict():
         st.query_params.from_dict(address)
 
 
-def follow(job: Job) -> None:
-    """Make a job this session's job."""
-    st.session_state["job"] = job.id
+def my_jobs() -> list[Job]:
+    """The session's jobs that are not done yet, the running ones first, then as they were submitted."""
+    mine = [job for job in table().jobs() if job.active and job.owner == owner()]
+    return sorted(mine, key=lambda job: (job.state != "running", job.created))
+
+
+def ended_unseen() -> list[Job]:
+    """The session's jobs that have ended and were not shown yet, the first one first."""
+    jobs = (table().get(job_id) for job_id in st.session_state.get("unseen", ()))
+    return [job for job in jobs if job and not job.active]
+
+
+def follow(job_id: str) -> None:
+    """Show a job."""
+    st.session_state["job"] = job_id
+
+
+def seen(job: Job) -> None:
+    """Note that a job is shown."""
+    st.session_state["unseen"] = [job_id for job_id in st.session_state.get("unseen", ()) if job_id != job.id]
 
 
 def forget_job() -> None:
@@ -55,20 +83,43 @@ def forget_job() -> None:
     st.session_state["job"] = None
 
 
+def generate(request: VideoRequest, chosen: picture.Picture) -> str:
+    """Queue a job, and show it unless one is being shown that is not done. Returns what is wrong, or "".
+
+    A second click on the same, as in a double click, queues nothing.
+    """
+    before = table().get(st.session_state["job"] or "")
+    asked, clicked = (request, id(chosen.image)), time.monotonic()
+    latest, when, latest_id = st.session_state.get("asked", (None, 0.0, ""))
+    same = table().get(latest_id) if latest == asked else None
+    if same and same.active and (clicked - when < _DOUBLE_CLICK or not settings.new_seed()):
+        return "" if clicked - when < _DOUBLE_CLICK else "This very clip is being made already: change something first."
+    try:
+        job = table().submit(settings.ready(request), chosen.image, chosen.name, owner())
+    except UserError as error:
+        return str(error)
+    st.session_state["asked"] = asked, time.monotonic(), job.id
+    if before and before.active:
+        st.session_state["unseen"] = [*st.session_state.get("unseen", ()), job.id]
+    else:
+        follow(job.id)
+    return ""
+
+
 def submit(make: Callable[[str, str], Job], job_id: str) -> None:
-    """Submit a job made from another by `make(job_id, owner)`, and show its settings."""
+    """Queue a job made from another by `make(job_id, owner)`, and show it with its settings."""
     try:
         job = make(job_id, owner())
     except UserError as error:
         picture.refuse("That cannot be made.", str(error))
         return
     settings.restore(job.request)
-    follow(job)
+    follow(job.id)
 
 
 def reopen(job_id: str) -> None:
     """Open an earlier job with its settings and its picture."""
     if job := table().get(job_id):
-        settings.restore(job.request)
         picture.open_job_picture(job)
-        follow(job)
+        settings.restore(job.request)
+        follow(job_id)

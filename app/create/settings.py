@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import groupby
 
@@ -13,18 +14,17 @@ from streamlit.errors import StreamlitAPIException
 from app.create.charts import show_curves
 from app.create.fields import FOLLOWING, base_fields, draw, options_of, set_all, set_value, value_of, with_options
 from app.create.orbit import choose_orbit, show_orbit, without_effect
-from sgm import VERSIONS, Field, Version, VideoRequest, all_fields, best_version
+from sgm import VERSIONS, Field, Version, VideoRequest, all_fields, best_version, version_status
 
 _FIRST = ("camera", "orbit", "motion_bucket", "elevation", "fps", "steps", "seed")
 _WITH_PICTURE = ("fit",)
-_SWITCHES = ("version", "new_seed", "whole_ranges")
+_SWITCHES = ("new_seed", "whole_ranges", "research")
 _PRESETS = {
     "Balanced": ("The model's own values.", {}),
     "Calm": ("Motion 60: little moves, and little tears.", {"motion_bucket": 60}),
     "Lively": ("Motion 200: much moves.", {"motion_bucket": 200}),
-    "Quick draft": ("A third of the steps: to see what a picture may become.", {"steps": 1 / 3}),
+    "Quick draft": ("{draft} steps instead of {steps}: to see what a picture may become.", {"steps": 1 / 3}),
 }
-_COLUMNS = 3  # of numbers in the research settings
 
 
 def current_version() -> Version:
@@ -80,49 +80,104 @@ def choose_settings(version: Version) -> VideoRequest:
     with left:
         draw(fields["seed"], version, disabled=bool(st.session_state.get("new_seed")))
     right.toggle("New seed each time", bool(st.session_state.get("new_seed")), key="new_seed")
-    with st.expander("Research settings", key="research"):
+    # Its state is kept in Python, so that it is as it was left, and nobody pays for charts in a fold.
+    research = st.expander("Research settings", key="research", on_change="rerun")
+    with research:
         _draw_all((field for name, field in fields.items() if name not in (*_FIRST, *_WITH_PICTURE)), version)
         _choose_ranges(version)
         request = _request(version)
-        show_curves(request)
+        if research.open:
+            show_curves(request)
     if request.family.orbits:
         with orbit:
             show_orbit(request)
     return request
 
 
+def new_seed() -> bool:
+    """Whether each clip gets a seed of its own."""
+    return bool(st.session_state.get("new_seed"))
+
+
 def ready(request: VideoRequest) -> VideoRequest:
     """The request to submit: with a random seed, if "New seed each time" is on."""
-    if not st.session_state.get("new_seed"):
+    if not new_seed():
         return request
     return request.replace(seed=secrets.randbelow(int(request.fields()["seed"].high) + 1))
 
 
-def restore(request: VideoRequest) -> None:
-    """Set the fields to a request, before they are drawn."""
-    st.session_state["version"] = request.version
+def keep_seed(seed: int) -> None:
+    """Set the seed, for all clips from now on."""
+    set_value(all_fields()["seed"], current_version(), seed)
     st.session_state["new_seed"] = False
+
+
+def switched_on() -> dict[str, str]:
+    """The switches that are on, as query parameters."""
+    return {name: "on" for name in _SWITCHES if st.session_state.get(name)}
+
+
+def restore(request: VideoRequest, switched_on: Container[str] = ()) -> None:
+    """Set the fields to a request, before they are drawn, and the switches that are named on."""
+    st.session_state["version"] = request.version
     st.session_state["followed"] = request.model
+    st.session_state["new_seed"] = "new_seed" in switched_on
+    for name in _SWITCHES:
+        if name in switched_on:
+            st.session_state[name] = True
     set_all(request, request.model)
 
 
-@contextmanager
-def keeping_undrawn() -> Iterator[None]:
-    """Keep the values of widgets that are not drawn in this run, which Streamlit would delete.
+def pressed(version: Version) -> dict[str, bool]:
+    """The presets' buttons, and whether each is the chosen one."""
+    now = _preset_values(version)
+    return {f"preset_{name}": values == now for name, values in _presets(version).items()}
 
-    Values of drawn widgets are not set: that would undo changes made in the browser meanwhile.
+
+def unready() -> dict[str, str]:
+    """Titles of the versions that cannot run, and what there is of their weights."""
+    states = {name: version_status(name).state for name in VERSIONS}
+    return {_version_title(name): state for name, state in states.items() if state != "ready"}
+
+
+def values(version: Version) -> dict[str, str]:
+    """Labels of number fields -> their values, as people see them."""
+    fields = with_options(base_fields(version.name).values(), version)
+    values = {field.label: (field, value_of(field, version)) for field in fields if field.kind in (int, float)}
+    return {label: field.text(value) for label, (field, value) in values.items() if value is not None}
+
+
+def labelled(message: str) -> str:
+    """A message with the labels that people see in place of the fields' names, as "Lowest scale" for min_guidance."""
+    labels = {name: field.label for name, field in all_fields().items() if field.label.lower() != name}
+    names = "|".join(map(re.escape, labels))
+    # Some names are words: these are names where they start a sentence about a value.
+    pattern = rf"\b(?:{names})\b(?= must| does)|\b(?:{'|'.join(name for name in labels if '_' in name)})\b"
+    return re.sub(pattern, lambda name: labels[name[0]], message)
+
+
+@contextmanager
+def keeping(page: str) -> Iterator[None]:
+    """Keep what was set, by hand or not, over runs in which widgets are not drawn: Streamlit forgets their values.
+
+    It does so before another page's script starts, so the values of each run are noted at its end. page: which runs.
     """
-    for key in st.session_state.get("undrawn", ()):
-        if key in st.session_state:
-            st.session_state[key] = st.session_state[key]
-    yield
-    undrawn, names = [], {*all_fields(), *_SWITCHES}
-    for key in list(st.session_state):
-        if isinstance(key, str) and key.partition(":")[0] in names:
-            with suppress(StreamlitAPIException):  # raised for a widget that is drawn
-                st.session_state[key] = st.session_state[key]
-                undrawn.append(key)
-    st.session_state["undrawn"] = undrawn
+    kept: dict[str, object] = st.session_state.setdefault("kept", {})
+    before, st.session_state["page"] = st.session_state.get("page"), page
+    for key in kept if page != before else st.session_state.get("undrawn", ()):
+        st.session_state[key] = kept[key]
+    try:
+        yield
+    finally:
+        undrawn, names = [], {"version", *_SWITCHES, *all_fields()}
+        for key in map(str, st.session_state):
+            if key.partition(":")[0] in names:
+                kept[key] = st.session_state[key]
+                # Raised for a widget that is drawn. To set one would undo what the browser changed meanwhile.
+                with suppress(StreamlitAPIException):
+                    st.session_state[key] = kept[key]
+                    undrawn.append(key)
+        st.session_state["undrawn"] = undrawn
 
 
 def _request(version: Version) -> VideoRequest:
@@ -133,15 +188,13 @@ def _request(version: Version) -> VideoRequest:
 
 
 def _draw_all(fields: Iterable[Field], version: Version) -> None:
-    """Draw fields: numbers in columns; fields with choices by themselves, with their options below."""
+    """Draw fields: numbers beside each other; fields with choices by themselves, with their options below."""
     for numbers, group in groupby(fields, lambda field: field.kind in (int, float)):
         members = list(group)
         if numbers:
-            for start in range(0, len(members), _COLUMNS):
-                cells = members[start : start + _COLUMNS]
-                for column, field in zip(st.columns(len(cells), vertical_alignment="bottom"), cells, strict=True):
-                    with column:
-                        draw(field, version)
+            with st.container(horizontal=True, vertical_alignment="bottom", key=f"numbers_{members[0].name}"):
+                for field in members:
+                    draw(field, version)
             continue
         for field in members:
             draw(field, version)
@@ -173,12 +226,9 @@ def _follow_version(version: Version) -> None:
 
 
 def _choose_preset(version: Version) -> None:
-    presets: dict[str, dict[str, int]] = {}
-    for name in _PRESETS:
-        if (values := _preset(name, version)) not in presets.values():
-            presets[name] = values
-    now = {name: value_of(base_fields(version.name)[name], version) for name in presets["Balanced"]}
-    about = " ".join(f"**{name}**: {_PRESETS[name][0]}" for name in presets)
+    presets, now = _presets(version), _preset_values(version)
+    counts = {"draft": _preset("Quick draft", version)["steps"], "steps": version.steps}
+    about = " ".join(f"**{name}**: {_PRESETS[name][0].format(**counts)}" for name in presets)
     with st.container(key="preset"):
         st.markdown(f"Preset{': custom' if now not in presets.values() else ''}", help=about)
         # Buttons, which have no state: the state of another widget, sent late by a browser together with a slider's
@@ -194,6 +244,20 @@ def _choose_preset(version: Version) -> None:
                     on_click=_use_preset,
                     args=(name, version),
                 )
+
+
+def _presets(version: Version) -> dict[str, dict[str, int]]:
+    """The presets that differ from each other for a version, and the values that they set."""
+    presets: dict[str, dict[str, int]] = {}
+    for name in _PRESETS:
+        if (values := _preset(name, version)) not in presets.values():
+            presets[name] = values
+    return presets
+
+
+def _preset_values(version: Version) -> dict[str, int]:
+    """The present values of the fields that presets set."""
+    return {name: value_of(base_fields(version.name)[name], version) for name in _preset("Balanced", version)}
 
 
 def _use_preset(name: str, version: Version) -> None:

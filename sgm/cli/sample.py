@@ -185,14 +185,15 @@ def _picture_of_recipe(recipe: Path, request: VideoRequest) -> Image.Image:
     """A picture for a recipe: the app's copy beside the clip, else the clip's frame that shows the input picture."""
     from PIL import Image
 
-    from sgm import input_frame, open_picture, read_frames
+    from sgm import input_frame, open_picture, open_video, request_of
 
     if recipe.suffix.lower() in (".yaml", ".yml"):
         raise UserError(f"{recipe} holds settings, but no picture: give one, as in sgm sample PICTURE --recipe …")
     stored = recipe.with_name("input.png")
     if is_file(stored) and is_file(recipe.with_name("job.json")):
         return open_picture(stored, keep_alpha=request.fit == "object")
-    frame, which = input_frame(read_frames(recipe)[0], request)
+    with open_video(recipe) as video:
+        frame, which = input_frame(video, request_of(video.settings or {}))  # as made, without what is changed now
     echo_stderr(
         f"No picture is given: the {which} frame of {recipe.name} stands in for it; the video will differ a little."
     )

@@ -59,28 +59,28 @@ def open_picture(
         raise PictureError(_refusal(kind, data, name))
     if (scans := jpeg_scans(data)) > MAX_SCANS:
         raise PictureError(f"{name} has {scans} scans, more than the {MAX_SCANS} that can be read: save it anew.")
-    try:
-        image = _lazy(kind, data)
-    except Image.DecompressionBombError:
-        raise PictureError(f"{name} says that it has {too_many}") from None
-    except Exception as error:  # decoders raise anything from OSError to SyntaxError
-        raise PictureError(_refusal(kind, data, name)) from error
-    with image:
-        if image.width * image.height > MAX_PIXELS:
-            raise PictureError(f"{name} has {image.width}×{image.height} pixels, {too_many}")
-        return _upright(image, name, keep_alpha)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is odd about a file, and of sizes near Pillow's own limit
+        try:
+            image = _lazy(kind, data)
+        except Image.DecompressionBombError:
+            raise PictureError(f"{name} says that it has {too_many}") from None
+        except Exception as error:  # decoders raise anything from OSError to SyntaxError
+            raise PictureError(_refusal(kind, data, name)) from error
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise PictureError(f"{name} has {image.width}×{image.height} pixels, {too_many}")
+            return _upright(image, name, keep_alpha)
 
 
 def _lazy(kind: Kind, data: bytes) -> ImageFile.ImageFile:
     """The picture, none of whose pixels are decoded yet."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked later
-        if kind == HEIC:
-            from pillow_heif import HeifImageFile  # imported here, since few pictures need it
+    if kind == HEIC:
+        from pillow_heif import HeifImageFile  # imported here, since few pictures need it
 
-            return HeifImageFile(io.BytesIO(data))
-        data, profile = png_pixels(data)
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        return HeifImageFile(io.BytesIO(data))
+    data, profile = png_pixels(data)
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
     if profile:
         image.info["icc_profile"] = profile
     return image
@@ -190,7 +190,8 @@ def _read(source: str | Path | bytes | BinaryIO, name: str | None, max_bytes: in
             raise PictureError(f"{name} is a folder, not a picture: give a picture file.")
         if not path.exists():
             if _ADDRESS.match(str(source)):
-                raise PictureError(f"{name} is an address, not a file: save the picture and give the file.")
+                address = re.sub(r":[/\\]+", "://", name, count=1)  # a path has lost one of its slashes
+                raise PictureError(f"{address} is an address, not a file: save the picture and give the file.")
             raise PictureError(f"{name} does not exist: check the name of the picture.")
         if not path.is_file():  # a pipe would wait for ever
             raise PictureError(f"{name} is not a regular file: {_ADVICE}")

@@ -60,7 +60,7 @@ _SUFFIXES = {
     "picture": {".avif", ".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"},
     "clip": {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"},
 }
-_NAMED = 5  # files that are named in one line, the others counted
+_NAMED = 8  # files that are named in one line, the others counted
 
 
 def kind_of(file: BinaryIO) -> Kind:

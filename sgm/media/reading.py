@@ -78,10 +78,6 @@ class Video:
             raise UserError(f"{self._name} has more frames than the {MAX_FRAMES} that can be read: cut it shorter.")
         return self._count
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Of a file that is cut short, the frames before the cut; a warning is logged."""
-        return self._frames("FRAME")
-
     def __getitem__(self, index: int) -> np.ndarray:
         """One frame; negative indices count from the end that the file says it has.
 
@@ -89,8 +85,7 @@ class Video:
         """
         index = index if index >= 0 else len(self) + index
         self.check_size(index + 1)
-        frames = self._frames("SLICE")  # no frames are decoded ahead
-        for number, pixels in enumerate(frames):
+        for number, pixels in enumerate(self):
             if number == index:
                 return pixels
         raise UserError(f"{self._name} is cut short: its frame {index + 1} cannot be read. Fetch or save it again.")
@@ -104,16 +99,15 @@ class Video:
                 f"{MAX_DECODED >> 30} GB that can be read at once: cut it shorter or scale it down."
             )
 
-    def _frames(self, threads: str) -> Iterator[np.ndarray]:
-        packets, shape, damaged = 0, None, False
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Of a file that is cut short, the frames before the cut; a warning is logged."""
+        packets, shape, damage = 0, None, None
         with _explained(self._name):
-            if not self._stream.codec_context.is_open:
-                self._stream.thread_type = threads
             if self._moved:
                 self._container.seek(0)
             self._moved = True
             demuxed = self._container.demux(self._stream)
-        while not damaged:
+        while damage is None:
             try:
                 with _explained(self._name):
                     packet = next(demuxed, None)
@@ -121,17 +115,17 @@ class Video:
                         break
                     packets += bool(packet.size)
                     decoded = [frame.to_ndarray(format="rgb24") for frame in packet.decode()]
-            except UserError:
-                if shape is None:
-                    raise
-                damaged, decoded = True, []
+            except UserError as error:
+                damage, decoded = error, []
+                with contextlib.suppress(Exception):  # frames from before the damage, which the decoder holds back
+                    decoded = [frame.to_ndarray(format="rgb24") for frame in self._stream.decode(None)]
             for pixels in decoded:
                 if pixels.shape != (shape := shape or pixels.shape):
                     raise UserError(f"{self._name} changes its size within: convert it to an ordinary mp4.")
                 yield pixels
         if shape is None:
-            raise UserError(_unreadable(self._name, "damaged, or no picture in it"))
-        if damaged or packets < self._stream.frames:
+            raise damage or UserError(_unreadable(self._name, "damaged, or no picture in it"))
+        if damage or packets < self._stream.frames:
             logger.warning("%s is cut short: only the frames before the cut are read.", self._name)
 
     def _packets(self) -> int:

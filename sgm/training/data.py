@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple, TypeVar
 
 import cv2
@@ -129,15 +130,17 @@ class FolderClips:
 
     def __init__(self, folder: str | Path, size: tuple[int, int]) -> None:
         self.size = size
-        self._stored = 0  # bytes of frames in memory
+        self._stored, self._storing = 0, Lock()  # bytes of frames in memory
         self._short: set[int] = set()  # lengths for which the clips that are too short have been named
         paths = files_of(Path(folder), "clip", logger.warning, deep=True)
-        self.clips = _readable(folder, "clip", paths, self._measured, workers=1)  # a decoder has threads of its own
+        self.clips = _readable(folder, "clip", paths, self._measured, workers=4)  # of which each may be large
 
     def _measured(self, path: Path) -> _Measured:
         frames, fps = self._read(path)
-        self._stored += frames.numel()
-        return _Measured(frames if self._stored <= self._MAX_STORED else None, _motion(frames), fps)
+        motion = _motion(frames)
+        with self._storing:
+            self._stored += frames.numel()
+            return _Measured(frames if self._stored <= self._MAX_STORED else None, motion, fps)
 
     def _read(self, path: Path) -> tuple[Tensor, float]:
         frames = []

@@ -329,7 +329,8 @@ def test_numbers_of_a_link_are_kept_to_the_last_digit(page: Any, site: Server) -
     page.wait_for_url(re.compile("steps=51"))
     expect(page.get_by_role("slider", name="Frames a second")).to_have_value("60")
     address = dict(parse_qsl(page.url.partition("?")[2]))
-    assert address == dict(parse_qsl(given)) | {"version": "sv3d_p", "steps": "51"}
+    others = {"sample": "lake", "research": "on"}  # so that a reload brings them, too
+    assert address == dict(parse_qsl(given)) | {"version": "sv3d_p", "steps": "51"} | others
     page.get_by_role("slider", name="Elevation").press("ArrowRight")
     page.wait_for_url(re.compile(r"elevation=13(&|$)"))
 
@@ -391,29 +392,129 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+PASTE = """async () => {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [400, 300];
+    const blob = await new Promise(resolve => canvas.toBlob(resolve));
+    const data = new DataTransfer();
+    data.items.add(new File([blob], "image.png", {type: "image/png"}));
+    document.body.dispatchEvent(new ClipboardEvent("paste", {clipboardData: data, bubbles: true, cancelable: true}));
+}"""
+
+
 def test_files_of_all_kinds(page: Any, site: Server, tmp_path: Path) -> None:
     expect = sync_api.expect
-    unreadable = "We can't read that file as a picture. Use a JPG, PNG or WebP under 20 MB."
+    unreadable = "We can't read that file as a picture. Use a JPG, PNG, WebP or HEIC under 20 MB."
     photo = noise((640, 384))
     frames = [noise((320, 192)).rotate(turn) for turn in (0, 180)]
     page.goto(site.address)
     for name, content, said in (
-        ("big.png", b"\x89PNG" + bytes(30 * 2**20), re.compile("20(\\.0)? ?MB or smaller")),
+        ("big.png", b"\x89PNG" + bytes(30 * 2**20), "big.png is too large: give a file of 20 MB or smaller."),
         ("text.png", b"Not a picture, but a letter.", unreadable),
         ("cut.jpg", encoded(photo, "JPEG")[:20_000], unreadable),
         ("huge.png", huge_png(), re.compile("more than the 100 megapixels")),
         ("press.jpg", encoded(photo.convert("CMYK"), "JPEG"), "Scaled 640×384 to 320×192."),
+        ("photo.jfif", encoded(photo, "JPEG"), "Scaled 640×384 to 320×192."),
         ("wave.gif", encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), "Used 320×192 as it is."),
         ("foreign.mp4", b"\0\0\0\x18ftypisom" + bytes(100), "We can't restore settings from that clip."),
     ):
         (tmp_path / name).write_bytes(content)
         page.locator("input[type=file]").set_input_files(tmp_path / name)
         expect(page.get_by_text(said).first).to_be_visible()
-        works = name in ("press.jpg", "wave.gif")
+        works = name in ("press.jpg", "photo.jfif", "wave.gif")
         expect(button(page, "Generate")).to_be_enabled() if works else expect(button(page, "Generate")).to_be_disabled()
+        if name == "big.png":  # it has not been sent, and leaves no card
+            expect(page.get_by_test_id("stFileUploaderFile")).to_have_count(0)
+            continue
         button(page, f"Remove {name}").click()
         expect(page.get_by_text(said)).to_have_count(0)
+    page.evaluate(PASTE)  # onto the page, not the uploader
+    expect(page.get_by_text("Cropped 400×300 to 400×240 (5:3), scaled to 320×192.")).to_be_visible()
     expect(page.locator(".stException")).to_have_count(0)
+
+
+def test_what_was_set_by_hand_stays(page: Any, site: Server) -> None:
+    """Over History, another model and a reload; and the focus where it was."""
+    expect = sync_api.expect
+    page.goto(site.address)
+    expect(page.get_by_test_id("stVegaLiteChart")).to_have_count(0)
+    for name in ("Kitten", "Calm"):
+        choice = page.get_by_role("button", name=name, exact=True)
+        choice.press("Enter")
+        expect(choice).to_have_attribute("aria-pressed", "true")
+        expect(choice).to_be_focused()
+    page.get_by_text("Research settings").click()
+    expect(page.get_by_test_id("stVegaLiteChart")).to_have_count(2)
+    numbers = {"Seed": "77", "Churn": "1.5", "Sigma max": "60", "Decoded at once": "3"}
+    for label, value in numbers.items():
+        page.get_by_role("spinbutton", name=label, exact=True).fill(value)
+        page.keyboard.press("Tab")
+    page.wait_for_url(re.compile("decode_chunk=3"))
+    sliders = {"Motion": "61", "Position, left to right": "1"}
+    for label, value in sliders.items():
+        page.get_by_role("slider", name=label).press("ArrowRight" if value == "61" else "ArrowLeft")
+        expect(page.get_by_role("slider", name=label)).to_have_value(value)
+    switches = ("New seed each time", "Sliders over the whole range")
+    for label in switches:
+        page.get_by_text(label).click()
+    page.wait_for_url(re.compile("crop_x=0.25.*new_seed=on.*whole_ranges=on"))
+
+    def all_is_there() -> None:
+        for label, value in numbers.items():
+            expect(page.get_by_role("spinbutton", name=label, exact=True)).to_have_value(value)
+        for label, value in sliders.items():
+            expect(page.get_by_role("slider", name=label)).to_have_value(value)
+        for label in switches:
+            expect(page.get_by_role("switch", name=label)).to_be_checked()
+        expect(page.get_by_role("button", name="Kitten", exact=True)).to_have_attribute("aria-pressed", "true")
+
+    page.get_by_role("link", name="History").click()
+    page.get_by_role("heading", name="History").wait_for()
+    page.get_by_role("link", name="Create").click()
+    all_is_there()
+    for title in ("SVD-XT 1.1 · ", "SVD tiny · "):
+        page.get_by_role("combobox", name="Model", exact=True).press("ArrowDown")
+        option = page.get_by_role("option", name=title)
+        if title.startswith("SVD-XT"):
+            expect(option).to_have_attribute("data-note", "missing")
+        option.click()
+        expect(page.get_by_text("Missing", exact=True)).to_have_count(title.startswith("SVD-XT"))
+    all_is_there()
+    page.reload()
+    all_is_there()
+
+    chunk, frames = (page.get_by_role("spinbutton", name=name, exact=True) for name in ("Decoded at once", "Frames"))
+    chunk.fill("")
+    page.keyboard.press("Tab")
+    page.wait_for_url(lambda url: "decode_chunk" not in url)
+    frames.fill("500")
+    page.keyboard.press("Tab")
+    expect(page.get_by_text("Frames: 500 is not between 1 and 200, so 14 will run.")).to_be_visible()
+    expect(page.get_by_text(re.compile(r"made in about .* churn 1\.5"))).to_be_visible()
+    expect(page.locator(".stException")).to_have_count(0)
+
+
+def test_on_a_phone_the_clip_comes_to_the_bar(browser: Any, site: Server) -> None:
+    expect = sync_api.expect
+    with opened_in(browser, viewport={"width": 390, "height": 844}, has_touch=True) as page:
+        job = start(page, f"{site.address}?{SMALL}&steps=20", "Lake")
+        button(page, "Road").click()  # another one while the first is made
+        page.get_by_label("Seed", exact=True).scroll_into_view_if_needed()
+        expect(page.get_by_role("button", name="Go to the preview of lake.jpg")).to_be_in_viewport()
+        expect(page.get_by_role("button", name="Cancel")).to_be_in_viewport()
+        button(page, "Generate").click()
+        expect(page.get_by_text("1 more to come")).to_be_visible()
+        assert job_of(page) == job
+        expect(page.locator("kbd")).to_be_hidden()
+        expect(page.get_by_text("The clip of lake.jpg is finished.")).to_have_count(1, timeout=LATER)  # it is announced
+        button(page, "Done: road.jpg").click(timeout=LATER)
+        done = page.get_by_role("button", name="Done: go to the clip of road.jpg")
+        expect(done).to_be_in_viewport()
+        page.get_by_label("Seed", exact=True).scroll_into_view_if_needed()
+        expect(page.locator("video")).not_to_be_in_viewport()
+        done.click()
+        expect(page.locator("video")).to_be_in_viewport()
+        assert next_job(page, job) != job
 
 
 def test_history_filters_opens_and_deletes(page: Any, site: Server, past: tuple[Path, str]) -> None:

@@ -242,6 +242,8 @@ def test_all_frames_are_decoded_at_once_where_nothing_else_is_said(stage: Stage)
     assert run(page, stage).request.decode_chunk == 5
     ok(page.number_input(key="decode_chunk:svd_tiny").set_value(2).run())
     assert run(page, stage).request.decode_chunk == 2
+    assert not page.number_input(key="decode_chunk:svd_tiny").proto.HasField("default")  # so that it can be emptied
+    assert linked({"decode_chunk": "200"}).number_input(key="decode_chunk:svd_tiny").value == 200
 
 
 def test_only_our_clips_bring_settings(stage: Stage) -> None:

@@ -247,6 +247,10 @@ def test_an_upload_that_is_no_picture(stage: Stage, content: bytes, sentence: st
     ok(page.button(key="sample_lake").click().run())  # and on with something else
     assert not page.error
     assert not generate(page).disabled
+    ok(page.file_uploader[0].set_value(("again.png", content, "image/png")).run())
+    assert page.error[0].value.endswith("lake.jpg stays chosen.")
+    assert page.button(key="sample_lake").proto.type == "primary"
+    assert not generate(page).disabled
 
 
 def test_a_very_small_picture_is_told(stage: Stage) -> None:
@@ -261,7 +265,6 @@ def test_widgets_do_not_disturb_a_running_job(stage: Stage) -> None:
     ok(page.slider(key="motion_bucket").set_value(200).run())
     ok(page.button(key="sample_city").click().run())
     ok(page.selectbox(key="version").set_value("svd").run())
-    assert generate(page) is None  # one session, one job: there is nothing to click twice
     assert job_of(page) == job_id
     stage.go_on.set()
     job = ended(job_id)
@@ -293,6 +296,40 @@ def test_a_link_reopens_a_running_job(stage: Stage) -> None:
     assert second.id != first.id
     assert second.request == first.request
     assert second.picture.read_bytes() == first.picture.read_bytes()
+
+
+def test_several_jobs_from_one_page(stage: Stage) -> None:
+    page, first = started(stage)
+    ok(generate(page).click().run())  # a second click on the same, as in a double click, makes none
+    assert [job.id for job in jobs.table().jobs()] == [first]
+    ok(page.slider(key="motion_bucket").set_value(200).run())
+    ok(page.button(key="sample_city").click().run())
+    ok(generate(page).click().run())
+    second = next(job for job in jobs.table().jobs() if job.id != first)
+    assert job_of(page) == first  # which is still shown
+    assert " · 1 more to come" in said(page)
+    assert any("city.jpg" in text.value and "motion 200" in text.value for text in page.markdown)
+    again = opened(first)  # a reload has the same jobs
+    assert again.button(key=f"take_out_{second.id}")
+    stage.go_on.set()
+    assert ended(second.id).request == VideoRequest(motion_bucket=200)
+    ok(page.run())
+    assert clips(page) == 1
+    ok(page.button(key="ended").click().run())
+    assert job_of(page) == second.id
+    assert "motion 200" in said(page)
+    assert "ended" not in {button.key for button in page.button}
+
+
+def test_the_picture_of_an_extended_clip_is_that_of_the_first(stage: Stage) -> None:
+    first = ended(stage_done(stage))
+    page = opened(first.id)
+    ok(pressed(page, "Extend"))
+    film = ended(job_of(page))
+    Image.new("RGB", (400, 300), "red").save(first.picture)  # to tell it from the frame that was gone on from
+    again = opened(film.id)
+    assert "Cropped 400×300 to 400×240" in said(again)
+    assert "Position, top to bottom" in labels(again)
 
 
 @pytest.mark.parametrize("job_id", ["20250101-000000-0123abcd", "../../etc", "no job"])
@@ -425,7 +462,7 @@ def test_contradictions_are_told(stage: Stage) -> None:
     page = opened()
     ok(page.button(key="sample_rocket").click().run())
     ok(page.number_input(key="min_guidance:svd_tiny").set_value(4.0).run())
-    assert "min_guidance must not exceed max_guidance" in page.error[0].value.replace("\\", "")
+    assert "Lowest scale must not exceed Highest scale" in page.error[0].value  # as the fields are called here
     assert generate(page).disabled
     ok(page.selectbox(key="guider:svd_tiny").set_value("identity").run())
     assert not page.error
@@ -442,6 +479,10 @@ def test_a_new_seed_each_time(stage: Stage) -> None:
         seeds.add(ended(job_of(page)).request.seed)
         ok(page.run())
     assert len(seeds) == 3
+    last = ended(job_of(page)).request.seed
+    ok(pressed(page, f"Keep seed {last}"))
+    assert page.number_input(key="seed").value == last
+    assert not page.toggle(key="new_seed").value
 
 
 def test_settings_beyond_the_sliders_are_kept_and_shown(stage: Stage) -> None:
@@ -509,14 +550,22 @@ def test_an_address_holds_the_settings(stage: Stage) -> None:
 
 def test_nonsense_in_an_address_is_told_and_ignored(stage: Stage) -> None:
     page = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)
-    page.query_params.update({"steps": "many", "colour": "blue"})
+    page.query_params.update(
+        {"steps": "many", "colour": "blue", "fps": "9", "max_guidance": "3", "min_guidance": "2.9"}
+    )
     ok(page.run())
+    assert "Some settings in the address were ignored." in page.error[0].value
     assert "steps must be a whole number; got 'many'" in page.error[0].value.replace("\\", "")
     assert page.slider(key="steps:svd_tiny").value == 6
+    assert page.slider(key="fps:svd_tiny").value == 9
+    assert page.number_input(key="min_guidance:svd_tiny").value == 2.9
 
 
 def test_charts_follow_the_fields_before_anything_runs(stage: Stage) -> None:
     page = opened()
+    assert not page.get("vega_lite_chart")  # folded away, they cost nothing
+    page.session_state["research"] = True
+    ok(page.run())
 
     def points() -> list[list[float]]:
         tables = [pyarrow.ipc.open_stream(chart.proto.data.data).read_all() for chart in page.get("vega_lite_chart")]

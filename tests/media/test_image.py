@@ -10,11 +10,13 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image, ImageCms, ImageSequence, features
 
 from sgm.media import image as module
 from sgm.media.image import PictureError, describe_fit, fit_picture, open_picture
+from tests.media.damage import damaged
 
 
 def gradient(width=40, height=30):
@@ -33,12 +35,12 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image).astype(int)
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png(width: int, height: int, depth: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
     """A PNG by hand, for what Pillow does not write."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
 
@@ -85,7 +87,7 @@ def test_exif_orientation(orientation):
         assert fit_picture(Image.open(io.BytesIO(content)), 40, 30).tobytes() == result.tobytes()
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.filterwarnings("error")
 def test_broken_exif_is_no_broken_picture():
     content = encoded(Image.fromarray(gradient()), "JPEG", quality=95, exif=b"Exif\0\0II*\0\xff\xff\xff\xffgarbage")
     assert np.abs(pixels(open_picture(content)) - gradient()).max() < 20
@@ -210,6 +212,114 @@ def refused(source, *words: str, name: str | None = "pic.png", **options):
     assert all(word in message for word in (*words, name or "")), message
     assert "\n" not in message
     assert message.endswith(".")
+
+
+def test_heic_is_read_upright_and_in_srgb():
+    wide = Image.fromarray(gradient(64, 48))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    wide.info["icc_profile"] = swapped_profile()
+    pillow_heif.from_pillow(wide).save(file, quality=95, exif=exif.tobytes())
+    result = open_picture(file.getvalue())
+    assert result.size == (48, 64)
+    turned = np.asarray(wide.transpose(Image.Transpose.ROTATE_270)).astype(int)[..., [1, 0, 2]]
+    assert np.abs(pixels(result) - turned).mean() < 4
+    refused(file.getvalue()[:300], "is a HEIC picture, but damaged")
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        chunk(b"tEXt", b"parameters\0" + b"x" * (3 << 20)),
+        chunk(b"zTXt", b"bomb\0\0" + zlib.compress(bytes(100 << 20), 9)),
+        chunk(b"iTXt", b"bomb\0\1\0\0\0" + zlib.compress(bytes(100 << 20), 9)) * 20,
+        chunk(b"iCCP", b"bomb\0\0" + zlib.compress(bytes(100 << 20), 9)),
+        chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)),
+    ],
+    ids=["text", "text bomb", "text bombs", "profile bomb", "frames"],
+)
+def test_what_stands_beside_a_png_s_pixels_does_not_matter(extra, where):
+    content = encoded(Image.fromarray(gradient()))
+    at = 33 if where == "before" else len(content) - 12
+    assert (pixels(open_picture(content[:at] + extra + content[at:])) == gradient()).all()
+
+
+def test_a_large_profile_is_applied():
+    profile = swapped_profile() + np.random.default_rng(0).bytes(2 << 20)
+    profile = struct.pack(">I", len(profile)) + profile[4:]
+    content = encoded(Image.new("RGB", (8, 8), (255, 0, 0)))
+    content = content[:33] + chunk(b"iCCP", b"large\0\0" + zlib.compress(profile)) + content[33:]
+    assert np.abs(pixels(open_picture(content)) - [0, 255, 0]).max() <= 3
+
+
+@pytest.mark.parametrize(
+    "value", [(3, struct.pack("<HH", 7, 0)), (4, struct.pack("<I", 7)), (2, b"abc\0"), (5, bytes(4))]
+)
+def test_a_profile_of_an_odd_type_is_ignored(value):
+    content = bytearray(encoded(Image.fromarray(gradient()), "TIFF", icc_profile=swapped_profile()))
+    at = content.index(struct.pack("<HH", 34675, 7))
+    content[at : at + 12] = struct.pack("<HHI", 34675, value[0], 1) + value[1]
+    for keep_alpha in (False, True):
+        assert (pixels(open_picture(bytes(content), keep_alpha=keep_alpha)) == gradient()).all()
+
+
+def test_scans_are_counted_before_they_are_read():
+    content = encoded(Image.new("RGB", (2000, 2000)), "JPEG", progressive=True)
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    usual = content[:-2] + scan * 20 + b"\xff\xd9"
+    assert open_picture(usual).size == (2000, 2000)
+    refused(content[:-2] + scan * 100_000 + b"\xff\xd9", "100010 scans, more than the 100")
+    # What stands behind the picture, or in another's thumbnail, is none of it.
+    assert open_picture(usual + scan * 1000).size == (2000, 2000)
+    inside = b"\xff\xe1" + struct.pack(">H", 2 + 3000) + (scan * 1000)[:3000]
+    assert open_picture(usual[:2] + inside + usual[2:]).size == (2000, 2000)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_cannot_be_read_is_told_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    floats = np.zeros((4, 4, 3), np.float32)
+    tags = [(256, 3, 1, 4), (257, 3, 1, 4), (258, 3, 1, 32), (262, 3, 1, 2), (273, 4, 1, 200), (277, 3, 1, 3)]
+    tags += [(278, 3, 1, 4), (279, 4, 1, floats.nbytes), (339, 3, 1, 3)]
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    refused(head.ljust(200, b"\0") + floats.tobytes(), "floating-point numbers", "8 or 16 bits")
+    refused(head, "is a TIFF")
+    for address in ("https://example.org/cat.jpg", Path("https://example.org/cat.jpg"), "file:///home/me/cat.jpg"):
+        refused(address, "://", "is an address, not a file: save the picture", name=None)
+    refused("data/cat.jpg", "does not exist")
+
+
+def test_colours_are_the_same_whether_or_not_transparency_is_kept():
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 7
+    content = encoded(Image.fromarray(noise), icc_profile=swapped_profile(), exif=exif)
+    kept = open_picture(content, keep_alpha=True)
+    assert kept.mode == "RGBA"
+    assert fit_picture(kept, 16, 16).tobytes() == fit_picture(open_picture(content), 16, 16).tobytes()
+
+
+@pytest.mark.filterwarnings("error")
+def test_two_hundred_damaged_pictures_are_read_or_said():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kinds = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
+    sources = [encoded(image, kind, **({"exif": exif} if kind in ("PNG", "JPEG", "WEBP") else {})) for kind in kinds]
+    file = io.BytesIO()
+    pillow_heif.from_pillow(image).save(file)
+    sources += [file.getvalue(), encoded(image, "JPEG", progressive=True, icc_profile=swapped_profile())]
+    outcomes = set()
+    for content in damaged(sources, 200):
+        for keep_alpha in (False, True):
+            try:
+                open_picture(content, keep_alpha=keep_alpha)
+                outcomes.add("read")
+            except PictureError:
+                outcomes.add("said")
+    assert outcomes == {"read", "said"}
 
 
 def test_files_that_are_no_pictures(tmp_path):

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from sgm import PictureError, cut_out, fetched_first, open_picture, place_object
 from sgm.media import object as module
+from sgm.paths import private_folder
 
 # Finds what is dark: one convolution, where rembg's models are networks.
 DARK_OBJECT = Path(__file__).parents[1] / "data" / "dark_object.onnx"
@@ -166,6 +167,22 @@ def test_without_a_home_the_model_goes_to_a_temporary_folder(home: Path, monkeyp
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(DARK_OBJECT, folder / "u2net.onnx")
     assert fetched_first(Image.new("RGB", (30, 30), "white")) == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are closed by POSIX's modes")
+def test_the_temporary_folder_is_one_that_no_other_user_has_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = private_folder()
+    assert (private_folder(), own.stat().st_mode & 0o777) == (own, 0o700)
+    own.chmod(0o777)
+    others = [private_folder()]
+    own.rmdir()
+    own.symlink_to(others[0])
+    others.append(private_folder())
+    assert own not in others
+    assert all(folder.stat().st_mode & 0o777 == 0o700 for folder in others)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders are closed by POSIX's modes")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sgm.errors import UserError
+from sgm.media import video as module
 from sgm.media.reading import read_frames, read_settings
 from sgm.media.video import write_frames, write_video
 
@@ -255,3 +256,22 @@ def test_frames_without_loss_are_written_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == older
     write_frames(path, noise(2), 8)
     assert np.array_equal(read_frames(path)[0], noise(2))
+
+
+def test_another_encoder_is_taken_and_none_is_said_before_the_work(tmp_path, monkeypatch):
+    """The encoders are FFmpeg's own: one that is not built in, one whose GPU is not here, and one that works."""
+    module.video_encoder.cache_clear()
+    missing = {"libopenh264_of_nobody": {}, "h264_v4l2m2m": {}}
+    monkeypatch.setattr(module, "_ENCODERS", {**missing, "libx264": {}})
+    assert module.video_encoder() == "libx264"
+    frames = moving()
+    back = decoded(write_video(tmp_path / "clip.mp4", frames, 6))  # at a bit rate instead of a quality
+    assert np.abs(back.astype(float) - frames).mean() < 4
+    module.video_encoder.cache_clear()
+    monkeypatch.setattr(module, "_ENCODERS", missing)
+    for write in (module.video_encoder, lambda: write_video(tmp_path / "none.mp4", frames, 6)):
+        with pytest.raises(UserError, match=r"FFmpeg has no H\.264 encoder that works here .* Install PyAV"):
+            write()
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+    monkeypatch.undo()
+    assert module.video_encoder() == "libx264"

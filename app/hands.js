@@ -1,0 +1,105 @@
+// What the browser does for the page: see hands.py. Listeners are the window's, set once; `now` is of the latest run.
+const uploader = () => document.querySelector('[data-testid="stFileUploader"] input[type="file"]');
+const tooLarge = (file) => file.size > window.sgmHands.now.data.megabytes * 2 ** 20;
+const refuse = (file) => window.sgmHands.now.setTriggerValue("refused", file.name);
+
+function give(file) {
+  if (tooLarge(file)) return refuse(file);
+  const files = new DataTransfer();
+  files.items.add(file);
+  uploader().files = files.files;
+  uploader().dispatchEvent(new Event("change", { bubbles: true }));
+}
+
+function take(event, files) {
+  // Text is pasted and dropped as ever; in a dialog, or on another page, there is no uploader.
+  if (!files?.length || !uploader()) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  give(files[0]);
+}
+
+function focusStays(state) {
+  const { element, place } = state.focused;
+  if (!element || element.isConnected || document.activeElement !== document.body) return;
+  state.focused = {};
+  place && document.querySelector(`.${CSS.escape(place)} :is(button, input, a, [role=slider])`)?.focus({ preventScroll: true });
+}
+
+function describe({ data }) {
+  for (const [key, pressed] of Object.entries(data.pressed))
+    document.querySelector(`.st-key-${CSS.escape(key.replaceAll(/[^\w-]/g, "-"))} button`)?.setAttribute("aria-pressed", pressed);
+  for (const choice of document.querySelectorAll("[role=option]")) {
+    const note = data.notes[choice.innerText.trim()];
+    note ? (choice.dataset.note = note) : delete choice.dataset.note;
+  }
+}
+
+function tellRefusedNumbers(state) {
+  const wrong = [...document.querySelectorAll('[data-testid="stNumberInput"] input[aria-invalid="true"]')];
+  const sentences = wrong.map((field) => {
+    const label = field.getAttribute("aria-label"), [low, high] = [field.min, field.max];
+    const then = state.now.data.values[label];
+    return `${label}: ${field.value} is not between ${low} and ${high}${then ? `, so ${then} will run` : ""}.`;
+  });
+  say(state.note, sentences.join(" "));
+}
+
+function tellProgress(state) {
+  const bar = document.querySelector(".st-key-bar [role=progressbar]");
+  const quarter = bar ? Math.floor(bar.getAttribute("aria-valuenow") / 25) : 0;
+  if (quarter > state.quarter) say(state.voice, `${25 * quarter} percent of the clip is made.`);
+  state.quarter = quarter;
+}
+
+function say(place, text) {
+  if (place.textContent !== text) place.textContent = text;
+}
+
+function start() {
+  const state = (window.sgmHands = { focused: {}, quarter: 0, now: null });
+  state.note = Object.assign(document.createElement("p"), { className: "note" });
+  state.voice = Object.assign(document.createElement("p"), { className: "voice" });
+  for (const place of [state.note, state.voice]) place.setAttribute("role", "status");
+  const on = (name, act) => document.addEventListener(name, (event) => state.now && act(event), true);
+  on("paste", (event) => take(event, event.clipboardData?.files));
+  on("dragover", (event) => uploader() && event.dataTransfer?.types.includes("Files") && event.preventDefault());
+  on("drop", (event) => take(event, event.dataTransfer?.files));
+  on("change", (event) => {
+    const [file] = event.target === uploader() ? event.target.files : [];
+    if (!file || !tooLarge(file)) return;
+    event.stopImmediatePropagation();
+    event.target.value = "";
+    refuse(file);
+  });
+  on("focusin", ({ target }) => {
+    const keyed = target.closest('[class*="st-key-"]');
+    state.focused = { element: target, place: [...(keyed?.classList ?? [])].find((name) => name.startsWith("st-key-")) };
+  });
+  on("pointerdown", () => (state.focused = {})); // the hand moves it now
+  on("click", ({ target }) => target.closest(".goto") && document.querySelector(".st-key-result").scrollIntoView({ behavior: "smooth" }));
+  let waiting = false;
+  new MutationObserver(() => {
+    if (waiting) return;
+    waiting = true;
+    setTimeout(() => {
+      waiting = false;
+      if (!state.now) return;
+      focusStays(state), describe(state.now), tellRefusedNumbers(state), tellProgress(state);
+    }, 50);
+  }).observe(document.body, { subtree: true, childList: true, attributeFilter: ["aria-invalid"] });
+  return state;
+}
+
+export default function (component) {
+  const state = window.sgmHands ?? start();
+  const { said } = component.data;
+  if (state.said !== undefined && said !== state.said) say(state.voice, said);
+  state.said = said;
+  state.now = component;
+  component.parentElement.append(state.note, state.voice);
+  describe(component), tellRefusedNumbers(state);
+  return () => {
+    state.now = null;
+  };
+}

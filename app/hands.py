@@ -1,0 +1,55 @@
+"""What the browser does for the page itself, since Streamlit has no words for it (`hands.js`).
+
+A picture that is pasted or dropped anywhere goes to the uploader, one that is too large is refused before it is sent;
+focus stays where it was when a widget is drawn anew; buttons say what they are and whether they are chosen; progress
+and the finished clip are announced; numbers that a field does not accept are told beside Generate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+import streamlit as st
+from streamlit.components import v2
+
+from app.upload import LARGEST
+
+_KEY = "hands"
+
+
+_PREVIEW = """export default ({ data }) => {
+  for (const picture of data ? document.querySelectorAll("img[data-job]") : []) {
+    const { job } = picture.dataset;
+    Object.assign(picture, { src: data, alt: job && `A preview of the clip of ${job}` });
+  }
+};"""
+
+
+@cache
+def _component(name: str) -> Callable[..., object]:
+    code = (Path(__file__).parent / "hands.js").read_text(encoding="utf-8") if name == _KEY else _PREVIEW
+    return v2.component(f"sgm_{name}", js=code, isolate_styles=False)
+
+
+def lend(said: str, pressed: Mapping[str, bool], values: Mapping[str, str], notes: Mapping[str, str]) -> None:
+    """Give the page its hands; once a run.
+
+    said: announced to those who hear the page, where it is another text than before. pressed: keys of buttons, and
+    whether each is the chosen one of its group. values: labels of number fields, and the value that would run. notes:
+    titles of choices in lists, and what is said beside them.
+    """
+    data = {"said": said, "pressed": dict(pressed), "values": dict(values), "notes": dict(notes)}
+    data["megabytes"] = LARGEST
+    with st.container(key="hands_place"):
+        _component(_KEY)(key=_KEY, data=data, on_refused_change=_note_refused)
+
+
+def show_preview(address: str) -> None:
+    """Put a picture in the place of the active job's pictures, unless it is ""."""
+    _component("preview")(key="preview", data=address, height=1)
+
+
+def _note_refused() -> None:
+    st.session_state["too_large"] = str(st.session_state[_KEY]["refused"])
