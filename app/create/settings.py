@@ -12,7 +12,7 @@ import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
 from app.create.charts import show_curves
-from app.create.fields import FOLLOWING, base_fields, draw, options_of, set_all, set_value, value_of, with_options
+from app.create.fields import FOLLOWING, base_fields, draw, options_of, put, set_all, set_value, value_of, with_options
 from app.create.orbit import choose_orbit, show_orbit, without_effect
 from sgm import VERSIONS, Field, Version, VideoRequest, all_fields, best_version, version_status
 
@@ -109,7 +109,7 @@ def ready(request: VideoRequest) -> VideoRequest:
 def keep_seed(seed: int) -> None:
     """Set the seed, for all clips from now on."""
     set_value(all_fields()["seed"], current_version(), seed)
-    st.session_state["new_seed"] = False
+    put("new_seed", False)
 
 
 def switched_on() -> dict[str, str]:
@@ -119,12 +119,11 @@ def switched_on() -> dict[str, str]:
 
 def restore(request: VideoRequest, switched_on: Container[str] = ()) -> None:
     """Set the fields to a request, before they are drawn, and the switches that are named on."""
-    st.session_state["version"] = request.version
+    put("version", request.version)
     st.session_state["followed"] = request.model
-    st.session_state["new_seed"] = "new_seed" in switched_on
     for name in _SWITCHES:
-        if name in switched_on:
-            st.session_state[name] = True
+        if name == "new_seed" or name in switched_on:
+            put(name, name in switched_on)
     set_all(request, request.model)
 
 
