@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import groupby
 
 import streamlit as st
@@ -168,15 +168,20 @@ def keeping(page: str) -> Iterator[None]:
     try:
         yield
     finally:
-        undrawn, names = [], {"version", *_SWITCHES, *all_fields()}
-        for key in map(str, st.session_state):
-            if key.partition(":")[0] in names:
-                kept[key] = st.session_state[key]
-                # Raised for a widget that is drawn. To set one would undo what the browser changed meanwhile.
-                with suppress(StreamlitAPIException):
-                    st.session_state[key] = kept[key]
-                    undrawn.append(key)
-        st.session_state["undrawn"] = undrawn
+        names = {"version", *_SWITCHES, *all_fields()}
+        keys = [key for key in map(str, st.session_state) if key.partition(":")[0] in names]
+        kept.update({key: st.session_state[key] for key in keys})
+    # Only of a whole run: one that is broken off by the next has not drawn all.
+    st.session_state["undrawn"] = [key for key in keys if _is_undrawn(key)]
+
+
+def _is_undrawn(key: str) -> bool:
+    """Whether a key's widget is not drawn in this run. Its value is set, so that Streamlit knows no older one."""
+    try:
+        st.session_state[key] = st.session_state[key]
+    except StreamlitAPIException:
+        return False
+    return True
 
 
 def _request(version: Version) -> VideoRequest:
