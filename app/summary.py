@@ -37,9 +37,10 @@ def summary(request: VideoRequest) -> str:
     return " · ".join([*parts, *(_words(request, name) for name in choices if name not in said), *drawn])
 
 
-def varied(request: VideoRequest) -> str:
+def varied(request: VideoRequest, seed_known: bool = True) -> str:
     """What differs from the version's own values, beside the seed, and what the seed drew, in words; "" for nothing."""
-    drawn = [f"camera {way}"] if (way := request.family.drawn(request)) else []
+    way = request.family.drawn(request) if seed_known else ""
+    drawn = [f"camera {way}"] if way else []
     return " · ".join([*drawn, *(_words(request, name) for name in request.choices() if name != _SEED)])
 
 

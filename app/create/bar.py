@@ -8,7 +8,7 @@ import time
 import streamlit as st
 
 from app import hands, look
-from app.create import result, session
+from app.create import result, session, settings
 from app.create.picture import Picture
 from app.jobs import Job, doing, table
 from app.summary import varied
@@ -114,7 +114,7 @@ def _will_run(request: VideoRequest | None, picture: Picture | None) -> str:
     if request is None:
         return "This cannot run yet: see Movement."
     cost = f"{request.frames / request.fps:.1f} s of video, made in about {look.duration(table().seconds_for(request))}"
-    return look.plain(" · ".join(filter(None, [cost, varied(request)])))
+    return look.plain(" · ".join(filter(None, [cost, varied(request, seed_known=not settings.new_seed())])))
 
 
 def _progress_text(job: Job, others: int) -> str:

@@ -56,10 +56,15 @@ def value_of(field: Field, version: Version) -> Any:
     return field.parse(value) if field.kind is tuple else value
 
 
+def put(key: str, value: Any) -> None:
+    """Set a widget's value before it is drawn; also that which is kept for it where it is not (`settings.keeping`)."""
+    st.session_state[key] = st.session_state.setdefault("kept", {})[key] = value
+
+
 def set_value(field: Field, version: Version, value: Any) -> None:
     """Set the widget's value, None for empty, before it is drawn."""
     key = key_of(field, version)
-    st.session_state[key] = field.text(value) if field.kind is tuple else value
+    put(key, field.text(value) if field.kind is tuple else value)
     if field.name in _EMPTY:
         st.session_state.setdefault("told", set()).add(key)
 
@@ -72,7 +77,7 @@ def set_all(request: VideoRequest, version: Version) -> None:
         if name in fields:
             set_value(field, version, None if name in _EMPTY and name not in choices else getattr(request, name))
         else:
-            st.session_state[key_of(field, version)] = _initial(field, version)
+            put(key_of(field, version), _initial(field, version))
 
 
 def draw(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import groupby
 
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
 from app.create.charts import show_curves
-from app.create.fields import FOLLOWING, base_fields, draw, options_of, set_all, set_value, value_of, with_options
+from app.create.fields import FOLLOWING, base_fields, draw, options_of, put, set_all, set_value, value_of, with_options
 from app.create.orbit import choose_orbit, show_orbit, without_effect
 from sgm import VERSIONS, Field, Version, VideoRequest, all_fields, best_version, version_status
 
@@ -109,7 +109,7 @@ def ready(request: VideoRequest) -> VideoRequest:
 def keep_seed(seed: int) -> None:
     """Set the seed, for all clips from now on."""
     set_value(all_fields()["seed"], current_version(), seed)
-    st.session_state["new_seed"] = False
+    put("new_seed", False)
 
 
 def switched_on() -> dict[str, str]:
@@ -119,12 +119,11 @@ def switched_on() -> dict[str, str]:
 
 def restore(request: VideoRequest, switched_on: Container[str] = ()) -> None:
     """Set the fields to a request, before they are drawn, and the switches that are named on."""
-    st.session_state["version"] = request.version
+    put("version", request.version)
     st.session_state["followed"] = request.model
-    st.session_state["new_seed"] = "new_seed" in switched_on
     for name in _SWITCHES:
-        if name in switched_on:
-            st.session_state[name] = True
+        if name == "new_seed" or name in switched_on:
+            put(name, name in switched_on)
     set_all(request, request.model)
 
 
@@ -169,15 +168,20 @@ def keeping(page: str) -> Iterator[None]:
     try:
         yield
     finally:
-        undrawn, names = [], {"version", *_SWITCHES, *all_fields()}
-        for key in map(str, st.session_state):
-            if key.partition(":")[0] in names:
-                kept[key] = st.session_state[key]
-                # Raised for a widget that is drawn. To set one would undo what the browser changed meanwhile.
-                with suppress(StreamlitAPIException):
-                    st.session_state[key] = kept[key]
-                    undrawn.append(key)
-        st.session_state["undrawn"] = undrawn
+        names = {"version", *_SWITCHES, *all_fields()}
+        keys = [key for key in map(str, st.session_state) if key.partition(":")[0] in names]
+        kept.update({key: st.session_state[key] for key in keys})
+    # Only of a whole run: one that is broken off by the next has not drawn all.
+    st.session_state["undrawn"] = [key for key in keys if _is_undrawn(key)]
+
+
+def _is_undrawn(key: str) -> bool:
+    """Whether a key's widget is not drawn in this run. Its value is set, so that Streamlit knows no older one."""
+    try:
+        st.session_state[key] = st.session_state[key]
+    except StreamlitAPIException:
+        return False
+    return True
 
 
 def _request(version: Version) -> VideoRequest:
