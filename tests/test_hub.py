@@ -113,7 +113,8 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
         else:
-            self.wfile.write(CONTENT[start:])
+            with contextlib.suppress(OSError):  # whoever asked may have heard enough
+                self.wfile.write(CONTENT[start:])
 
     def log_message(self, *args: object) -> None:
         pass
