@@ -59,14 +59,14 @@ def value_of(field: Field, version: Version) -> Any:
 def put(key: str, value: Any) -> None:
     """Set a widget's value before it is drawn; also that which is kept for it where it is not (`settings.keeping`)."""
     st.session_state[key] = st.session_state.setdefault("kept", {})[key] = value
+    if key.partition(":")[0] in _EMPTY:
+        st.session_state.setdefault("told", set()).add(key)
 
 
 def set_value(field: Field, version: Version, value: Any) -> None:
     """Set the widget's value, None for empty, before it is drawn."""
     key = key_of(field, version)
     put(key, field.text(value) if field.kind is tuple else value)
-    if field.name in _EMPTY:
-        st.session_state.setdefault("told", set()).add(key)
 
 
 def set_all(request: VideoRequest, version: Version) -> None:
