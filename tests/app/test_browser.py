@@ -472,6 +472,8 @@ def test_what_was_set_by_hand_stays(page: Any, site: Server) -> None:
     page.wait_for_url(re.compile("crop_x=0.25.*new_seed=on.*whole_ranges=on"))
 
     def all_is_there() -> None:
+        expect(page.get_by_role("spinbutton", name="Seed", exact=True)).to_have_count(1)  # once all is drawn anew
+        page.wait_for_function("document.querySelector('.stApp').dataset.testScriptState === 'notRunning'")
         for label, value in numbers.items():
             expect(page.get_by_role("spinbutton", name=label, exact=True)).to_have_value(value)
         for label, value in sliders.items():
@@ -495,9 +497,11 @@ def test_what_was_set_by_hand_stays(page: Any, site: Server) -> None:
     all_is_there()
 
     chunk, frames = (page.get_by_role("spinbutton", name=name, exact=True) for name in ("Decoded at once", "Frames"))
-    chunk.fill("")
-    page.keyboard.press("Tab")
-    page.wait_for_url(lambda url: "decode_chunk" not in url)
+    for value in ("4", ""):
+        chunk.fill(value)
+        page.keyboard.press("Tab")
+        page.wait_for_url(lambda url, value=value: ("decode_chunk=4" in url) == bool(value))
+    expect(chunk).to_have_value("")
     frames.fill("500")
     page.keyboard.press("Tab")
     expect(page.get_by_text("Frames: 500 is not between 1 and 200, so 14 will run.")).to_be_visible()
