@@ -19,11 +19,9 @@ function take(event, files) {
   give(files[0]);
 }
 
-function focusStays(state) {
-  const { element, place } = state.focused;
-  if (!element || element.isConnected || document.activeElement !== document.body) return;
-  state.focused = {};
-  place && document.querySelector(`.${CSS.escape(place)} :is(button, input, a, [role=slider])`)?.focus({ preventScroll: true });
+function focusStays({ focused: { element, place } }) {
+  if (!element || element.isConnected || document.activeElement !== document.body || !place) return;
+  document.querySelector(`.${CSS.escape(place)} :is(button, input, a)`)?.focus({ preventScroll: true });
 }
 
 function describe({ data }) {
@@ -72,10 +70,12 @@ function start() {
     event.target.value = "";
     refuse(file);
   });
-  on("focusin", ({ target }) => {
-    const keyed = target.closest('[class*="st-key-"]');
-    state.focused = { element: target, place: [...(keyed?.classList ?? [])].find((name) => name.startsWith("st-key-")) };
-  });
+  const noteFocus = (element) => {
+    const keyed = element.closest('[class*="st-key-"]');
+    state.focused = { element, place: [...(keyed?.classList ?? [])].find((name) => name.startsWith("st-key-")) };
+  };
+  noteFocus(document.activeElement);
+  on("focusin", (event) => noteFocus(event.target));
   on("pointerdown", () => (state.focused = {})); // the hand moves it now
   on("click", ({ target }) => target.closest(".goto") && document.querySelector(".st-key-result").scrollIntoView({ behavior: "smooth" }));
   let waiting = false;

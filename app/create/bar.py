@@ -8,7 +8,7 @@ import time
 import streamlit as st
 
 from app import hands, look
-from app.create import result, session, settings
+from app.create import session, settings, stills
 from app.create.picture import Picture
 from app.jobs import Job, doing, table
 from app.summary import varied
@@ -35,13 +35,13 @@ def show(request: VideoRequest | None, picture: Picture | None, job: Job | None)
             if not problem:
                 st.rerun()
         if lead:
-            _thumb(result.preview(lead, small=True), f"Go to the preview of {lead.name}")
+            _thumb(stills.preview(lead, small=True), f"Go to the preview of {lead.name}")
             _show_progress(lead.id, lead.state, sum(other.id != lead.id for other in mine))
             if job is None or lead.id != job.id:
                 about = f"Show how the clip of {look.plain(lead.name)} comes along."
                 st.button("Show", help=about, on_click=session.follow, args=(lead.id,))
         elif job and job.state == "done":
-            _thumb(result.poster(job), f"Done: go to the clip of {job.name}", "Done")
+            _thumb(stills.poster(job), f"Done: go to the clip of {job.name}", "Done")
         for ended in session.ended_unseen()[:1]:
             label = "Done" if ended.state == "done" else "Not made"
             st.button(

@@ -14,6 +14,7 @@ from sgm import Field, Version, VideoRequest, all_fields
 # Fields with a default for each version, but one value for all versions once it is set.
 FOLLOWING = ("motion_bucket",)
 _EMPTY = {"decode_chunk": "All frames"}  # fields that may stay empty, and what that means
+_RUNS = 2  # after code has set a field, in which the browser is told that this is its start value
 _EXACT = "%.15g"  # 15 digits, without trailing zeros
 
 
@@ -59,14 +60,14 @@ def value_of(field: Field, version: Version) -> Any:
 def put(key: str, value: Any) -> None:
     """Set a widget's value before it is drawn; also that which is kept for it where it is not (`settings.keeping`)."""
     st.session_state[key] = st.session_state.setdefault("kept", {})[key] = value
+    if key.partition(":")[0] in _EMPTY:
+        st.session_state.setdefault("told", {})[key] = 0
 
 
 def set_value(field: Field, version: Version, value: Any) -> None:
     """Set the widget's value, None for empty, before it is drawn."""
     key = key_of(field, version)
     put(key, field.text(value) if field.kind is tuple else value)
-    if field.name in _EMPTY:
-        st.session_state.setdefault("told", set()).add(key)
 
 
 def set_all(request: VideoRequest, version: Version) -> None:
@@ -114,11 +115,10 @@ def draw(
         integer = field.kind is int
         step = version.multiple if field.unit == "pixels" else field.step or (1 if integer else 0.01)
         if field.name in _EMPTY:
-            # A browser lets a field be emptied whose start value is empty. So what was set by code, rather than in the
-            # browser, is told at each run instead.
-            if key in st.session_state.get("told", ()):
-                st.session_state[key] = value
-            value, on_change = None, lambda: st.session_state["told"].discard(key)
+            # A browser lets a field be emptied whose start value is empty, and may draw what code has set a run later.
+            told: dict[str, int] = st.session_state.setdefault("told", {})
+            told[key] = told.get(key, _RUNS) + 1
+            value, on_change = value if told[key] <= _RUNS else None, lambda: told.update({key: _RUNS})
         st.number_input(
             field.label,
             field.kind(field.low),

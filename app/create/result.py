@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import html
-import io
-from pathlib import Path
-
 import streamlit as st
 
 from app import look, player
-from app.create import session
+from app.create import session, stills
 from app.create import settings as fields
-from app.jobs import LONGEST_CHAIN, Job, open_stored, still, table
+from app.jobs import LONGEST_CHAIN, Job, still, table
 from app.summary import summary, varied
-from sgm import UserError, VideoRequest, prepare_picture
-
-_PREVIEW_SIDE = 960  # pixels
+from sgm import UserError
 
 
 def show_result(job: Job | None) -> None:
@@ -27,7 +21,7 @@ def show_result(job: Job | None) -> None:
         how = "Press Generate." if st.session_state.get("opened") else "Choose a picture, then press Generate."
         st.html(f'<div class="stage"><b>Your clip will play here</b>{how}</div>')
     elif job.active:
-        st.html(preview(job))
+        st.html(stills.preview(job))
         st.caption(
             f"Making a clip of {look.plain(job.name)}. Change settings or reload meanwhile: it will not be lost."
         )
@@ -38,7 +32,7 @@ def show_result(job: Job | None) -> None:
         comfort = "" if job.state == "failed" else " Your settings are kept."
         show(look.plain(job.message) + comfort)
         st.button("Run again", icon=":material/replay:", on_click=session.submit, args=(table().again, job.id))
-        st.html(preview(job))
+        st.html(stills.preview(job))
     if job and not job.active:
         session.seen(job)
     _show_queue(job)
@@ -85,34 +79,6 @@ def show_recent(shown: Job | None) -> None:
                     args=(job.id,),
                     width="stretch",
                 )
-
-
-def preview(job: Job, small: bool = False) -> str:
-    """HTML of a job's preview or, before there is one, of the picture as the model sees it. small: within a button."""
-    try:
-        address = look.inline(job.preview or _frame(job.picture, job.request))
-    except Exception:  # of any kind: the file may be damaged
-        return "<div></div>"
-    about = f"{'A preview of the clip of' if job.preview else 'The picture'} {job.name}"
-    alt, name = ("" if small else html.escape(text) for text in (about, job.name))
-    active = f' data-job="{name}"' if job.active else ""  # later previews replace it: see app/hands.py
-    return f'<div class="stage live"><img src="{address}" alt="{alt}"{active}></div>'
-
-
-def poster(job: Job) -> str:
-    """HTML of a finished clip's first frame, small."""
-    picture = still(job)
-    return f'<img src="{look.inline(picture)}" alt="">' if picture else "<span>▶</span>"
-
-
-@st.cache_data(max_entries=16)
-def _frame(path: Path, _request: VideoRequest) -> bytes:
-    scale = max(1, _PREVIEW_SIDE // max(_request.size))
-    image = prepare_picture(open_stored(path), _request, scale)
-    image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=88)
-    return file.getvalue()
 
 
 def _show_clip(job: Job) -> None:

@@ -163,8 +163,8 @@ def keeping(page: str) -> Iterator[None]:
     """
     kept: dict[str, object] = st.session_state.setdefault("kept", {})
     before, st.session_state["page"] = st.session_state.get("page"), page
-    for key in kept if page != before else st.session_state.get("undrawn", ()):
-        st.session_state[key] = kept[key]
+    for key in list(kept) if page != before else st.session_state.get("undrawn", ()):
+        put(key, kept[key])
     try:
         yield
     finally:
