@@ -134,7 +134,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def test_comes_whole_and_once_with_progress(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)  # whatever else the library asks, it asks there
+    # Whatever else the hub's library asks, it asks there.
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    address = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address)
     told: list[tuple[str, float]] = []
     path = download_weights("svd", tmp_path, endpoint=hub.url, on_progress=lambda *what: told.append(what))
     assert path == tmp_path / "svd.safetensors"
