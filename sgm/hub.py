@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sgm.errors import UserError
-from sgm.hub_errors import DownloadError, errors_explained, of_http
+from sgm.hub_errors import DownloadError, RefusedError, errors_explained, of_http
 from sgm.paths import check_writable, exists, is_file, refusals_explained, rename_new, user_path
 from sgm.versions import VERSIONS, Version, checkpoint_folders
 
@@ -87,6 +87,7 @@ def _announced(model: Version, endpoint: str | None) -> tuple[str, int, str, dic
         from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url  # imported here: they take a second
         from huggingface_hub.utils import build_hf_headers
 
+        constants.HF_HUB_DISABLE_TELEMETRY = True  # with it, any other answer of the hub is read first, however long
         hub = endpoint or constants.ENDPOINT
         _check_address(hub, f"The hub's address (HF_ENDPOINT) is {hub}")
         url = hf_hub_url(model.repo or "", model.hub_file, endpoint=endpoint)
@@ -169,8 +170,9 @@ def _download(
                 report("download", min(count / size, 1))  # outside of the boundary: its errors are the caller's
                 with errors_explained(model, part, size):
                     count = next(steps, None)
-    except _Unannounced:
-        part.unlink()
+    except DownloadError as error:
+        if isinstance(error, _Unannounced) or not part.stat().st_size:
+            part.unlink()
         raise
     problem = _wrong_checksum(part, size, etag, report)
     if not _SHA256.fullmatch(etag):
@@ -197,7 +199,7 @@ def _fetch(url: str, headers: dict[str, str], file: io.FileIO, size: int) -> Gen
     Not by the hub library's `http_get`, which unpacks what is compressed and writes whatever comes, to the disk's end.
     """
     from huggingface_hub import constants
-    from huggingface_hub.utils import hf_raise_for_status, http_stream_backoff
+    from huggingface_hub.utils import http_stream_backoff
 
     if (count := file.seek(0, os.SEEK_END)) > size:
         count = _emptied(file)
@@ -212,9 +214,10 @@ def _fetch(url: str, headers: dict[str, str], file: io.FileIO, size: int) -> Gen
                 headers={**headers, **resumed},
                 timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
                 retry_on_exceptions=(),
-                retry_on_status_codes=(408, 429),
+                retry_on_status_codes=(),  # else it waits for as long as the hub says
             ) as response:
-                hf_raise_for_status(response)
+                if response.status_code >= 400:
+                    raise RefusedError(response.status_code)
                 if response.headers.get("content-encoding", "identity") != "identity":
                     raise _Unannounced("The hub sends a compressed file, which was not asked for: try again later.")
                 if count and response.status_code != 206:  # from the start again
@@ -231,7 +234,7 @@ def _fetch(url: str, headers: dict[str, str], file: io.FileIO, size: int) -> Gen
                         rest = rest[file.write(rest) :]
                     yield count
         except Exception as error:
-            if not of_http(error):
+            if not of_http(error) and not (isinstance(error, RefusedError) and error.may_pass):
                 raise
             failures = 0 if count > before else failures + 1
             if failures > _TRIES:

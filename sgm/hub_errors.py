@@ -14,9 +14,20 @@ from sgm.versions import Version
 # Modules of the hub library's HTTP client, which it has changed more than once.
 _HTTP_CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 
+# Their errors after something has answered.
+_ANSWERED = ("RemoteProtocolError", "LocalProtocolError", "TooManyRedirects", "DecodingError", "ContentDecodingError")
+
 
 class DownloadError(UserError):
     """A download that failed; the message says why and what to do."""
+
+
+class RefusedError(Exception):
+    """An answer of HTTP that is an error. code: its number; may_pass: whether the next answer may be another."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code, self.may_pass = code, code in (408, 429) or code >= 500
 
 
 def of_http(error: Exception) -> bool:
@@ -60,8 +71,8 @@ def _explanation(error: Exception, model: Version, part: Path | None, size: int)
         return f"{model.repo} has no {model.hub_file} (any more): see {page}."
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so nothing is downloaded: unset it, or bring the file."
-    if isinstance(error, errors.HfHubHTTPError):
-        code = getattr(error.response, "status_code", "an error")
+    if isinstance(error, (RefusedError, errors.HfHubHTTPError)):
+        code = error.code if isinstance(error, RefusedError) else getattr(error.response, "status_code", "an error")
         if code in (401, 403):
             return (
                 f"The hub refuses {model.repo} ({code}): log in with `hf auth login`, and accept the licence at {page}."
@@ -84,7 +95,7 @@ def _explanation(error: Exception, model: Version, part: Path | None, size: int)
             f"The download broke off after {done / 1e9:.2f} of {size / 1e9:.2f} GB. Run `sgm download {model.name}` "
             "again: it goes on from there."
         )
-    if of_http(error):
+    if of_http(error) and type(error).__name__ not in _ANSWERED:
         proxies = {re.sub(r"//[^/@]*@", "//", value) for kind, value in getproxies().items() if kind != "no"}
         through = f" through the proxy {' or '.join(sorted(proxies))}" if proxies else ""
         advice = "is it running?" if proxies else "is this machine online?"

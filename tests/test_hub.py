@@ -51,7 +51,7 @@ DDI9d4pFTFK0PiGMKsM2+ho6I2BI5SsJxZue4BzBWs+clSI6jjTjKMAl
 class Hub(ThreadingHTTPServer):
     """Serves CONTENT as every file.
 
-    status: what it answers; breaks: how often it breaks off half-way; headers: more of them, or others in place of its
+    status: what it answers, and get_status to GET; breaks: how often it breaks off half-way; headers: more of them, or others in place of its
     own; body: what it sends instead, without saying how much; wait: an event before the first byte of a body.
     """
 
@@ -59,6 +59,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.status, self.code, self.breaks = 200, "", 0
+        self.get_status = 200
         self.headers: dict[str, str] = {}
         self.body: Iterable[bytes] | None = None
         self.wait: threading.Event | None = None
@@ -78,11 +79,12 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, body: bool) -> None:
         hub, wanted = self.server, self.headers.get("Range")
         hub.asked.append((self.command, self.path, wanted))
-        if hub.status != 200:
-            self.send_response(hub.status)
+        if (status := hub.get_status if body and hub.status == 200 else hub.status) != 200:
+            self.send_response(status)
             if hub.code:
                 self.send_header("X-Error-Code", hub.code)
-            self.send_header("Content-Length", "0")
+            for name, value in {"Content-Length": "0", **hub.headers}.items():
+                self.send_header(name, value)
             self.end_headers()
             return
         start = int(re.findall(r"\d+", wanted)[0]) if wanted else 0
@@ -132,7 +134,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server.server_close()
 
 
-def test_comes_whole_and_once_with_progress(hub: Hub, tmp_path: Path) -> None:
+def test_comes_whole_and_once_with_progress(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whatever else the hub's library asks, it asks there.
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    address = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address)
     told: list[tuple[str, float]] = []
     path = download_weights("svd", tmp_path, endpoint=hub.url, on_progress=lambda *what: told.append(what))
     assert path == tmp_path / "svd.safetensors"
@@ -142,7 +148,7 @@ def test_comes_whole_and_once_with_progress(hub: Hub, tmp_path: Path) -> None:
         shares = [share for name, share in told if name == phase]
         assert shares == sorted(shares)
         assert shares[-1] == 1
-    assert hub.asked[0][1] == f"/{ROW.repo}/resolve/main/svd.safetensors"
+    assert {place for _, place, _ in hub.asked} == {f"/{ROW.repo}/resolve/main/svd.safetensors"}
     hub.asked.clear()
     assert download_weights("svd", tmp_path, endpoint=hub.url) == path
     assert [command for command, *_ in hub.asked] == ["HEAD"]  # it is there: only its size is compared
@@ -202,6 +208,15 @@ def test_a_refusal_is_explained(hub: Hub, tmp_path: Path, status: int, code: str
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("status", "asked"), [(503, 6), (429, 6), (416, 1)])  # 6: what may pass is waited for
+def test_a_storage_servers_refusal_is_explained(hub: Hub, tmp_path: Path, status: int, asked: int) -> None:
+    hub.get_status, hub.headers = status, {"Retry-After": "100000"}
+    with pytest.raises(DownloadError, match=rf"The hub answered {status} for svd.safetensors .*; try again later"):
+        download_weights("svd", tmp_path, endpoint=hub.url)
+    assert [command for command, *_ in hub.asked] == ["HEAD", *["GET"] * asked]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_false_checksum_is_told_and_nothing_stays(hub: Hub, tmp_path: Path) -> None:
     hub.etag = "0" * 64
     with pytest.raises(UserError, match=r"has the checksum .* but the hub announced 000000000000…"):
@@ -243,6 +258,7 @@ def test_a_full_disk_is_told_before_the_start(hub: Hub, tmp_path: Path, monkeypa
         ({"Location": "http://[::1"}, None, "svd.safetensors"),
         ({"Location": "http://127.0.0.1:99999/x"}, None, "svd.safetensors"),
         ({"Location": "file:///etc/passwd"}, None, "svd.safetensors"),
+        ({"Content-Length": "-5"}, None, "The hub's answer for svd.safetensors cannot be used"),
         ({}, [b"too little"], "broke off after 0.00 of 0.00 GB"),
         ({}, [bytes(len(CONTENT))], "has the checksum"),
         ({"X-Linked-Etag": "no checksum"}, [bytes(len(CONTENT))], "cannot be read as weights"),
