@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 
 from sgm.conditioning.scalar import ConcatTimestepEmbedderND
 from sgm.config import instantiate_from_config, load_config
+from sgm.errors import UserError
 from sgm.layers.embeddings import timestep_embedding
 from sgm.versions import bundle
 from tests.diffusers_weights import autoencoder, image_tower, part, unet
@@ -101,5 +102,5 @@ def test_time_ids() -> None:
 def test_a_key_that_no_rule_knows_is_an_error(params: dict) -> None:
     config = params["network_config"]
     _, state = made_up(config)
-    with pytest.raises(KeyError, match="No rule"):
+    with pytest.raises(UserError, match=r"no place for surplus\.weight"):
         unet(config["params"], {**state, "surplus.weight": torch.zeros(1)}, FRAMES)
