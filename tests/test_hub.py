@@ -51,8 +51,9 @@ DDI9d4pFTFK0PiGMKsM2+ho6I2BI5SsJxZue4BzBWs+clSI6jjTjKMAl
 class Hub(ThreadingHTTPServer):
     """Serves CONTENT as every file.
 
-    status: what it answers, and get_status to GET; breaks: how often it breaks off half-way; headers: more of them, or others in place of its
-    own; body: what it sends instead, without saying how much; wait: an event before the first byte of a body.
+    status: what it answers, and get_status to GET; breaks: how often it breaks off half-way; headers: more of them, or
+    others in place of its own; body: what it sends instead, without saying how much; wait: an event before the
+    first byte of a body.
     """
 
     def __init__(self) -> None:
