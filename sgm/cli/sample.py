@@ -54,7 +54,7 @@ class SampleCommand(typer.core.TyperCommand):
         except Exception as error:
             if hasattr(error, "possibilities"):  # of an unknown option, for which only those of the others are known
                 known = [*fields, *(option for parameter in self.params for option in parameter.opts)]
-                vars(error)["possibilities"] = difflib.get_close_matches(vars(error)["option_name"], known)
+                vars(error)["possibilities"] = difflib.get_close_matches(vars(error)["option_name"], known, n=1)
             raise
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
