@@ -13,6 +13,7 @@ import streamlit as st
 from PIL import Image, ImageDraw
 
 from sgm import fit_picture, open_picture
+from sgm.errors import printable
 
 POLL = float(os.environ.get("SGM_POLL") or 1)  # seconds between two polls of a running job
 SAMPLES = {path.stem: path for path in sorted((Path(__file__).parent / "samples").glob("*.jpg"))}
@@ -38,8 +39,12 @@ def address() -> str:
 
 
 def plain(text: str) -> str:
-    """Text escaped for Markdown, in one line, so that it is shown as it is: underscores of paths, addresses, dashes."""
-    return re.sub(r"[\\`*_\[\]<>$:~#&@|]|(?<=-)-|(?<=www)\.", r"\\\g<0>", " ".join(text.split()))
+    """Text escaped for Markdown, in one line, so that it is shown as it is: underscores of paths, addresses, dashes.
+
+    What would turn the direction of the text around it is shown as an escape.
+    """
+    line = printable(" ".join(text.split()), len(text) + 1)
+    return re.sub(r"[\\`*_\[\]<>$:~#&@|]|(?<=-)-|(?<=www)\.", r"\\\g<0>", line)
 
 
 def inline(jpeg: bytes) -> str:

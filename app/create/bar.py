@@ -53,6 +53,9 @@ def show(request: VideoRequest | None, picture: Picture | None, job: Job | None)
             )
         if not lead or request is None or picture is None:
             st.caption(_will_run(request, picture), width="stretch")
+    if lead and request and picture:
+        with st.container(key="next"):
+            st.caption(f"Generate will run: {_will_run(request, picture)}")
     if problem:
         st.error(look.plain(problem))
 
