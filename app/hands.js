@@ -19,9 +19,13 @@ function take(event, files) {
   give(files[0]);
 }
 
-function focusStays({ focused: { element, place } }) {
-  if (!element || element.isConnected || document.activeElement !== document.body || !place) return;
-  document.querySelector(`.${CSS.escape(place)} :is(button, input, a)`)?.focus({ preventScroll: true });
+function focusStays({ focused: { element, places } }) {
+  if (!element || element.isConnected || document.activeElement !== document.body) return;
+  // The place itself comes back while the page is drawn; once all is drawn, the nearest one around it that is left.
+  const isDrawn = document.querySelector(".stApp").dataset.testScriptState === "notRunning";
+  const left = (isDrawn ? places : places.slice(0, 1)).map((place) =>
+    document.querySelector(`.${CSS.escape(place)} :is(button, input, a):enabled`));
+  left.find(Boolean)?.focus({ preventScroll: true });
 }
 
 function describe({ data }) {
@@ -71,8 +75,10 @@ function start() {
     refuse(file);
   });
   const noteFocus = (element) => {
-    const keyed = element.closest('[class*="st-key-"]');
-    state.focused = { element, place: [...(keyed?.classList ?? [])].find((name) => name.startsWith("st-key-")) };
+    const places = []; // of the element, innermost first
+    for (let at = element.closest('[class*="st-key-"]'); at; at = at.parentElement.closest('[class*="st-key-"]'))
+      places.push([...at.classList].find((name) => name.startsWith("st-key-")));
+    state.focused = { element, places: [...places, "st-key-bar"] };
   };
   noteFocus(document.activeElement);
   on("focusin", (event) => noteFocus(event.target));
@@ -87,7 +93,7 @@ function start() {
       if (!state.now) return;
       focusStays(state), describe(state.now), tellRefusedNumbers(state), tellProgress(state);
     }, 50);
-  }).observe(document.body, { subtree: true, childList: true, attributeFilter: ["aria-invalid"] });
+  }).observe(document.body, { subtree: true, childList: true, attributeFilter: ["aria-invalid", "data-test-script-state"] });
   return state;
 }
 

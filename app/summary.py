@@ -27,9 +27,9 @@ def summary(request: VideoRequest) -> str:
         request.model.title,
         f"seed {request.seed}",
         *(_words(request, name) for name in usual),
-        f"{request.steps} steps",
+        f"{request.steps} steps" if request.steps != 1 else "1 step",
         fields["sampler"].title(request.sampler),
-        f"{request.frames} frames at {request.fps} fps",
+        f"{request.frames} {'frames' if request.frames != 1 else 'frame'} at {request.fps} fps",
         f"{request.width} × {request.height}",
     ]
     said = {_SEED, *usual, "steps", "sampler", "frames", "fps", "width", "height"}

@@ -53,7 +53,8 @@ _MEASURED = {
     ("cuda", "svd_tiny"): {phase: (a, b / 10) for phase, (a, b) in _SVD_GPU.items()},
     ("cuda", "svd"): _SVD_GPU,
 }
-_LATEST = 8  # finished jobs of a version that an estimate is based on
+_LATEST = 8  # finished jobs of a version that an estimate is based on, beside
+_ALIKE, _LOOKED_AT = 3, 64  # as many of the same work among so many before them: drafts do not push them out
 _STIFFNESS = 0.3  # how firmly `a` and `b` keep the proportion of the measured figures; a job of the same work weighs 1
 _SAME = 0.1  # how far two works may differ to be of one kind, as a power of two
 _LEAST_LEFT = 0.03  # share of an expected phase that is left while it takes longer than that
@@ -83,9 +84,12 @@ def expected(newest_first: Iterable[Job], request: VideoRequest, device: str, co
                 for job in newest_first
                 if job.state == "done" and job.request.version == request.version and _device(job) in ("", device)
             ),
-            _LATEST,
+            _LOOKED_AT,
         )
     )
+    asked = work(request, "sample")[1]
+    alike = (job for job in finished[_LATEST:] if abs(math.log2(work(job.request, "sample")[1] / asked)) < _SAME)
+    finished = [*finished[:_LATEST], *islice(alike, _ALIKE)]
     model = "svd_tiny" if request.version == "svd_tiny" else "svd"
     figures = _MEASURED["cuda" if device == "cuda" else "cpu", model]
     speed = 1.0 if device == "cuda" else min(cores, 8) ** -0.6

@@ -649,8 +649,9 @@ def test_the_keyboard_reaches_everything(page: Any, site: Server, past: tuple[Pa
     assert not wanted, seen
     page.keyboard.press("Control+Enter")
     next_job(page, past[1])
-    button(page, "Cancel").click()
+    button(page, "Cancel").press("Enter")
     sync_api.expect(page.get_by_text(re.compile("Stopped|Taken out"))).to_be_visible(timeout=LATER)
+    sync_api.expect(button(page, "Generate")).to_be_focused()  # Cancel is gone, and the focus is near it
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")

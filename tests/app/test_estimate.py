@@ -53,6 +53,8 @@ def test_two_clips_of_a_kind_on_any_machine(asked: str, slower: float) -> None:
     others = [job(name, slower, small_offset=1.5) for name in ("draft", "default", "25 frames")]
     assert quote(kind, others[0], kind, others[1], kind, others[2]) == pytest.approx(seconds(kind), rel=0.25)
     assert quote(kind, kind, kind, *others) == pytest.approx(seconds(kind), rel=0.25)
+    many = [job("25 frames" if asked == "draft" else "draft", 2 * slower)] * 20  # made meanwhile
+    assert quote(kind, *many, kind, kind) == pytest.approx(seconds(kind), rel=0.25)
 
 
 def test_what_teaches_nothing() -> None:

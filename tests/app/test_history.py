@@ -18,7 +18,7 @@ from sgm import Clip, VideoRequest
 
 LIMIT = 20.0  # seconds
 TINY: dict[str, Any] = {"frames": 2, "steps": 1, "width": 64, "height": 64}
-NAMES = ("lake.jpg", "[x](https://evil.example) www.evil.example\n# *IMG_2041*.jpg", "road at night.jpg")
+NAMES = ("lake.jpg", "[x](https://evil.example) www.evil.example\n# \u202e*IMG_2041*.jpg", "road at night.jpg")
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_names_are_shown_as_they_are_and_tell_buttons_apart(table: Table) -> Non
     assert len(labels) == 2  # open, delete
     for label in labels:
         assert "\n" not in label
-        assert r"\[x\](https\://evil.example) www\.evil.example \# \*IMG\_2041\*.jpg, " in label
+        assert r"\[x\](https\://evil.example) www\.evil.example \# \\u202e\*IMG\_2041\*.jpg, " in label
     assert len({button.label for button in page.button}) == len(page.button)
     assert len({box.label for box in page.checkbox}) == 3
 
