@@ -532,27 +532,34 @@ def test_on_a_phone_the_clip_comes_to_the_bar(browser: Any, site: Server) -> Non
         assert next_job(page, job) != job
 
 
+def only(page: Any, action: str) -> Any:
+    """The button of the only card that is left; cards of before stay until the page is drawn."""
+    found = page.locator(f"[class*=st-key-{action}_] button >> visible=true")
+    sync_api.expect(found).to_have_count(1)
+    return found
+
+
 def test_history_filters_opens_and_deletes(page: Any, site: Server, past: tuple[Path, str]) -> None:
     expect = sync_api.expect
     page.goto(f"{site.address}history")
     page.get_by_label("Search").fill("lake 4711")
     page.get_by_label("Search").press("Enter")
     expect(page.get_by_text("Page 1 of 1 · 1 clip")).to_be_visible()
-    page.locator("[class*=st-key-open_] button >> visible=true").click()
+    only(page, "open").click()
     page.locator("video").wait_for()
     expect(page.get_by_role("slider", name="Motion")).to_have_value("61")
     page.get_by_role("link", name="History").click()
     page.get_by_label("Search").fill("lake 4711")
     page.get_by_label("Search").press("Enter")
     expect(page.get_by_text("Page 1 of 1 · 1 clip")).to_be_visible()
-    page.locator("[class*=st-key-delete_] button >> visible=true").click()
+    only(page, "delete").click()
     button(page, "Keep it").click()
     expect(page.get_by_text("Delete this clip?")).to_have_count(0)
     assert (site.outputs / past[1]).is_dir()
     page.get_by_label("Search").fill("spare")
     page.get_by_label("Search").press("Enter")
     expect(page.get_by_text("lake.jpg")).to_have_count(0)
-    page.locator("[class*=st-key-delete_] button >> visible=true").click()
+    only(page, "delete").click()
     button(page, "Delete for good").click()
     expect(page.get_by_text("No clip fits.")).to_be_visible()
     assert not [path for path in site.outputs.glob("*/job.json") if "spare.jpg" in path.read_text("utf-8")]
