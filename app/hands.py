@@ -29,8 +29,12 @@ _PREVIEW = """export default ({ data }) => {
 
 
 @cache
-def _component(name: str) -> Callable[..., object]:
-    code = (Path(__file__).parent / "hands.js").read_text(encoding="utf-8") if name == _KEY else _PREVIEW
+def _code() -> str:
+    return (Path(__file__).parent / "hands.js").read_text(encoding="utf-8")
+
+
+def _component(name: str, code: str) -> Callable[..., object]:
+    # Registered at every run: each runtime of Streamlit, as in tests, has a list of its own.
     return v2.component(f"sgm_{name}", js=code, isolate_styles=False)
 
 
@@ -44,12 +48,14 @@ def lend(said: str, pressed: Mapping[str, bool], values: Mapping[str, str], note
     data = {"said": said, "pressed": dict(pressed), "values": dict(values), "notes": dict(notes)}
     data["megabytes"] = LARGEST
     with st.container(key="hands_place"):
-        _component(_KEY)(key=_KEY, data=data, on_refused_change=_note_refused, on_removed_change=_note_removed)
+        _component(_KEY, _code())(
+            key=_KEY, data=data, on_refused_change=_note_refused, on_removed_change=_note_removed
+        )
 
 
 def show_preview(address: str) -> None:
     """Put a picture in the place of the active job's pictures, unless it is ""."""
-    _component("preview")(key="preview", data=address, height=1)
+    _component("preview", _PREVIEW)(key="preview", data=address, height=1)
 
 
 def _note_refused() -> None:

@@ -12,8 +12,7 @@ from pathlib import Path
 import streamlit as st
 from PIL import Image, ImageDraw
 
-from sgm import fit_picture, open_picture
-from sgm.errors import printable
+from sgm import fit_picture, open_picture, printable
 
 POLL = float(os.environ.get("SGM_POLL") or 1)  # seconds between two polls of a running job
 SAMPLES = {path.stem: path for path in sorted((Path(__file__).parent / "samples").glob("*.jpg"))}

@@ -9,6 +9,7 @@ from .engine import check_weights as check_weights
 from .engine import choose_device as choose_device
 from .engine import load_engine as load_engine
 from .errors import UserError as UserError
+from .errors import printable as printable
 from .families import FAMILIES as FAMILIES
 from .families import FITS as FITS
 from .families import ORBITS as ORBITS

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sgm.errors import UserError, printable, shown
+from sgm.errors import UserError, printable, reason_of, shown
 from sgm.paths import exists, is_file, user_path
 from sgm.targets import TARGETS
 
@@ -47,15 +47,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
             config = OmegaConf.merge(_yaml(path.with_name(str(config.pop("base")))), config)
         if not isinstance(config, DictConfig) or "model" not in config:
             raise ConfigError(f"{path} is not a config: a config is a mapping with the key 'model'.")
-        plain = _References(OmegaConf.to_container(OmegaConf.merge(config, changes), resolve=False)).replaced()
+        try:
+            config = OmegaConf.merge(config, changes)
+        except Exception as error:
+            raise ConfigError(f"{' '.join(overrides)} does not fit {path}: {_one_line(error)}") from error
+        plain = _References(OmegaConf.to_container(config, resolve=False)).replaced()
     except UserError:
         raise
     except RecursionError:
         raise ConfigError(f"{path} cannot be read as a config: its values or references lie too deep.") from None
-    except (OmegaConfBaseException, ValueError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as a config: {_one_line(error)}") from error
     except Exception as error:
-        raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
+        if type(error).__module__.startswith("yaml."):
+            raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
+        reason = _one_line(error) if isinstance(error, OmegaConfBaseException) else reason_of(error)
+        raise ConfigError(f"{path} cannot be read as a config: {reason}") from error
     for location, target in _targets(plain):
         if target not in TARGETS:
             raise ConfigError(f"{path}: {_unknown(target, location)}")

@@ -308,6 +308,8 @@ def choose_device(name: str | None) -> torch.device:
     try:
         if name.partition(":")[0] not in ("cuda", "mps", "xpu", "cpu"):
             raise RuntimeError("no kind of device that networks run on")
+        if name.startswith("mps") and "mps" not in there:
+            raise RuntimeError("this machine has no Apple GPU, or this torch is not built for it")
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

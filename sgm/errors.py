@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 import unicodedata
 from collections.abc import Iterator
@@ -48,6 +49,18 @@ def shown(value: Any) -> str:
         return _short.repr(value)
     except ValueError:  # Python writes no more than some thousand digits of an int
         return f"a number of {value.bit_length()} bits"
+
+
+def reason_of(error: Exception) -> str:
+    """Why something from outside could not be read, in a few words for a message, without Python's own terms."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    if isinstance(error, UnicodeError):
+        return "it is no text in UTF-8"
+    if isinstance(error, (TypeError, AttributeError, LookupError)):
+        return "something in it is missing, or of another kind than expected"
+    words = re.split(r"; use sys\.| See https:", " ".join(str(error).split()))[0]  # advice for programmers
+    return printable(words, 200) or "it is of another kind"
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def version_status(version: str) -> VersionStatus:
         problem = _problem(model, path, stamp)
     except Exception as error:  # of a damaged file, which must not take the list of models down
         problem = printable(f"{path} cannot be read ({type(error).__name__}: {error}).", 400)
-    if problem:
+    if problem and path.exists():  # else a dead link, which is the user's to mend
         command = download
     elif model.base:
         base = version_status(model.base)

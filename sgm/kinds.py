@@ -36,7 +36,10 @@ _OTHER_KINDS = (
         r"vision_model\.|visual_projection|^visual\.",
         "an image encoder alone; give the whole checkpoint or the diffusers folder",
     ),
-    (r"^(text_model|transformer\.text_model|text_encoder|token_embedding)\b", "a text encoder alone"),
+    (
+        r"^(text_model|transformer\.text_model|text_encoder|token_embedding)\b|^(en|de)coder\.block\.\d+\.layer\.",
+        "a text encoder alone",
+    ),
     (
         r"^(first_stage_model|vae)?\W?(encoder|decoder|quant_conv|post_quant_conv|loss)\.",
         "an autoencoder alone (a VAE); give the whole checkpoint or the diffusers folder",

@@ -71,7 +71,7 @@ def find_tensors(stored: Mapping[str, Stored], expected: Shapes, ema: bool = Fal
     each other. ema: take the moving averages of the network's weights in place of the weights.
     """
     notes: list[str] = []
-    stored = _unwrapped(stored, expected, notes)
+    given, stored = stored, _unwrapped(stored, expected, notes)
     search = _Search(stored, expected)
     if ema:
         search.take_averages()
@@ -84,6 +84,9 @@ def find_tensors(stored: Mapping[str, Stored], expected: Shapes, ema: bool = Fal
     missing = [name for name in expected if name not in found and name not in unused]
     needed = {part_of(name) for name in expected if name not in unused}
     absent = [part for part in _PARTS if part in needed and not any(part_of(name) == part for name in found)]
+    if _PARTS[0] in absent and not ema and (averaged := find_tensors(given, expected, ema=True)).averages:
+        averaged.notes.append("the network is there as moving averages alone, which are taken")
+        return averaged
     dtype = next((tensor.dtype for tensor in found.values()), None)
     for name in expected:
         if name in unused and name not in found and dtype is not None:
@@ -180,7 +183,8 @@ def _unwrapped(stored: Mapping[str, Stored], expected: Shapes, notes: list[str])
         notes.append(f"{' and '.join(f'`{name}.`' for name in sorted(taken))} taken off its names")
         stored = plain
     anchor = f"{UNET}{_ANCHORS[0]}" if f"{UNET}{_ANCHORS[0]}" in expected else next(iter(expected), "")
-    prefix = next(iter(_prefixes(stored, (anchor,))), "")
+    averages = (start for start in _prefixes(stored, (anchor,), ema=True) if all(n.startswith(start) for n in stored))
+    prefix = next(iter(_prefixes(stored, (anchor,))), "") or next(averages, "")
     if anchor and anchor not in stored and prefix:
         notes.append(f"`{prefix}` taken off its names")
         stored = {name.removeprefix(prefix): tensor for name, tensor in stored.items()}

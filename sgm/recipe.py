@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 from omegaconf import OmegaConf
 
 from sgm import __version__
-from sgm.errors import UserError
+from sgm.errors import UserError, reason_of
+from sgm.media.kinds import UNKNOWN, kind_of
 from sgm.paths import is_file, refusals_explained
 from sgm.request import VideoRequest
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 MARK, FORMAT = "sgm", 1  # the key that identifies this program's recipes, and the version of their format
 _NOT_FIELDS = (MARK, "links")  # links: the recipes of the clips that an extended clip continues
 _INTERPOLATION, _ESCAPED = "${", "\\${"  # the start of omegaconf's interpolations, and its escape in a text
-_LONGEST = 1 << 20  # characters of a YAML
+_LONGEST = 1 << 20  # bytes of a YAML
 # Keys of recipes from before the mark. These recipes also hold fields that their version does not have.
 _BEFORE_MARK = {"version", "frames", "height", "width", "steps", "fps", "motion_bucket", "cond_aug", "seed", "sampler"}
 
@@ -135,30 +137,50 @@ def request_of(settings: Mapping[str, Any]) -> VideoRequest:
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The recipe in a video file or in a YAML. The YAML needs the key `version` only.
+    """The recipe in a video file or in a YAML, whatever its name. The YAML needs the key `version` only.
 
     Raises UserError for a file that cannot be read or holds no recipe.
     """
     path = Path(path)
-    if path.suffix.lower() not in (".yaml", ".yml"):
+    text = recipe_text(path)
+    if text is None:
         from sgm.media.reading import read_settings  # imported here, since PyAV's import is slow
 
         return _ours(read_settings(path), str(path))
-    if not is_file(path):
-        raise UserError(f"There is no recipe at {path}.")
-    with refusals_explained(path), path.open(encoding="utf-8") as file:
-        text = file.read(_LONGEST + 1)
-    if len(text) > _LONGEST:
-        raise UserError(f"{path} is no recipe: it is longer than the {_LONGEST >> 20} MB that one can have.")
     try:
         # Not resolved: an interpolation could read the environment of whoever opens another's recipe.
         settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except Exception as error:  # PyYAML's errors share no base with omegaconf's
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} cannot be read as YAML: {reason_of(error)}.") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("version"), str):
         raise UserError(f"{path} is no recipe: a recipe is a mapping of settings, such as version: svd_tiny.")
     settings = _replaced({str(name): value for name, value in settings.items()}, _ESCAPED, _INTERPOLATION)
     return settings if MARK in settings or is_recipe(settings) else {**settings, MARK: {"format": FORMAT}}
+
+
+def recipe_text(path: Path) -> str | None:
+    """The text of a YAML, told by its content, in UTF-8 or, as PowerShell writes it, UTF-16; None for other files.
+
+    Raises UserError for a file that is missing or unreadable, too long, or named as a YAML and no text.
+    """
+    named = path.suffix.lower() in (".yaml", ".yml")
+    if not is_file(path):
+        if named:
+            raise UserError(f"There is no recipe at {path}: it is missing, or no file.")
+        return None
+    with refusals_explained(path), path.open("rb") as file:
+        content = file.read(_LONGEST + 1)
+    if kind_of(io.BytesIO(content)) != UNKNOWN or not (named or (content and b"\0" not in content)):
+        return None
+    try:
+        text = content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+    except UnicodeError as error:
+        if not named:
+            return None
+        raise UserError(f"{path} cannot be read as YAML: {reason_of(error)}.") from error
+    if len(content) > _LONGEST:
+        raise UserError(f"{path} is no recipe: it is longer than the {_LONGEST >> 20} MB that one can have.")
+    return text
 
 
 def _ours(settings: dict[str, Any] | None, name: str) -> dict[str, Any]:

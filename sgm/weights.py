@@ -223,6 +223,7 @@ def _check(path: Path, found: Found, expected: Shapes) -> None:
         if lacking := [part for part in PARTS if is_folder(path) and missing and not is_folder(path / part)]:
             said = f"It lacks {', '.join(lacking)}: a diffusers folder has {', '.join(PARTS)}. Get it whole. {said}"
         shapes = {name: tensor.shape for name, tensor in found.stored.items()}
+        said = said or f"It holds {listed(shapes, 3) or 'nothing'}"
         raise WeightsError(f"{path} {mismatch(shapes, expected, said + '.')}")
 
 

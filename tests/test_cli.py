@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
@@ -433,3 +434,10 @@ def test_an_orbit_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
         bad = sgm("sample", *args, *wrong)
         assert bad.exit_code == 2
         assert said in bad.stderr
+
+
+def test_an_unknown_option_is_answered_with_the_nearest() -> None:
+    done = sgm("sample", "a.png", "--seeed", "4")
+    assert done.exit_code == 2
+    assert "--seeed" in done.stderr
+    assert re.search(r"--seed\b", done.stderr.replace("--seeed", ""))

@@ -47,6 +47,8 @@ def test_overrides_lie_over_the_file_before_interpolation(config: Path) -> None:
     ]
     assert params == {"sigma_max": 700, "rho": 3.5, "sigma_min": 0.001}
     assert load_config(config)["model"]["params"]["sigma_max"] == 80.0
+    with pytest.raises(ConfigError, match=r"^model\.params=\[\] does not fit "):  # rather than "is not valid YAML"
+        load_config(config, ["model.params=[]"])
 
 
 def test_a_config_may_lie_over_another(config: Path) -> None:

@@ -146,7 +146,7 @@ def test_an_index_that_is_wrong_is_said(tmp_path: Path, index: str | bytes) -> N
     ("start", "words"),
     [
         (b"GGUF\x03\0\0\0" + bytes(100), "is a GGUF file, quantised for other programs, .* take the .safetensors file"),
-        (b"\x1f\x8b\x08" + bytes(100), "is a packed archive: unpack it"),
+        (b"\x1f\x8b\x08" + bytes(100), "is a packed archive"),
         (b'{"weight_map": {}}', "is text in JSON"),
         (b"", "is empty"),
     ],
@@ -159,7 +159,7 @@ def test_files_of_other_kinds_are_named(tmp_path: Path, start: bytes, words: str
 
 def test_the_old_format_of_torch_is_named(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(WeightsError, match=r"is of torch.save's format before torch 1\.6: load it .* and save it anew"):
+    with pytest.raises(WeightsError, match=r"is of torch.save's format before torch 1\.6 .load it .* and save it anew"):
         open_tensors(tmp_path / "a.pt")
 
 

@@ -61,7 +61,8 @@ def test_bad_weights_cost_their_own_row_and_say_what_to_do(kind: str, folder: Pa
     make(folder / "svd.safetensors")
     states = {version: version_status(version) for version in VERSIONS}
     bad = states["svd"]
-    assert (bad.state, bad.command) == ("on disk", "sgm download svd")
+    by_hand = kind in ("a dead link", "a loop")  # which a download leaves as they are
+    assert (bad.state, bad.command) == ("on disk", "" if by_hand else "sgm download svd")
     assert said in bad.problem
     assert states["svd_tiny"].state == "ready"
     assert best_version() == "svd_tiny"

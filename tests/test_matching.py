@@ -73,6 +73,11 @@ PROGRAMS: dict[str, tuple[Callable[[Layout], Layout], str]] = {
     ),
     "both": (renamed(lambda name: f"module._orig_mod.{name}"), "`_orig_mod.` and `module.` taken off its names"),
     "a trainer": (renamed(lambda name: f"engine.{name}"), "`engine.` taken off its names"),
+    "averages of all": (renamed(lambda name: f"ema_model.{name}"), "`ema_model.` taken off its names"),
+    "averages alone": (
+        lambda layout: {n: s for n, s in with_averages(layout).items() if not n.startswith(UNET)},
+        "the network is there as moving averages alone, which are taken",
+    ),
     "averages": (with_averages, "moving averages left out (`sgm convert --ema` takes them)"),
     "averages, wrapped": (
         lambda layout: {f"module.{name}": shape for name, shape in with_averages(layout).items()},

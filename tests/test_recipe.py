@@ -218,15 +218,31 @@ def test_a_newer_programs_recipe_and_wrong_values_are_refused(made: tuple[Path, 
     for name, content, said in (
         ("missing.yaml", None, "There is no recipe at"),
         ("list.yaml", "- 1\n", "is no recipe: a recipe is a mapping"),
-        ("bad.yaml", "a: [", "is no YAML"),
-        ("no.mp4", "x", "cannot be read as a video"),
+        ("bad.yaml", "a: [", "cannot be read as YAML: while parsing"),
+        ("5.yaml", "5", "cannot be read as YAML: it is of another kind."),
+        ("digits.yaml", "version: svd_tiny\nseed: " + "9" * 5000, "value has 5000 digits."),
+        ("latin.yaml", b"version: svd_tiny # \xe4", "cannot be read as YAML: it is no text in UTF-8."),
+        ("no.mp4", b"\0x", "cannot be read as a video"),
     ):
         if content is not None:
-            (tmp_path / name).write_text(content, encoding="utf-8")
+            (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         done = sgm("recipe", tmp_path / name)
         assert done.exit_code == 1
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_a_recipe_is_known_by_its_content(made: tuple[Path, Path], tmp_path: Path) -> None:
+    settings = read_recipe(made[1])
+    text = RECIPE_TEXTS["yaml"](settings)
+    for name, content in {
+        "clip.yaml": made[1].read_bytes(),
+        "settings.txt": text.encode(),
+        "settings": b"\xef\xbb\xbf" + text.encode(),
+        "powershell.yaml": text.replace("\n", "\r\n").encode("utf-16"),  # of `sgm recipe clip.mp4 > powershell.yaml`
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        assert read_recipe(tmp_path / name) == settings, name
 
 
 def test_a_recipe_reads_nothing_of_its_readers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

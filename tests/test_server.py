@@ -154,7 +154,7 @@ def test_the_current_folder_changes_nothing(page: int, hostile: Path) -> None:
     assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'self'"
     connection.close()
     assert drawn(page)
-    assert status(page, "/_stcore/agent/interact", "POST") in (403, 404)  # Streamlit's agent API is off
+    assert status(page, "/_stcore/agent/interact", "POST") in (403, 404, 405)  # Streamlit's agent API is off
     assert not (hostile / "executed").exists()
 
 

@@ -160,10 +160,12 @@ def test_names_that_would_steer_a_terminal(tmp_path: Path, monkeypatch: pytest.M
         ("--version", "2>&-", 0),
         ("--version", "<&- >&- 2>&-", 0),
         ("train none.yaml", "2>/dev/full", 2),
+        ("sample a.png --frames 2 --steps 1 --width 64 --height 64", "2>/dev/full", 0),
     ],
 )
 def test_streams_that_are_closed_or_full(command: str, redirected: str, code: int, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("version: svd_tiny\nsgm: {format: 1}\n")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
     line = f'exec "{sys.executable}" -c "from sgm.cli import main; main()" {command} {redirected}'
     environment = {**os.environ, "PYTHONPATH": str(bundle())}
     done = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)

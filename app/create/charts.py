@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import altair as alt
 import streamlit as st
 
@@ -16,17 +14,15 @@ def show_curves(request: VideoRequest) -> None:
     """Draw the sigma of each step and the guidance scale of each frame, beside each other where there is room."""
     sigmas, scales = curves(request)
     with st.container(horizontal=True, key="charts"):
-        _draw("Noise (sigma) at each step", sigmas, "Step", "log")
-        _draw("Guidance scale of each frame", scales, "Frame", "linear")
+        _draw("Noise (sigma) at each step", sigmas, "Step", alt.Scale(type="log"))
+        _draw("Guidance scale of each frame", scales, "Frame", alt.Scale(zero=False))
     if set(scales) == {1.0}:
         st.caption("Every scale is 1: guidance is off, which halves the work.")
 
 
-def _draw(title: str, values: list[float], axis: str, kind: Literal["log", "linear"]) -> None:
+def _draw(title: str, values: list[float], axis: str, scale: alt.Scale) -> None:
     points = [{axis: i, "value": round(value, 6)} for i, value in enumerate(values, 1)]
     line = alt.Chart(alt.Data(values=points)).mark_line(color=_LINE, point={"size": 18, "color": _LINE})
-    # Said here, since the browser warns of an extent that it looks for before it has the data.
-    scale = alt.Scale(type=kind, domain=[min(values), max(values)], nice=True)
     ticks = alt.Axis(tickMinStep=1, tickCount=6, grid=False, format="d")
     with st.container():
         st.caption(title)

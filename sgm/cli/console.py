@@ -47,7 +47,7 @@ def echo_result(text: object) -> None:
     except OSError as error:
         if error.errno == errno.EPIPE:  # whoever reads has heard enough
             raise
-        raise UserError(f"{text} cannot be printed on stdout ({error.strerror}).") from error
+        raise UserError(f"{printable(text, 200)} cannot be printed on stdout ({error.strerror}).") from error
 
 
 @contextmanager
@@ -93,7 +93,8 @@ def progress_bar() -> Iterator[Callable[[str, float], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
     columns = TextColumn("{task.description:<13}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda phase, share: bar.update(task, description=phase, completed=share)

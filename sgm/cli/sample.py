@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -48,7 +49,13 @@ class SampleCommand(typer.core.TyperCommand):
             except UserError as error:
                 raise typer.BadParameter(str(error), ctx=ctx, param_hint=f"'{option}'") from None
         ctx.meta["fields"] = values
-        return super().parse_args(ctx, rest)
+        try:
+            return super().parse_args(ctx, rest)
+        except Exception as error:
+            if hasattr(error, "possibilities"):  # of an unknown option, for which only those of the others are known
+                known = [*fields, *(option for parameter in self.params for option in parameter.opts)]
+                vars(error)["possibilities"] = difflib.get_close_matches(vars(error)["option_name"], known, n=1)
+            raise
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """The fields' part of the help."""
@@ -186,8 +193,9 @@ def _picture_of_recipe(recipe: Path, request: VideoRequest) -> Image.Image:
     from PIL import Image
 
     from sgm import input_frame, open_picture, open_video, request_of
+    from sgm.recipe import recipe_text
 
-    if recipe.suffix.lower() in (".yaml", ".yml"):
+    if recipe_text(recipe) is not None:
         raise UserError(f"{recipe} holds settings, but no picture: give one, as in sgm sample PICTURE --recipe …")
     stored = recipe.with_name("input.png")
     if is_file(stored) and is_file(recipe.with_name("job.json")):

@@ -29,8 +29,8 @@ def models() -> None:
             f"{version.name:<22}{version.frames:>6}  {size:<10}{version.steps:>5}  {status.state:<8} {location}"
         )
         if status.path and status.problem:
-            advice = f"Run `{status.command}`." if status.command else version.how_to_get
-            lines.append(f"{'':<47}{status.problem} {advice}")
+            advice = f"Run `{status.command}`." if status.command else "" if version.repo else version.how_to_get
+            lines.append(f"{'':<47}{status.problem} {advice}".rstrip())
         if not status.path and status.page:
             pages.setdefault(f"{status.page} ({status.licence})", []).append(version.name)
     if pages:

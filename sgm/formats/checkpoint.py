@@ -74,6 +74,13 @@ class _Archive:
             raise WeightsError(
                 f"{path} is a damaged or cut short zip archive ({reason}); get the file again."
             ) from error
+        root = entries[0].filename.partition("/")[0] if entries else ""
+        self._entries = {entry.filename.removeprefix(f"{root}/"): entry for entry in entries}
+        if "constants.pkl" in self or any(name.startswith("code/") for name in self._entries):
+            raise WeightsError(
+                f"{path} is a TorchScript archive, which holds a program; it was not opened. Get the weights as "
+                ".safetensors, or as torch.save(model.state_dict(), ...) writes them."
+            )
         unpacked = sum(entry.file_size for entry in entries)
         if unpacked > self._size or any(
             entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries
@@ -81,13 +88,6 @@ class _Archive:
             raise WeightsError(
                 f"{path} is a compressed archive that would unpack from {self._size:,} to {unpacked:,} bytes. A "
                 "PyTorch checkpoint is not compressed, so this is not one; it was not opened."
-            )
-        root = entries[0].filename.partition("/")[0] if entries else ""
-        self._entries = {entry.filename.removeprefix(f"{root}/"): entry for entry in entries}
-        if "constants.pkl" in self or any(name.startswith("code/") for name in self._entries):
-            raise WeightsError(
-                f"{path} is a TorchScript archive, which holds a program; it was not opened. Get the weights as "
-                ".safetensors, or as torch.save(model.state_dict(), ...) writes them."
             )
         if "data.pkl" not in self:
             names = ", ".join(printable(entry.filename, 80) for entry in entries[:4]) or "nothing"
@@ -102,6 +102,8 @@ class _Archive:
 
     def place(self, name: str) -> tuple[int, int]:
         """First byte and size of an entry's content."""
+        if name not in self:
+            raise ValueError(f"its entry {printable(name)} is missing")
         entry = self._entries[name]
         self._file.seek(entry.header_offset)
         header = self._file.read(30)

@@ -13,7 +13,7 @@ from sgm.paths import exists, is_file
 __all__ = ["Layout", "Shape", "TensorFile", "WeightsError", "open_tensors", "write_tensors"]
 
 _QUANTISED = "quantised for other programs, which is not supported: take the .safetensors file of the model in fp16"
-_PACKED = "a packed archive: unpack it"
+_PACKED = "a packed archive (unpack it)"
 # What other files begin with, in lower case, and what is said of them.
 _OTHERS = (
     (b"version https://git-lfs", "a pointer that git-lfs left in place of the file (run `git lfs pull`)"),
@@ -23,12 +23,14 @@ _OTHERS = (
     (b"{", "text in JSON, such as an index or a notice"),
     (
         b"\x80\x02\x8a\nl\xfc\x9c",
-        "of torch.save's format before torch 1.6: load it with torch.load and save it anew, or",
+        "of torch.save's format before torch 1.6 (load it with torch.load and save it anew)",
     ),
     (b"\x80", "a bare pickle, which can hold code and is not opened; weights come as .safetensors"),
     (b"\x1f\x8b", _PACKED),
     (b"7z\xbc\xaf", _PACKED),
     (b"rar!", _PACKED),
+    (b"\xfd7zxz", _PACKED),
+    (b"\x28\xb5\x2f\xfd", _PACKED),
 )
 
 

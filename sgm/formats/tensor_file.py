@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm.errors import UserError
+from sgm.errors import UserError, reason_of
 
 Shape = tuple[int, ...]
 Layout = Mapping[str, tuple[torch.dtype, Shape]]
@@ -43,8 +43,7 @@ def reading(path: Path, what: str = "") -> Iterator[None]:
             f"{path} cannot be read ({error.strerror or error}): check the disk and its permissions."
         ) from error
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise WeightsError(f"{path} cannot be read{what} ({reason}); get the file again.") from error
+        raise WeightsError(f"{path} cannot be read{what} ({reason_of(error)}); get the file again.") from error
 
 
 def is_shape(value: Any) -> bool:
