@@ -48,9 +48,7 @@ def lend(said: str, pressed: Mapping[str, bool], values: Mapping[str, str], note
     data = {"said": said, "pressed": dict(pressed), "values": dict(values), "notes": dict(notes)}
     data["megabytes"] = LARGEST
     with st.container(key="hands_place"):
-        _component(_KEY, _code())(
-            key=_KEY, data=data, on_refused_change=_note_refused, on_removed_change=_note_removed
-        )
+        _component(_KEY, _code())(key=_KEY, data=data, on_refused_change=_note_refused, on_removed_change=_note_removed)
 
 
 def show_preview(address: str) -> None:
