@@ -7,6 +7,7 @@ and the finished clip are announced; numbers that a field does not accept are to
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -47,7 +48,7 @@ def lend(said: str, pressed: Mapping[str, bool], values: Mapping[str, str], note
     data = {"said": said, "pressed": dict(pressed), "values": dict(values), "notes": dict(notes)}
     data["megabytes"] = LARGEST
     with st.container(key="hands_place"):
-        _component(_KEY, _code())(key=_KEY, data=data, on_refused_change=_note_refused)
+        _component(_KEY, _code())(key=_KEY, data=data, on_refused_change=_note_refused, on_removed_change=_note_removed)
 
 
 def show_preview(address: str) -> None:
@@ -57,3 +58,9 @@ def show_preview(address: str) -> None:
 
 def _note_refused() -> None:
     st.session_state["too_large"] = str(st.session_state[_KEY]["refused"])
+
+
+def _note_removed() -> None:
+    """An upload is taken out by hand, not replaced by another: the server is told both alike, at about this time."""
+    st.session_state["removed"] = time.monotonic()
+    st.session_state.pop("replaced", None)

@@ -440,7 +440,11 @@ def test_files_of_all_kinds(page: Any, site: Server, tmp_path: Path) -> None:
         button(page, f"Remove {name}").click()
         expect(page.get_by_text(said)).to_have_count(0)
     page.evaluate(PASTE)  # onto the page, not the uploader
-    expect(page.get_by_text("Cropped 400×300 to 400×240 (5:3), scaled to 320×192.")).to_be_visible()
+    cropped = page.get_by_text("Cropped 400×300 to 400×240 (5:3), scaled to 320×192.")
+    expect(cropped).to_be_visible()
+    page.locator("input[type=file]").set_input_files(tmp_path / "text.png")
+    expect(page.get_by_text("image.png stays chosen.")).to_be_visible()
+    expect(cropped).to_be_visible()
     expect(page.locator(".stException")).to_have_count(0)
 
 

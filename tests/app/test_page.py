@@ -251,6 +251,11 @@ def test_an_upload_that_is_no_picture(stage: Stage, content: bytes, sentence: st
     assert page.error[0].value.endswith("lake.jpg stays chosen.")
     assert page.button(key="sample_lake").proto.type == "primary"
     assert not generate(page).disabled
+    ok(page.file_uploader[0].set_value(("good.png", photograph(320, 192), "image/png")).run())
+    ok(page.file_uploader[0].set_value(None).run())  # so browsers replace a file by another
+    ok(page.file_uploader[0].set_value(("again.png", content, "image/png")).run())
+    assert page.error[0].value.endswith("good.png stays chosen.")
+    assert not generate(page).disabled
 
 
 def test_a_very_small_picture_is_told(stage: Stage) -> None:
