@@ -7,7 +7,6 @@ and the finished clip are announced; numbers that a field does not accept are to
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -61,6 +60,5 @@ def _note_refused() -> None:
 
 
 def _note_removed() -> None:
-    """An upload is taken out by hand, not replaced by another: the server is told both alike, at about this time."""
-    st.session_state["removed"] = time.monotonic()
-    st.session_state.pop("replaced", None)
+    """Note that an upload is taken out by hand, not replaced: of both the uploader says the same, before or after."""
+    st.session_state["removed"] = st.session_state.pop("replaced", None) is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import NamedTuple
 
 import streamlit as st
@@ -20,7 +19,6 @@ _POSITIONS = {
     "crop_y": ("Top", "Upper", "Centre", "Lower", "Bottom"),
 }
 _UNREADABLE = f"We can't read that file as a picture. Use a JPG, PNG, WebP or HEIC under {upload.LARGEST} MB."
-_REPLACED = 5.0  # seconds within which an upload follows the one that it replaces
 _NOT_RESTORED = "We can't restore settings from that clip."
 
 
@@ -118,16 +116,13 @@ def _open_upload() -> None:
     file = st.session_state["upload"]
     opened: Opened | None = st.session_state.get("opened")
     st.session_state["refused"] = st.session_state["restored"] = None
-    by_hand = time.monotonic() - st.session_state.pop("removed", -1.0) < 1  # see app/hands.py
-    if file is None:  # taken out again, or about to be replaced: the browser says it in two steps
+    if file is None:  # taken out by hand, or about to be replaced, which the browser says in two steps
+        by_hand = st.session_state.pop("removed", False)  # see app/hands.py
         if opened and opened.key == st.session_state.get("uploaded"):
-            st.session_state["opened"] = None
-            if not by_hand:
-                st.session_state["replaced"] = opened, time.monotonic()
+            st.session_state["opened"], st.session_state["replaced"] = None, None if by_hand else opened
         return
-    before, when = st.session_state.pop("replaced", (None, 0.0))
-    if opened is None and time.monotonic() - when < _REPLACED:
-        st.session_state["opened"] = before
+    st.session_state["removed"] = False
+    st.session_state["opened"] = opened or st.session_state.pop("replaced", None)
     st.session_state["uploaded"] = file.file_id
     try:
         found = upload.read_upload(file.getvalue(), file.name)

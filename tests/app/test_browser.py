@@ -419,6 +419,7 @@ def test_files_of_all_kinds(page: Any, site: Server, tmp_path: Path) -> None:
     photo = noise((640, 384))
     frames = [noise((320, 192)).rotate(turn) for turn in (0, 180)]
     page.goto(site.address)
+    page.locator(".voice").wait_for(state="attached")  # from then on the page's own script looks at files
     for name, content, said in (
         ("big.png", b"\x89PNG" + bytes(30 * 2**20), "big.png is too large: give a file of 20 MB or smaller."),
         ("text.png", b"Not a picture, but a letter.", unreadable),
