@@ -20,7 +20,9 @@ function take(event, files) {
 }
 
 function focusStays({ focused: { element, places } }) {
-  if (!element || element.isConnected || document.activeElement !== document.body) return;
+  if (!element || document.activeElement !== document.body) return;
+  const isThere = element.isConnected && !element.disabled && (!places.length || element.closest(`.${CSS.escape(places[0])}`));
+  if (isThere) return; // it was left on purpose
   // The place itself comes back while the page is drawn; once all is drawn, the nearest one around it that is left.
   const isDrawn = document.querySelector(".stApp").dataset.testScriptState === "notRunning";
   const left = (isDrawn ? places : places.slice(0, 1)).map((place) =>
