@@ -12,13 +12,13 @@ from streamlit.navigation.page import StreamlitPage
 from app import look
 from app.create import page as create
 from app.jobs import Job, still, table
-from app.summary import matches, summary, varied
+from app.lab import chosen, compare
+from app.summary import matches, varied
 from sgm import VERSIONS, UserError
 
 log = logging.getLogger(__name__)
 
 _PER_PAGE = 12
-_COMPARED = 4  # clips beside each other
 _STATES = {"failed": "Failed", "cancelled": "Cancelled", "interrupted": "Interrupted", "queued": "Waiting"}
 _STATES["running"] = "Running"
 # Keys of widgets, and the page's number. Their values are kept in the address, over a reload, and for the session, over
@@ -78,7 +78,7 @@ def show_page() -> None:
     _keep()
     if asked := st.session_state.pop("history_dialog", None):
         name, content, about = asked
-        st.dialog(name, width="large" if content is _compare else "small")(content)(about)
+        st.dialog(name)(content)(about)
 
 
 @contextmanager
@@ -165,13 +165,23 @@ def _show_selected(jobs: list[Job]) -> None:
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption(f"{len(jobs)} selected", width="content")
-        playable = [job for job in jobs if job.state == "done"]
-        st.button(
+        playable = [job.id for job in jobs if job.state == "done"]
+        full = len({*chosen.ids(), *playable}) > chosen.MOST
+        if st.button(
             "Compare",
             icon=":material/compare:",
-            disabled=not 2 <= len(playable) <= _COMPARED,
-            help=f"Plays 2 to {_COMPARED} clips beside each other.",
-            on_click=lambda: st.session_state.update(history_dialog=("Compare", _compare, playable)),
+            disabled=not 2 <= len(playable) <= chosen.MOST,
+            help=f"Plays 2 to {chosen.MOST} clips in step.",
+        ):
+            chosen.choose(playable)
+            st.switch_page(compare.page())
+        st.button(
+            "Add to compare",
+            icon=":material/add:",
+            disabled=not playable or full,
+            help=f"Beside those that are chosen already, {len(chosen.ids())} of at most {chosen.MOST}.",
+            on_click=chosen.add,
+            args=playable,
         )
         st.button("Delete selected", icon=":material/delete:", on_click=_ask, args=(jobs,))
         st.button("Select none", type="tertiary", on_click=_select_none, args=(jobs,))
@@ -185,15 +195,6 @@ def _ask(jobs: list[Job]) -> None:
 def _select_none(jobs: list[Job]) -> None:
     for job in jobs:
         st.session_state[f"select_{job.id}"] = False
-
-
-def _compare(jobs: list[Job]) -> None:
-    """The dialog that plays clips beside each other."""
-    for column, job in zip(st.columns(len(jobs)), jobs, strict=True):
-        with column, guard(job):
-            st.video(table().video(job), loop=True, autoplay=True, muted=True, alt=f"The clip made of {job.name}")
-            st.markdown(f"**{look.plain(job.name)}**")
-            st.caption(look.plain(summary(job.request)))
 
 
 def _confirm(jobs: list[Job]) -> None:

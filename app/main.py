@@ -11,6 +11,7 @@ from app import history, look
 from app.create import page as create
 from app.create.settings import keeping
 from app.jobs import FolderInUse, table
+from app.lab import compare
 from sgm import UserError
 
 st.set_page_config(page_title="Image to video", page_icon=look.icon(), layout="wide")
@@ -24,6 +25,6 @@ except UserError as error:
     if isinstance(error, FolderInUse) and error.address:
         st.link_button("Open it", error.address)
     st.stop()
-page = st.navigation([create.page(), history.page()], position="top")
+page = st.navigation([create.page(), history.page(), compare.page()], position="top")
 with keeping(page.url_path):
     page.run()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from app.jobs import Job
-from sgm import GUIDERS, SAMPLERS, VideoRequest
+from sgm import GUIDERS, SAMPLERS, VideoRequest, all_fields, made_by
 
 _SEED = "seed"
 _LABELS = {"seed": "seed", "motion": "motion_bucket", "steps": "steps", "frames": "frames", "fps": "fps"}
@@ -42,6 +44,39 @@ def varied(request: VideoRequest, seed_known: bool = True) -> str:
     way = request.family.drawn(request) if seed_known else ""
     drawn = [f"camera {way}"] if way else []
     return " · ".join([*drawn, *(_words(request, name) for name in request.choices() if name != _SEED)])
+
+
+def differing(jobs: Sequence[Job]) -> list[tuple[str, list[str]]]:
+    """What differs between clips, and only that: titles, each with a text for each clip ("–" where it has none).
+
+    Picture and model first, then settings in the order of the fields, then what made the clips.
+    """
+    made = [made_by(job.settings) for job in jobs]
+    rows: dict[str, list[str]] = {
+        "Picture": _pictures(jobs, made),
+        "Model": [job.request.model.title for job in jobs],
+    }
+    for name, field in all_fields().items():
+        rows[field.label] = [_title(job.request, name) for job in jobs]
+    rows["Camera drawn"] = [job.request.family.drawn(job.request) for job in jobs]
+    for title, key in (("Program", "program"), ("torch", "torch"), ("Device", "device"), ("dtype", "dtype")):
+        rows[title] = [mark.get(key, "") for mark in made]
+    weights = [mark["weights"] for mark in made]
+    rows["Weights"] = [f"{some.get('name', '')} {some.get('sha256', '')[:8]}".strip() for some in weights]
+    return [(title, [text or "–" for text in texts]) for title, texts in rows.items() if len(set(texts)) > 1]
+
+
+def told_apart(jobs: Sequence[Job]) -> list[str]:
+    """For each of some clips, one line of the pictures and settings by which it differs from the others."""
+    lines: list[list[str]] = [[job.name] if len({other.name for other in jobs}) > 1 else [] for job in jobs]
+    if len({job.request.version for job in jobs}) > 1:
+        lines = [[*line, job.request.model.title] for line, job in zip(lines, jobs, strict=True)]
+    for name, field in all_fields().items():
+        values = [_title(job.request, name) for job in jobs]
+        if len({*values} - {""}) > 1:  # not what some clips lack, as other samplers' options
+            for line, job, value in zip(lines, jobs, values, strict=True):
+                line += [value if field.choices else _words(job.request, name)] if value else []
+    return [" · ".join(line) for line in lines]
 
 
 def matches(job: Job, query: str) -> bool:
@@ -93,6 +128,21 @@ def _words(request: VideoRequest, name: str) -> str:
     if isinstance(value, tuple) and len(value) > 4:
         return f"{field.label.lower()} of {len(value)} numbers"
     return f"{field.label.lower()} {field.title(value).lower()}"
+
+
+def _title(request: VideoRequest, name: str) -> str:
+    """A field's value for people; "" where the request has no such field, or it has no effect."""
+    has = name in request.fields() and not _without_effect(request, name)
+    return request.fields()[name].title(getattr(request, name)) if has else ""
+
+
+def _pictures(jobs: Sequence[Job], made: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the clips' pictures; with hashes, where pictures of one name that were fitted alike differ."""
+    names, marks = [job.name for job in jobs], [mark.get("picture", "") for mark in made]
+    fits = {tuple(_title(job.request, name) for name in ("width", "height", "fit", "crop_x", "crop_y")) for job in jobs}
+    if len({*names}) > 1 or len(fits) > 1:
+        return names
+    return [f"{name} ({mark[:8]})" for name, mark in zip(names, marks, strict=True)]
 
 
 def _without_effect(request: VideoRequest, name: str) -> bool:

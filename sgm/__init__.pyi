@@ -48,6 +48,7 @@ from .recipe import RECIPE_TEXTS as RECIPE_TEXTS
 from .recipe import differences as differences
 from .recipe import input_frame as input_frame
 from .recipe import is_recipe as is_recipe
+from .recipe import made_by as made_by
 from .recipe import read_recipe as read_recipe
 from .recipe import request_of as request_of
 from .recipe import restore_clip as restore_clip

@@ -8,6 +8,7 @@ from app import look, player
 from app.create import session, stills
 from app.create import settings as fields
 from app.jobs import LONGEST_CHAIN, Job, still, table
+from app.lab import chosen
 from app.summary import summary, varied
 from sgm import UserError
 
@@ -58,6 +59,23 @@ def _show_queue(shown: Job | None) -> None:
                     key=f"take_out_{job.id}",
                     help=f"Do not make this clip of {look.plain(job.name)}.",
                 )
+
+
+def _offer_compare(job: Job) -> None:
+    """A button that adds the clip to those that are compared; where it is among them, one that leads there."""
+    from app.lab import compare  # imported here, since that page leads back to this one
+
+    if job.id in chosen.ids():
+        if st.button(f"Compare {len(chosen.ids())}", icon=":material/compare:", help="Leads to the clips to compare."):
+            st.switch_page(compare.page())
+    else:
+        st.button(
+            "Add to compare",
+            icon=":material/compare:",
+            disabled=len(chosen.ids()) == chosen.MOST,
+            on_click=chosen.add,
+            args=(job.id,),
+        )
 
 
 def show_recent(shown: Job | None) -> None:
@@ -114,6 +132,7 @@ def _show_clip(job: Job) -> None:
             on_click=session.submit,
             args=(table().extend, job.id),
         )
+        _offer_compare(job)
         player.offer_link(job)
     film = f"{links} clips joined · last of them: " if links > 1 else ""
     st.caption(f"What ran: {film}{look.plain(summary(job.request))} · {look.duration(job.seconds)}")

@@ -1,0 +1,124 @@
+"""The Compare page: clips in step under one scrubber, the settings that differ between them, and their scores."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import streamlit as st
+from streamlit.navigation.page import StreamlitPage
+
+from app import look
+from app.create import page as create
+from app.jobs import Job
+from app.lab import chosen, player
+from app.summary import differing
+from sgm import UserError
+
+_VIEWS = {"grid": "Side by side", "wipe": "Wipe", "difference": "Difference"}
+_GAINS = (1, 2, 4, 8, 16, 32)
+# Keys of widgets, kept in the address and, over a look at another page, in the session.
+_KEPT = ("compare_view", "compare_pair", "compare_gain")
+
+
+def page() -> StreamlitPage:
+    """The page, for navigation."""
+    return st.Page(show_page, title="Compare", icon=":material/compare:", url_path="compare")
+
+
+def show_page() -> None:
+    jobs = chosen.clips()
+    if lost := len(chosen.ids()) - len(jobs):
+        which = "1 chosen clip is" if lost == 1 else f"{lost} chosen clips are"
+        st.caption(f"{which} not finished, or no longer on the server.")
+    if len(jobs) < 2:
+        st.title("Compare", anchor=False)
+        more = "two to nine clips" if not jobs else "another clip, to nine in all"
+        st.info(f"Choose {more} in History, or by “Add to compare” below a clip.", icon=":material/compare:")
+        _keep([])
+        return
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom", key="compare"):
+        st.title("Compare", anchor=False)
+        view, shown, gain = _choose_view(jobs)
+    try:
+        opened = player.play(jobs, shown, view, gain)
+    except UserError as error:
+        st.error(look.plain(str(error)), icon=":material/link_off:")
+        opened = ""
+    if opened:
+        st.session_state.pop("job", None)  # so that the Create page opens the job of its address
+        st.switch_page(create.page(), query_params={"job": opened})
+    st.caption(_told(shown, view))
+    st.header("What differs", anchor=False)
+    rows = differing(jobs)
+    if rows:
+        _show_table(jobs, rows)
+    else:
+        st.caption("Nothing: the same picture and settings, made by the same program on the same kind of device.")
+    _keep(jobs)
+
+
+def _choose_view(jobs: Sequence[Job]) -> tuple[str, list[Job], int]:
+    """Draw the widgets of the view: which it is, the clips that it shows, and the gain of a difference."""
+    given = st.session_state.setdefault("compare_kept", st.query_params.to_dict())
+    for key in _KEPT:
+        st.session_state.setdefault(key, given.get(key.removeprefix("compare_")))
+    if st.session_state["compare_view"] not in _VIEWS:
+        st.session_state["compare_view"] = "grid"
+    pairs = [f"{a}{b}" for a in _letters(jobs) for b in _letters(jobs) if a != b]
+    if st.session_state["compare_pair"] not in pairs:
+        st.session_state["compare_pair"] = pairs[0]
+    if str(st.session_state["compare_gain"]) not in map(str, _GAINS):
+        st.session_state["compare_gain"] = 8
+    st.session_state["compare_gain"] = int(st.session_state["compare_gain"])
+    with st.container(horizontal=True, width="content", vertical_alignment="bottom"):
+        view = st.segmented_control("View", _VIEWS, required=True, format_func=_VIEWS.__getitem__, key="compare_view")
+        if view != "grid":
+            st.selectbox("Clips", pairs, format_func=" and ".join, key="compare_pair", width=140)
+        if view == "difference":
+            st.selectbox("Amplified", _GAINS, format_func="{} ×".format, key="compare_gain", width=110)
+    if view == "grid":
+        return view, list(jobs), 1
+    pair = [jobs[_letters(jobs).index(one)] for one in st.session_state["compare_pair"]]
+    return view, pair, st.session_state["compare_gain"]
+
+
+def _letters(jobs: Sequence[Job]) -> list[str]:
+    return [player.letter(job, jobs) for job in jobs]
+
+
+def _told(shown: Sequence[Job], view: str) -> str:
+    """What is to be known of the view, and its keys."""
+    said = ["**Space** plays, **←** and **→** go by a frame, **Home** and **End** to the first and the last."]
+    if len({(job.request.fps, job.request.frames) for job in shown}) > 1:
+        said.append("All run in the time of one clock, each at its own rate; a shorter clip holds its last frame.")
+    if view == "difference":
+        said.append("Black is alike. Frames are compared as the model drew them, before any video's compression.")
+    if view != "grid" and len({job.request.size for job in shown}) > 1:
+        said.append("The second clip is drawn in the first one's size.")
+    return " ".join(said)
+
+
+def _show_table(jobs: Sequence[Job], rows: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """A table with a column for each clip. rows: titles and a text for each clip."""
+    heads = "".join(f'<th scope="col">{letter}</th>' for letter in _letters(jobs))
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(title)}</th>' + "".join(f"<td>{html.escape(text)}</td>" for text in texts)
+        for title, texts in rows
+    )
+    st.html(
+        '<div class="wide" tabindex="0" role="region" aria-label="What differs between the clips">'
+        f'<table class="figures"><thead><tr><td></td>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _keep(jobs: Sequence[Job]) -> None:
+    """Note the view for the session, and all in the address."""
+    values = {key.removeprefix("compare_"): st.session_state.get(key) for key in _KEPT}
+    st.session_state["compare_kept"] = {name: str(value) for name, value in values.items() if value}
+    address = {"clips": ",".join(chosen.ids())} if chosen.ids() else {}
+    if jobs and values["view"] != "grid":
+        address |= {"view": str(values["view"]), "pair": str(values["pair"])}
+        address |= {"gain": str(values["gain"])} if values["view"] == "difference" else {}
+    if address != st.query_params.to_dict():
+        st.query_params.from_dict(address)

@@ -1,0 +1,120 @@
+"""Nine clips of svd_tiny's size, playing in step on the page Compare, in Chromium: dropped frames, late ones and drift.
+
+Every drawing of a frame is noted with its time. Last line: `dropped D, apart A, drift M ms`: frames of a clip that were
+never drawn, the most by which clips were apart from each other, and how much later than by the wall clock the frames
+came at the end of the time than at its start. See README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from playwright.sync_api import sync_playwright
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from app.jobs import Job, Table
+from sgm import Clip, VideoRequest, open_picture, prepare_picture
+from tests.app.test_browser import BROWSER, FLAGS, ROOT, Server, opened_in
+
+# Notes, for each canvas, when which frame of a sheet was drawn, and when the browser drew at all.
+NOTE = """() => {
+    const { drawImage } = CanvasRenderingContext2D.prototype, canvases = [];
+    Object.assign(window, { drawn: [], ticks: [] });
+    CanvasRenderingContext2D.prototype.drawImage = function (image, ...where) {
+        if (image instanceof ImageBitmap) {
+            if (!canvases.includes(this.canvas)) canvases.push(this.canvas);
+            const frame = Math.round(where[1] / where[3]) * Math.round(image.width / where[2]) + Math.round(where[0] / where[2]);
+            drawn.push([performance.now(), canvases.indexOf(this.canvas), frame]);
+        }
+        return drawImage.call(this, image, ...where);
+    };
+    const tick = (now) => (ticks.push(now), requestAnimationFrame(tick));
+    requestAnimationFrame(tick);
+}"""
+
+
+def clips(folder: Path, count: int) -> list[str]:
+    """Make clips that a moving picture stands in for: their size, length and rate are svd_tiny's. Returns their ids."""
+
+    def draw(job: Job, *_: Any) -> Clip:
+        pixels = np.asarray(prepare_picture(open_picture(job.picture), job.request))
+        moved = [np.roll(pixels, (1 + job.request.seed) * i, axis=1) for i in range(job.request.frames)]
+        return Clip(np.stack(moved), job.request.fps, job.request.settings())
+
+    table = Table(folder, draw)
+    picture = open_picture(ROOT / "app" / "samples" / "lake.jpg")
+    ids = [table.submit(VideoRequest("svd_tiny", seed=seed), picture, "lake.jpg").id for seed in range(count)]
+    for job_id in ids:
+        table.wait(job_id)
+    table.close()
+    return ids
+
+
+def figures(drawn: list[tuple[float, int, int]], count: int, fps: float, length: int) -> tuple[int, int, list[float]]:
+    """Dropped frames, the most by which clips were apart after a drawing, and each frame's lateness, milliseconds.
+
+    drawn: time in milliseconds, clip, frame.
+    """
+    dropped, now, apart, late = 0, [0] * count, 0, []
+    total = [0] * count  # frames since the first one
+    for clip in range(count):
+        frames = [frame for _, other, frame in drawn if other == clip]
+        dropped += sum((after - before - 1) % length for before, after in pairwise(frames))
+    start, previous = drawn[0][0], drawn[0][0]
+    for time, clip, frame in drawn:
+        if time - previous > 4:  # the drawings of one moment are over
+            apart = max(apart, max(total) - min(total))
+        total[clip] += (frame - now[clip]) % length
+        now[clip], previous = frame, time
+        if clip == 0:
+            late.append(time - start - 1000 * total[0] / fps)
+    return dropped, apart, late
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=60)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        server = Server(Path(folder) / "outputs")
+        ids = clips(server.outputs, arguments.clips)
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        server.start()
+        try:
+            with opened_in(browser) as page:
+                page.goto(f"{server.address}compare?clips={','.join(ids)}")
+                page.locator(".figures").wait_for()
+                page.get_by_role("button", name="Pause").click()
+                page.keyboard.press("Home")
+                page.evaluate(NOTE)
+                page.keyboard.press("Space")
+                page.wait_for_timeout(1000 * arguments.seconds)
+                drawn, ticks = page.evaluate("[drawn, ticks]")
+        finally:
+            server.stop()
+            browser.close()
+    request = VideoRequest("svd_tiny")
+    drawn = [(time, clip, frame) for time, clip, frame in drawn]
+    dropped, apart, late = figures(drawn, arguments.clips, request.fps, request.frames)
+    gaps = [after - before for before, after in pairwise(ticks)]
+    usual, tenth = statistics.median(gaps), max(1, len(late) // 10)
+    drift = statistics.mean(late[-tenth:]) - statistics.mean(late[:tenth])
+    print(f"{arguments.clips} clips for {arguments.seconds:g} s: {len(drawn)} frames drawn, {len(late)} of each clip")
+    print(
+        f"the browser draws every {usual:.1f} ms; {sum(gap > 1.5 * usual for gap in gaps)} of {len(gaps)} times later"
+    )
+    print(f"frames come {statistics.mean(late):.1f} ms after their time, at most {max(late):.1f} ms")
+    print(f"dropped {dropped}, apart {apart}, drift {drift:.1f} ms")
+
+
+if __name__ == "__main__":
+    main()
