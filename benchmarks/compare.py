@@ -31,7 +31,8 @@ NOTE = """() => {
     CanvasRenderingContext2D.prototype.drawImage = function (image, ...where) {
         if (image instanceof ImageBitmap) {
             if (!canvases.includes(this.canvas)) canvases.push(this.canvas);
-            const frame = Math.round(where[1] / where[3]) * Math.round(image.width / where[2]) + Math.round(where[0] / where[2]);
+            const [x, y, width, height] = where;
+            const frame = Math.round((y / height) * (image.width / width) + x / width);
             drawn.push([performance.now(), canvases.indexOf(this.canvas), frame]);
         }
         return drawImage.call(this, image, ...where);
@@ -63,12 +64,12 @@ def figures(drawn: list[tuple[float, int, int]], count: int, fps: float, length:
 
     drawn: time in milliseconds, clip, frame.
     """
-    dropped, now, apart, late = 0, [0] * count, 0, []
-    total = [0] * count  # frames since the first one
+    dropped, apart, late = 0, 0, []
+    now, total = [0] * count, [0] * count  # each clip's frame, and how many went by since the start
     for clip in range(count):
         frames = [frame for _, other, frame in drawn if other == clip]
         dropped += sum((after - before - 1) % length for before, after in pairwise(frames))
-    start, previous = drawn[0][0], drawn[0][0]
+    start, previous = drawn[0][0] - 1000 * drawn[0][2] / fps, drawn[0][0]
     for time, clip, frame in drawn:
         if time - previous > 4:  # the drawings of one moment are over
             apart = max(apart, max(total) - min(total))
@@ -109,9 +110,8 @@ def main() -> None:
     usual, tenth = statistics.median(gaps), max(1, len(late) // 10)
     drift = statistics.mean(late[-tenth:]) - statistics.mean(late[:tenth])
     print(f"{arguments.clips} clips for {arguments.seconds:g} s: {len(drawn)} frames drawn, {len(late)} of each clip")
-    print(
-        f"the browser draws every {usual:.1f} ms; {sum(gap > 1.5 * usual for gap in gaps)} of {len(gaps)} times later"
-    )
+    skipped = sum(gap > 1.5 * usual for gap in gaps)
+    print(f"the browser draws every {usual:.1f} ms; {skipped} of {len(gaps)} times it was later")
     print(f"frames come {statistics.mean(late):.1f} ms after their time, at most {max(late):.1f} ms")
     print(f"dropped {dropped}, apart {apart}, drift {drift:.1f} ms")
 

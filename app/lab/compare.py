@@ -72,7 +72,8 @@ def _choose_view(jobs: Sequence[Job]) -> tuple[str, list[Job], int]:
         st.session_state["compare_gain"] = 8
     st.session_state["compare_gain"] = int(st.session_state["compare_gain"])
     with st.container(horizontal=True, width="content", vertical_alignment="bottom"):
-        view = st.segmented_control("View", _VIEWS, required=True, format_func=_VIEWS.__getitem__, key="compare_view")
+        st.segmented_control("View", _VIEWS, required=True, format_func=_VIEWS.__getitem__, key="compare_view")
+        view = st.session_state["compare_view"]
         if view != "grid":
             st.selectbox("Clips", pairs, format_func=" and ".join, key="compare_pair", width=140)
         if view == "difference":
