@@ -58,6 +58,9 @@ from .request import curves as curves
 from .request import prepare_picture as prepare_picture
 from .request import takers as takers
 from .run import Progress as Progress
+from .score import SCORES as SCORES
+from .score import Scores as Scores
+from .score import score_clip as score_clip
 from .versions import DEFAULT_VERSION as DEFAULT_VERSION
 from .versions import VERSIONS as VERSIONS
 from .versions import Version as Version
