@@ -22,6 +22,7 @@ from .installed import version_status as version_status
 from .media.export import EXPORTS as EXPORTS
 from .media.export import JOIN as JOIN
 from .media.export import stitch as stitch
+from .media.grid import ClipGrid as ClipGrid
 from .media.image import PictureError as PictureError
 from .media.image import describe_fit as describe_fit
 from .media.image import fit_picture as fit_picture
@@ -61,6 +62,15 @@ from .run import Progress as Progress
 from .score import SCORES as SCORES
 from .score import Scores as Scores
 from .score import score_clip as score_clip
+from .sweep import MAX_CELLS as MAX_CELLS
+from .sweep import Axis as Axis
+from .sweep import Cell as Cell
+from .sweep import Page as Page
+from .sweep import cells as cells
+from .sweep import grid_pages as grid_pages
+from .sweep import making_order as making_order
+from .sweep import references_of as references_of
+from .sweep import sweep_fields as sweep_fields
 from .versions import DEFAULT_VERSION as DEFAULT_VERSION
 from .versions import VERSIONS as VERSIONS
 from .versions import Version as Version

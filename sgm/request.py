@@ -294,14 +294,19 @@ def _refusal(name: str, values: Mapping[str, Any]) -> str:
     """The message for a field that the request does not have: who takes it, or that there is none of this name."""
     owners = [(chooser, owner) for field, chooser, owner in _fields_with_owners() if field.name == name]
     if not owners:
-        near = difflib.get_close_matches(name, all_fields(), n=3)
-        hint = f" Near it: {', '.join(near)}." if near else ""
-        return f"{name if len(name) < 80 else shown(name)} is not a setting of a video.{hint}"
+        return no_such_field(name)
     chooser, names = owners[0][0], _joined([owner for _, owner in owners])
     if chooser in values:
         return f"{name} does not belong to {chooser} {values[chooser]!r}, but to {names}."
     versions = _joined([owner for field, _, owner in _version_fields() if field.name == chooser])
     return f"{name} does not belong to version {values['version']!r}, but to {versions} with {chooser} {names}."
+
+
+def no_such_field(name: str) -> str:
+    """The message for a name that is no field's."""
+    near = difflib.get_close_matches(name, all_fields(), n=3)
+    hint = f" Near it: {', '.join(near)}." if near else ""
+    return f"{name if len(name) < 80 else shown(name)} is not a setting of a video.{hint}"
 
 
 def _joined(names: list[str]) -> str:

@@ -57,6 +57,11 @@ class Video:
         return rate
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of its frames, pixels."""
+        return self._stream.width, self._stream.height
+
+    @property
     def settings(self) -> dict[str, Any] | None:
         """The settings that `write_video` put into the file; None where there are none, or another's comment."""
         try:
