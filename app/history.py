@@ -9,10 +9,9 @@ from contextlib import contextmanager
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from app import look
-from app.create import page as create
+from app import look, places
 from app.jobs import Job, still, table
-from app.lab import chosen, compare
+from app.lab import chosen
 from app.summary import matches, varied
 from sgm import VERSIONS, UserError
 
@@ -137,8 +136,7 @@ def _card(job: Job) -> None:
         else:
             st.caption("Its picture is missing or damaged.")
         if st.button(f"Open {title(job)}", key=f"open_{job.id}", width="stretch"):
-            st.session_state.pop("job", None)  # so that the Create page opens the job of its address
-            st.switch_page(create.page(), query_params={"job": job.id})
+            places.open_clip(job.id)
         parts = [_STATES.get(job.state), VERSIONS[job.request.version].title, f"seed {job.request.seed}"]
         st.caption(look.plain(" · ".join(filter(None, [*parts, varied(job.request)]))))
         with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
@@ -174,7 +172,7 @@ def _show_selected(jobs: list[Job]) -> None:
             help=f"Plays 2 to {chosen.MOST} clips in step.",
         ):
             chosen.choose(playable)
-            st.switch_page(compare.page())
+            places.go("Compare")
         st.button(
             "Add to compare",
             icon=":material/add:",

@@ -7,7 +7,7 @@ import time
 import pandas  # noqa: F401 - charts import it lazily, and a second session at that time would fail
 import streamlit as st
 
-from app import history, look
+from app import history, look, places
 from app.create import page as create
 from app.create.settings import keeping
 from app.jobs import FolderInUse, table
@@ -25,6 +25,8 @@ except UserError as error:
     if isinstance(error, FolderInUse) and error.address:
         st.link_button("Open it", error.address)
     st.stop()
-page = st.navigation([create.page(), history.page(), compare.page()], position="top")
+pages = [create.page(), history.page(), compare.page()]
+places.know(pages)
+page = st.navigation(pages, position="top")
 with keeping(page.url_path):
     page.run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import look, player
+from app import look, places, player
 from app.create import session, stills
 from app.create import settings as fields
 from app.jobs import LONGEST_CHAIN, Job, still, table
@@ -63,11 +63,9 @@ def _show_queue(shown: Job | None) -> None:
 
 def _offer_compare(job: Job) -> None:
     """A button that adds the clip to those that are compared; where it is among them, one that leads there."""
-    from app.lab import compare  # imported here, since that page leads back to this one
-
     if job.id in chosen.ids():
         if st.button(f"Compare {len(chosen.ids())}", icon=":material/compare:", help="Leads to the clips to compare."):
-            st.switch_page(compare.page())
+            places.go("Compare")
     else:
         st.button(
             "Add to compare",

@@ -9,7 +9,7 @@ import threading
 
 from app.jobs.estimate import doing
 from app.jobs.queue import LONGEST_CHAIN, Table
-from app.jobs.record import Job, open_stored, still
+from app.jobs.record import Job, open_stored, still, stored_picture
 from app.jobs.runner import EngineRunner, Runner, device
 from sgm.outputs import FolderInUse, outputs_folder
 
@@ -24,6 +24,7 @@ __all__ = [
     "doing",
     "open_stored",
     "still",
+    "stored_picture",
     "table",
 ]
 

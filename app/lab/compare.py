@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from app import look
-from app.create import page as create
+from app import look, places
 from app.jobs import Job
 from app.lab import chosen, player
-from app.summary import differing
+from app.lab.scores import show_table
 from sgm import UserError
 
 _VIEWS = {"grid": "Side by side", "wipe": "Wipe", "difference": "Difference"}
@@ -46,16 +44,10 @@ def show_page() -> None:
         st.error(look.plain(str(error)), icon=":material/link_off:")
         opened = ""
     if opened:
-        st.session_state.pop("job", None)  # so that the Create page opens the job of its address
-        st.switch_page(create.page(), query_params={"job": opened})
+        places.open_clip(opened)
     st.caption(_told(shown, view))
-    st.header("What differs", anchor=False)
-    rows = differing(jobs)
-    if rows:
-        _show_table(jobs, rows)
-    else:
-        st.caption("Nothing: the same picture and settings, made by the same program on the same kind of device.")
     _keep(jobs)
+    show_table(jobs)
 
 
 def _choose_view(jobs: Sequence[Job]) -> tuple[str, list[Job], int]:
@@ -65,7 +57,7 @@ def _choose_view(jobs: Sequence[Job]) -> tuple[str, list[Job], int]:
         st.session_state.setdefault(key, given.get(key.removeprefix("compare_")))
     if st.session_state["compare_view"] not in _VIEWS:
         st.session_state["compare_view"] = "grid"
-    pairs = [f"{a}{b}" for a in _letters(jobs) for b in _letters(jobs) if a != b]
+    pairs = [f"{a}{b}" for a in player.letters(jobs) for b in player.letters(jobs) if a != b]
     if st.session_state["compare_pair"] not in pairs:
         st.session_state["compare_pair"] = pairs[0]
     if str(st.session_state["compare_gain"]) not in map(str, _GAINS):
@@ -80,12 +72,8 @@ def _choose_view(jobs: Sequence[Job]) -> tuple[str, list[Job], int]:
             st.selectbox("Amplified", _GAINS, format_func="{} ×".format, key="compare_gain", width=110)
     if view == "grid":
         return view, list(jobs), 1
-    pair = [jobs[_letters(jobs).index(one)] for one in st.session_state["compare_pair"]]
+    pair = [jobs[player.letters(jobs).index(one)] for one in st.session_state["compare_pair"]]
     return view, pair, st.session_state["compare_gain"]
-
-
-def _letters(jobs: Sequence[Job]) -> list[str]:
-    return [player.letter(job, jobs) for job in jobs]
 
 
 def _told(shown: Sequence[Job], view: str) -> str:
@@ -98,19 +86,6 @@ def _told(shown: Sequence[Job], view: str) -> str:
     if view != "grid" and len({job.request.size for job in shown}) > 1:
         said.append("The second clip is drawn in the first one's size.")
     return " ".join(said)
-
-
-def _show_table(jobs: Sequence[Job], rows: Sequence[tuple[str, Sequence[str]]]) -> None:
-    """A table with a column for each clip. rows: titles and a text for each clip."""
-    heads = "".join(f'<th scope="col">{letter}</th>' for letter in _letters(jobs))
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(title)}</th>' + "".join(f"<td>{html.escape(text)}</td>" for text in texts)
-        for title, texts in rows
-    )
-    st.html(
-        '<div class="wide" tabindex="0" role="region" aria-label="What differs between the clips">'
-        f'<table class="figures"><thead><tr><td></td>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
 
 
 def _keep(jobs: Sequence[Job]) -> None:

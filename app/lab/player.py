@@ -25,9 +25,9 @@ def _code(suffix: str) -> str:
     return (Path(__file__).parent / f"compare.{suffix}").read_text(encoding="utf-8")
 
 
-def letter(job: Job, jobs: Sequence[Job]) -> str:
-    """The letter by which a clip among others is named."""
-    return ascii_uppercase[[other.id for other in jobs].index(job.id)]
+def letters(jobs: Sequence[Job]) -> list[str]:
+    """The letters by which clips are named."""
+    return list(ascii_uppercase[: len(jobs)])
 
 
 def play(jobs: Sequence[Job], shown: Sequence[Job], view: str, gain: int) -> str:
@@ -37,15 +37,15 @@ def play(jobs: Sequence[Job], shown: Sequence[Job], view: str, gain: int) -> str
     Raises UserError where a clip's files are gone.
     """
     scale = scale_of([table().chain(job.id) or [job] for job in shown])
-    clips, names = [], dict(zip([job.id for job in jobs], told_apart(jobs), strict=True))
+    clips, names = [], {job.id: names for job, *names in zip(jobs, letters(jobs), told_apart(jobs), strict=True)}
     for job in shown:
         # A difference of two is one of frames as they were drawn; of many, what the eye cannot see is left out.
         sheet = _sheet(job.id, scale, len(shown) == 2, job)
         clips.append(
             {
                 "id": job.id,
-                "letter": letter(job, jobs),
-                "label": printable(names[job.id] or job.name),
+                "letter": names[job.id][0],
+                "label": printable(names[job.id][1] or job.name),
                 "url": _served(sheet, job.id),
                 **{name: getattr(sheet, name) for name in ("columns", "count", "width", "height", "fps")},
             }
