@@ -79,8 +79,8 @@ def _score_rows(scores: Sequence[Scores], count: int) -> Iterator[tuple[str, lis
         known = [value for value in values if value is not None]
         if not known:
             continue
-        best = {"higher": max, "lower": min}.get(score.better, lambda _: None)(known) if len({*known}) > 1 else None
         texts = ["–" if value is None else f"{value:.3g}" for value in values] + [""] * (count - len(values))
-        marks = [("<b>", "</b>") if value is not None and value == best else ("", "") for value in values]
-        cells = [f"<td>{a}{text}{b}</td>" for text, (a, b) in zip(texts, [*marks, *[("", "")] * count], strict=False)]
+        best = f"{(max if score.better == 'higher' else min)(known):.3g}" if score.better else None
+        alike = len({f"{value:.3g}" for value in known}) == 1
+        cells = [f"<td><b>{text}</b></td>" if text == best and not alike else f"<td>{text}</td>" for text in texts]
         yield f"{score.title}, {score.unit}" if score.unit else score.title, cells, score.meaning

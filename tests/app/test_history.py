@@ -185,11 +185,15 @@ def test_clips_are_compared(table: Table) -> None:
     page = opened()
     for box in page.checkbox[:2]:
         ok(box.check().run())
-    pressed(page, "Compare")
-    assert len(page.get("video")) == 2
+    one, two, three = (job.id for job in table.jobs())
+    pressed(page, "Add to compare")
+    assert page.session_state["compared"] == [one, two]
     pressed(page, "Select none")
-    assert not page.get("video")
     assert not [box for box in page.checkbox if box.value]
+    ok(page.checkbox[2].check().run())
+    assert {button.label: button.disabled for button in page.button}["Compare"]  # one alone cannot be
+    pressed(page, "Add to compare")
+    assert page.session_state["compared"] == [one, two, three]
 
 
 def test_a_card_that_cannot_be_drawn_costs_itself(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
