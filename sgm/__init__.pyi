@@ -19,6 +19,9 @@ from .hub import download_weights as download_weights
 from .installed import VersionStatus as VersionStatus
 from .installed import best_version as best_version
 from .installed import version_status as version_status
+from .learned import fvd as fvd
+from .learned import fvd_missing as fvd_missing
+from .learned import lpips_missing as lpips_missing
 from .media.export import EXPORTS as EXPORTS
 from .media.export import JOIN as JOIN
 from .media.export import stitch as stitch

@@ -11,6 +11,7 @@ import numpy as np
 
 from sgm.conditioning.camera import MOTION_AT_127, motion_bucket
 from sgm.errors import UserError
+from sgm.learned import lpips
 from sgm.media.quality import ssim, xpsnr
 
 if TYPE_CHECKING:
@@ -20,11 +21,15 @@ Scores = dict[str, float | None]  # name -> figure, in the order of SCORES; None
 
 
 class Score(NamedTuple):
-    """What one figure is. title: a few letters, for the head of a column. better: "higher", "lower" or ""."""
+    """What one figure is. title: a few letters, for the head of a column. better: "higher", "lower" or "".
+
+    digits: that are worth showing, behind the point.
+    """
 
     title: str
     unit: str
     better: str
+    digits: int
     meaning: str
 
 
@@ -39,6 +44,7 @@ SCORES: dict[str, Score] = {
         "frame0",
         "dB",
         "higher",
+        2,
         "PSNR of the first frame against the picture as the model saw it: is this still the picture that was given? "
         f"{_HIGHEST_PSNR:g} where they are equal, as for every PSNR here.",
     ),
@@ -46,6 +52,7 @@ SCORES: dict[str, Score] = {
         "hold",
         "dB",
         "higher",
+        2,
         "PSNR of each later frame against the first one, after the best smooth warp: dense optical flow (DIS), blurred "
         "by 1/24 of the width, where it stays inside the picture. Does the scene hold together while it moves? Mush is "
         f"under 20; 0 where less than {_HARDLY_SEEN:.0%} of the picture is left to be seen.",
@@ -54,6 +61,7 @@ SCORES: dict[str, Score] = {
         "motion",
         "% of the width a frame",
         "",
+        3,
         "Mean displacement from one frame to the next, by the flow of hold: the difference of two frames' flows to the "
         "first.",
     ),
@@ -61,6 +69,7 @@ SCORES: dict[str, Score] = {
         "bucket",
         "",
         "",
+        0,
         f"The motion bucket that this motion amounts to, by the definition that svd_tiny is trained with: 127 is "
         f"{MOTION_AT_127:g} % of the width a frame, in proportion. How Stability measured motion for SVD's buckets was "
         "not published.",
@@ -69,6 +78,7 @@ SCORES: dict[str, Score] = {
         "jerk",
         "",
         "lower",
+        2,
         "How unevenly it moves: the change of displacement from frame to frame over the displacement. 0 is perfectly "
         "even.",
     ),
@@ -76,6 +86,7 @@ SCORES: dict[str, Score] = {
         "sharp",
         "",
         "higher",
+        2,
         "Energy of fine detail of the later frames over the first frame's. Detail is grey without its Gaussian blur of "
         "1.5 pixels. 1 keeps all of it; more is new detail, or noise.",
     ),
@@ -83,6 +94,7 @@ SCORES: dict[str, Score] = {
         "flicker",
         "levels of 255",
         "lower",
+        2,
         "Mean absolute difference of a frame and the one before it, warped by the flow of hold: what changes without "
         "moving. As the warping error of Lai et al. 2018 (arXiv:1808.00449). A steady pan has about 0.6, a zoom 1.8.",
     ),
@@ -90,6 +102,7 @@ SCORES: dict[str, Score] = {
         "SI",
         "levels of 255",
         "",
+        1,
         "Spatial information (ITU-T P.910): the largest over the frames of the standard deviation of the Sobel "
         "gradient.",
     ),
@@ -97,6 +110,7 @@ SCORES: dict[str, Score] = {
         "TI",
         "levels of 255",
         "",
+        1,
         "Temporal information (ITU-T P.910): the largest over the frames of the standard deviation of the difference "
         "to the frame before.",
     ),
@@ -104,6 +118,7 @@ SCORES: dict[str, Score] = {
         "frozen",
         "frames",
         "lower",
+        0,
         f"Frames that stand still: their mean absolute difference to the one before is at most {_FREEZE:.1%} of the "
         "range, as FFmpeg's freezedetect has it.",
     ),
@@ -111,14 +126,16 @@ SCORES: dict[str, Score] = {
         "black",
         "frames",
         "lower",
+        0,
         f"Black frames: {_BLACK_SHARE:.0%} of the pixels or more are darker than {_BLACK:.0%} of the range, as "
         "FFmpeg's blackdetect has it.",
     ),
-    "psnr": Score("PSNR", "dB", "higher", "PSNR of each frame against the reference's, of red, green and blue."),
+    "psnr": Score("PSNR", "dB", "higher", 2, "PSNR of each frame against the reference's, of red, green and blue."),
     "ssim": Score(
         "SSIM",
         "",
         "higher",
+        4,
         "Structural similarity of each frame to the reference's (Wang et al. 2004, doi:10.1109/TIP.2003.819861), grey, "
         "window of 1.5 pixels' standard deviation. 1 is equal.",
     ),
@@ -126,6 +143,7 @@ SCORES: dict[str, Score] = {
         "XPSNR",
         "dB",
         "higher",
+        2,
         "PSNR of each frame against the reference's, weighted by what the eye sees (Helmrich et al. 2020, "
         "doi:10.1109/ICASSP40776.2020.9054089), grey, by FFmpeg's filter.",
     ),
@@ -133,6 +151,7 @@ SCORES: dict[str, Score] = {
         "LPIPS",
         "",
         "lower",
+        3,
         "Learned perceptual distance of each frame to the reference's (Zhang et al. 2018, arXiv:1801.03924), AlexNet. "
         "Needs the package lpips, and AlexNet's weights in torch's cache.",
     ),
@@ -227,7 +246,7 @@ def _against(frames: np.ndarray, grey: list[np.ndarray], reference: np.ndarray) 
         "psnr": float(np.mean([_psnr(a, b) for a, b in zip(frames, reference, strict=True)])),
         "ssim": float(np.mean([ssim(a, b) for a, b in zip(grey, other, strict=True)])),
         "xpsnr": float(np.mean([min(value, _HIGHEST_PSNR) for value in weighted])) if weighted else None,
-        "lpips": None,
+        "lpips": lpips(frames, reference),
     }
 
 
