@@ -67,6 +67,7 @@ from .sweep import grid_pages as grid_pages
 from .sweep import making_order as making_order
 from .sweep import references_of as references_of
 from .sweep import sweep_fields as sweep_fields
+from .timing import typical_seconds as typical_seconds
 from .versions import DEFAULT_VERSION as DEFAULT_VERSION
 from .versions import VERSIONS as VERSIONS
 from .versions import Version as Version
