@@ -1,6 +1,7 @@
 """The public names: the one list of them, for type checkers and, through lazy_loader, for `sgm/__init__.py`."""
 
 from .conditioning.camera import CAMERA_MOVES as CAMERA_MOVES
+from .conditioning.memo import Memo as Memo
 from .config import instantiate_from_config as instantiate_from_config
 from .convert import convert_weights as convert_weights
 from .diffusion.guidance import GUIDERS as GUIDERS
