@@ -1,6 +1,7 @@
 """The public names: the one list of them, for type checkers and, through lazy_loader, for `sgm/__init__.py`."""
 
 from .conditioning.camera import CAMERA_MOVES as CAMERA_MOVES
+from .conditioning.memo import Memo as Memo
 from .config import instantiate_from_config as instantiate_from_config
 from .convert import convert_weights as convert_weights
 from .diffusion.guidance import GUIDERS as GUIDERS
@@ -74,6 +75,7 @@ from .sweep import grid_pages as grid_pages
 from .sweep import making_order as making_order
 from .sweep import references_of as references_of
 from .sweep import sweep_fields as sweep_fields
+from .timing import typical_seconds as typical_seconds
 from .versions import DEFAULT_VERSION as DEFAULT_VERSION
 from .versions import VERSIONS as VERSIONS
 from .versions import Version as Version

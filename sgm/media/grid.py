@@ -91,25 +91,28 @@ class ClipGrid:
         """The frames, uint8 (H, W, 3). Each is a new array."""
         canvas = self._canvas()
         with contextlib.ExitStack() as stack:
-            players = [
-                (place, _Player(stack.enter_context(open_video(clip)), self._layout.tile))
-                for place, clip in self._places()
-            ]
+            players = [self._player(stack, *place) for place in self._places()]
             for number in range(len(self)):
                 for (x, y), player in players:
-                    pixels = player.at(number / self.fps)
-                    canvas[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+                    _paste(canvas, x, y, player.at(number / self.fps))
                 yield canvas.copy()
                 self.on_frame(number + 1, len(self))
 
     def picture(self) -> Image.Image:
         """The middle frame of each clip, in RGB."""
         canvas = self._canvas()
-        for (x, y), clip in self._places():
-            with open_video(clip) as video:
-                pixels = _fitted(video[len(video) // 2], self._layout.tile)
-            canvas[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+        for place, length in zip(self._places(), self._lengths, strict=True):
+            with contextlib.ExitStack() as stack:
+                (x, y), player = self._player(stack, *place)
+                _paste(canvas, x, y, player.at(length.frames // 2 / length.fps))
         return Image.fromarray(canvas)
+
+    def _player(
+        self, stack: contextlib.ExitStack, corner: tuple[int, int], clip: Source
+    ) -> tuple[tuple[int, int], _Player]:
+        """The corner of a clip's frames in the grid, and its player."""
+        player = _Player(stack.enter_context(open_video(clip)), self._layout.tile)
+        return (corner[0] + player.corner[0], corner[1] + player.corner[1]), player
 
     def _places(self) -> list[tuple[tuple[int, int], Source]]:
         """Each clip with its tile's corner."""
@@ -171,20 +174,20 @@ class ClipGrid:
 
 
 class _Player:
-    """A clip's frames at a tile's size, as time goes on."""
+    """A clip's frames, scaled to lie within a tile, as time goes on. corner: of the frames within the tile, x and y."""
 
     def __init__(self, video: Video, tile: tuple[int, int]) -> None:
-        self._fps, self._frames, self._tile = video.fps, iter(video), tile
+        scale = min(side / own for side, own in zip(tile, video.size, strict=True))
+        width, height = (max(1, round(scale * own)) for own in video.size)
+        self.corner = (tile[0] - width) // 2, (tile[1] - height) // 2
+        self._fps, self._frames = video.fps, video.frames((width, height))
         self._number, self._pixels = -1, np.zeros((0, 0, 3), np.uint8)
 
     def at(self, seconds: float) -> np.ndarray:
         """The frame that is shown then, the last one after its end: times must not fall."""
-        latest = None
         while self._number < math.floor(seconds * self._fps + 1e-6):
             self._number += 1
-            latest = next(self._frames, latest)
-        if latest is not None:
-            self._pixels = _fitted(latest, self._tile)
+            self._pixels = next(self._frames, self._pixels)
         return self._pixels
 
 
@@ -193,19 +196,8 @@ def _length(clip: Source) -> _Length:
         return _Length(len(video), video.fps, *video.size)
 
 
-def _fitted(pixels: np.ndarray, tile: tuple[int, int]) -> np.ndarray:
-    """A frame scaled to lie within a tile, on black."""
-    height, width = pixels.shape[:2]
-    scale = min(tile[0] / width, tile[1] / height)
-    size = max(1, round(scale * width)), max(1, round(scale * height))
-    image = Image.fromarray(pixels)
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    if size == tile:
-        return np.asarray(image)
-    framed = Image.new("RGB", tile, _BARS)
-    framed.paste(image, ((tile[0] - size[0]) // 2, (tile[1] - size[1]) // 2))
-    return np.asarray(framed)
+def _paste(canvas: np.ndarray, x: int, y: int, pixels: np.ndarray) -> None:
+    canvas[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
 
 
 @cache

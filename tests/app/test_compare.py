@@ -116,7 +116,7 @@ def test_what_differs_between_two_models() -> None:
     assert rows["Model"] == ["SVD tiny", "SVD"]
     assert rows["Width"] == ["320", "1024"]
     assert rows["Highest scale"] == ["1", "2.5"]
-    assert rows["Camera"] == ["Chosen by the seed", "–"]
+    assert rows["Camera"] == ["Surprise me", "–"]
     assert rows["torch"] == ["2.10", "2.11"]
     assert not rows.keys() & {"Seed", "Picture", "Frames", "dtype"}
     assert differing([tiny, tiny]) == []
