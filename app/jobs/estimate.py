@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from app.jobs.record import Job
-from sgm import SAMPLERS, Progress, VideoRequest
+from sgm import Progress, VideoRequest
 
 
 class Phase(NamedTuple):
@@ -64,7 +64,7 @@ def work(request: VideoRequest, phase: str) -> tuple[float, float]:
     """What `a` and `b` of a phase are multiplied by."""
     pixels = float(request.height * request.width)
     if phase == "sample":
-        evaluations = float(SAMPLERS[request.sampler].evaluations * request.steps)
+        evaluations = float(request.evaluations)
         guidance = 2 if request.build_guider().needs_uc else 1
         return evaluations, evaluations * guidance * pixels * request.frames
     if phase == "encode" and "camera" not in request.options:
