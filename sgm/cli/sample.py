@@ -170,6 +170,8 @@ def _request(
 
     if "orbit" not in choices and ("elevations" in choices or "azimuths" in choices):
         choices = {**choices, "orbit": "list"}
+    if "schedule" not in choices and "sigmas" in choices:
+        choices = {**choices, "schedule": "custom"}
     if recipe is None:
         return VideoRequest(DEFAULT_VERSION if version is None else version, **choices), None
     settings = read_recipe(recipe)
