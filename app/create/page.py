@@ -43,6 +43,7 @@ def show_page() -> None:
         result.show_result(job)
         if not (job and job.active):
             result.show_recent(job)
+    settings.choose_research(version, request)
     with st.bottom:
         bar.show(request if ready else None, chosen, job)
         pressed = picture.pressed() | settings.pressed(version)

@@ -1,4 +1,7 @@
-"""The widgets of a clip's settings, most of them under "Research settings", and the request of their values."""
+"""The widgets of a clip's settings, most of them under "Research settings", and the request of their values.
+
+They have one state, on whichever page they are drawn.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def choose_version() -> Version:
 
 
 def choose_settings(version: Version) -> VideoRequest:
-    """Draw the widgets of a version's fields; the request of their values.
+    """Draw the widgets of how a version's clip moves; the request of all widgets' values, drawn here or not.
 
     Raises UserError, after all are drawn, where values are invalid or contradict each other.
     """
@@ -80,18 +83,26 @@ def choose_settings(version: Version) -> VideoRequest:
     with left:
         draw(fields["seed"], version, disabled=bool(st.session_state.get("new_seed")))
     right.toggle("New seed each time", bool(st.session_state.get("new_seed")), key="new_seed")
-    # Its state is kept in Python, so that it is as it was left, and nobody pays for charts in a fold.
-    research = st.expander("Research settings", key="research", on_change="rerun")
-    with research:
-        _draw_all((field for name, field in fields.items() if name not in (*_FIRST, *_WITH_PICTURE)), version)
-        _choose_ranges(version)
-        request = _request(version)
-        if research.open:
-            show_curves(request)
+    request = _request(version)
     if request.family.orbits:
         with orbit:
             show_orbit(request)
     return request
+
+
+def choose_research(version: Version, request: VideoRequest | None) -> None:
+    """Draw the fold of the other fields' widgets, and beside them the charts of the request, if there is one."""
+    # Its state is kept in Python, so that it is as it was left, and nobody pays for charts in a fold.
+    research = st.expander("Research settings", key="research", on_change="rerun")
+    with research:
+        left, right = st.columns(2, gap="large")
+        with left:
+            others = (*_FIRST, *_WITH_PICTURE)
+            _draw_all((field for name, field in base_fields(version.name).items() if name not in others), version)
+            _choose_ranges(version)
+        if research.open and request:
+            with right, st.container(key="charts_place"):
+                show_curves(request)
 
 
 def new_seed() -> bool:
