@@ -1,9 +1,12 @@
 """The public names: the one list of them, for type checkers and, through lazy_loader, for `sgm/__init__.py`."""
 
+from .charts import curves as curves
+from .charts import schedule_curves as schedule_curves
 from .conditioning.camera import CAMERA_MOVES as CAMERA_MOVES
 from .conditioning.memo import Memo as Memo
 from .config import instantiate_from_config as instantiate_from_config
 from .convert import convert_weights as convert_weights
+from .diffusion.discretization import SCHEDULES as SCHEDULES
 from .diffusion.guidance import GUIDERS as GUIDERS
 from .diffusion.sampling import SAMPLERS as SAMPLERS
 from .engine import check_weights as check_weights
@@ -55,7 +58,7 @@ from .recipe import request_of as request_of
 from .recipe import restore_clip as restore_clip
 from .request import VideoRequest as VideoRequest
 from .request import all_fields as all_fields
-from .request import curves as curves
+from .request import default_of as default_of
 from .request import prepare_picture as prepare_picture
 from .request import takers as takers
 from .run import Progress as Progress

@@ -66,7 +66,10 @@ TARGETS: dict[str, str] = {
         )
     },
     "sgm.diffusion.sampling.LCMSampler": _SAMPLING + "LCMSampler",
-    "sgm.diffusion.discretization.ConsistencyDiscretization": _DISCRETIZATION + "ConsistencyDiscretization",
+    **{
+        _DISCRETIZATION + name: _DISCRETIZATION + name
+        for name in ("AlignYourStepsDiscretization", "ConsistencyDiscretization", "CustomDiscretization")
+    },
     "sgm.modules.diffusionmodules.loss.StandardDiffusionLoss": _LOSS + "StandardDiffusionLoss",
     "sgm.modules.diffusionmodules.loss_weighting.EDMWeighting": _LOSS + "EDMWeighting",
     "sgm.modules.diffusionmodules.loss_weighting.VWeighting": _LOSS + "VWeighting",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from sgm.diffusion.sampling import SAMPLERS
 from sgm.request import VideoRequest
 
 # Device and model -> phase -> (a, b): of one core of a processor, and of an H100. Sampling: (a, b) of one evaluation.
@@ -45,7 +44,7 @@ def _work(request: VideoRequest, phase: str) -> tuple[float, float]:
     """What `a` and `b` of a phase are multiplied by."""
     pixels = float(request.height * request.width)
     if phase == "sample":
-        evaluations = float(SAMPLERS[request.sampler].evaluations * request.steps)
+        evaluations = float(request.evaluations)
         guidance = 2 if request.build_guider().needs_uc else 1
         return evaluations, evaluations * guidance * pixels * request.frames
     if phase == "encode" and "camera" not in request.options:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sgm.diffusion.discretization import (
+    AlignYourStepsDiscretization,
     ConsistencyDiscretization,
     Discretization,
     EDMDiscretization,
@@ -106,17 +107,22 @@ def test_tells_of_each_step_in_order(name: str, noise: Tensor) -> None:
     assert told == [(i, 5) for i in range(1, 6)]
 
 
+EVALUATIONS = {"heun_edm": 9, "dpmpp_2s_ancestral": 9}  # of five steps; of the others, five
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_step_runs_the_network_as_often_as_its_sampler_says(name: str, noise: Tensor) -> None:
-    runs = [0]
+def test_a_sampler_says_at_which_sigmas_it_runs_the_network(name: str, noise: Tensor) -> None:
+    ran = []
 
     def counted(x: Tensor, sigma: Tensor) -> Tensor:
-        runs[-1] += 1
+        ran.append(float(sigma))
         return exact(x, sigma)
 
-    SAMPLERS[name]()(counted, noise, EDMDiscretization()(5), on_step=lambda *_: runs.append(0))
-    assert runs[:4] == [SAMPLERS[name].evaluations] * 4  # the last step, to sigma 0, needs one
-    assert runs[4:] == [1, 0]
+    sigmas = EDMDiscretization()(5)
+    said = SAMPLERS[name]().levels(sigmas)
+    SAMPLERS[name]()(counted, noise, sigmas)
+    assert said == ran
+    assert len(said) == EVALUATIONS.get(name, 5)
 
 
 class Cancelled(Exception):
@@ -157,6 +163,20 @@ def test_a_step_is_needed(count: int, noise: Tensor) -> None:
 def test_options_of_a_request_start_as_the_samplers_own_parameters_do(name: str, noise: Tensor) -> None:
     options = {parameter: field.default for parameter, field in SAMPLERS[name].options.items()}
     assert torch.equal(sample(name, 4, noise, **options), sample(name, 4, noise))
+
+
+PUBLISHED = [700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034]
+
+
+def test_align_your_steps_is_the_published_schedule_and_its_interpolation() -> None:
+    schedule = AlignYourStepsDiscretization()
+    assert schedule(10).tolist() == pytest.approx([*PUBLISHED, 0])
+    twice = schedule(20).double()
+    assert twice[::2].tolist() == pytest.approx([*PUBLISHED, 0])
+    between = twice[1:-2:2]  # the geometric mean of both neighbours
+    torch.testing.assert_close(between, (twice[:-3:2] * twice[2:-1:2]).sqrt(), rtol=1e-6, atol=0)
+    assert float(twice[-2]) == pytest.approx(math.sqrt(0.034 * 0.002))  # of the level that becomes zero
+    assert schedule(1).tolist() == [700, 0]
 
 
 def test_legacy_schedule_refuses_more_steps_than_it_has() -> None:

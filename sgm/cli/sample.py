@@ -175,6 +175,8 @@ def chosen(version: str | None, choices: dict[str, Any]) -> dict[str, Any]:
     """What options say: the values of fields, and the version if it is given."""
     if "orbit" not in choices and ("elevations" in choices or "azimuths" in choices):
         choices = {**choices, "orbit": "list"}
+    if "schedule" not in choices and "sigmas" in choices:
+        choices = {**choices, "schedule": "custom"}
     return choices if version is None else {**choices, "version": version}
 
 

@@ -50,7 +50,7 @@ class Sampler(ABC):
 
     sigmas: falling, the last one 0. noise: draws the noise of stochastic samplers (default: torch's global generator).
     on_step(i, n): called after step i of n; it may raise. title: for people. options: the constructor's parameters that
-    a request may set -> fields. evaluations: network evaluations in each step.
+    a request may set -> fields.
 
     Official YAMLs give schedule, guider and number of steps with the sampler: they become `discretization`, `guider`
     and `num_steps`, for the caller to use (see `guided`); sampling itself does not use them.
@@ -58,7 +58,6 @@ class Sampler(ABC):
 
     title: ClassVar[str] = ""
     options: ClassVar[Mapping[str, Field]] = {}
-    evaluations: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -92,6 +91,17 @@ class Sampler(ABC):
             if on_step is not None:
                 on_step(i + 1, num_steps)
         return x
+
+    def levels(self, sigmas: Tensor) -> list[float]:
+        """The sigma of each evaluation of the network along a schedule: that of a single number is sampled."""
+        levels: list[float] = []
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            levels.append(float(sigma))
+            return x
+
+        self(denoise, torch.zeros(1), sigmas.cpu(), noise=torch.zeros_like)
+        return levels
 
     def begin(self, sigmas: Tensor) -> None:  # noqa: B027
         """Called before the first step: multistep samplers clear their history here."""
@@ -141,7 +151,6 @@ class HeunEDMSampler(EulerEDMSampler):
     """Karras et al. 2022, algorithm 2. Two network evaluations in each step but the last."""
 
     title = "Heun EDM"
-    evaluations = 2
 
     def correct(
         self, denoise: Denoise, x: Tensor, euler: Tensor, d: Tensor, sigma_hat: Tensor, sigma_next: Tensor
@@ -185,7 +194,6 @@ class DPMPP2SAncestralSampler(AncestralSampler):
     """DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095), ancestral. Two evaluations in each step but the last."""
 
     title = "DPM++ 2S ancestral"
-    evaluations = 2
 
     def down(self, denoise: Denoise, x: Tensor, sigma: Tensor, sigma_down: Tensor) -> Tensor:
         denoised = denoise(x, sigma)
