@@ -50,9 +50,14 @@ def settings_of(request: VideoRequest, engine: DiffusionEngine, picture: Image.I
         # On a processor, each number of threads adds in an order of its own.
         **({"threads": str(torch.get_num_threads())} if engine.device.type == "cpu" else {}),
         "weights": copy.deepcopy(engine.weights),
-        "picture": hashlib.sha256(picture.tobytes()).hexdigest(),
+        "picture": picture_hash(picture),
     }
     return {**request.settings(), MARK: provenance}
+
+
+def picture_hash(picture: Image.Image) -> str:
+    """The SHA-256 of a picture's pixels, of `prepare_picture` the one in recipes."""
+    return hashlib.sha256(picture.tobytes()).hexdigest()
 
 
 def input_frame(frames: np.ndarray | Video, request: VideoRequest) -> tuple[np.ndarray, str]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LONGEST_NAME = 255  # bytes, of most file systems
 _LONGEST_STEM = 200  # bytes of a picture's name that its video's name keeps
 _ROOM = len("-turntable-9999.webp")  # bytes for what may follow the stem
-_BYTES_PER_PIXEL = 0.15  # of a usual video
+BYTES_PER_PIXEL = 0.15  # of a usual video
 
 
 def plain_stem(stem: str, limit: int) -> str:
@@ -63,7 +63,7 @@ class Batch:
     def check_places(self, sources: list[Source]) -> None:
         """Raise UserError where the videos cannot be written: the place, its free space, the names."""
         height, width = self.request.size
-        size = len(sources) * self.request.frames * height * width * _BYTES_PER_PIXEL
+        size = len(sources) * self.request.frames * height * width * BYTES_PER_PIXEL
         check_writable(self.out.parent if self.to_file else self.out, int(size))
         for stem, _ in sources:
             target = self._target(stem)
