@@ -57,6 +57,7 @@ from .recipe import differences as differences
 from .recipe import input_frame as input_frame
 from .recipe import is_recipe as is_recipe
 from .recipe import made_by as made_by
+from .recipe import picture_hash as picture_hash
 from .recipe import read_recipe as read_recipe
 from .recipe import request_of as request_of
 from .recipe import restore_clip as restore_clip
@@ -82,6 +83,7 @@ from .timing import typical_seconds as typical_seconds
 from .versions import DEFAULT_VERSION as DEFAULT_VERSION
 from .versions import VERSIONS as VERSIONS
 from .versions import Version as Version
+from .weights import quick_hash as quick_hash
 
 __all__: list[str]
 __version__: str

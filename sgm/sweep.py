@@ -26,8 +26,8 @@ _VERSION = Field(
     "Which model makes the clip.",
     choices=lambda: {name: Named(version.title) for name, version in VERSIONS.items()},
 )
-# Fields of which the picture's embeddings do not depend, beside those of samplers and guiders.
-_AFTER_CONDITIONING = ("steps", "sigma_min", "sigma_max", "rho", "decode_chunk", "sampler", "guider", "schedule")
+# Fields, and with them their choices' options, on which the picture's embeddings do not depend.
+_AFTER_CONDITIONING = ("steps", "decode_chunk", "sampler", "guider", "schedule")
 
 
 def sweep_fields() -> dict[str, Field]:
@@ -208,9 +208,8 @@ def making_order(of: Iterable[Cell], compared: Mapping[Cell, Cell] | None = None
 
 
 def _after_conditioning() -> set[str]:
-    """The fields of which the picture's embeddings do not depend."""
-    known = all_fields()
-    choices = (known[name].choices for name in _AFTER_CONDITIONING if name in known)
+    """The fields on which the picture's embeddings do not depend."""
+    choices = (all_fields()[name].choices for name in _AFTER_CONDITIONING)
     options = (choice.options.values() for chosen in choices if chosen for choice in chosen().values())
     return {*_AFTER_CONDITIONING, *(field.name for field in itertools.chain.from_iterable(options))}
 

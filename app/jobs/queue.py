@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from app.jobs import estimate
 from app.jobs.record import Job, new_id, save_or_log, sizes, stored_picture
 from app.jobs.runner import EngineRunner, Runner, cores, device_type, run
 from app.jobs.store import Store, clip_frames, film_frames, film_video, is_lossless
-from sgm import JOIN, Clip, UserError, VideoRequest
+from sgm import JOIN, Clip, UserError, VideoRequest, typical_seconds
 from sgm.process import freeze_objects
 
 LONGEST_CHAIN = 4  # clips, each an extension of the one before: quality falls with every extension
@@ -39,7 +40,10 @@ class Table:
         except BaseException:
             self._store.close()
             raise
-        self._last_started: dict[str, float] = {}  # owner -> when one of its jobs last started, by the monotonic clock
+        self._last_started: dict[
+            str, float
+        ] = {}  # owner or group -> when one of its jobs last started, by the monotonic clock
+        self._estimates: dict[Any, dict[str, float]] = {}  # kind of request -> seconds of phases, until a job ends
         self._workers = workers
         self._threads: list[threading.Thread] = []  # started with the first job
         self._closed = False
@@ -62,12 +66,60 @@ class Table:
         """Queue a job; owners take turns. Raises UserError if the outputs folder cannot be written."""
         job_id = new_id()
         job = Job(job_id, self.folder / job_id, request, name, owner=owner, parent=parent)
-        self._store.add(job, picture)
-        with self._changed:
-            self._jobs[job.id] = job
-            self._start()
-            self._changed.notify_all()
-            return replace(job)
+        self._add_all([job], picture)
+        return self._existing(job_id)
+
+    def submit_group(
+        self,
+        requests: Sequence[VideoRequest],
+        picture: Image.Image,
+        name: str = "picture",
+        owner: str = "",
+        axes: Sequence[str] = (),
+        order: Sequence[int] | None = None,
+        finish: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Queue the cells of a sweep, all or none, as one group, which takes turns like an owner. Returns its id.
+
+        axes: what varies, as text, for people. order: in which the cells run, by their numbers. finish: settings that
+        make finished clips of drafts. Raises UserError if the outputs folder cannot be written.
+        """
+        group, now = new_id(), time.time()
+        jobs = []
+        for i, number in enumerate(order or range(len(requests))):
+            job_id = new_id()
+            job = Job(job_id, self.folder / job_id, requests[number], name, created=now + i / 1e4, owner=owner)
+            job.group, job.cell, job.axes, job.finish = group, number, list(axes), dict(finish or {})
+            jobs.append(job)
+        self._add_all(jobs, picture)
+        return group
+
+    def complete_group(self, group: str) -> None:
+        """Queue the cells of a group anew that have ended without a clip, in place of these.
+
+        Raises UserError as `again` does.
+        """
+        ended = [job for job in self.group(group) if not job.active and job.state != "done"]
+        for job in ended:
+            job_id = new_id()
+            fresh = Job(job_id, self.folder / job_id, job.request, job.name, owner=job.owner)
+            fresh.group, fresh.cell, fresh.axes, fresh.finish = job.group, job.cell, job.axes, job.finish
+            self._add_all([fresh], stored_picture(job))
+            self.delete(job.id)
+
+    def group(self, group: str) -> list[Job]:
+        """The jobs of a group, by the numbers of their cells; [] for an unknown one."""
+        jobs = {job.cell: job for job in reversed(self.jobs()) if job.group == group and group}
+        return [jobs[cell] for cell in sorted(jobs)]
+
+    def groups(self) -> list[str]:
+        """The ids of all groups, the newest first."""
+        return list(dict.fromkeys(job.group for job in self.jobs() if job.group))
+
+    def cancel_group(self, group: str) -> None:
+        """Cancel what is left of a group; what is made stays."""
+        for job in reversed(self.group(group)):  # the running one last, so that no other starts
+            self.cancel(job.id)
 
     def again(self, job_id: str, owner: str = "") -> Job:
         """Queue a job like an ended one. Raises UserError if it, or its picture, has been deleted."""
@@ -180,6 +232,11 @@ class Table:
         with self._changed:
             return self._seconds_for(request)
 
+    def seconds_for_all(self, requests: Iterable[VideoRequest]) -> float:
+        """About how many seconds requests take one after the other, but for loading."""
+        with self._changed:
+            return sum(sum(self._expected(request).values()) - self._expected(request)["load"] for request in requests)
+
     def cancel(self, job_id: str) -> None:
         """Take a job out of the queue, or stop it at its next check. Jobs that have ended are not changed."""
         with self._changed:
@@ -213,14 +270,14 @@ class Table:
     # Called with the lock held.
 
     def _queued(self) -> list[Job]:
-        """The queued jobs in the order in which they will run: one of each owner, then the next of each."""
-        turns = Counter(job.owner for job in self._running())
+        """The queued jobs in the order in which they will run: one of each owner and group, then the next of each."""
+        turns = Counter(_taker(job) for job in self._running())
         queue = []
         for job in self._jobs.values():  # in order of submission
             if job.state == "queued":
-                turn = turns[job.owner]
-                turns[job.owner] += 1
-                queue.append((turn, self._last_started.get(job.owner, 0.0) if job.owner else 0.0, job))
+                turn, taker = turns[_taker(job)], _taker(job)
+                turns[taker] += 1
+                queue.append((turn, self._last_started.get(taker, 0.0) if taker else 0.0, job))
         return [job for *_, job in sorted(queue, key=lambda entry: entry[:2])]
 
     def _running(self) -> list[Job]:
@@ -250,7 +307,11 @@ class Table:
         return sum(expected.values())
 
     def _expected(self, request: VideoRequest) -> dict[str, float]:
-        return estimate.expected(reversed(self._jobs.values()), request, device_type(), cores())
+        kind = request.version, tuple(typical_seconds(request, device_type(), cores()).items())
+        if kind not in self._estimates:
+            finished = reversed(self._jobs.values())
+            self._estimates[kind] = estimate.expected(finished, request, device_type(), cores())
+        return dict(self._estimates[kind])
 
     def _start(self) -> None:
         while len(self._threads) < self._workers:
@@ -258,6 +319,20 @@ class Table:
             self._threads[-1].start()
 
     # Called without the lock.
+
+    def _add_all(self, jobs: Sequence[Job], picture: Image.Image) -> None:
+        """Store jobs of one picture and queue them; none of them where one cannot be stored, which raises UserError."""
+        try:
+            for job in jobs:
+                self._store.add(job, picture if job is jobs[0] else jobs[0].picture)
+        except UserError:
+            for job in jobs:
+                shutil.rmtree(job.folder, ignore_errors=True)
+            raise
+        with self._changed:
+            self._jobs |= {job.id: job for job in jobs}
+            self._start()
+            self._changed.notify_all()
 
     def _existing(self, job_id: str) -> Job:
         job = self.get(job_id)
@@ -273,14 +348,20 @@ class Table:
                     return
                 job = self._queued()[0]
                 job.start()
-                self._last_started[job.owner] = job.started
+                self._last_started[_taker(job)] = job.started
             save_or_log(job)
             outcome = run(job, self._runner, self._write, self._changed)
             ended = replace(job, seconds=time.monotonic() - job.started, preview=b"", **{"files": sizes(job)} | outcome)
             save_or_log(ended)  # first on disk, so that nobody sees an end that is not stored
             with self._changed:
                 self._jobs[job.id] = ended
+                self._estimates.clear()
                 self._changed.notify_all()
 
     def _write(self, job: Job, clip: Clip) -> dict[str, Any]:
         return self._store.write_clip(job, clip, self.chain(job.parent) if job.parent else [])
+
+
+def _taker(job: Job) -> str:
+    """Whose turn a job takes: its group's, so that single clips of the same person go between, or its owner's."""
+    return job.group or job.owner

@@ -43,6 +43,11 @@ def _is_date(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 253_370_764_800
 
 
+def _is_id_or_none(value: Any) -> bool:
+    """Whether a value is a job's id, or ""."""
+    return isinstance(value, str) and (not value or ID.fullmatch(value) is not None)
+
+
 # What of a job stands in job.json beside its request, and what it must be. The first three must be there.
 _SAVED: dict[str, Callable[[Any], bool]] = {
     "state": lambda value: value in STATES,
@@ -50,7 +55,11 @@ _SAVED: dict[str, Callable[[Any], bool]] = {
     "created": _is_date,
     "message": lambda value: isinstance(value, str),
     "owner": lambda value: isinstance(value, str),
-    "parent": lambda value: isinstance(value, str) and (not value or ID.fullmatch(value) is not None),
+    "parent": _is_id_or_none,
+    "group": _is_id_or_none,
+    "cell": lambda value: type(value) is int and 0 <= value < 1e6,
+    "axes": lambda value: isinstance(value, list) and all(isinstance(axis, str) for axis in value),
+    "finish": lambda value: isinstance(value, dict),
     "seconds": _is_seconds,
     "settings": lambda value: isinstance(value, dict),
     "phases": lambda value: isinstance(value, dict) and all(map(_is_seconds, value.values())),
@@ -78,6 +87,10 @@ class Job:
     settings: dict[str, Any] = field(default_factory=dict)  # the clip's recipe
     owner: str = ""  # the browser session: owners take turns in the queue
     parent: str = ""  # id of the clip that this one extends
+    group: str = ""  # id of the sweep that this clip is part of: groups take turns, too
+    cell: int = 0  # its number among the sweep's cells
+    axes: list[str] = field(default_factory=list)  # what the sweep varies, as `sgm.Axis.parse` reads it
+    finish: dict[str, Any] = field(default_factory=dict)  # of a draft: the settings that make the finished clip of it
     phases: dict[str, float] = field(default_factory=dict)  # seconds that each ended phase took
     files: dict[str, int] = field(default_factory=dict)  # name -> size in bytes, of the files that were written whole
     phase: str = ""  # the running phase: one of estimate.PHASES

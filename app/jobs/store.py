@@ -62,17 +62,21 @@ class Store:
                 log.warning("%s is left out of the history: %s", folder, error)
         return sorted(jobs, key=lambda job: job.created)
 
-    def add(self, job: Job, picture: Image.Image) -> None:
+    def add(self, job: Job, picture: Image.Image | Path) -> None:
         """Write a new job's folder, by a hidden temporary name. Raises UserError if it cannot be written.
 
+        picture: also the file of another job's picture, which costs no room where the file system has hard links.
         Where the outputs folder was deleted meanwhile, it is made and locked anew; FolderInUse if another owns it now.
         """
         self._lock.renew()
         hidden = replace(job, folder=self.folder / f".{job.id}")
         try:
             hidden.folder.mkdir(parents=True)
-            with replacing(hidden.picture) as temporary:
-                picture.save(temporary, format="PNG", compress_level=1)
+            if isinstance(picture, Path):
+                _link(picture, hidden.picture)
+            else:
+                with replacing(hidden.picture) as temporary:
+                    picture.save(temporary, format="PNG", compress_level=1)
             save(hidden)
             os.replace(hidden.folder, job.folder)
         except OSError as error:
@@ -135,6 +139,14 @@ class Store:
             log.warning("job %s: %s", job.id, error, exc_info=not isinstance(error, (UserError, OSError)))
             return error
         return None
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file another name, or copy it. Raises OSError."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
 
 
 def is_lossless(chain: Sequence[Job]) -> bool:

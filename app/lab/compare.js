@@ -9,7 +9,7 @@ const make = (tag, properties = {}, ...children) => {
   return element;
 };
 const name = (element, label) => (element.setAttribute("aria-label", label), element);
-const frameAt = ({ fps, count }, time) => Math.min(count - 1, Math.floor(time * fps + 1e-4));
+const frameAt = ({ fps, frames }, time) => Math.min(frames - 1, Math.floor(time * fps + 1e-4));
 const cell = ({ columns, width, height }, frame) => [(frame % columns) * width, Math.floor(frame / columns) * height, width, height];
 
 class Player {
@@ -63,8 +63,8 @@ class Player {
       return;
     }
     this.gain = gain;
-    this.end = Math.max(...clips.map(({ count, fps }) => count / fps));
-    const all = clips.flatMap(({ count, fps }) => Array.from({ length: count }, (_, i) => Math.round((i / fps) * 1e6) / 1e6));
+    this.end = Math.max(...clips.map(({ frames, fps }) => frames / fps));
+    const all = clips.flatMap(({ frames, fps }) => Array.from({ length: frames }, (_, i) => Math.round((i / fps) * 1e6) / 1e6));
     this.moments = [...new Set(all)].sort((a, b) => a - b);
     this.scrubber.max = this.moments.length - 1;
     this.build(view, setTriggerValue);

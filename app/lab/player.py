@@ -47,7 +47,7 @@ def play(jobs: Sequence[Job], shown: Sequence[Job], view: str, gain: int) -> str
                 "letter": names[job.id][0],
                 "label": printable(names[job.id][1] or job.name),
                 "url": _served(sheet, job.id),
-                **{name: getattr(sheet, name) for name in ("columns", "count", "width", "height", "fps")},
+                **{name: getattr(sheet, name) for name in ("columns", "frames", "width", "height", "fps")},
             }
         )
     # Registered at every run: each runtime of Streamlit, as in tests, has a list of its own.

@@ -24,7 +24,7 @@ class Sheet(NamedTuple):
     content: bytes
     mime: str
     columns: int
-    count: int
+    frames: int
     width: int
     height: int
     fps: float

@@ -123,18 +123,18 @@ def sample(
     """
     from sgm import check_weights, choose_device, load_engine, video_encoder
 
-    choices: dict[str, Any] = ctx.meta["fields"]
     with errors_as_sentences(code=2):
         if picture is None and recipe is None:
             raise UserError("Missing argument 'PICTURE': give a picture, or a folder of pictures.")
         batch = picture is not None and is_folder(picture)
         to_file = _is_file_name(out, batch)
-        request, settings = _request(version, choices, recipe)
+        start, settings = starting_point(recipe)
+        request = start.replace(**chosen(version, ctx.meta["fields"]))
         if turntable and not request.family.orbits:
             raise UserError(f"--turntable needs an orbit, which {request.version} does not make: take an SV3D version.")
         if orbit_plot and not (request.family.orbits and orbit_plot.suffix.lower() == ".png"):
             raise UserError(f"--orbit-plot {orbit_plot} needs an SV3D version and a name ending in .png.")
-        kind = dtype or _dtype_of_recipe(settings, choose_device(device))
+        kind = dtype or dtype_of_recipe(settings, choose_device(device))
         sources = _sources(picture, recipe, request)
     # What can be known before the work, in the order of its cost.
     work = Batch(request, out, to_file, background_model, turntable, low_memory, settings)
@@ -156,31 +156,32 @@ def sample(
 def _sources(picture: Path | None, recipe: Path | None, request: VideoRequest) -> list[Source]:
     """The pictures, each with the name that its video gets."""
     if picture is not None:
-        return [(path.stem, path) for path in _pictures(picture)]
+        return [(path.stem, path) for path in pictures_of(picture)]
     assert recipe is not None
     return [(recipe.stem, _picture_of_recipe(recipe, request))]
 
 
-def _request(
-    version: str | None, choices: dict[str, Any], recipe: Path | None
-) -> tuple[VideoRequest, dict[str, Any] | None]:
-    """The request, and the recipe's settings where it starts from one."""
+def starting_point(recipe: Path | None) -> tuple[VideoRequest, dict[str, Any] | None]:
+    """The request whose values options replace, and the recipe's settings where it is a recipe's."""
     with importing_torch():
         from sgm import VideoRequest, read_recipe, request_of
 
+    if recipe is None:
+        return VideoRequest(DEFAULT_VERSION), None
+    settings = read_recipe(recipe)
+    return request_of(settings), settings
+
+
+def chosen(version: str | None, choices: dict[str, Any]) -> dict[str, Any]:
+    """What options say: the values of fields, and the version if it is given."""
     if "orbit" not in choices and ("elevations" in choices or "azimuths" in choices):
         choices = {**choices, "orbit": "list"}
     if "schedule" not in choices and "sigmas" in choices:
         choices = {**choices, "schedule": "custom"}
-    if recipe is None:
-        return VideoRequest(DEFAULT_VERSION if version is None else version, **choices), None
-    settings = read_recipe(recipe)
-    if version is not None:
-        choices = {**choices, "version": version}
-    return request_of(settings).replace(**choices), settings
+    return choices if version is None else {**choices, "version": version}
 
 
-def _dtype_of_recipe(settings: dict[str, Any] | None, device: torch.device) -> str | None:
+def dtype_of_recipe(settings: dict[str, Any] | None, device: torch.device) -> str | None:
     """The dtype of a recipe, if it was made on the same type of device."""
     from sgm.recipe import made_by
 
@@ -210,7 +211,7 @@ def _picture_of_recipe(recipe: Path, request: VideoRequest) -> Image.Image:
     return Image.fromarray(frame)
 
 
-def _pictures(source: Path) -> list[Path]:
+def pictures_of(source: Path) -> list[Path]:
     """The picture itself, or the pictures of a folder by name; what is left out of it is said."""
     if not is_folder(source):
         return [source]

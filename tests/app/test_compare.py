@@ -75,7 +75,7 @@ def test_a_link_plays_its_clips_and_tells_what_differs(clips: list[str]) -> None
     page = opened(clips=",".join([*clips, lost]), view="sideways", gain="9")
     data = played(page)
     assert data["view"] == "grid"
-    said = [(clip["id"], clip["letter"], clip["label"], clip["count"], clip["fps"]) for clip in data["clips"]]
+    said = [(clip["id"], clip["letter"], clip["label"], clip["frames"], clip["fps"]) for clip in data["clips"]]
     labels = ["steps 2 · Euler EDM", "steps 9 · Euler EDM", "steps 2 · DPM++ 2M"]
     assert said == [(*entry, 4, 7.0) for entry in zip(clips, "ABC", labels, strict=True)]
     assert all(clip["url"].endswith(".jpg") for clip in data["clips"])
@@ -134,7 +134,7 @@ def test_sheets_hold_the_frames_and_stay_small() -> None:
         y, x = 24 * (i // sheet.columns), 40 * (i % sheet.columns)
         assert np.array_equal(pixels[y : y + 24, x : x + 40], frame)
     half = draw_sheet(frames, 7, 0.5, lossless=False)
-    assert (half.width, half.height, half.count, half.mime) == (20, 12, 5, "image/jpeg")
+    assert (half.width, half.height, half.frames, half.mime) == (20, 12, 5, "image/jpeg")
 
     large = Job("20261126-120300-0123abcd", Path(), VideoRequest("svd_xt"), "lake.jpg")
     assert scale_of([[large]]) == 1  # 25 frames of 1024×576
