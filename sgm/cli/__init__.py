@@ -1,4 +1,4 @@
-"""The command line: `sgm sample`, `score`, `repeat`, `recipe`, `models`, `download`, `convert`, `app` and `train`.
+"""The command line: `sgm sample`, `recipe`, `models`, `download`, `convert`, `app` and `train`.
 
 Every command imports its libraries when it runs, so that `sgm --help` is fast. Exit codes: 0, success; 1, failure; 2,
 wrong usage; 130, stopped by Ctrl-C. Results go to stdout, everything else to stderr.
@@ -17,7 +17,6 @@ from sgm.cli.console import Commands
 from sgm.cli.page import app
 from sgm.cli.recipe import recipe
 from sgm.cli.sample import SampleCommand, sample
-from sgm.cli.score import ScoreCommand, score
 from sgm.cli.train import train
 from sgm.cli.weights import convert, download, models
 from sgm.process import run_and_exit
@@ -51,7 +50,6 @@ def _prepare(
 
 
 cli.command(cls=SampleCommand)(sample)
-cli.command(cls=ScoreCommand)(score)
 for command in (recipe, models, download, convert, app, train):
     cli.command()(command)
 

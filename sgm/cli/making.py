@@ -144,7 +144,9 @@ class Making:
 
         picture, path = self.pictures.of(cell), self._paths[cell]
         with reuse_freed_memory():
-            clip = generate(self._engine, cell.request, picture, follow, low_memory=self.low_memory, memo=self._memo)
+            clip = generate(
+                self._engine, cell.request, picture, follow, low_memory=self.low_memory, memo=self._memo
+            )
         write_video(path, clip.frames, clip.fps, clip.settings)
         self.made[cell] = path
         echo_result(path)

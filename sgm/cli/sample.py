@@ -12,9 +12,8 @@ import typer.core
 
 from sgm.cli.batch import Batch
 from sgm.cli.console import echo_stderr, errors_as_sentences, path_argument, path_option
-from sgm.cli.recipe import stored_picture
 from sgm.errors import UserError
-from sgm.paths import check_writable, exists, is_folder, write_new
+from sgm.paths import check_writable, exists, is_file, is_folder, write_new
 from sgm.process import importing_torch
 from sgm.versions import DEFAULT_VERSION
 
@@ -201,7 +200,8 @@ def _picture_of_recipe(recipe: Path, request: VideoRequest) -> Image.Image:
 
     if recipe_text(recipe) is not None:
         raise UserError(f"{recipe} holds settings, but no picture: give one, as in sgm sample PICTURE --recipe …")
-    if stored := stored_picture(recipe):
+    stored = recipe.with_name("input.png")
+    if is_file(stored) and is_file(recipe.with_name("job.json")):
         return open_picture(stored, keep_alpha=request.fit == "object")
     with open_video(recipe) as video:
         frame, which = input_frame(video, request_of(video.settings or {}))  # as made, without what is changed now

@@ -72,9 +72,7 @@ def sweep(
     on where it was. All settings below can be varied, too, and the version.
     """
     with errors_as_sentences(code=2):
-        axes, cells, compared, settings = _planned(
-            ctx, pictures, vary or [], reference or [], version, recipe, max_cells
-        )
+        axes, cells, compared, settings = _planned(ctx, pictures, vary or [], reference or [], version, recipe, max_cells)
         if checkpoint and len({cell.request.version for cell in [*cells, *compared.values()]}) > 1:
             raise UserError("--checkpoint is one model's, but several versions are swept: leave out one of the two.")
         from sgm import choose_device
