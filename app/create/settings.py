@@ -90,6 +90,11 @@ def choose_settings(version: Version) -> VideoRequest:
     return request
 
 
+def current_request() -> VideoRequest:
+    """The request of all widgets' values, drawn or not. Raises UserError where they are invalid."""
+    return _request(current_version())
+
+
 def choose_research(version: Version, request: VideoRequest | None) -> None:
     """Draw the fold of the other fields' widgets, and beside them the charts of the request, if there is one."""
     # Its state is kept in Python, so that it is as it was left, and nobody pays for charts in a fold.

@@ -112,6 +112,13 @@ class Table:
         jobs = {job.cell: job for job in reversed(self.jobs()) if job.group == group and group}
         return [jobs[cell] for cell in sorted(jobs)]
 
+    def seconds_left_of(self, group: str) -> float:
+        """About how many seconds the rest of a group takes, but for what goes between."""
+        with self._changed:
+            jobs = [job for job in self._jobs.values() if job.group == group]
+            running = sum(self._left(job) for job in jobs if job.state == "running")
+            return running + sum(self._seconds_for(job.request) for job in jobs if job.state == "queued")
+
     def groups(self) -> list[str]:
         """The ids of all groups, the newest first."""
         return list(dict.fromkeys(job.group for job in self.jobs() if job.group))
@@ -233,9 +240,13 @@ class Table:
             return self._seconds_for(request)
 
     def seconds_for_all(self, requests: Iterable[VideoRequest]) -> float:
-        """About how many seconds requests take one after the other, but for loading."""
+        """About how many seconds requests take one after the other; a model is loaded once."""
+        loaded = getattr(self._runner, "version", "")
         with self._changed:
-            return sum(sum(self._expected(request).values()) - self._expected(request)["load"] for request in requests)
+            expected = [(request.version, self._expected(request)) for request in requests]
+        load = {version: phases.pop("load") for version, phases in expected}
+        load.pop(loaded, 0)
+        return sum(load.values()) + sum(sum(phases.values()) for _, phases in expected)
 
     def cancel(self, job_id: str) -> None:
         """Take a job out of the queue, or stop it at its next check. Jobs that have ended are not changed."""

@@ -39,8 +39,9 @@ class Player {
     this.ontick = (now) => this.tick(now);
   }
 
-  async show({ data: { view, gain, clips }, setTriggerValue }) {
-    const round = (this.round = Symbol());
+  async show({ data, setTriggerValue }) {
+    const round = (this.round = Symbol()), clips = data.clips.filter((clip) => clip?.url);
+    this.ask = setTriggerValue;
     for (const [address, sheet] of this.sheets)
       if (!clips.some(({ url }) => url === address)) {
         this.sheets.delete(address);
@@ -50,9 +51,9 @@ class Player {
     const told = () => (this.clock.textContent = `Loading ${ready} of ${clips.length}`);
     const fetched = clips.map(({ url }) => {
       if (!this.sheets.has(url)) this.sheets.set(url, load(url));
-      return this.sheets.get(url).then((bitmap) => (ready++, round === this.round && told(), bitmap));
+      return this.sheets.get(url).then((bitmap) => (ready++, this.clips.length || told(), bitmap));
     });
-    if (!this.clips.length) told();
+    if (!this.clips.length && clips.length) told();
     try {
       const bitmaps = await Promise.all(fetched);
       if (round !== this.round) return; // something else is to be shown by now
@@ -62,49 +63,60 @@ class Player {
       this.clock.textContent = "The clips did not arrive. Reload the page.";
       return;
     }
-    this.gain = gain;
-    this.end = Math.max(...clips.map(({ frames, fps }) => frames / fps));
+    this.gain = data.gain;
+    this.end = Math.max(...clips.map(({ frames, fps }) => frames / fps), 0.1);
     const all = clips.flatMap(({ frames, fps }) => Array.from({ length: frames }, (_, i) => Math.round((i / fps) * 1e6) / 1e6));
-    this.moments = [...new Set(all)].sort((a, b) => a - b);
+    this.moments = [...new Set([0, ...all])].sort((a, b) => a - b);
     this.scrubber.max = this.moments.length - 1;
-    this.build(view, setTriggerValue);
+    this.bar.hidden = !clips.length;
+    this.build(data);
     this.from(Math.min(this.time, this.moments.at(-1)));
+    this.draw(true);
     this.play(this.playing);
   }
 
-  build(view, setTriggerValue) {
-    const { clips } = this;
-    const said = JSON.stringify([view, clips.map(({ url, letter, label }) => [url, letter, label])]);
-    if (said === this.built) return this.draw(true);
-    this.built = said;
-    const canvas = ({ width, height }, label) => {
-      const made = name(make("canvas", { width, height }), label);
-      made.setAttribute("role", "img");
-      return made;
-    };
-    const caption = ({ id, letter, label }) => {
-      const does = (word, text, title) => name(make("button", { type: "button", textContent: text, title,
-        onclick: () => setTriggerValue(word, id) }), `${title}: ${letter}, ${label}`);
-      return make("figcaption", {}, make("b", { textContent: letter }), make("span", { title: label, textContent: label }),
-        does("open", "↗", "Open on Create"), does("removed", "×", "Remove"));
-    };
-    this.canvases = [];
-    const figures = view === "grid" ? clips.map((clip) => {
-      this.canvases.push(canvas(clip, `Clip ${clip.letter}: ${clip.label}`));
-      return make("figure", {}, this.canvases.at(-1), caption(clip));
-    }) : [this.pair(view, canvas), ...clips.map((clip) => make("figure", {}, caption(clip)))];
-    const [rows, columns] = view === "grid" ? layout(clips.length) : [1, 1];
-    const aspect = Math.min(...clips.map(({ width, height }) => width / height));
-    this.stage.className = `stage-of-clips ${view}`;
-    for (const [key, value] of Object.entries({ rows, columns, aspect, narrow: clips.length > 2 ? 2 : 1 })) this.stage.style.setProperty(`--${key}`, value);
-    this.stage.replaceChildren(...figures);
-    this.draw(true);
+  // What is as it was stays in its place, with its focus.
+  build({ view, clips, columns, heads, sides }) {
+    const said = JSON.stringify([view, columns, heads, sides, clips.map((clip) => clip?.id)]);
+    const made = clips.map((clip, i) => this.tile(clip, view, this.tiles?.[i]));
+    if (said === this.built) made.forEach((tile, i) => tile === this.tiles[i] || this.tiles[i].replaceWith(tile));
+    else {
+      const wide = columns || layout(clips.length), rows = view === "grid" ? Math.ceil(clips.length / wide) : 1;
+      const aspect = Math.min(...clips.filter(Boolean).map(({ width, height }) => width / height));
+      const across = view === "grid" ? wide : 1, sizes = { rows, columns: across, aspect, narrow: columns || (clips.length > 2 ? 2 : 1) };
+      for (const [key, value] of Object.entries(sizes)) this.stage.style.setProperty(`--${key}`, value);
+      this.stage.className = `stage-of-clips ${view}${heads.length || sides.length ? " labelled" : ""}`;
+      const label = (text) => make("span", { className: "label", textContent: text });
+      const lines = Array.from({ length: rows }, (_, i) => [...(sides.length ? [label(sides[i])] : []), ...made.slice(i * wide, (i + 1) * wide)]);
+      const head = heads.length ? [...(sides.length ? [label("")] : []), ...heads.map(label)] : [];
+      this.stage.style.setProperty("--sides", sides.length ? "minmax(3rem, max-content)" : "");
+      this.stage.replaceChildren(...(view === "grid" ? [...head, ...lines.flat()] : [this.pair(view), ...made]));
+      this.built = said;
+    }
+    this.tiles = made;
+    this.canvases = [...this.stage.querySelectorAll("canvas")];
   }
 
-  pair(view, canvas) {
+  tile(clip, view, before) {
+    const said = JSON.stringify(clip && [clip.id, clip.url, clip.label, clip.actions, view]);
+    const tile = before?.said === said ? before : make("figure", { said });
+    if (tile !== before && clip) {
+      const { id, url, letter, label, actions, width, height } = clip;
+      if (view === "grid") tile.append(url ? canvas(clip, `Clip ${letter}: ${label}`)
+        : make("div", { className: "note-of-clip", style: `aspect-ratio: ${width} / ${height}` }));
+      const does = ([word, text, title]) => name(make("button", { type: "button", textContent: text, title,
+        onclick: () => this.ask(word, id) }), `${title}: ${letter}, ${label}`);
+      tile.append(make("figcaption", {}, make("b", { textContent: letter }),
+        make("span", { title: label, textContent: label }), ...actions.map(does)));
+    }
+    const note = tile.querySelector(".note-of-clip");
+    if (note && note.textContent !== clip.note) note.textContent = clip.note;
+    return tile;
+  }
+
+  pair(view) {
     const [a, b] = this.clips, label = `${PAIRS[view]} ${a.letter} and ${b.letter}`;
-    this.canvases = [canvas(a, label)];
-    const box = make("figure", { className: "pair" }, this.canvases[0]);
+    const box = make("figure", { className: "pair" }, canvas(a, label));
     if (view !== "wipe") return box;
     const slider = name(make("input", { type: "range", min: 0, max: 100, step: 0.5, value: this.wiped, className: "wipe" }),
       `Border between ${a.letter} on the left and ${b.letter} on the right, percent`);
@@ -116,8 +128,8 @@ class Player {
 
   draw(anyway = false) {
     const { clips, canvases, time } = this;
-    const frames = clips.map((clip) => frameAt(clip, time)), single = canvases.length === 1 && clips.length > 1;
-    if (single) {
+    const frames = clips.map((clip) => frameAt(clip, time));
+    if (!this.stage.classList.contains("grid")) {
       if (anyway || String(frames) !== this.drawn) this.drawPair(canvases[0], frames);
     } else
       canvases.forEach((canvas, i) => {
@@ -206,9 +218,14 @@ function paint(canvas, clip, frame) {
   canvas.getContext("2d").drawImage(clip.bitmap, ...cell(clip, frame), 0, 0, canvas.width, canvas.height);
 }
 
+function canvas({ width, height }, label) {
+  const made = name(make("canvas", { width, height }), label);
+  made.setAttribute("role", "img");
+  return made;
+}
+
 function layout(count) {
-  const columns = count === 4 ? 2 : Math.min(count, 3);
-  return [Math.ceil(count / columns), columns];
+  return count === 4 ? 2 : Math.min(count, 3); // columns
 }
 
 export default function (component) {

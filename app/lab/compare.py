@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from app import look, places
+from app import places
 from app.jobs import Job
 from app.lab import chosen, player
 from app.lab.scores import show_table
-from sgm import UserError
+from app.summary import told_apart
 
 _VIEWS = {"grid": "Side by side", "wipe": "Wipe", "difference": "Difference"}
 _GAINS = (1, 2, 4, 8, 16, 32)
@@ -38,12 +38,14 @@ def show_page() -> None:
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom", key="compare"):
         st.title("Compare", anchor=False)
         view, shown, gain = _choose_view(jobs)
-    try:
-        opened = player.play(jobs, shown, view, gain)
-    except UserError as error:
-        st.error(look.plain(str(error)), icon=":material/link_off:")
-        opened = ""
-    if opened:
+    names = dict(zip([job.id for job in jobs], zip(player.letters(jobs), told_apart(jobs), strict=True), strict=True))
+    scale, actions = player.scale_for(shown), (player.OPEN, ("removed", "×", "Remove"))
+    tiles = []
+    for job in shown:
+        letter, label = names[job.id]
+        # A difference of two is one of frames as they were drawn; of many, what the eye cannot see is left out.
+        tiles.append(player.tile(job, letter, label or job.name, actions, scale, lossless=len(shown) == 2))
+    if opened := player.play("player", tiles, {"removed": chosen.remove}, view, gain):
         places.open_clip(opened)
     st.caption(_told(shown, view))
     _keep(jobs)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from string import ascii_uppercase
+from typing import Any
 
 import streamlit as st
 from streamlit import runtime
 from streamlit.components import v2
 
 from app.jobs import Job, table
-from app.lab import chosen
 from app.lab.sheets import Sheet, draw_sheet, scale_of
-from app.summary import told_apart
-from sgm import printable
+from sgm import UserError, printable
 
-KEY = "player"
+Action = tuple[str, str, str]  # name, what its button shows, and what it does, for people
+OPEN: Action = ("open", "↗", "Open on Create")
 
 
 @cache
@@ -25,43 +25,72 @@ def _code(suffix: str) -> str:
     return (Path(__file__).parent / f"compare.{suffix}").read_text(encoding="utf-8")
 
 
-def letters(jobs: Sequence[Job]) -> list[str]:
+def letters(jobs: Sequence[object]) -> list[str]:
     """The letters by which clips are named."""
     return list(ascii_uppercase[: len(jobs)])
 
 
-def play(jobs: Sequence[Job], shown: Sequence[Job], view: str, gain: int) -> str:
-    """Play the clips `shown`, some of `jobs`, in step. Returns the id of one that is to be opened, or "".
+def scale_for(jobs: Sequence[Job]) -> float:
+    """The scale at which so many clips together are sent to a browser."""
+    return scale_of([table().chain(job.id) or [job] for job in jobs])
 
-    view: "grid", or of two clips "wipe" or "difference", of which each value is multiplied by `gain`, a power of two.
-    Raises UserError where a clip's files are gone.
+
+def tile(
+    job: Job,
+    letter: str,
+    label: str,
+    actions: Sequence[Action],
+    scale: float = 1,
+    lossless: bool = False,
+    note: str = "",
+) -> dict[str, Any]:
+    """A clip for `play`: its frames, or where it is not finished, a note in their place."""
+    width, height = job.request.size
+    made: dict[str, Any] = {"id": job.id, "letter": letter, "label": printable(label), "actions": actions, "note": note}
+    made |= {"width": width, "height": height}
+    if job.state != "done":
+        return made
+    try:
+        sheet = _sheet(job.id, scale, lossless, job)
+    except UserError:
+        return made | {"note": "Its files are gone or damaged."}
+    values = {name: getattr(sheet, name) for name in ("columns", "frames", "width", "height", "fps")}
+    return made | values | {"url": _served(sheet, job.id)}
+
+
+def play(
+    key: str,
+    tiles: Sequence[dict[str, Any] | None],
+    does: Mapping[str, Callable[[str], object]],
+    view: str = "grid",
+    gain: int = 1,
+    columns: int = 0,
+    heads: Sequence[str] = (),
+    sides: Sequence[str] = (),
+) -> str:
+    """Play clips in step. Returns the id of one that is to be opened, or "".
+
+    tiles: in rows of `columns`, or of 3; None for an empty place. does: what an action does with a clip's id. view:
+    "grid", or of two clips "wipe" or "difference", of which each value is multiplied by `gain`, a power of two. heads,
+    sides: labels of columns and rows.
     """
-    scale = scale_of([table().chain(job.id) or [job] for job in shown])
-    clips, names = [], {job.id: names for job, *names in zip(jobs, letters(jobs), told_apart(jobs), strict=True)}
-    for job in shown:
-        # A difference of two is one of frames as they were drawn; of many, what the eye cannot see is left out.
-        sheet = _sheet(job.id, scale, len(shown) == 2, job)
-        clips.append(
-            {
-                "id": job.id,
-                "letter": names[job.id][0],
-                "label": printable(names[job.id][1] or job.name),
-                "url": _served(sheet, job.id),
-                **{name: getattr(sheet, name) for name in ("columns", "frames", "width", "height", "fps")},
-            }
-        )
+
+    def on(name: str) -> Callable[[], None]:
+        def act() -> None:
+            does[name](str(st.session_state[key][name]))
+
+        return act
+
     # Registered at every run: each runtime of Streamlit, as in tests, has a list of its own.
     mount = v2.component("sgm_player", js=_code("js"), css=_code("css"), isolate_styles=False)
-    state = mount(
-        key=KEY,
-        data={"view": view, "gain": gain, "clips": clips},
-        on_open_change=lambda: None,
-        on_removed_change=lambda: chosen.remove(str(st.session_state[KEY]["removed"])),
-    )
+    view = view if all(some and "url" in some for some in tiles) else "grid"
+    data = {"view": view, "gain": gain, "columns": columns, "heads": heads, "sides": sides, "clips": tiles}
+    changes: dict[str, Any] = {f"on_{name}_change": on(name) for name in does}
+    state = mount(key=key, data=data, on_open_change=lambda: None, **changes)
     return str(state.get("open") or "")
 
 
-@st.cache_data(max_entries=18, show_spinner="Reading the clips …")
+@st.cache_resource(max_entries=64, show_spinner="Reading the clips …")
 def _sheet(job_id: str, scale: float, lossless: bool, _job: Job) -> Sheet:
     return draw_sheet(*table().frames(_job), scale, lossless)
 

@@ -26,10 +26,10 @@ def show_table(jobs: Sequence[Job]) -> None:
     drawn.html(_table(jobs, settings))
     scores: list[Scores] = []
     for i, job in enumerate(jobs):
-        if (job.id, jobs[0].id) not in _known:
+        if not is_known(job, jobs[0]):
             progress.progress(i / len(jobs), f"Scores: clip {i + 1} of {len(jobs)}")
-        scores.append(_scores(job, jobs[0]))
-        if i + 1 == len(jobs) or (jobs[i + 1].id, jobs[0].id) not in _known:
+        scores.append(scores_of(job, jobs[0]))
+        if i + 1 == len(jobs) or not is_known(jobs[i + 1], jobs[0]):
             drawn.html(_table(jobs, settings, scores))
     progress.empty()
     with st.expander("What the scores mean"):
@@ -42,8 +42,13 @@ def show_table(jobs: Sequence[Job]) -> None:
             st.markdown(f"**{score.title}**{unit}{best}: {look.plain(score.meaning)}")
 
 
-def _scores(job: Job, reference: Job) -> Scores:
-    """A clip's scores, computed once; {} of one whose files are gone."""
+def is_known(job: Job, reference: Job) -> bool:
+    """Whether `scores_of` takes no time."""
+    return (job.id, reference.id) in _known
+
+
+def scores_of(job: Job, reference: Job) -> Scores:
+    """A clip's scores, computed once; {} of one whose files are gone. reference: another clip, or the same for none."""
     key = job.id, reference.id
     if key not in _known:
         try:

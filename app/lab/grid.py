@@ -1,0 +1,182 @@
+"""The grid of a group of clips that the queue makes: it fills while it is watched, and plays what is there in step."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import streamlit as st
+
+from app import look, places
+from app.jobs import Job, doing, table
+from app.lab import chosen, player
+from app.lab.scores import is_known, scores_of
+from sgm import Axis, Cell, ClipGrid, Page, UserError, encode_video, grid_pages
+
+_SIDE = 240  # pixels of a tile's width in the browser
+_STATES = {"failed": "Not made", "cancelled": "Cancelled", "interrupted": "Interrupted", "queued": "Waiting"}
+
+
+def choose(groups: Sequence[str], group: str) -> str:
+    """Draw the widget that chooses one of the groups, the newest first. Returns it. group: the present one."""
+    st.header("Grid", anchor=False)
+    if group not in groups:
+        group = groups[0]
+    if len(groups) == 1:
+        return group
+    return st.selectbox("Which one", groups, groups.index(group), format_func=_title, key=f"group_{group}") or group
+
+
+def _title(group: str) -> str:
+    jobs = table().group(group)
+    return f"{jobs[0].name} · {' × '.join(jobs[0].axes)} · {look.when(jobs[0].created)}" if jobs else group
+
+
+def show(group: str, actions: Sequence[player.Action], does: Mapping[str, Callable[[str], object]]) -> None:
+    """Draw a group's grid and what can be done with it. actions, does: of its cells, beside those of every grid."""
+    if failure := st.session_state.pop("grid_failure", ""):
+        st.error(look.plain(failure))
+    jobs = table().group(group)
+    if not jobs:
+        st.info("This sweep is no longer on the server.", icon=":material/link_off:")
+        return
+    pages, number = _pages(jobs), 1
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+        st.markdown(f"**{look.plain(jobs[0].name)}** · {look.plain(' × '.join(jobs[0].axes))}", width="content")
+        if len(pages) > 1:
+            number = st.number_input(f"Page of {len(pages)}", 1, len(pages), key=f"grid_page_{group}", width=140)
+    active = any(job.active for job in jobs)
+    watch = st.fragment(_show_page, run_every=look.POLL if active else None)
+    watch(group, number - 1, actions, does, active)
+    if not active:
+        _offer(jobs, pages[number - 1])
+
+
+def _show_page(
+    group: str,
+    number: int,
+    actions: Sequence[player.Action],
+    does: Mapping[str, Callable[[str], object]],
+    was_active: bool,
+) -> None:
+    """Progress and one page of the grid, redrawn at every poll; the whole page is redrawn when all is made."""
+    jobs = table().group(group)
+    if was_active and not any(job.active for job in jobs):
+        st.rerun()
+    done, left = sum(job.state == "done" for job in jobs), table().seconds_left_of(group)
+    if was_active:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            made = f"{done} of {len(jobs)} made" + (f" · {look.duration(left)} left" if left else "")
+            st.progress(done / len(jobs), made)
+            st.button("Cancel", icon=":material/close:", on_click=table().cancel_group, args=(group,), key="cancel")
+    by_number = {job.cell: job for job in jobs}
+    page = _pages(jobs)[number]
+    columns = max(map(len, page.cells))
+    captions = page.captions or [["" for _ in row] for row in page.cells]
+    scale = min(1.0, _SIDE / max(job.request.width for job in jobs))
+    tiles = []
+    for row, texts in zip(page.cells, captions, strict=True):
+        for cell, text in zip([*row, *[None] * (columns - len(row))], [*texts, *[""] * columns], strict=False):
+            job = by_number.get(cast(int, cell.picture)) if cell else None
+            if job is None:
+                tiles.append(None)
+                continue
+            note = "Stopping …" if job.stopping and job.active else _STATES.get(job.state) or doing(job)
+            has = [player.OPEN, ("added", "+", "Add to compare"), *actions] if job.state == "done" else [player.OPEN]
+            tiles.append(player.tile(job, str(job.cell + 1), text, has, scale, note=note))
+    does = {"added": chosen.add, **does}
+    if opened := player.play(f"grid_{group}", tiles, does, columns=columns, heads=page.columns, sides=page.rows):
+        places.open_clip(opened)
+
+
+def _pages(jobs: Sequence[Job]) -> list[Page]:
+    """The pages of a group's grid. Its cells are known by their numbers: some clips may have been deleted."""
+    axes = [Axis.parse(text) for text in jobs[0].axes]
+    count = math.prod(len(axis.values) for axis in axes)
+    return grid_pages([Cell(number, {}, jobs[0].request) for number in range(count)], axes)
+
+
+def _offer(jobs: Sequence[Job], page: Page) -> None:
+    """Draw the downloads of a group that is made, and the table of its clips, with scores where they are asked for."""
+    made = [job for job in jobs if job.state == "done"]
+    rows = [_row(job) for job in made]
+    name = f"{Path(jobs[0].name).stem}-{jobs[0].group}"
+    with st.container(horizontal=True):
+        for title, suffix, mime, write in (
+            ("MP4", "mp4", "video/mp4", lambda: _video(_clip_grid(jobs, page))),
+            ("PNG", "png", "image/png", lambda: _png(_clip_grid(jobs, page))),
+            ("CSV", "csv", "text/csv", lambda: _csv(rows)),
+        ):
+            st.download_button(
+                f"Grid as {title}" if title != "CSV" else "Table as CSV",
+                write,
+                f"{name}.{suffix}",
+                mime,
+                icon=":material/download:",
+                on_click="ignore",
+                disabled=not made,
+            )
+        if len(made) < len(jobs):
+            st.button(
+                f"Make the missing {len(jobs) - len(made)}",
+                icon=":material/replay:",
+                on_click=_complete,
+                args=(jobs[0].group,),
+            )
+        unknown = [job for job in made if not is_known(job, job)]
+        if unknown and st.button("Score all", icon=":material/straighten:", help="Adds the scores to the table."):
+            bar = st.progress(0.0)
+            for i, job in enumerate(unknown):
+                bar.progress(i / len(unknown), f"Scores: clip {i + 1} of {len(unknown)}")
+                scores_of(job, job)
+            st.rerun()
+    if rows:
+        st.dataframe(rows, hide_index=True)
+
+
+def _complete(group: str) -> None:
+    try:
+        table().complete_group(group)
+    except UserError as error:
+        st.session_state["grid_failure"] = str(error)
+
+
+def _row(job: Job) -> dict[str, Any]:
+    """A clip's row of the table: what varies, seconds, evaluations, and scores that are known."""
+    axes = [Axis.parse(text) for text in job.axes]
+    row: dict[str, Any] = {"cell": job.cell + 1}
+    for axis in axes:
+        value = getattr(job.request, axis.name, None)
+        row[axis.name] = "" if value is None else value if isinstance(value, (int, float)) else axis.text(value)
+    row |= {"seconds": round(job.seconds, 2), "evaluations": job.request.evaluations, "clip": job.id}
+    scores = scores_of(job, job) if is_known(job, job) else {}
+    return row | {name: round(value, 4) for name, value in scores.items() if value is not None}
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode()
+
+
+def _clip_grid(jobs: Sequence[Job], page: Page) -> ClipGrid:
+    """A page's grid as `write_video` takes it; what is not made is an empty place."""
+    files = {job.cell: job.frames if job.has(job.frames) else job.clip for job in jobs if job.state == "done"}
+    clips = [[files.get(cast(int, cell.picture)) if cell else None for cell in row] for row in page.cells]
+    return ClipGrid(clips, page.columns, page.rows, page.captions, f"{jobs[0].name} · {' × '.join(jobs[0].axes)}")
+
+
+def _video(grid: ClipGrid) -> bytes:
+    return encode_video(grid, grid.fps)
+
+
+def _png(grid: ClipGrid) -> bytes:
+    file = io.BytesIO()
+    grid.picture().save(file, "PNG")
+    return file.getvalue()
