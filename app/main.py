@@ -11,7 +11,7 @@ from app import history, look, places
 from app.create import page as create
 from app.create.settings import keeping
 from app.jobs import FolderInUse, table
-from app.lab import compare, sweep
+from app.lab import compare, drafts, sweep
 from sgm import UserError
 
 st.set_page_config(page_title="Image to video", page_icon=look.icon(), layout="wide")
@@ -25,7 +25,7 @@ except UserError as error:
     if isinstance(error, FolderInUse) and error.address:
         st.link_button("Open it", error.address)
     st.stop()
-pages = [create.page(), history.page(), compare.page(), sweep.page()]
+pages = [create.page(), history.page(), compare.page(), sweep.page(), drafts.page()]
 places.know(pages)
 page = st.navigation(pages, position="top")
 with keeping(page.url_path):

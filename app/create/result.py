@@ -42,10 +42,18 @@ def show_result(job: Job | None) -> None:
 def _show_queue(shown: Job | None) -> None:
     """The session's other jobs that are not done."""
     others = [job for job in session.my_jobs() if shown is None or job.id != shown.id]
-    if not others:
+    groups = session.my_groups()
+    if not others and not groups:
         return
     st.header("To come", anchor=False)
     with st.container(key="queue"):
+        for group, jobs in groups.items():
+            with st.container(horizontal=True, vertical_alignment="center"):
+                done, page = sum(job.state == "done" for job in jobs), "Drafts" if jobs[0].finish else "Sweep"
+                told = f"**{look.plain(jobs[0].name)}** · {page}: {done} of {len(jobs)} made"
+                st.markdown(told, width="stretch")
+                if st.button(f"Show {page}", type="tertiary", key=f"group_{group}"):
+                    places.go(page, group=group)
         for job in others:
             with st.container(horizontal=True, vertical_alignment="center"):
                 settings = " · ".join(filter(None, [f"seed {job.request.seed}", varied(job.request)]))

@@ -57,9 +57,15 @@ def share(request: VideoRequest, job: Job | None) -> None:
 
 
 def my_jobs() -> list[Job]:
-    """The session's jobs that are not done yet, the running ones first, then as they were submitted."""
-    mine = [job for job in table().jobs() if job.active and job.owner == owner()]
+    """The session's single jobs that are not done yet, the running ones first, then as they were submitted."""
+    mine = [job for job in table().jobs() if job.active and job.owner == owner() and not job.group]
     return sorted(mine, key=lambda job: (job.state != "running", job.created))
+
+
+def my_groups() -> dict[str, list[Job]]:
+    """The session's sweeps that are not done yet: group -> jobs."""
+    groups = {job.group for job in table().jobs() if job.active and job.owner == owner() and job.group}
+    return {group: table().group(group) for group in sorted(groups)}
 
 
 def ended_unseen() -> list[Job]:

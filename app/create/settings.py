@@ -26,7 +26,7 @@ _PRESETS = {
     "Balanced": ("The model's own values.", {}),
     "Calm": ("Motion 60: little moves, and little tears.", {"motion_bucket": 60}),
     "Lively": ("Motion 200: much moves.", {"motion_bucket": 200}),
-    "Quick draft": ("{draft} steps instead of {steps}: to see what a picture may become.", {"steps": 1 / 3}),
+    "Quick draft": ("{draft} steps instead of {steps}: to see what a picture may become.", {"steps": 0}),
 }
 
 
@@ -108,6 +108,11 @@ def choose_research(version: Version, request: VideoRequest | None) -> None:
         if research.open and request:
             with right, st.container(key="charts_place"):
                 show_curves(request)
+
+
+def draft_steps(version: Version) -> int:
+    """How many steps a quick draft takes."""
+    return max(4, version.steps // 3)
 
 
 def new_seed() -> bool:
@@ -260,7 +265,7 @@ def _follow_version(version: Version) -> None:
 
 def _choose_preset(version: Version) -> None:
     presets, now = _presets(version), _preset_values(version)
-    counts = {"draft": _preset("Quick draft", version)["steps"], "steps": version.steps}
+    counts = {"draft": draft_steps(version), "steps": version.steps}
     about = " ".join(f"**{name}**: {_PRESETS[name][0].format(**counts)}" for name in presets)
     with st.container(key="preset"):
         st.markdown(f"Preset{': custom' if now not in presets.values() else ''}", help=about)
@@ -301,9 +306,9 @@ def _use_preset(name: str, version: Version) -> None:
 def _preset(name: str, version: Version) -> dict[str, int]:
     """The values that a preset sets, of the fields that a version has."""
     defaults = {field: getattr(version, field) for field in ("motion_bucket", "steps", "fps")}
-    changes = dict(_PRESETS[name][1])
-    if share := changes.pop("steps", None):
-        changes["steps"] = max(4, int(version.steps * share))
+    changes: dict[str, int] = dict(_PRESETS[name][1])
+    if "steps" in changes:
+        changes["steps"] = draft_steps(version)
     return {field: value for field, value in (defaults | changes).items() if field in base_fields(version.name)}
 
 

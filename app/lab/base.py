@@ -10,6 +10,7 @@ import streamlit as st
 from app import hands, look, models
 from app.create import picture, session, settings
 from app.jobs import table
+from app.lab import grid
 from app.summary import summary
 from sgm import UserError, VideoRequest
 
@@ -55,14 +56,13 @@ def choose() -> Base:
 def start(
     base: Base, requests: Sequence[VideoRequest], axes: Sequence[str], order: Sequence[int], finish: Mapping[str, Any]
 ) -> None:
-    """Queue the cells of a sweep, and show its grid; or say why it cannot be."""
+    """Queue the cells of a sweep, to be shown in the next run; or say there why that cannot be."""
     if base.picture is None:
         return
     image, name = base.picture
     try:
         group = table().submit_group(requests, image, name, session.owner(), axes, order, finish)
     except UserError as error:
-        st.session_state["grid_failure"] = str(error)
+        grid.fail(str(error))
         return
-    st.session_state["group"] = group
-    st.session_state.pop("sweep_group", None)
+    st.session_state["group_started"] = group

@@ -36,10 +36,19 @@ def _title(group: str) -> str:
     return f"{jobs[0].name} · {' × '.join(jobs[0].axes)} · {look.when(jobs[0].created)}" if jobs else group
 
 
+def fail(reason: str) -> None:
+    """Note why something could not be done, to be shown above the grid."""
+    st.session_state["grid_failure"] = reason
+
+
+def show_failure() -> None:
+    """Show what `fail` noted."""
+    if reason := st.session_state.pop("grid_failure", ""):
+        st.error(look.plain(reason))
+
+
 def show(group: str, actions: Sequence[player.Action], does: Mapping[str, Callable[[str], object]]) -> None:
     """Draw a group's grid and what can be done with it. actions, does: of its cells, beside those of every grid."""
-    if failure := st.session_state.pop("grid_failure", ""):
-        st.error(look.plain(failure))
     jobs = table().group(group)
     if not jobs:
         st.info("This sweep is no longer on the server.", icon=":material/link_off:")
@@ -64,6 +73,7 @@ def _show_page(
     was_active: bool,
 ) -> None:
     """Progress and one page of the grid, redrawn at every poll; the whole page is redrawn when all is made."""
+    show_failure()
     jobs = table().group(group)
     if was_active and not any(job.active for job in jobs):
         st.rerun()
@@ -76,21 +86,33 @@ def _show_page(
     by_number = {job.cell: job for job in jobs}
     page = _pages(jobs)[number]
     columns = max(map(len, page.cells))
-    captions = page.captions or [["" for _ in row] for row in page.cells]
     scale = min(1.0, _SIDE / max(job.request.width for job in jobs))
     tiles = []
-    for row, texts in zip(page.cells, captions, strict=True):
-        for cell, text in zip([*row, *[None] * (columns - len(row))], [*texts, *[""] * columns], strict=False):
+    for row in page.cells:
+        for cell in [*row, *[None] * (columns - len(row))]:
             job = by_number.get(cast(int, cell.picture)) if cell else None
             if job is None:
                 tiles.append(None)
                 continue
             note = "Stopping …" if job.stopping and job.active else _STATES.get(job.state) or doing(job)
             has = [player.OPEN, ("added", "+", "Add to compare"), *actions] if job.state == "done" else [player.OPEN]
-            tiles.append(player.tile(job, str(job.cell + 1), text, has, scale, note=note))
-    does = {"added": chosen.add, **does}
+            tiles.append(player.tile(job, str(job.cell + 1), _label(job), has, scale, note=note))
+    does = {"added": _compare, **does}
     if opened := player.play(f"grid_{group}", tiles, does, columns=columns, heads=page.columns, sides=page.rows):
         places.open_clip(opened)
+
+
+def _label(job: Job) -> str:
+    """What is varied of a cell, in words."""
+    axes = [Axis.parse(text) for text in job.axes]
+    return ", ".join(axis.label(getattr(job.request, axis.name)) for axis in axes if hasattr(job.request, axis.name))
+
+
+def _compare(job_id: str) -> None:
+    full = len(chosen.ids()) == chosen.MOST and job_id not in chosen.ids()
+    chosen.add(job_id)
+    clips = f"{len(chosen.ids())} of at most {chosen.MOST} clips are chosen"
+    st.toast(f"{clips}: see Compare." if not full else f"No more than {chosen.MOST} clips can be compared.")
 
 
 def _pages(jobs: Sequence[Job]) -> list[Page]:
@@ -142,7 +164,7 @@ def _complete(group: str) -> None:
     try:
         table().complete_group(group)
     except UserError as error:
-        st.session_state["grid_failure"] = str(error)
+        fail(str(error))
 
 
 def _row(job: Job) -> dict[str, Any]:

@@ -70,14 +70,14 @@ def play(
 ) -> str:
     """Play clips in step. Returns the id of one that is to be opened, or "".
 
-    tiles: in rows of `columns`, or of 3; None for an empty place. does: what an action does with a clip's id. view:
-    "grid", or of two clips "wipe" or "difference", of which each value is multiplied by `gain`, a power of two. heads,
-    sides: labels of columns and rows.
+    tiles: in rows of `columns`, or of 3; None for an empty place. does: what an action does with a clip's id; it may
+    return the id of another one, to be opened. view: "grid", or of two clips "wipe" or "difference", of which each
+    value is multiplied by `gain`, a power of two. heads, sides: labels of columns and rows.
     """
 
     def on(name: str) -> Callable[[], None]:
         def act() -> None:
-            does[name](str(st.session_state[key][name]))
+            st.session_state[f"{key}_open"] = does[name](str(st.session_state[key][name]))
 
         return act
 
@@ -87,7 +87,7 @@ def play(
     data = {"view": view, "gain": gain, "columns": columns, "heads": heads, "sides": sides, "clips": tiles}
     changes: dict[str, Any] = {f"on_{name}_change": on(name) for name in does}
     state = mount(key=key, data=data, on_open_change=lambda: None, **changes)
-    return str(state.get("open") or "")
+    return str(state.get("open") or st.session_state.pop(f"{key}_open", None) or "")
 
 
 @st.cache_resource(max_entries=64, show_spinner="Reading the clips …")

@@ -39,7 +39,9 @@ def show_page() -> None:
         with right, st.container(key="start"):
             st.header("What it costs", anchor=False)
             _show_price(start, axes)
+    grid.show_failure()
     groups = [group for group in table().groups() if not table().group(group)[0].finish]
+    group = st.session_state.pop("group_started", group)
     if groups:
         group = grid.choose(groups, group)
         grid.show(group, (), {})
