@@ -22,24 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from app.jobs import Job, Table
 from sgm import Clip, VideoRequest, open_picture, prepare_picture
-from tests.app.test_browser import BROWSER, FLAGS, ROOT, Server, opened_in
-
-# Notes, for each canvas, when which frame of a sheet was drawn, and when the browser drew at all.
-NOTE = """() => {
-    const { drawImage } = CanvasRenderingContext2D.prototype, canvases = [];
-    Object.assign(window, { drawn: [], ticks: [] });
-    CanvasRenderingContext2D.prototype.drawImage = function (image, ...where) {
-        if (image instanceof ImageBitmap) {
-            if (!canvases.includes(this.canvas)) canvases.push(this.canvas);
-            const [x, y, width, height] = where;
-            const frame = Math.round((y / height) * (image.width / width) + x / width);
-            drawn.push([performance.now(), canvases.indexOf(this.canvas), frame]);
-        }
-        return drawImage.call(this, image, ...where);
-    };
-    const tick = (now) => (ticks.push(now), requestAnimationFrame(tick));
-    requestAnimationFrame(tick);
-}"""
+from tests.app.test_browser import BROWSER, DRAWN, FLAGS, ROOT, Server, opened_in
 
 
 def clips(folder: Path, count: int) -> list[str]:
@@ -96,7 +79,7 @@ def main() -> None:
                 page.locator(".figures").wait_for()
                 page.get_by_role("button", name="Pause").click()
                 page.keyboard.press("Home")
-                page.evaluate(NOTE)
+                page.evaluate(DRAWN)
                 page.keyboard.press("Space")
                 page.wait_for_timeout(1000 * arguments.seconds)
                 drawn, ticks = page.evaluate("[drawn, ticks]")

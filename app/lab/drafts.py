@@ -7,9 +7,9 @@ from streamlit.navigation.page import StreamlitPage
 
 from app import look
 from app.create import session, settings
-from app.jobs import stored_picture, table
+from app.jobs import Job, stored_picture, table
 from app.lab import base, grid
-from sgm import Axis, UserError, VideoRequest
+from sgm import Axis, UserError
 
 _SEEDS = 4
 _FINISH = ("finish", "✓", "Finish with all steps")
@@ -71,14 +71,18 @@ def _show_start(start: base.Base) -> None:
         )
 
 
-def _finish(job_id: str) -> str:
-    """Queue the finished clip of a draft. Returns its id; "" where it cannot be made, which is said."""
+def finished(job_id: str, owner: str) -> Job:
+    """Queue the finished clip of a draft. Raises UserError where it, or its picture, has been deleted."""
     job = table().get(job_id)
     if job is None:
-        return ""
+        raise UserError("This draft is no longer on the server.")
+    return table().submit(job.request.replace(**job.finish), stored_picture(job), job.name, owner)
+
+
+def _finish(job_id: str) -> str:
+    """Queue the finished clip of a draft. Returns its id; "" where it cannot be made, which is said."""
     try:
-        request: VideoRequest = job.request.replace(**job.finish)
-        return table().submit(request, stored_picture(job), job.name, session.owner()).id
+        return finished(job_id, session.owner()).id
     except UserError as error:
         grid.fail(str(error))
         return ""

@@ -17,7 +17,6 @@ from app.lab import chosen, player
 from app.lab.scores import is_known, scores_of
 from sgm import Axis, Cell, ClipGrid, Page, UserError, encode_video, grid_pages
 
-_SIDE = 240  # pixels of a tile's width in the browser
 _STATES = {"failed": "Not made", "cancelled": "Cancelled", "interrupted": "Interrupted", "queued": "Waiting"}
 
 
@@ -42,7 +41,9 @@ def fail(reason: str) -> None:
 
 
 def show_failure() -> None:
-    """Show what `fail` noted."""
+    """Show what `fail` noted, and what else there is to say."""
+    if said := st.session_state.pop("grid_toast", ""):
+        st.toast(said, icon=":material/compare:")
     if reason := st.session_state.pop("grid_failure", ""):
         st.error(look.plain(reason))
 
@@ -86,7 +87,8 @@ def _show_page(
     by_number = {job.cell: job for job in jobs}
     page = _pages(jobs)[number]
     columns = max(map(len, page.cells))
-    scale = min(1.0, _SIDE / max(job.request.width for job in jobs))
+    numbers = {cell.picture for row in page.cells for cell in row if cell}
+    scale = player.scale_for([job for job in jobs if job.cell in numbers])
     tiles = []
     for row in page.cells:
         for cell in [*row, *[None] * (columns - len(row))]:
@@ -111,8 +113,8 @@ def _label(job: Job) -> str:
 def _compare(job_id: str) -> None:
     full = len(chosen.ids()) == chosen.MOST and job_id not in chosen.ids()
     chosen.add(job_id)
-    clips = f"{len(chosen.ids())} of at most {chosen.MOST} clips are chosen"
-    st.toast(f"{clips}: see Compare." if not full else f"No more than {chosen.MOST} clips can be compared.")
+    said = f"{len(chosen.ids())} of at most {chosen.MOST} clips are chosen: see Compare."
+    st.session_state["grid_toast"] = f"No more than {chosen.MOST} clips can be compared." if full else said
 
 
 def _pages(jobs: Sequence[Job]) -> list[Page]:

@@ -51,7 +51,7 @@ def tile(
     if job.state != "done":
         return made
     try:
-        sheet = _sheet(job.id, scale, lossless, job)
+        sheet = (_lossless if lossless else _small)(job.id, scale, job)
     except UserError:
         return made | {"note": "Its files are gone or damaged."}
     values = {name: getattr(sheet, name) for name in ("columns", "frames", "width", "height", "fps")}
@@ -77,22 +77,28 @@ def play(
 
     def on(name: str) -> Callable[[], None]:
         def act() -> None:
-            st.session_state[f"{key}_open"] = does[name](str(st.session_state[key][name]))
+            st.session_state["player_opens"] = does[name](str(st.session_state[key][name]))
 
         return act
 
     # Registered at every run: each runtime of Streamlit, as in tests, has a list of its own.
     mount = v2.component("sgm_player", js=_code("js"), css=_code("css"), isolate_styles=False)
     view = view if all(some and "url" in some for some in tiles) else "grid"
-    data = {"view": view, "gain": gain, "columns": columns, "heads": heads, "sides": sides, "clips": tiles}
+    data = {"view": view, "gain": gain, "columns": columns, "clips": tiles}
+    data |= {name: list(labels) if any(labels) else [] for name, labels in (("heads", heads), ("sides", sides))}
     changes: dict[str, Any] = {f"on_{name}_change": on(name) for name in does}
     state = mount(key=key, data=data, on_open_change=lambda: None, **changes)
-    return str(state.get("open") or st.session_state.pop(f"{key}_open", None) or "")
+    return str(state.get("open") or st.session_state.pop("player_opens", None) or "")
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the clips …")  # of which each may have 40 MB
+def _lossless(job_id: str, scale: float, _job: Job) -> Sheet:
+    return draw_sheet(*table().frames(_job), scale, lossless=True)
 
 
 @st.cache_resource(max_entries=64, show_spinner="Reading the clips …")
-def _sheet(job_id: str, scale: float, lossless: bool, _job: Job) -> Sheet:
-    return draw_sheet(*table().frames(_job), scale, lossless)
+def _small(job_id: str, scale: float, _job: Job) -> Sheet:
+    return draw_sheet(*table().frames(_job), scale, lossless=False)
 
 
 def _served(sheet: Sheet, job_id: str) -> str:

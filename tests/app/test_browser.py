@@ -599,6 +599,100 @@ def test_strangers_are_kept_out(page: Any, site: Server, past: tuple[Path, str])
     assert not [url for url in asked if not url.startswith((site.address, "data:", "blob:"))]
 
 
+# Notes, for each canvas, when which frame of a sheet was drawn, and when the browser drew at all.
+DRAWN = """() => {
+    const { drawImage } = CanvasRenderingContext2D.prototype, canvases = [];
+    Object.assign(window, { drawn: [], ticks: [] });
+    CanvasRenderingContext2D.prototype.drawImage = function (image, ...where) {
+        if (image instanceof ImageBitmap) {
+            if (!canvases.includes(this.canvas)) canvases.push(this.canvas);
+            const [x, y, width, height] = where;
+            const frame = Math.round((y / height) * (image.width / width) + x / width);
+            drawn.push([performance.now(), canvases.indexOf(this.canvas), frame]);
+        }
+        return drawImage.call(this, image, ...where);
+    };
+    const tick = (now) => (ticks.push(now), requestAnimationFrame(tick));
+    requestAnimationFrame(tick);
+}"""
+PIXELS = """canvas => [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]"""
+
+
+def pixels(page: Any) -> np.ndarray:
+    """RGB of the only canvas, int (h, w, 3)."""
+    canvas = page.locator("figure canvas")
+    width, height = (int(canvas.get_attribute(side)) for side in ("width", "height"))
+    return np.array(canvas.evaluate(PIXELS)).reshape(height, width, 4)[..., :3]
+
+
+def test_clips_are_compared_in_step(page: Any, site: Server) -> None:
+    expect = sync_api.expect
+    records = [
+        json.loads(path.read_text("utf-8")) | {"id": path.parent.name} for path in site.outputs.glob("*/job.json")
+    ]
+    ids = [record["id"] for record in records if record["state"] == "done" and record["request"]["frames"] == 5][:2]
+    page.goto(f"{site.address}compare?clips={','.join(ids)}")
+    expect(page.locator("figure canvas")).to_have_count(2)
+    clock = page.locator(".clock")
+    expect(clock).to_have_text(re.compile("Frame . of 5"))
+    page.evaluate(DRAWN)
+    page.wait_for_function("() => drawn.length > 20")
+    page.keyboard.press("Space")
+    expect(page.get_by_role("button", name="Play", exact=True)).to_be_visible()
+    drawn = page.evaluate("drawn")
+    for (time, clip, frame), (later, other, same) in zip(drawn[::2], drawn[1::2], strict=False):
+        assert (clip, frame) == (1 - other, same)  # both at once, the same frame
+        assert later - time < 50
+    for key, frame in (("Home", 1), ("ArrowRight", 2), ("ArrowRight", 3), ("ArrowLeft", 2), ("End", 5)):
+        page.keyboard.press(key)
+        expect(clock).to_have_text(re.compile(f"Frame {frame} of 5"))
+    expect(page.get_by_role("slider", name="Moment of all clips")).to_have_attribute(
+        "aria-valuetext", "Frame 5 of 5 · 0.57 s"
+    )
+
+    one, two = (read_frames(site.outputs / job / "frames.mkv")[0][4].astype(int) for job in ids)
+    page.get_by_text("Wipe", exact=True).click()
+    expect(page.locator("figure canvas")).to_have_count(1)
+    expect(clock).to_have_text(re.compile("Frame 5 of 5"))  # as it was
+    assert np.array_equal(pixels(page), np.concatenate([one[:, :80], two[:, 80:]], axis=1))
+    page.get_by_role("slider", name="Border between A").press("Home")
+    assert np.array_equal(pixels(page), two)
+    page.get_by_text("Difference", exact=True).click()
+    page.wait_for_url(re.compile("view=difference"))
+    page.wait_for_function("() => document.querySelector('.difference canvas')")
+    assert np.array_equal(pixels(page), np.minimum(8 * abs(one - two), 255))
+    page.reload()
+    expect(page.locator(".difference canvas")).to_have_count(1)
+    expect(page.get_by_text("What the scores mean")).to_be_visible(timeout=LATER)
+    button(page, "Remove: B").click()
+    expect(page.get_by_text("Choose another clip, to nine in all")).to_be_visible()
+    expect(page.locator(".stException")).to_have_count(0)
+
+
+def test_a_sweep_fills_its_grid(page: Any, site: Server) -> None:
+    expect = sync_api.expect
+    page.goto(f"{site.address}?{SMALL}&steps=1&sample=city")
+    page.get_by_text("Cropped 1024×576").wait_for()
+    page.get_by_role("link", name="Sweep").click()
+    page.get_by_role("textbox", name="Values of Seed").fill("1..3")
+    page.keyboard.press("Tab")
+    expect(page.get_by_text("3 clips")).to_be_visible()
+    button(page, "Start").click()
+    page.wait_for_url(re.compile("group="))
+    expect(page.get_by_text("Waiting").first).to_be_visible()
+    page.reload()  # neither that nor another page disturbs it
+    expect(page.get_by_role("textbox", name="Values of Seed")).to_have_value("1..3")
+    expect(page.locator("figure canvas")).to_have_count(3, timeout=LATER)
+    with page.expect_download() as download:
+        button(page, "Grid as MP4").click()
+    assert len(read_frames(Path(download.value.path()))[0]) == 5
+    button(page, "Open on Create: 2, seed 2").click()
+    expect(page.get_by_text(re.compile("What ran: SVD tiny · seed 2 "))).to_be_visible()
+    button(page, "Add to compare").click()
+    expect(button(page, "Compare 1")).to_be_visible()
+    expect(page.locator(".stException")).to_have_count(0)
+
+
 SERIOUS = ("serious", "critical")
 _SETTLED = """background => document.querySelector('.stApp').dataset.testScriptState === 'notRunning'
     && getComputedStyle(document.querySelector('.stApp')).backgroundColor === background
@@ -617,6 +711,9 @@ def test_all_can_read_it(page: Any, site: Server, past: tuple[Path, str]) -> Non
         (f"?job={past[1]}", "What ran"),
         ("history", "lake.jpg"),
         ("?version=svd_xt", "All models"),  # whose weights are missing, as a rule
+        (f"compare?clips={past[1]},{past[1]}", "Compare"),
+        ("sweep?vary=steps=1..3", "3 clips"),
+        ("drafts", "Make 4 drafts"),
         ("?version=sv3d_p&frames=4&orbit=list&azimuths=90,180,270,360", "Start from an even orbit"),
     ):
         page.emulate_media(color_scheme="light")

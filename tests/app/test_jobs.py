@@ -473,3 +473,61 @@ def test_one_table_for_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(table is found[0] for table in found)
     assert found[0].folder == (tmp_path / "clips").resolve()
     found[0].close()
+
+
+def test_a_group_takes_turns_and_outlives_the_server(held: tuple[Table, Held], picture: Image.Image) -> None:
+    table, runner = held
+    requests = [REQUEST.replace(seed=seed) for seed in range(4)]
+    group = table.submit_group(requests, picture, "lake.jpg", "me", ["seed=0..3"], order=[2, 0, 1, 3])
+    runner.reach_step()
+    mine = table.submit(REQUEST, picture, owner="me")
+    other = table.submit(REQUEST, picture, owner="you")
+    cells = table.group(group)
+    assert [(job.cell, job.state) for job in cells] == [(0, "queued"), (1, "queued"), (2, "running"), (3, "queued")]
+    assert [job.request.seed for job in cells] == [0, 1, 2, 3]
+    # One of the group, one of each person, and so on: the group keeps nobody waiting for all of it.
+    assert table.jobs_before(mine.id) == 1
+    assert table.jobs_before(other.id) == 2
+    assert [table.jobs_before(cells[cell].id) for cell in (0, 1, 3)] == [3, 4, 5]
+    assert table.groups() == [group]
+    assert table.seconds_left_of(group) > 0
+    assert table.seconds_for_all(requests) > table.seconds_for(REQUEST)
+    assert len({job.picture.stat().st_ino for job in cells}) == 1  # one picture on disk
+    table.cancel(cells[3].id)
+    threading.Timer(0.1, runner.release).start()  # once the table is told to close
+    table.close()
+
+    again = Table(table.folder, draw)
+    for job in again.group(group):
+        again.wait(job.id, LIMIT)
+    assert [job.state for job in again.group(group)] == ["done", "done", "cancelled", "cancelled"]
+    assert [job.axes for job in again.group(group)] == [["seed=0..3"]] * 4
+    again.complete_group(group)
+    for job in again.group(group):
+        again.wait(job.id, LIMIT)
+    assert [(job.cell, job.state) for job in again.group(group)] == [(cell, "done") for cell in range(4)]
+    assert len(again.jobs()) == 6  # those that were not made are gone
+    again.close()
+
+
+def test_a_group_is_cancelled_or_refused_as_a_whole(held: tuple[Table, Held], picture: Image.Image) -> None:
+    table, runner = held
+    group = table.submit_group([REQUEST.replace(seed=seed) for seed in range(3)], picture)
+    runner.reach_step()
+    table.cancel_group(group)
+    runner.release()
+    for job in table.group(group):
+        table.wait(job.id, LIMIT)
+    assert [job.state for job in table.group(group)] == ["cancelled"] * 3
+    before = set(table.folder.iterdir())
+
+    def refuse(job: Job, source: object) -> None:
+        if job.cell:
+            raise UserError("There is no room.")
+        add(job, source)
+
+    add, table._store.add = table._store.add, refuse  # type: ignore[method-assign, assignment]
+    with pytest.raises(UserError, match="no room"):
+        table.submit_group([REQUEST, REQUEST], picture)
+    assert set(table.folder.iterdir()) == before
+    assert len(table.groups()) == 1

@@ -1,0 +1,169 @@
+"""The pages Sweep and Drafts by Streamlit's test runner; the worker draws frames without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+from app import jobs
+from app.jobs import Job, Table
+from app.lab.sweep import command
+from sgm import Axis, Clip, UserError, VideoRequest
+
+LIMIT = 20.0  # seconds
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Table]:
+    def draw(job: Job, *_: Any) -> Clip:
+        if job.request.seed == 13:
+            raise UserError("Bad luck.")
+        width, height = job.request.size
+        frames = np.random.default_rng(job.request.seed).integers(0, 256, (2, height, width, 3), np.uint8)
+        return Clip(frames, job.request.fps, job.request.settings())
+
+    table = Table(tmp_path, draw)
+    monkeypatch.setattr(jobs, "_table", table)
+    yield table
+    table.close()
+
+
+def show_sweep() -> None:
+    from app.lab import sweep
+
+    sweep.show_page()
+
+
+def show_drafts() -> None:
+    from app.lab import drafts
+
+    drafts.show_page()
+
+
+def opened(show: Any, **address: Any) -> AppTest:
+    page = AppTest.from_function(show, default_timeout=LIMIT)
+    for name, value in address.items():
+        page.query_params[name] = value
+    ok(page.run())
+    ok(page.button(key="sample_lake").click().run())
+    return page
+
+
+def ok(page: AppTest) -> AppTest:
+    assert not page.exception, page.exception[0]
+    return page
+
+
+def said(page: AppTest) -> str:
+    blocks = (page.caption, page.info, page.error, page.markdown, page.code)
+    return "\n".join(element.value for elements in blocks for element in elements)
+
+
+def pressed(page: AppTest, label: str) -> AppTest:
+    return ok(next(button for button in page.button if button.label == label).click().run())
+
+
+def grid(page: AppTest) -> dict[str, Any]:
+    """What the player of the grid was told."""
+    players = [found.proto for found in page.get("bidi_component") if "sgm_player" in found.proto.component_name]
+    return json.loads(players[0].json)
+
+
+def test_a_sweep_has_a_price_a_command_and_a_grid(table: Table) -> None:
+    page = opened(show_sweep, vary=["steps=1..2", "seed=12,13,14"])
+    assert "**6 clips** · 9 evaluations of the network · about **" in said(page)
+    assert "sgm sweep PICTURE --version svd_tiny --vary steps=1,2 --vary seed=12,13,14" in said(page)
+    pressed(page, "Start")
+    (group,) = table.groups()
+    for job in table.group(group):
+        table.wait(job.id, LIMIT)
+    ok(page.run())
+    shown = grid(page)
+    assert (shown["columns"], shown["heads"]) == (3, ["seed 12", "seed 13", "seed 14"])
+    assert shown["sides"] == ["steps 1", "steps 2"]
+    assert ["url" in tile for tile in shown["clips"]] == [True, False, True] * 2
+    assert {tile["note"] for tile in shown["clips"] if "url" not in tile} == {"Not made"}
+    assert shown["clips"][3]["label"] == "steps 2, seed 12"
+    assert [tile["id"] for tile in shown["clips"]] == [job.id for job in table.group(group)]
+    again = opened(show_sweep, group=group)  # a link, or a reload
+    assert grid(again)["clips"] == shown["clips"]
+
+    (rows,) = (frame.value for frame in page.dataframe)
+    assert list(rows["steps"]) == [1, 1, 2, 2]
+    assert list(rows["seed"]) == [12, 14] * 2
+    table.delete(table.group(group)[0].id)
+    assert grid(ok(page.run()))["clips"][0] is None
+    pressed(page, "Make the missing 2")
+    for job in table.group(group):
+        table.wait(job.id, LIMIT)
+    assert [job.cell for job in table.group(group)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("vary", "sentence"),
+    [
+        (["steps=0"], "steps must be a whole number from 1 to 1000; got 0."),
+        (["seed=1..500"], "These are 500 clips, more than the 200 of a sweep here: vary less."),
+        (["steps=ten"], "steps must be a whole number; got 'ten'."),
+        (["elevation=5,10"], "elevation does not belong to version 'svd"),
+        (["nonsense=1"], "Give values to a setting: then the price stands here."),
+        (["sampler=euler_edm,nonsense"], "**1 clip**"),
+    ],
+)
+def test_what_cannot_be_swept_is_said(table: Table, vary: list[str], sentence: str) -> None:
+    page = opened(show_sweep, vary=vary)
+    assert sentence.lower() in said(page).replace("\\", "").lower()
+    start = next(button for button in page.button if button.label == "Start")
+    assert start.disabled == ("**" not in sentence)
+
+
+def test_rows_are_added_changed_and_left_out(table: Table) -> None:
+    page = opened(show_sweep)
+    assert [box.label for box in page.text_input if box.label.startswith("Values")] == [
+        "Values of Steps",
+        "Values of Seed",
+    ]
+    ok(page.text_input(key="values_0_steps").set_value("2,3").run())
+    assert page.query_params["vary"] in ("steps=2,3", ["steps=2,3"])
+    ok(page.selectbox(key="vary_1_seed").set_value("sampler").run())
+    ok(page.multiselect(key="values_1_sampler").set_value(["euler_edm", "dpmpp_2m"]).run())
+    assert page.query_params["vary"] == ["steps=2,3", "sampler=euler_edm,dpmpp_2m"]
+    assert "**4 clips** · 10 evaluations" in said(page)
+    pressed(page, "Another setting")
+    pressed(page, "Leave out Steps")
+    assert "**2 clips**" in said(page)
+
+
+def test_the_command_makes_the_same() -> None:
+    axes = [Axis.parse("sampler=euler_edm,heun_edm"), Axis.parse("seed=1..3")]
+    request = VideoRequest(motion_bucket=60, s_churn=2.5)
+    assert command(request, axes) == (
+        "sgm sweep PICTURE --version svd_tiny --motion-bucket 60 --s-churn 2.5 --vary sampler=euler_edm,heun_edm "
+        "--vary seed=1,2,3"
+    )
+
+
+def test_four_drafts_and_the_finished_clip_of_one(table: Table) -> None:
+    page = opened(show_drafts)
+    assert "4 steps instead of 6" in said(page)
+    pressed(page, "Make 4 drafts")
+    (group,) = table.groups()
+    drafts = table.group(group)
+    for job in drafts:
+        table.wait(job.id, LIMIT)
+    assert [(job.request.seed, job.request.steps) for job in drafts] == [(seed, 4) for seed in range(23, 27)]
+    assert [action[0] for action in grid(ok(page.run()))["clips"][0]["actions"]] == ["open", "added", "finish"]
+    from app.lab.drafts import finished
+
+    made = table.wait(finished(drafts[2].id, "me").id, LIMIT)
+    assert made is not None
+    assert made.request == VideoRequest(seed=25)
+    assert not made.group
+    assert np.array_equal(np.asarray(Image.open(made.picture)), np.asarray(Image.open(drafts[2].picture)))
