@@ -17,7 +17,18 @@ from playwright.sync_api import sync_playwright
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from tests.app.test_browser import BROWSER, FLAGS, LATER, Server, button, next_job, opened_in, start  # noqa: E402
+from tests.app.test_browser import (  # noqa: E402
+    BROWSER,
+    FLAGS,
+    JOB,
+    LATER,
+    Server,
+    button,
+    job_of,
+    next_job,
+    opened_in,
+    start,
+)
 
 DESKTOP, PHONE = {"width": 1280, "height": 980}, {"width": 390, "height": 844}
 
@@ -31,6 +42,38 @@ def save(page: Any, name: str, settled: bool = True) -> None:
     image.thumbnail((1000, 1000))
     image.save(HERE / f"{name}.webp", quality=82, method=6)
     print(f"{name}.webp", flush=True)
+
+
+def compare(page: Any, server: Server) -> None:
+    """Clips of one picture with other settings, in step."""
+    clips = []
+    for settings in ("", "&steps=3", "&camera=pan_left", "&camera=orbit_left&motion_bucket=200"):
+        page.goto(f"{server.address}?sample=city{settings}")
+        page.get_by_text("Cropped").wait_for()
+        button(page, "Generate").click()
+        page.wait_for_url(JOB)
+        clips.append(job_of(page))
+        page.locator("video").wait_for()
+    page.goto(f"{server.address}compare?clips={','.join(clips)}")
+    page.get_by_text("What the scores mean").wait_for()
+    save(page, "compare")
+
+
+def sweep(page: Any, server: Server) -> None:
+    """A grid that fills."""
+    page.goto(f"{server.address}?sample=giraffe")
+    page.get_by_text("Cropped").wait_for()
+    page.get_by_role("link", name="Sweep").click()
+    for name, values in (("Steps", "2,4,8"), ("Seed", "1..4")):
+        page.get_by_role("textbox", name=f"Values of {name}").fill(values)
+        page.keyboard.press("Tab")
+    page.get_by_text("12 clips").wait_for()
+    button(page, "Start").click()
+    page.locator("figure canvas").nth(6).wait_for()
+    page.locator(".controls").scroll_into_view_if_needed()
+    save(page, "sweep", settled=False)
+    button(page, "Cancel").click()
+    button(page, "Grid as MP4").wait_for()
 
 
 def main() -> None:
@@ -55,6 +98,8 @@ def main() -> None:
                 save(page, "running", settled=False)
                 page.locator("video").wait_for()
                 save(page, "create")
+                compare(page, server)
+                sweep(page, server)
                 page.goto(f"{server.address}history")
                 page.get_by_text("Page 1 of 1").wait_for()
                 save(page, "history")

@@ -35,6 +35,7 @@ class Player {
     this.bar.setAttribute("role", "group");
     name(this.bar, "Playback");
     place.append(this.stage, this.bar);
+    this.play(this.playing);
     this.onkey = (event) => this.key(event);
     this.ontick = (now) => this.tick(now);
   }

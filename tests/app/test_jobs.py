@@ -521,7 +521,7 @@ def test_a_group_is_cancelled_or_refused_as_a_whole(held: tuple[Table, Held], pi
     assert [job.state for job in table.group(group)] == ["cancelled"] * 3
     before = set(table.folder.iterdir())
 
-    def refuse(job: Job, source: object) -> None:
+    def refuse(job: Job, source: Any) -> None:
         if job.cell:
             raise UserError("There is no room.")
         add(job, source)
