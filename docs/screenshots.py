@@ -47,7 +47,7 @@ def save(page: Any, name: str, settled: bool = True) -> None:
 def compare(page: Any, server: Server) -> None:
     """Clips of one picture with other settings, in step."""
     clips = []
-    for settings in ("", "&steps=3", "&camera=pan_left", "&camera=orbit_left&motion_bucket=200"):
+    for settings in ("", "&steps=3", "&camera=pan_left", "&camera=zoom_in&motion_bucket=200"):
         page.goto(f"{server.address}?sample=city{settings}")
         page.get_by_text("Cropped").wait_for()
         button(page, "Generate").click()
