@@ -16,6 +16,7 @@ from sgm import __version__
 from sgm.cli.console import Commands
 from sgm.cli.page import app
 from sgm.cli.recipe import recipe
+from sgm.cli.repeat import repeat
 from sgm.cli.sample import SampleCommand, sample
 from sgm.cli.score import ScoreCommand, score
 from sgm.cli.train import train
@@ -52,7 +53,7 @@ def _prepare(
 
 cli.command(cls=SampleCommand)(sample)
 cli.command(cls=ScoreCommand)(score)
-for command in (recipe, models, download, convert, app, train):
+for command in (repeat, recipe, models, download, convert, app, train):
     cli.command()(command)
 
 

@@ -8,13 +8,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 import typer.core
 
 from sgm.errors import UserError, printable
 from sgm.paths import user_path
+
+if TYPE_CHECKING:
+    from sgm import Progress
 
 
 def _named_path(text: str) -> Path:
@@ -98,3 +101,11 @@ def progress_bar() -> Iterator[Callable[[str, float], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda phase, share: bar.update(task, description=phase, completed=share)
+
+
+def show_step(show: Callable[[str, float], None], notes: set[str], progress: Progress) -> None:
+    """Show a generation's progress on a bar, and print each note on memory that is not among `notes` yet."""
+    if progress.note and progress.note not in notes:
+        notes.add(progress.note)
+        echo_stderr(progress.note)
+    show(f"{progress.phase} {progress.step}/{progress.total}", progress.fraction)

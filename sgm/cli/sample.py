@@ -134,7 +134,7 @@ def sample(
             raise UserError(f"--turntable needs an orbit, which {request.version} does not make: take an SV3D version.")
         if orbit_plot and not (request.family.orbits and orbit_plot.suffix.lower() == ".png"):
             raise UserError(f"--orbit-plot {orbit_plot} needs an SV3D version and a name ending in .png.")
-        kind = dtype or _dtype_of_recipe(settings, choose_device(device))
+        kind = dtype or dtype_of_recipe(settings, choose_device(device))
         sources = _sources(picture, recipe, request)
     # What can be known before the work, in the order of its cost.
     work = Batch(request, out, to_file, background_model, turntable, low_memory, settings)
@@ -178,7 +178,7 @@ def _request(
     return request_of(settings).replace(**choices), settings
 
 
-def _dtype_of_recipe(settings: dict[str, Any] | None, device: torch.device) -> str | None:
+def dtype_of_recipe(settings: dict[str, Any] | None, device: torch.device) -> str | None:
     """The dtype of a recipe, if it was made on the same type of device."""
     from sgm.recipe import made_by
 

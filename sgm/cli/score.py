@@ -100,7 +100,9 @@ def score(
     elif lengths:
         echo_result(_table(rows, shutil.get_terminal_size().columns))
     if target is not None:
-        echo_stderr(f"CSV: {write_new(target, lambda path: path.write_text(_csv(rows), 'utf-8', newline=''))}")
+        echo_stderr(
+            f"CSV: {write_new(target, lambda path: path.write_text(_csv(rows), 'utf-8', 'surrogateescape', ''))}"
+        )
     if distance is not None and not as_json:
         echo_stderr(f"FVD to the videos of {fvd}: {distance:.1f}")
     raise typer.Exit(1 if len(lengths) < len(paths) or (fvd is not None and distance is None) else 0)
