@@ -23,6 +23,9 @@ from .hub import download_weights as download_weights
 from .installed import VersionStatus as VersionStatus
 from .installed import best_version as best_version
 from .installed import version_status as version_status
+from .learned import fvd as fvd
+from .learned import fvd_missing as fvd_missing
+from .learned import lpips_missing as lpips_missing
 from .media.export import EXPORTS as EXPORTS
 from .media.export import JOIN as JOIN
 from .media.export import stitch as stitch
@@ -51,9 +54,9 @@ from .pipeline import Clip as Clip
 from .pipeline import generate as generate
 from .recipe import RECIPE_TEXTS as RECIPE_TEXTS
 from .recipe import differences as differences
+from .recipe import hash_of as hash_of
 from .recipe import input_frame as input_frame
 from .recipe import is_recipe as is_recipe
-from .recipe import picture_hash as picture_hash
 from .recipe import read_recipe as read_recipe
 from .recipe import request_of as request_of
 from .recipe import restore_clip as restore_clip
@@ -63,6 +66,9 @@ from .request import default_of as default_of
 from .request import prepare_picture as prepare_picture
 from .request import takers as takers
 from .run import Progress as Progress
+from .score import SCORES as SCORES
+from .score import Scores as Scores
+from .score import score_clip as score_clip
 from .sweep import MAX_CELLS as MAX_CELLS
 from .sweep import Axis as Axis
 from .sweep import Cell as Cell

@@ -89,7 +89,7 @@ def generate(
     frames = run.decode(z)
     _check_frames(frames, picture.frame())
     frames = family.finish(frames, picture)
-    return Clip(frames, request.fps, settings_of(request, engine, picture.frame()))
+    return Clip(frames, request.fps, settings_of(request, engine, picture.frame(), frames))
 
 
 def _check_frames(frames: np.ndarray, picture: Image.Image) -> None:

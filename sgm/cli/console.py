@@ -9,13 +9,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 import typer.core
 
 from sgm.errors import UserError, printable
 from sgm.paths import user_path
+
+if TYPE_CHECKING:
+    from sgm import Progress
 
 
 def _named_path(text: str) -> Path:
@@ -123,3 +126,11 @@ def progress_bar() -> Iterator[Callable[..., None]]:
             bar.update(task, description=phase, completed=share, left=left)
 
         yield show
+
+
+def show_step(show: Callable[[str, float], None], notes: set[str], progress: Progress) -> None:
+    """Show a generation's progress on a bar, and print each note on memory that is not among `notes` yet."""
+    if progress.note and progress.note not in notes:
+        notes.add(progress.note)
+        echo_stderr(progress.note)
+    show(f"{progress.phase} {progress.step}/{progress.total}", progress.fraction)
