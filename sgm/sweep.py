@@ -46,11 +46,12 @@ class Axis:
     values: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        values = tuple(self.field.check(value) for value in self.values)
+        field = self.field
+        values = tuple(field.check(value) for value in self.values)
         if not values:
             raise UserError(f"{self.name} has no values: give some, as in {self.name}=A,B.")
         if twice := [value for value, count in Counter(values).items() if count > 1]:
-            raise UserError(f"{self.name} has the value {self.field.text(twice[0])} twice: give each value once.")
+            raise UserError(f"{self.name} has the value {field.text(twice[0])} twice: give each value once.")
         object.__setattr__(self, "values", values)
 
     @classmethod

@@ -118,7 +118,8 @@ def progress_bar() -> Iterator[Callable[..., None]]:
             return super().render(task) if left is None else Text(f"{duration(left)} left", "progress.remaining")
 
     console = Console(stderr=True)
-    columns = TextColumn("{task.description:<13}"), BarColumn(), TaskProgressColumn(), Left()
+    bar_width = max(8, min(40, console.width - 44))  # beside the longest texts
+    columns = TextColumn("{task.description:<13}"), BarColumn(bar_width), TaskProgressColumn(), Left()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0, left=None)
 

@@ -111,17 +111,16 @@ class SweepFolder:
         from sgm import hash_of, open_video, prepare_picture, request_of
         from sgm.recipe import made_by
 
+        settings = None
         try:
             with open_video(path) as video:
-                settings = video.settings or {}
-                if request_of(settings) != cell.request:
-                    return None, False
-                shown = prepare_picture(self._pictures.of(cell), cell.request)
-                if made_by(settings).get("picture") != hash_of(shown):
-                    return None, False
-                return settings, sum(1 for _ in video) == cell.request.frames
+                found = video.settings or {}
+                if request_of(found) == cell.request:
+                    shown = prepare_picture(self._pictures.of(cell), cell.request)
+                    settings = found if made_by(found).get("picture") == hash_of(shown) else None
+                return settings, settings is not None and sum(1 for _ in video) == cell.request.frames
         except UserError:
-            return None, False
+            return settings, False
 
     def add(self, cell: Cell, path: Path | None, seconds: float | None, error: str) -> None:
         """Give a cell its row in the table. seconds: None for a clip that was made before, whose time is known."""

@@ -85,7 +85,7 @@ class Making:
         return self._countdown.left()
 
     def run(self, cells: Sequence[Cell]) -> None:
-        """Make what is missing, and score all. cells: those with a row in the table. Prints the path of each new clip.
+        """Make what is missing, and score all. cells: those with a row in the table. Scripts get each new clip's path.
 
         A clip is scored while the next one is made: a GPU leaves the processor idle.
         """
@@ -134,7 +134,9 @@ class Making:
         seconds = time.perf_counter() - start
         self._countdown.finish(expected, seconds)
         if not sys.stderr.isatty():
-            echo_stderr(f"{number} {cell}: {seconds:.1f} s, {duration(self._countdown.left())} left")
+            left = self._countdown.left()
+            ahead = f", {duration(left)} left" if left > 0.5 else ""
+            echo_stderr(f"{number} {cell}: {seconds:.1f} s{ahead}")
         return seconds, ""
 
     def _load(self, cell: Cell, show: Callable[..., None]) -> None:
@@ -166,7 +168,8 @@ class Making:
             clip = generate(self._engine, cell.request, picture, follow, low_memory=self.low_memory, memo=self._memo)
         write_video(path, clip.frames, clip.fps, clip.settings)
         self.made[cell] = path
-        echo_result(path)
+        if not sys.stdout.isatty():  # there, the bar would be in its line
+            echo_result(path)
 
     def _shown(self, cell: Cell) -> Image.Image | None:
         """A cell's picture as the model saw it; None where its file has gone meanwhile."""

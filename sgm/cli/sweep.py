@@ -181,16 +181,14 @@ def _described(plan: _Plan, order: Sequence[Cell], making: Making, device: str) 
     wide = max(len(name) for name, _ in axes)
     between = {axis.name: " / " for axis in plan.axes if axis.field.kind is tuple}
     lines = [f"{name:<{wide}}  {_listed(texts, between.get(name, ', '))}" for name, texts in axes]
-    extra = len(order) - len(plan.cells)
-    clips = f"{len(order):,} clips" + (f", {extra:,} of them references" if extra else "")
-    todo = [cell for cell in order if cell not in making.made]
-    evaluations = sum(cell.request.evaluations for cell in todo)
-    there = f"{clips}, all there already" if not todo else f"{clips}, {len(making.made):,} there already"
-    if not making.made:
-        there = clips
-    if todo:
-        there += f"; {evaluations:,} evaluations of the network, about {duration(making.seconds)} on {device}"
-    return [*lines, f"{there}."]
+    references, made = len(order) - len(plan.cells), len(making.made)
+    line = f"{len(order):,} clips" + (f", {references:,} of them references" if references else "")
+    if made:
+        line += f", {'all' if made == len(order) else f'{made:,}'} there already"
+    if evaluations := sum(cell.request.evaluations for cell in order if cell not in making.made):
+        line += f"; {evaluations:,} evaluation{'s' * (evaluations > 1)} of the network"
+        line += f", about {duration(making.seconds)} on {device}"
+    return [*lines, f"{line}."]
 
 
 def _listed(texts: Sequence[str], between: str) -> str:
