@@ -35,6 +35,7 @@ class Score(NamedTuple):
 
 _HIGHEST_PSNR = 99.0  # dB, of equal pictures, too, whose PSNR has no number
 _HARDLY_SEEN = 0.2  # share of the pixels that a warp must reach for `hold`
+_SMALLEST_FLOW = 12  # pixels of the longer side, of OpenCV's DIS
 _FREEZE, _BLACK, _BLACK_SHARE = 0.001, 0.1, 0.98  # the defaults of FFmpeg's freezedetect and blackdetect
 
 # Name -> what it is. Pixels are 0 to 255; grey is BT.601's luma over the full range. Where two frames are compared, the
@@ -187,8 +188,10 @@ def score_clip(
 
 
 def _of_motion(frames: np.ndarray, grey: list[np.ndarray]) -> Scores:
-    """What dense optical flow tells: hold, motion, jerk, flicker. {} of a single frame."""
+    """What dense optical flow tells: hold, motion, jerk, flicker. {} of a single frame, and of too small ones."""
     h, w = grey[0].shape
+    if max(h, w) < _SMALLEST_FLOW:
+        return {}
     pixels = np.stack(np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)), axis=-1)
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     hold, flicker, speeds, changes = [], [], [], []

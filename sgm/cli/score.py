@@ -208,7 +208,9 @@ def _table(rows: list[Row], width: int) -> str:
                 table.add_section()
             table.add_row(name, *(cells[line] for _, cells in columns[:count]))
         columns = columns[count:]
-        console.print(table, end="\n" if columns else "")
+        console.print(table)
+        if columns:
+            console.print()
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
