@@ -48,7 +48,8 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 def xpsnr(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> list[float] | None:
     """XPSNR in dB of each frame of two grey clips, uint8 (h, w) each; `inf` of equal frames.
 
-    None without the filter, and of smaller frames than it can stand. FFmpeg's filter, after Helmrich et al. 2020 (doi:10.1109/ICASSP40776.2020.9054089).
+    None without the filter, and of smaller frames than it can stand. FFmpeg's filter, after Helmrich et al. 2020
+    (doi:10.1109/ICASSP40776.2020.9054089).
     """
     h, w = a[0].shape
     if "xpsnr" not in av.filter.filters_available or h * w < _SMALLEST_XPSNR:
