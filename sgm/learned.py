@@ -38,7 +38,7 @@ def lpips(a: np.ndarray, b: np.ndarray) -> float | None:
         return None
 
     def batches(frames: np.ndarray) -> Iterable[torch.Tensor]:
-        return (torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1).split(_LPIPS_BATCH)
+        return (part.permute(0, 3, 1, 2) / 127.5 - 1 for part in torch.from_numpy(frames).split(_LPIPS_BATCH))
 
     with torch.inference_mode():
         distances = [_lpips_network()(x, y).flatten() for x, y in zip(batches(a), batches(b), strict=True)]

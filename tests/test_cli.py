@@ -64,7 +64,10 @@ def test_help_answers_at_once() -> None:
         done = subprocess.run([sys.executable, "-m", "sgm.cli", "--help"], capture_output=True, text=True)
         taken.append(time.perf_counter() - start)
         assert done.returncode == 0
-        assert all(name in done.stdout for name in ("sample", "models", "download", "convert", "app", "train"))
+        assert all(
+            name in done.stdout
+            for name in ("sample", "score", "repeat", "models", "download", "convert", "app", "train")
+        )
     assert min(taken) < 1.0
 
 
@@ -109,6 +112,9 @@ def test_says_its_version(args: list[str]) -> None:
         (["convert", "PICTURE", ""], "An empty path is given"),
         (["convert", "PICTURE", "new", "--to", "gguf"], "diffusers"),
         (["download", "svd", "--to", " "], "An empty path is given"),
+        (["score", ""], "An empty path is given"),
+        (["score", "clip.mp4", "--csv="], "An empty path is given"),
+        (["repeat", ""], "An empty path is given"),
         (["recipe", ""], "An empty path is given"),
         (["recipe", "PICTURE", "--as", "json"], "--as"),
         (["app", "--port", "0"], "--port"),

@@ -118,7 +118,7 @@ def _frames_of(clip: Path, request: VideoRequest) -> tuple[np.ndarray, bool]:
     if frames.shape != wanted:
         count, height, width, _ = frames.shape
         raise UserError(
-            f"{clip} has {count} frames of {width}×{height} pixels, its recipe {wanted[0]} of {wanted[2]}×{wanted[1]}: "
+            f"{clip} holds {count} × {width}×{height} pixels, its recipe makes {wanted[0]} × {wanted[2]}×{wanted[1]}: "
             "it was cut or scaled since."
         )
     return frames, lossless
@@ -146,5 +146,5 @@ def _verdict(known: str | None, then: np.ndarray, lossless: bool, again: Clip) -
     frame = int(distance.max(axis=(1, 2, 3)).argmax())
     return (
         f"different: a pixel by up to {distance.max()} of 255 levels (frame {frame + 1} of {len(distance)}), "
-        f"{np.mean(distance > 0):.2%} of the values, by {distance.mean():.2g} in the mean"
+        f"{100 * np.mean(distance > 0):.2g}% of the values, by {distance.mean():.2g} in the mean"
     )
