@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sgm.config import instantiate_from_config, load_config
 from sgm.diffusion.discretization import SCHEDULES, Discretization
 from sgm.diffusion.guidance import GUIDERS, Guider
-from sgm.diffusion.sampling import SAMPLERS, Sampler
+from sgm.diffusion.sampling import ALIASES, SAMPLERS, Sampler
 from sgm.errors import UserError, shown
 from sgm.families import FAMILIES, FITS, ImageFamily
 from sgm.fields import Field, is_number
@@ -41,7 +41,14 @@ COMMON: tuple[Field, ...] = (
         1,
         step=0.01,
     ),
-    Field("sampler", str, "Sampler", "How a step goes from noise to picture.", choices=lambda: SAMPLERS),
+    Field(
+        "sampler",
+        str,
+        "Sampler",
+        "How a step goes from noise to picture.",
+        choices=lambda: SAMPLERS,
+        aliases=ALIASES,
+    ),
     Field(
         "guider",
         str,

@@ -65,7 +65,19 @@ TARGETS: dict[str, str] = {
             "LinearMultistepSampler",
         )
     },
-    "sgm.diffusion.sampling.LCMSampler": _SAMPLING + "LCMSampler",
+    **{
+        _SAMPLING + name: _SAMPLING + name
+        for name in (
+            "LCMSampler",
+            "DPM2Sampler",
+            "DPM2AncestralSampler",
+            "DPMPPSDESampler",
+            "DPMPP2MSDESampler",
+            "DPMPP3MSDESampler",
+            "UniPCSampler",
+            "RestartSampler",
+        )
+    },
     **{
         _DISCRETIZATION + name: _DISCRETIZATION + name
         for name in ("AlignYourStepsDiscretization", "ConsistencyDiscretization", "CustomDiscretization")
