@@ -54,6 +54,7 @@ TARGETS: dict[str, str] = {
             "SpatiotemporalPredictionGuider",
         )
     },
+    **{_GUIDANCE + name: _GUIDANCE + name for name in ("IntervalGuider", "APGGuider")},
     **{
         f"sgm.modules.diffusionmodules.sampling.{name}": _SAMPLING + name
         for name in (
