@@ -604,7 +604,7 @@ def test_charts_follow_the_fields_before_anything_runs(stage: Stage) -> None:
     assert {len(line) for line in charts()[0].values()} == {4}
     assert "steps" not in page.query_params
     ok(sigmas.set_value("80 90").run())
-    assert "Sigmas must fall from one to the next and stay above 0; number 2, 90, follows 80." in page.error[0].value
+    assert "sigmas must fall from one to the next and stay above 0; number 2, 90, follows 80." in page.error[0].value
     assert jobs.table().jobs() == []
 
 
