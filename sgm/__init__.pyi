@@ -1,6 +1,7 @@
 """The public names: the one list of them, for type checkers and, through lazy_loader, for `sgm/__init__.py`."""
 
 from .charts import curves as curves
+from .charts import guidance_curve as guidance_curve
 from .charts import schedule_curves as schedule_curves
 from .conditioning.camera import CAMERA_MOVES as CAMERA_MOVES
 from .conditioning.memo import Memo as Memo

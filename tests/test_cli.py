@@ -19,7 +19,18 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, Clip, UserError, VideoRequest, __version__, read_settings
+from sgm import (
+    CAMERA_MOVES,
+    GUIDERS,
+    SAMPLERS,
+    SCHEDULES,
+    VERSIONS,
+    Clip,
+    UserError,
+    VideoRequest,
+    __version__,
+    read_settings,
+)
 from sgm.cli import cli
 from sgm.config import instantiate_from_config, load_config
 from sgm.paths import write_new
@@ -97,7 +108,7 @@ def test_says_its_version(args: list[str]) -> None:
         (["sample", "PICTURE", "--dtype", "int8"], "--dtype"),
         (["sample", "PICTURE", "--version", "sv3d_p", "--orbit", "spiral"], "dynamic"),
         (["sample", "PICTURE", "--elevation", "60"], "elevation does not belong to version 'svd_tiny', but to sv3d_p."),
-        (["sample", "PICTURE", "--eta", "1"], "but to euler_ancestral and dpmpp_2s_ancestral"),
+        (["sample", "PICTURE", "--eta", "1"], "but to euler_ancestral, dpm_2_ancestral, dpmpp_"),
         (["sample", "PICTURE", "--turntable"], "needs an orbit"),
         (["sample", "PICTURE", "--orbit-plot", "orbit.png"], "needs an SV3D version"),
         (["sample", "PICTURE", "--steps"], "'--steps' requires an argument"),
@@ -180,6 +191,7 @@ def test_models_lists_versions_what_is_installed_and_names(tmp_path: Path, monke
     assert "svd_xt.safetensors is empty; get the file again." in done.stdout
     assert "ready" in rows["svd_tiny"]
     assert rows["samplers:"].split()[1:] == ", ".join(SAMPLERS).split()
+    assert rows["schedules:"].split()[1:] == ", ".join(SCHEDULES).split()
     assert rows["guiders:"].split()[1:] == ", ".join(GUIDERS).split()
     assert rows["cameras:"].split()[1:] == ", ".join(CAMERA_MOVES).split()
     for version in VERSIONS.values():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sgm import GUIDERS, SAMPLERS, SCORES, VERSIONS, __version__
+from sgm import GUIDERS, SAMPLERS, SCHEDULES, SCORES, VERSIONS, __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -40,7 +40,7 @@ def test_every_page_of_docs_is_linked_from_the_readme() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "names"), [("README.md", VERSIONS), ("docs/research-settings.md", {**SAMPLERS, **GUIDERS})]
+    ("page", "names"), [("README.md", VERSIONS), ("docs/research-settings.md", {**SAMPLERS, **GUIDERS, **SCHEDULES})]
 )
 def test_tables_name_all_there_are(page: str, names: dict[str, object]) -> None:
     rows = re.findall(r"^\| `(\w+)`", (ROOT / page).read_text("utf-8"), re.M)

@@ -127,6 +127,8 @@ def sample(
             raise UserError(f"--turntable needs an orbit, which {request.version} does not make: take an SV3D version.")
         if orbit_plot and not (request.family.orbits and orbit_plot.suffix.lower() == ".png"):
             raise UserError(f"--orbit-plot {orbit_plot} needs an SV3D version and a name ending in .png.")
+        for note in request.notes:
+            echo_stderr(note)
         kind = dtype or dtype_of_recipe(settings, choose_device(device))
         sources = _sources(picture, recipe, request)
     # What can be known before the work, in the order of its cost.

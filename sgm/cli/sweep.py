@@ -188,7 +188,8 @@ def _described(plan: _Plan, order: Sequence[Cell], making: Making, device: str) 
     if evaluations := sum(cell.request.evaluations for cell in order if cell not in making.made):
         line += f"; {evaluations:,} evaluation{'s' * (evaluations > 1)} of the network"
         line += f", about {duration(making.seconds)} on {device}"
-    return [*lines, f"{line}."]
+    notes = dict.fromkeys(note for cell in order for note in cell.request.notes)
+    return [*lines, f"{line}.", *notes]
 
 
 def _listed(texts: Sequence[str], between: str) -> str:
