@@ -9,11 +9,11 @@ import argparse
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from cpu import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,17 +32,6 @@ def make_clips(picture: str, version: str, vary: list[str], out: Path) -> None:
         write_video(out / f"{number}.mp4", clip.frames, clip.fps, clip.settings)
 
 
-def measure(command: list[str]) -> float:
-    """Wall seconds of a command that must succeed."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    start = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
-    return seconds
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("picture", nargs="?", type=Path, default=ROOT / "app" / "samples" / "lake.jpg")
@@ -57,18 +46,20 @@ def main() -> None:
         return
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs; {arguments.version}, {' '.join(vary)}")
     options = [picture, "--version", arguments.version, *(word for text in vary for word in ("--vary", text))]
-    runs: dict[str, list[float]] = {"clips": [], "sweep": []}
+    runs: dict[str, list[tuple[float, ...]]] = {"clips": [], "sweep": []}
     for number in range(arguments.repeat):
-        for name, seconds in runs.items():
+        for name, figures in runs.items():
             with tempfile.TemporaryDirectory() as folder:
                 clips = [sys.executable, str(Path(__file__).resolve()), *options, "--clips", folder]
                 sweep = [sys.executable, "-m", "sgm.cli", "sweep", *options, "--out", folder]
-                seconds.append(measure(sweep if name == "sweep" else clips))
-            print(f"run {number + 1}  {name:<6} {seconds[-1]:7.1f} s", flush=True)
-    median = {name: statistics.median(seconds) for name, seconds in runs.items()}
-    for name, seconds in median.items():
-        print(f"median {name:<6} {seconds:7.1f} s")
-    print(f"ratio {median['sweep'] / median['clips']:.3f}")
+                figures.append(measure(sweep if name == "sweep" else clips, gpu=True))
+            wall, cpu, memory = figures[-1]
+            print(f"run {number + 1}  {name:<6} {wall:7.1f} s  {cpu:7.1f} s of CPU  {memory:5.2f} GB", flush=True)
+    median = {name: [statistics.median(values) for values in zip(*rows, strict=True)] for name, rows in runs.items()}
+    for name, (wall, cpu, memory) in median.items():
+        print(f"median {name:<6} {wall:7.1f} s  {cpu:7.1f} s of CPU  {memory:5.2f} GB")
+    print(f"CPU ratio {median['sweep'][1] / median['clips'][1]:.3f}")
+    print(f"ratio {median['sweep'][0] / median['clips'][0]:.3f}")
 
 
 if __name__ == "__main__":
