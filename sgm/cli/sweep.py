@@ -38,7 +38,7 @@ class _Plan(NamedTuple):
 def sweep(
     ctx: typer.Context,
     pictures: Annotated[
-        list[Path], path_argument("Pictures, or folders of pictures.", show_default=False, metavar="PICTURE...")
+        list[Path], path_argument("Pictures, or folders of pictures.", show_default=False, metavar="PICTURE")
     ],
     vary: Annotated[
         list[str] | None,
