@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import altair as alt
 import streamlit as st
@@ -62,7 +63,7 @@ def draw_lines(
         offset=4,
         padding=0,
     )
-    dashes = [_SOLID if name == chosen else dash for name, dash in zip(lines, _DASHES, strict=False)]
+    dashes = [_SOLID if name == chosen else dash for name, dash in zip(lines, cycle(_DASHES), strict=False)]
     look = {"field": "line", "type": "nominal", "legend": legend if len(lines) > 1 else None}
     is_chosen = alt.datum.line == chosen
     ticks = alt.Axis(tickMinStep=1, tickCount=6, grid=False, format="d")
