@@ -1,6 +1,7 @@
 """The public names: the one list of them, for type checkers and, through lazy_loader, for `sgm/__init__.py`."""
 
 from .charts import curves as curves
+from .charts import guidance_curve as guidance_curve
 from .charts import schedule_curves as schedule_curves
 from .conditioning.camera import CAMERA_MOVES as CAMERA_MOVES
 from .conditioning.memo import Memo as Memo
@@ -54,10 +55,10 @@ from .pipeline import Clip as Clip
 from .pipeline import generate as generate
 from .recipe import RECIPE_TEXTS as RECIPE_TEXTS
 from .recipe import differences as differences
+from .recipe import hash_of as hash_of
 from .recipe import input_frame as input_frame
 from .recipe import is_recipe as is_recipe
 from .recipe import made_by as made_by
-from .recipe import picture_hash as picture_hash
 from .recipe import read_recipe as read_recipe
 from .recipe import request_of as request_of
 from .recipe import restore_clip as restore_clip

@@ -15,6 +15,13 @@ def curves(request: VideoRequest) -> tuple[list[float], list[float]]:
     return request.build_schedule()(request.steps, do_append_zero=False).tolist(), scales.tolist()
 
 
+def guidance_curve(request: VideoRequest) -> list[float]:
+    """The largest guidance scale of a frame at each step: 1 at noise levels at which the guider does not guide."""
+    guider = request.build_guider()
+    largest = float(guider.scales().max())
+    return [largest if guider.guides(sigma) else 1.0 for sigma in curves(request)[0]]
+
+
 def schedule_curves(request: VideoRequest) -> dict[str, list[float]]:
     """Schedule -> the sigma of each of the request's steps along it, the request's own first.
 

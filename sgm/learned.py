@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sgm.errors import UserError
+from sgm.errors import UserError, reason_of
 
 _SHORTEST_FVD = 10  # frames; I3D makes nothing of fewer
 _LPIPS_BATCH = 8  # frames
@@ -37,7 +38,7 @@ def lpips(a: np.ndarray, b: np.ndarray) -> float | None:
         return None
 
     def batches(frames: np.ndarray) -> Iterable[torch.Tensor]:
-        return (torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1).split(_LPIPS_BATCH)
+        return (part.permute(0, 3, 1, 2) / 127.5 - 1 for part in torch.from_numpy(frames).split(_LPIPS_BATCH))
 
     with torch.inference_mode():
         distances = [_lpips_network()(x, y).flatten() for x, y in zip(batches(a), batches(b), strict=True)]
@@ -48,7 +49,9 @@ def lpips(a: np.ndarray, b: np.ndarray) -> float | None:
 def _lpips_network() -> Any:
     import lpips  # pyright: ignore[reportMissingImports]
 
-    return lpips.LPIPS(net="alex", verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips calls torchvision as it used to be
+        return lpips.LPIPS(net="alex", verbose=False)
 
 
 def fvd_missing() -> str:
@@ -72,11 +75,11 @@ def fvd(clips: Iterable[np.ndarray], real: Iterable[np.ndarray], frames: int) ->
         try:
             measure = cdfvd("i3d", n_real="full", n_fake="full", device=device)
         except OSError as error:  # of requests, too
-            raise UserError(f"I3D's weights, which FVD needs, cannot be fetched ({error}).") from error
+            raise UserError(f"I3D's weights, which FVD needs, cannot be fetched ({reason_of(error)}).") from error
         for clip in clips:
             measure.add_fake_stats(clip[None, :frames])
         for clip in real:
             measure.add_real_stats(clip[None, :frames])
         if min(measure.fake_stats.num_items, measure.real_stats.num_items) < 2:
             raise UserError("FVD needs at least two clips and two real ones.")
-        return float(measure.compute_fvd_from_stats())
+        return max(float(measure.compute_fvd_from_stats()), 0.0)  # equal ones round to less

@@ -52,20 +52,15 @@ def settings_of(
         # On a processor, each number of threads adds in an order of its own.
         **({"threads": str(torch.get_num_threads())} if engine.device.type == "cpu" else {}),
         "weights": copy.deepcopy(engine.weights),
-        "picture": picture_hash(picture),
+        "picture": hash_of(picture),
         "frames": hash_of(frames),
     }
     return {**request.settings(), MARK: provenance}
 
 
-def hash_of(pixels: np.ndarray) -> str:
-    """SHA-256 of a picture (h, w, 3) or of frames (t, h, w, 3), uint8 RGB: of their bytes, row by row."""
-    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
-
-
-def picture_hash(picture: Image.Image) -> str:
-    """The SHA-256 of a picture's pixels, of `prepare_picture` the one in recipes."""
-    return hash_of(np.asarray(picture))
+def hash_of(pixels: np.ndarray | Image.Image) -> str:
+    """SHA-256 of an RGB picture, (h, w, 3), or of frames, (t, h, w, 3), uint8: of their bytes, row by row."""
+    return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
 
 
 def input_frame(frames: np.ndarray | Video, request: VideoRequest) -> tuple[np.ndarray, str]:

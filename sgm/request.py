@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sgm.config import instantiate_from_config, load_config
 from sgm.diffusion.discretization import SCHEDULES, Discretization
 from sgm.diffusion.guidance import GUIDERS, Guider
-from sgm.diffusion.sampling import SAMPLERS, Sampler
+from sgm.diffusion.sampling import ALIASES, SAMPLERS, Sampler
 from sgm.errors import UserError, shown
 from sgm.families import FAMILIES, FITS, ImageFamily
 from sgm.fields import Field, is_number
@@ -41,7 +41,14 @@ COMMON: tuple[Field, ...] = (
         1,
         step=0.01,
     ),
-    Field("sampler", str, "Sampler", "How a step goes from noise to picture.", choices=lambda: SAMPLERS),
+    Field(
+        "sampler",
+        str,
+        "Sampler",
+        "How a step goes from noise to picture.",
+        choices=lambda: SAMPLERS,
+        aliases=ALIASES,
+    ),
     Field(
         "guider",
         str,
@@ -158,8 +165,9 @@ class VideoRequest:
         self.family.check(self)
         try:
             self.build_guider()
+            self.build_sampler()
             sigmas = self.build_schedule()(self.steps)
-        except ValueError as error:  # of the guider's or the schedule's constructor
+        except ValueError as error:  # of a guider's, a sampler's or a schedule's constructor
             raise UserError(str(error)) from None
         if not (sigmas[:-1] > sigmas[1:]).all():
             raise UserError(
@@ -229,6 +237,27 @@ class VideoRequest:
     def evaluations(self) -> int:
         """How often the whole clip is denoised by the network; once where guidance evaluates both conditions."""
         return len(self.levels)
+
+    @property
+    def guided_evaluations(self) -> int:
+        """How many of the evaluations estimate without the picture, too, and so take twice as long."""
+        guider = self.build_guider()
+        return sum(map(guider.guides, self.levels)) if guider.needs_uc else 0
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about choices that can be made but hardly are meant."""
+        notes = []
+        first = float(self.build_schedule()(self.steps)[0])
+        own = float(_own_schedule(self.version)(self.model.steps)[0])
+        if not 0.5 <= first / own <= 2:
+            notes.append(
+                f"This schedule starts from sigma {first:.4g}, {self.model.title}'s own from {own:.4g}, for which its "
+                "network was trained: the clip may be poor."
+            )
+        if self.build_guider().needs_uc and not self.guided_evaluations:
+            notes.append("No step is at a noise level at which there is guidance: it is off.")
+        return notes
 
     def build_schedule(self) -> Discretization:
         """The noise schedule; what is no option, such as the sigmas of a distillation, is of the version's YAML."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 from sgm.conditioning.camera import MOTION_AT_127, motion_bucket
 from sgm.errors import UserError
 from sgm.learned import lpips
-from sgm.media.quality import ssim, xpsnr
+from sgm.media.quality import HIGHEST_PSNR, detail, gradient, psnr, ssim, xpsnr
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,8 +32,8 @@ class Score(NamedTuple):
     meaning: str
 
 
-_HIGHEST_PSNR = 99.0  # dB, of equal pictures, too, whose PSNR has no number
 _HARDLY_SEEN = 0.2  # share of the pixels that a warp must reach for `hold`
+_SMALLEST_FLOW = 16  # pixels of either side, of which OpenCV's DIS makes something
 _FREEZE, _BLACK, _BLACK_SHARE = 0.001, 0.1, 0.98  # the defaults of FFmpeg's freezedetect and blackdetect
 
 # Name -> what it is. Pixels are 0 to 255; grey is BT.601's luma over the full range. Where two frames are compared, the
@@ -46,7 +45,7 @@ SCORES: dict[str, Score] = {
         "higher",
         2,
         "PSNR of the first frame against the picture as the model saw it: is this still the picture that was given? "
-        f"{_HIGHEST_PSNR:g} where they are equal, as for every PSNR here.",
+        f"{HIGHEST_PSNR:g} where they are equal, as for every PSNR here.",
     ),
     "hold": Score(
         "hold",
@@ -172,9 +171,10 @@ def score_clip(
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise ValueError(f"Frames must be uint8 of shape (t, h, w, 3), not {frames.dtype} of shape {frames.shape}.")
     scores: Scores = dict.fromkeys(SCORES)
+    frames = np.ascontiguousarray(frames)  # as OpenCV takes them
     grey = _grey(frames)
     if picture is not None:
-        scores["frame0"] = _psnr(frames[0], _of_size(np.asarray(picture), frames))
+        scores["frame0"] = psnr(frames[0], _of_size(np.asarray(picture), frames))
     scores |= _of_motion(frames, grey)
     scores |= _of_frames(grey)
     if reference is not None:
@@ -187,8 +187,10 @@ def score_clip(
 
 
 def _of_motion(frames: np.ndarray, grey: list[np.ndarray]) -> Scores:
-    """What dense optical flow tells: hold, motion, jerk, flicker. {} of a single frame."""
+    """What dense optical flow tells: hold, motion, jerk, flicker. {} of a single frame, and of too small ones."""
     h, w = grey[0].shape
+    if min(h, w) < _SMALLEST_FLOW:
+        return {}
     pixels = np.stack(np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)), axis=-1)
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     hold, flicker, speeds, changes = [], [], [], []
@@ -199,7 +201,7 @@ def _of_motion(frames: np.ndarray, grey: list[np.ndarray]) -> Scores:
         flow = dis.calc(now, grey[0], flow)
         smooth = cv2.GaussianBlur(flow, (0, 0), w / 24)
         warped, seen = _warp(frames[0], pixels + smooth)
-        hold.append(_psnr(warped, frame, seen) if seen.mean() > _HARDLY_SEEN else 0.0)
+        hold.append(psnr(warped, frame, seen) if seen.mean() > _HARDLY_SEEN else 0.0)
         last, velocity = velocity, smooth - before
         # To the frame before: the point of the first frame that a pixel shows lay `step` away then.
         step = smooth - _warp(before, pixels + velocity)[0]
@@ -226,13 +228,13 @@ def _of_motion(frames: np.ndarray, grey: list[np.ndarray]) -> Scores:
 def _of_frames(grey: list[np.ndarray]) -> Scores:
     """What brightness tells: sharpness, si, ti, frozen, black."""
     black = sum(np.mean(frame < _BLACK * 255) >= _BLACK_SHARE for frame in grey)
-    scores: Scores = {"si": max(map(_gradient, grey)), "black": float(black)}
+    scores: Scores = {"si": max(map(gradient, grey)), "black": float(black)}
     if len(grey) == 1:
         return scores
     differences = [cv2.absdiff(a, b).mean() for a, b in pairwise(grey)]
-    detail = [_detail(frame) for frame in grey]
+    energy = [detail(frame) for frame in grey]
     return scores | {
-        "sharpness": float(np.mean(detail[1:]) / max(detail[0], 1e-6)),
+        "sharpness": float(np.mean(energy[1:]) / max(energy[0], 1e-6)),
         "ti": max(float(np.std(b.astype(np.float32) - a)) for a, b in pairwise(grey)),
         "frozen": float(sum(difference <= _FREEZE * 255 for difference in differences)),
     }
@@ -243,9 +245,9 @@ def _against(frames: np.ndarray, grey: list[np.ndarray], reference: np.ndarray) 
     other = _grey(reference)
     weighted = xpsnr(grey, other)
     return {
-        "psnr": float(np.mean([_psnr(a, b) for a, b in zip(frames, reference, strict=True)])),
+        "psnr": float(np.mean([psnr(a, b) for a, b in zip(frames, reference, strict=True)])),
         "ssim": float(np.mean([ssim(a, b) for a, b in zip(grey, other, strict=True)])),
-        "xpsnr": float(np.mean([min(value, _HIGHEST_PSNR) for value in weighted])) if weighted else None,
+        "xpsnr": float(np.mean([min(value, HIGHEST_PSNR) for value in weighted])) if weighted else None,
         "lpips": lpips(frames, reference),
     }
 
@@ -263,28 +265,9 @@ def _warp(image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return cv2.remap(image, x, y, cv2.INTER_LINEAR), seen.view(np.uint8)
 
 
-def _psnr(a: np.ndarray, b: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """PSNR in dB of two RGB pictures, uint8 (h, w, 3), where the mask is 1."""
-    count = 3 * (a[..., 0].size if mask is None else np.count_nonzero(mask))
-    error = cv2.norm(a, b, cv2.NORM_L2SQR, mask) / count
-    return min(10 * math.log10(255**2 / error), _HIGHEST_PSNR) if error else _HIGHEST_PSNR
-
-
 def _length(vectors: np.ndarray) -> float:
     """Mean length of vectors (h, w, 2)."""
     return float(cv2.magnitude(*cv2.split(vectors)).mean())
-
-
-def _detail(grey: np.ndarray) -> float:
-    """Mean energy of what a Gaussian blur of 1.5 pixels takes away."""
-    values = grey.astype(np.float32)
-    return float(np.mean((values - cv2.GaussianBlur(values, (0, 0), 1.5)) ** 2))
-
-
-def _gradient(grey: np.ndarray) -> float:
-    """Standard deviation of the Sobel gradient's length, without the outermost pixels."""
-    x, y = (cv2.Sobel(grey, cv2.CV_32F, *order) for order in ((1, 0), (0, 1)))
-    return float(cv2.magnitude(x, y)[1:-1, 1:-1].std()) if min(grey.shape) > 2 else 0.0
 
 
 def _of_size(picture: np.ndarray, frames: np.ndarray) -> np.ndarray:

@@ -46,11 +46,12 @@ class Axis:
     values: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        values = tuple(self.field.check(value) for value in self.values)
+        field = self.field
+        values = tuple(field.check(value) for value in self.values)
         if not values:
             raise UserError(f"{self.name} has no values: give some, as in {self.name}=A,B.")
         if twice := [value for value, count in Counter(values).items() if count > 1]:
-            raise UserError(f"{self.name} has the value {self.field.text(twice[0])} twice: give each value once.")
+            raise UserError(f"{self.name} has the value {field.text(twice[0])} twice: give each value once.")
         object.__setattr__(self, "values", values)
 
     @classmethod
@@ -162,13 +163,18 @@ def cells(
 def references_of(of: Iterable[Cell], values: Mapping[str, Any]) -> dict[Cell, Cell]:
     """Each cell -> the cell that it is compared with: the same, but for `values`; perhaps itself, or one of `of`.
 
-    Cells whose references are equal share one. Raises UserError, naming the cell, for a value that it does not take.
+    Cells whose references are equal share one. Raises UserError, naming the cell, for a value that it does not take,
+    and for one that gives the reference another size or length.
     """
     of = list(of)
     known = {(cell.picture, cell.request): cell for cell in of}
     found = {}
     for cell in of:
         request = _request(cell.request, values, cell.values, "The reference of the cell")
+        if (request.size, request.frames) != (cell.request.size, cell.request.frames):
+            raise UserError(
+                f"The reference of the cell {cell} has another size or length: take a setting that keeps both."
+            )
         names = request.settings()  # without those that it has lost
         own = {name: value for name, value in {**cell.values, **values}.items() if name in names}
         found[cell] = known.setdefault((cell.picture, request), Cell(cell.picture, own, request))

@@ -44,9 +44,8 @@ def _work(request: VideoRequest, phase: str) -> tuple[float, float]:
     """What `a` and `b` of a phase are multiplied by."""
     pixels = float(request.height * request.width)
     if phase == "sample":
-        evaluations = float(request.evaluations)
-        guidance = 2 if request.build_guider().needs_uc else 1
-        return evaluations, evaluations * guidance * pixels * request.frames
+        halves = request.evaluations + request.guided_evaluations
+        return float(request.evaluations), halves * pixels * request.frames
     if phase == "encode" and "camera" not in request.options:
         return 1.0, pixels
     return 1.0, pixels * request.frames

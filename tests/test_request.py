@@ -204,7 +204,7 @@ def test_none_is_no_value(version: str) -> None:
         ({"elevation": 60}, "elevation does not belong to version 'svd_tiny', but to sv3d_p."),
         ({"version": "svd", "camera": "pan_left"}, "camera does not belong to version 'svd', but to svd_tiny."),
         ({"azimuths": [1]}, "azimuths does not belong to version 'svd_tiny', but to sv3d_p with orbit list."),
-        ({"eta": 1}, "eta does not belong to sampler 'euler_edm', but to euler_ancestral and dpmpp_2s_ancestral."),
+        ({"eta": 1}, "eta does not belong to sampler 'euler_edm', but to euler_ancestral, dpm_2_ancestral, dpmpp_"),
         ({"guider": "linear", "edge_perc": 0.2}, "edge_perc does not belong to guider 'linear', but to trapezoid."),
         ({"image_frame_ratio": 0.5}, "image_frame_ratio does not belong to fit 'crop', but to object."),
         ({"version": "sv3d_u", "motion_bucket": 1}, "motion_bucket does not belong to version 'sv3d_u', but to svd_"),
@@ -217,6 +217,11 @@ def test_none_is_no_value(version: str) -> None:
         ),
         ({"sigma_min": 3, "sigma_max": 3}, "sigma_max must exceed sigma_min; got 3.0 and 3.0."),
         ({"schedule": "ays", "sigma_max": 3}, "sigma_max does not belong to schedule 'ays', but to edm and consis"),
+        ({"sampler": "restart", "restart_min": 2}, "restart_max must exceed restart_min; got 2.0 and 2.0."),
+        (
+            {"guider": "interval", "guidance_sigma_min": 9},
+            "guidance_sigma_max must exceed guidance_sigma_min; got",
+        ),
         ({"sigmas": [3, 2]}, "sigmas does not belong to schedule 'edm', but to custom."),
         ({"schedule": "custom", "sigmas": []}, "sigmas must be 1 to 1000 numbers, as in 80, 12.5, 0.3; got 0."),
         (
@@ -241,12 +246,17 @@ def test_what_is_not_taken_is_refused_and_who_takes_it_is_said(choices: dict[str
 
 
 def test_every_option_of_every_sampler_guider_and_fit_can_be_set() -> None:
-    for chooser, registry in {"sampler": SAMPLERS, "guider": GUIDERS, "fit": FITS}.items():
+    others = {
+        "num_views": 7,
+        "restart_min": 1.5,
+        "sigma_min": 1.5,
+        "guidance_sigma_min": 1.5,
+    }  # as high as the other options allow
+    for chooser, registry in {"sampler": SAMPLERS, "guider": GUIDERS, "schedule": SCHEDULES, "fit": FITS}.items():
         for name, choice in registry.items():
             for field in choice.options.values():
-                high = "multiply" if field.choices else (0.5,) if field.kind is tuple else field.kind(field.high)
-                if field.name == "num_views":
-                    high = 7
+                high = (0.5,) if field.kind is tuple else others.get(field.name, field.high)
+                high = list(field.choices())[-1] if field.choices else field.kind(high)
                 chosen = {"max_guidance": 100, field.name: high} if field.name == "min_guidance" else {field.name: high}
                 request = VideoRequest("svd", **{chooser: name}, **chosen)
                 assert getattr(request, field.name) == high

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgm.cli.console import echo_result, echo_stderr, progress_bar
+from sgm.cli.console import echo_result, echo_stderr, progress_bar, show_step
 from sgm.errors import UserError
 from sgm.paths import check_writable, exists, write_new
 from sgm.process import reuse_freed_memory
@@ -129,7 +129,8 @@ class Batch:
         from sgm import differences, generate, write_video
 
         with reuse_freed_memory():
-            clip = generate(engine, self.request, image, partial(self._follow, show), low_memory=self.low_memory)
+            follow = partial(show_step, show, self.notes)
+            clip = generate(engine, self.request, image, follow, low_memory=self.low_memory)
         for sentence in differences(self.settings or {}, clip.settings):
             echo_stderr(sentence)
         written = write_new(target, partial(write_video, frames=clip.frames, fps=clip.fps, settings=clip.settings))
@@ -147,10 +148,3 @@ class Batch:
         of_clip = {"frames": clip.frames, "fps": clip.fps, "elevations": elevations, "azimuths": azimuths}
         loop = write_new(written.with_name(f"{written.stem}-turntable.webp"), partial(write_turntable, **of_clip))
         echo_stderr(f"Turntable: {loop}")
-
-    def _follow(self, show: Any, progress: Any) -> None:
-        """Show a generation's progress, and each note on memory once."""
-        if progress.note and progress.note not in self.notes:
-            self.notes.add(progress.note)
-            echo_stderr(progress.note)
-        show(f"{progress.phase} {progress.step}/{progress.total}", progress.fraction)

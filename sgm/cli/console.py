@@ -9,13 +9,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 import typer.core
 
 from sgm.errors import UserError, printable
 from sgm.paths import user_path
+
+if TYPE_CHECKING:
+    from sgm import Progress
 
 
 def _named_path(text: str) -> Path:
@@ -115,7 +118,8 @@ def progress_bar() -> Iterator[Callable[..., None]]:
             return super().render(task) if left is None else Text(f"{duration(left)} left", "progress.remaining")
 
     console = Console(stderr=True)
-    columns = TextColumn("{task.description:<13}"), BarColumn(), TaskProgressColumn(), Left()
+    bar_width = max(8, min(40, console.width - 44))  # beside the longest texts
+    columns = TextColumn("{task.description:<13}"), BarColumn(bar_width), TaskProgressColumn(), Left()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0, left=None)
 
@@ -123,3 +127,11 @@ def progress_bar() -> Iterator[Callable[..., None]]:
             bar.update(task, description=phase, completed=share, left=left)
 
         yield show
+
+
+def show_step(show: Callable[[str, float], None], notes: set[str], progress: Progress) -> None:
+    """Show a generation's progress on a bar, and print each note on memory that is not among `notes` yet."""
+    if progress.note and progress.note not in notes:
+        notes.add(progress.note)
+        echo_stderr(progress.note)
+    show(f"{progress.phase} {progress.step}/{progress.total}", progress.fraction)

@@ -56,10 +56,10 @@ class SweepFolder:
         self._columns = ["picture", *self._axes, *_MEASURES]
         self._stems = _stems(files)
         self._rows: dict[Cell, dict[str, Any]] = {}
-        self.known = self._read()
+        self._known = self._read()
 
-    def _read(self) -> dict[str, dict[str, str]]:
-        """The rows of the table as it was left, by file."""
+    def _read(self) -> dict[str, str]:
+        """File -> seconds, by the table as it was left."""
         table = self.out / TABLE
         if not exists(table):
             if other := next((path for path in (self.grid(0, ".mp4"), self.grid(0, ".png")) if exists(path)), None):
@@ -69,7 +69,7 @@ class SweepFolder:
             reader = csv.DictReader(file)
             if (reader.fieldnames or [])[: len(self._columns)] != self._columns:
                 raise UserError(f"{self.out} holds another sweep, as {table} says: choose another folder.")
-            return {row["file"]: row for row in reader if row["file"]}
+            return {row["file"]: row["seconds"] or "" for row in reader}
 
     def grid(self, page: int, suffix: str) -> Path:
         """The name of a page of the grid, from 0."""
@@ -98,7 +98,7 @@ class SweepFolder:
         raise AssertionError
 
     def _stem(self, cell: Cell, reference: bool) -> str:
-        """The name of a cell's clip, such as "lake_steps=10_seed=1": its values in full, or a hash of what is left off."""
+        """The name of a cell's clip, such as "lake_steps=10_seed=1"; a hash stands for what makes it too long."""
         assert isinstance(cell.picture, Path)
         words = str(cell).replace(" ", "_").replace(",", "+")
         stem = f"{'reference_' if reference else ''}{self._stems[cell.picture]}{words and '_'}{words}"
@@ -108,28 +108,31 @@ class SweepFolder:
 
     def _recipe(self, path: Path, cell: Cell) -> tuple[dict[str, Any] | None, bool]:
         """The recipe of a clip if it is the cell's, else None, and whether the clip is whole."""
-        from sgm import open_video, picture_hash, prepare_picture, request_of
+        from sgm import hash_of, open_video, prepare_picture, request_of
         from sgm.recipe import made_by
 
+        settings = None
         try:
             with open_video(path) as video:
-                settings = video.settings or {}
-                if request_of(settings) != cell.request:
-                    return None, False
-                shown = prepare_picture(self._pictures.of(cell), cell.request)
-                if made_by(settings).get("picture") != picture_hash(shown):
-                    return None, False
-                return settings, sum(1 for _ in video) == cell.request.frames
+                found = video.settings or {}
+                if request_of(found) == cell.request:
+                    shown = prepare_picture(self._pictures.of(cell), cell.request)
+                    settings = found if made_by(found).get("picture") == hash_of(shown) else None
+                return settings, settings is not None and sum(1 for _ in video) == cell.request.frames
         except UserError:
-            return None, False
+            return settings, False
 
-    def add(self, cell: Cell, path: Path | None, seconds: float | None, scores: Mapping[str, Any], error: str) -> None:
-        """Put a cell's row into the table, which is written whole each time. Raises UserError where it cannot be."""
+    def add(self, cell: Cell, path: Path | None, seconds: float | None, error: str) -> None:
+        """Give a cell its row in the table. seconds: None for a clip that was made before, whose time is known."""
         file = path.relative_to(self.out).as_posix() if path else ""
-        took = self.known.get(file, {}).get("seconds", "") if seconds is None else f"{seconds:.2f}"
+        took = self._known.get(file, "") if seconds is None else f"{seconds:.2f}"
         values = {name: axis.text(cell.values[name]) for name, axis in self._axes.items()}
         measures = dict(zip(_MEASURES, (file, took, cell.request.evaluations), strict=True))
-        self._rows[cell] = {"picture": printable(cell.picture), **values, **measures, **scores, "error": error}
+        self._rows[cell] = {"picture": printable(cell.picture), **values, **measures, "error": error}
+
+    def add_scores(self, cell: Cell, scores: Mapping[str, float | None]) -> None:
+        """Add figures to a cell's row, by column."""
+        self._rows[cell] |= {name: "" if value is None else f"{value:.6g}" for name, value in scores.items()}
 
     def write(self, order: Sequence[Cell]) -> None:
         """Write the table, rows in that order, under a temporary name first. Raises UserError where it cannot be."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,12 @@ from sgm.errors import UserError
 from sgm.process import collect_and_freeze, reuse_freed_memory
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from sgm import Cell, Memo, Page
+
+
+_AGAINST = ("psnr", "ssim", "xpsnr", "lpips")  # the scores that need a reference
 
 
 class Countdown:
@@ -78,18 +85,30 @@ class Making:
         return self._countdown.left()
 
     def run(self, cells: Sequence[Cell]) -> None:
-        """Make what is missing. cells: those with a row in the table. Prints each clip's path."""
-        with progress_bar() as show:
+        """Make what is missing, and score all. cells: those with a row in the table. Scripts get each new clip's path.
+
+        A clip is scored while the next one is made: a GPU leaves the processor idle.
+        """
+        listed = set(cells)
+        scored: tuple[Cell, Future[dict[str, float | None]]] | None = None
+        with progress_bar() as show, _one_thread() as pool:
             for cell in self.order:
                 seconds, error = None, ""
                 if cell not in self.made:
                     seconds, error = self._attempt(cell, show)
-                if cell in cells:
-                    self.folder.add(cell, self.made.get(cell), seconds, self._scores(cell), error)
-                    self.folder.write(cells)
+                if cell not in listed:
+                    continue
+                self.folder.add(cell, self.made.get(cell), seconds, error)
+                if scored:
+                    self.folder.add_scores(scored[0], scored[1].result())
+                self.folder.write(cells)
+                scored = (cell, pool.submit(self._scores, cell, self._shown(cell))) if cell in self.made else None
+            if scored:
+                self.folder.add_scores(scored[0], scored[1].result())
+                self.folder.write(cells)
 
     def _attempt(self, cell: Cell, show: Callable[..., None]) -> tuple[float | None, str]:
-        """Make a cell's clip. -> its seconds, or None and why it was not made. Raises OSError where the disk is full."""
+        """Make a cell's clip. -> its seconds, or None and why it was not made. Raises the error of a full disk."""
         number = f"{len(self.made) + 1}/{len(self.order)}"
         expected = self.price(cell)[0]
         self._load(cell, show)
@@ -115,7 +134,9 @@ class Making:
         seconds = time.perf_counter() - start
         self._countdown.finish(expected, seconds)
         if not sys.stderr.isatty():
-            echo_stderr(f"{number} {cell}: {seconds:.1f} s, {duration(self._countdown.left())} left")
+            left = self._countdown.left()
+            ahead = f", {duration(left)} left" if left > 0.5 else ""
+            echo_stderr(f"{number} {cell}: {seconds:.1f} s{ahead}")
         return seconds, ""
 
     def _load(self, cell: Cell, show: Callable[..., None]) -> None:
@@ -144,16 +165,34 @@ class Making:
 
         picture, path = self.pictures.of(cell), self._paths[cell]
         with reuse_freed_memory():
-            clip = generate(
-                self._engine, cell.request, picture, follow, low_memory=self.low_memory, memo=self._memo
-            )
+            clip = generate(self._engine, cell.request, picture, follow, low_memory=self.low_memory, memo=self._memo)
         write_video(path, clip.frames, clip.fps, clip.settings)
         self.made[cell] = path
-        echo_result(path)
+        if not sys.stdout.isatty():  # there, the bar would be in its line
+            echo_result(path)
 
-    def _scores(self, cell: Cell) -> dict[str, Any]:
-        """The scores of a clip that is made, by column."""
-        return {}
+    def _shown(self, cell: Cell) -> Image.Image | None:
+        """A cell's picture as the model saw it; None where its file has gone meanwhile."""
+        from sgm import prepare_picture
+
+        try:
+            return prepare_picture(self.pictures.of(cell), cell.request)
+        except UserError:
+            return None
+
+    def _scores(self, cell: Cell, picture: Image.Image | None) -> dict[str, float | None]:
+        """The scores of a clip that is made, by column: of its file, as `sgm score` has them."""
+        from sgm import read_frames, score_clip
+
+        reference = self.compared.get(cell)
+        path = self.made.get(reference) if reference else None
+        try:
+            scores = score_clip(read_frames(self.made[cell])[0], picture, read_frames(path)[0] if path else None)
+        except UserError as error:  # somebody took the file away; other clips have scores
+            echo_stderr(f"{self.made[cell]} has no scores: {error}")
+            return {}
+        against = {f"reference_{name}": scores.pop(name) for name in _AGAINST}
+        return {**scores, **against} if self.compared else scores
 
     def draw(self, pages: Sequence[Page], title: str) -> None:
         """Write the pages of the grid, as videos and as pictures, and print their paths."""
@@ -171,6 +210,16 @@ class Making:
                 self.folder.write_picture(number, grid.picture())
             for suffix in (".mp4", ".png"):
                 echo_result(self.folder.grid(number, suffix))
+
+
+@contextmanager
+def _one_thread() -> Iterator[ThreadPoolExecutor]:
+    """A thread beside this one, which is not waited for where an error ends the work."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _show_drawn(show: Callable[..., None], text: str, done: int, of: int) -> None:

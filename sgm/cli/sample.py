@@ -5,15 +5,17 @@ from __future__ import annotations
 import difflib
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 
 from sgm.cli.batch import Batch
 from sgm.cli.console import echo_stderr, errors_as_sentences, path_argument, path_option
+from sgm.cli.options import BackgroundModel, Base, Checkpoint, Device, Dtype, LowMemory, ModelVersion, Recipe
+from sgm.cli.recipe import stored_picture
 from sgm.errors import UserError
-from sgm.paths import check_writable, exists, is_file, is_folder, write_new
+from sgm.paths import check_writable, exists, is_folder, write_new
 from sgm.process import importing_torch
 from sgm.versions import DEFAULT_VERSION
 
@@ -93,27 +95,19 @@ def sample(
         Path | None,
         path_argument("A picture, or a folder of pictures: each becomes a video.", show_default=False),
     ] = None,
-    version: Annotated[
-        str | None, typer.Option(help=f"Model version; `sgm models` lists them. Unless given, {DEFAULT_VERSION}.")
-    ] = None,
-    recipe: Annotated[
-        Path | None, path_option("Settings to start from: a video that was made here, or a YAML.")
-    ] = None,
+    version: ModelVersion = None,
+    recipe: Recipe = None,
     out: Annotated[
         Path, path_option("A folder, or a name ending in .mp4. A taken name gets -2, -3, ... at its end.")
     ] = Path("outputs"),
-    background_model: Annotated[str, typer.Option(help="rembg's model that removes the background, SV3D.")] = "u2net",
+    background_model: BackgroundModel = "u2net",
     turntable: Annotated[bool, typer.Option("--turntable", help="Also write the orbit as an endless .webp.")] = False,
     orbit_plot: Annotated[Path | None, path_option("Write a picture of the orbit there, a .png.")] = None,
-    low_memory: Annotated[
-        bool, typer.Option("--low-memory", help="Take as little of the GPU's memory as can be; a bit slower.")
-    ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Unless given, the fastest.")] = None,
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="Unless given, what suits the device.")
-    ] = None,
-    checkpoint: Annotated[Path | None, path_option("Other weights: a file or a diffusers folder.")] = None,
-    base: Annotated[Path | None, path_option("What a checkpoint of the network alone is laid over.")] = None,
+    low_memory: LowMemory = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    checkpoint: Checkpoint = None,
+    base: Base = None,
 ) -> None:
     """Turn a picture, or each picture of a folder, into a video. Prints the path of each video.
 
@@ -133,6 +127,8 @@ def sample(
             raise UserError(f"--turntable needs an orbit, which {request.version} does not make: take an SV3D version.")
         if orbit_plot and not (request.family.orbits and orbit_plot.suffix.lower() == ".png"):
             raise UserError(f"--orbit-plot {orbit_plot} needs an SV3D version and a name ending in .png.")
+        for note in request.notes:
+            echo_stderr(note)
         kind = dtype or dtype_of_recipe(settings, choose_device(device))
         sources = _sources(picture, recipe, request)
     # What can be known before the work, in the order of its cost.
@@ -200,8 +196,7 @@ def _picture_of_recipe(recipe: Path, request: VideoRequest) -> Image.Image:
 
     if recipe_text(recipe) is not None:
         raise UserError(f"{recipe} holds settings, but no picture: give one, as in sgm sample PICTURE --recipe …")
-    stored = recipe.with_name("input.png")
-    if is_file(stored) and is_file(recipe.with_name("job.json")):
+    if stored := stored_picture(recipe):
         return open_picture(stored, keep_alpha=request.fit == "object")
     with open_video(recipe) as video:
         frame, which = input_frame(video, request_of(video.settings or {}))  # as made, without what is changed now

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,7 +101,9 @@ def score(
     elif lengths:
         echo_result(_table(rows, shutil.get_terminal_size().columns))
     if target is not None:
-        echo_stderr(f"CSV: {write_new(target, lambda path: path.write_text(_csv(rows), 'utf-8', newline=''))}")
+        echo_stderr(
+            f"CSV: {write_new(target, lambda path: path.write_text(_csv(rows), 'utf-8', 'surrogateescape', ''))}"
+        )
     if distance is not None and not as_json:
         echo_stderr(f"FVD to the videos of {fvd}: {distance:.1f}")
     raise typer.Exit(1 if len(lengths) < len(paths) or (fvd is not None and distance is None) else 0)
@@ -187,12 +190,13 @@ def _table(rows: list[Row], width: int) -> str:
         known = [row[name] for row in rows if row[name] is not None]
         if known:
             values = [row[name] for row in rows] + ([sum(known) / len(known)] if len(rows) > 1 else [])
-            columns.append((score.title, ["–" if v is None else f"{v:.{score.digits}f}" for v in values]))
+            columns.append((score.title, ["-" if v is None else f"{v:.{score.digits}f}" for v in values]))
     names += ["mean"] if len(rows) > 1 else []
+    lines = box.SIMPLE_HEAD if "utf" in (sys.stdout.encoding or "").lower() else None
     console = Console(file=(file := io.StringIO()), width=width)
     first = max(map(cell_len, names)) + 1
     while columns:
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
+        table = Table(box=lines, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
         table.add_column("clip", no_wrap=True)
         used, count = first, 0
         for title, cells in columns:
@@ -206,7 +210,9 @@ def _table(rows: list[Row], width: int) -> str:
                 table.add_section()
             table.add_row(name, *(cells[line] for _, cells in columns[:count]))
         columns = columns[count:]
-        console.print(table, end="\n" if columns else "")
+        console.print(table)
+        if columns:
+            console.print()
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 

@@ -67,7 +67,7 @@ class ConsistencyDiscretization(EDMDiscretization):
     for more steps than sigmas.
     """
 
-    title = "Consistency model's"
+    title = "Consistency"
 
     def __init__(
         self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, num_timesteps: int = 40
@@ -86,7 +86,7 @@ class ConsistencyDiscretization(EDMDiscretization):
 class LegacyDDPMDiscretization(Discretization):
     """Stable Diffusion's DDPM schedule, linear in sqrt(beta): n of its timesteps, about evenly spaced."""
 
-    title = "Stable Diffusion's (DDPM)"
+    title = "DDPM"
 
     def __init__(self, linear_start: float = 0.00085, linear_end: float = 0.0120, num_timesteps: int = 1000) -> None:
         self.num_timesteps = num_timesteps

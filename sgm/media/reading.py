@@ -196,8 +196,8 @@ def _animation(file: BinaryIO, name: str) -> tuple[np.ndarray, float]:
     """As `read_frames`, of a GIF or a WebP; the mean frame rate, as each frame has a duration of its own."""
     frames, milliseconds = [], 0.0
     with Image.open(file, formats=("GIF", "WEBP")) as image:
-        _check_pixels(name, *image.size)
         for still in ImageSequence.Iterator(image):
+            _check_pixels(name, *image.size)  # of each, since a damaged one may be larger
             _check_count(name, len(frames) + 1)
             _check_bytes(name, len(frames) + 1, *image.size)
             frames.append(np.asarray(still.convert("RGB")))
