@@ -64,12 +64,12 @@ def sweep(page: Any, server: Server) -> None:
     page.goto(f"{server.address}?sample=giraffe")
     page.get_by_text("Cropped").wait_for()
     page.get_by_role("link", name="Sweep").click()
-    for name, values in (("Steps", "2,4,8"), ("Seed", "1..4")):
+    for name, values in (("Steps", "1,2,4"), ("Seed", "1..4")):
         page.get_by_role("textbox", name=f"Values of {name}").fill(values)
         page.keyboard.press("Tab")
     page.get_by_text("12 clips").wait_for()
     button(page, "Start").click()
-    page.locator("figure canvas").nth(6).wait_for()
+    page.locator("figure canvas").nth(5).wait_for()
     page.locator(".controls").scroll_into_view_if_needed()
     save(page, "sweep", settled=False)
     button(page, "Cancel").click()

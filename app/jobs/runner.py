@@ -19,7 +19,7 @@ from PIL import Image
 
 from app.jobs import estimate
 from app.jobs.record import Job, small_jpeg, stored_picture
-from sgm import Clip, Progress, UserError, choose_device, generate, load_engine
+from sgm import Clip, Memo, Progress, UserError, choose_device, generate, load_engine
 from sgm.process import collect_and_freeze, reuse_freed_memory
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class EngineRunner:
 
     def __init__(self) -> None:
         self._engine: Any = None
+        self._memo: Memo | None = None  # what the latest clips of a picture, as those of a sweep, have in common
         self._loading = threading.Lock()
 
     @property
@@ -48,21 +49,22 @@ class EngineRunner:
     def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
         picture = stored_picture(job)
         with self._loading:
-            engine = self._loaded(job.request.version, on_step)
+            engine, memo = self._loaded(job.request.version, on_step)
         check()
         with reuse_freed_memory():
-            return generate(engine, job.request, picture, on_step, check)
+            return generate(engine, job.request, picture, on_step, check, memo=memo)
 
-    def _loaded(self, version: str, on_step: Callable[[Progress], None]) -> Any:
+    def _loaded(self, version: str, on_step: Callable[[Progress], None]) -> tuple[Any, Memo | None]:
         if self._engine is None or self._engine.version != version:
-            self._engine = None  # unload first: two models at once may not fit
+            self._engine = self._memo = None  # unload first: two models at once may not fit
             collect_and_freeze()
             on_step(Progress("load", 0, 100))
             self._engine = load_engine(
                 version, on_progress=lambda share: on_step(Progress("load", math.floor(100 * share), 100))
             )
+            self._memo = Memo(self._engine, most=4)
             collect_and_freeze()
-        return self._engine
+        return self._engine, self._memo
 
 
 def run(

@@ -417,7 +417,8 @@ def test_one_model_is_unloaded_before_the_next_is_loaded(
         living.add(engine)
         return engine
 
-    def generate(engine: Engine, request: VideoRequest, image: Image.Image, on_step: object, check: object) -> Clip:
+    def generate(engine: Engine, request: VideoRequest, image: Image.Image, *_: object, memo: Any) -> Clip:
+        assert memo.engine is engine
         return Clip(np.asarray(image)[None], 8, request.settings())
 
     monkeypatch.setattr("app.jobs.runner.load_engine", load)
