@@ -455,8 +455,8 @@ def test_what_was_set_by_hand_stays(page: Any, site: Server) -> None:
     page.goto(site.address)
     expect(page.locator(".voice")).to_have_count(1)  # the page's script has come
     expect(page.get_by_test_id("stVegaLiteChart")).to_have_count(0)
-    for name in ("Kitten", "Calm"):
-        choice = page.get_by_role("button", name=name, exact=True)
+    for key in ("sample_kitten", "preset_Calm"):
+        choice = page.locator(f".st-key-{key} button")
         choice.press("Enter")
         expect(choice).to_have_attribute("aria-pressed", "true")
         expect(choice).to_be_focused()
