@@ -20,7 +20,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, Clip, UserError, VideoRequest, __version__, read_settings
-from sgm.cli import cli
+from sgm.cli.commands import cli
 from sgm.config import instantiate_from_config, load_config
 from sgm.paths import write_new
 from sgm.versions import bundle

@@ -37,7 +37,7 @@ from sgm import (
     request_of,
     write_video,
 )
-from sgm.cli import cli
+from sgm.cli.commands import cli
 from sgm.weights import quick_hash
 
 SMALL = ["--frames", "2", "--steps", "2", "--height", "64", "--width", "96", "--dtype", "float32"]
