@@ -15,6 +15,11 @@ from app.lab import compare, drafts, sweep
 from sgm import UserError
 
 st.set_page_config(page_title="Image to video", page_icon=look.icon(), layout="wide")
+origin, host = (st.context.headers.get(name) for name in ("Origin", "Host"))
+if origin and origin.partition("://")[2] != host and origin not in st.get_option("server.corsAllowedOrigins"):
+    # `sgm app` does not come here: Streamlit itself lets pages of other ports of this machine in.
+    st.error("Only this page's own address may ask here.", icon=":material/lock:")
+    st.stop()
 st.html(look.style())
 if "kept" not in st.session_state and st.context.url:
     time.sleep(0.12)  # until the browser has it: what is drawn before would move

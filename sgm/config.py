@@ -58,7 +58,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         raise ConfigError(f"{path} cannot be read as a config: its values or references lie too deep.") from None
     except Exception as error:
         if type(error).__module__.startswith("yaml."):
-            raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
+            raise ConfigError(f"{path} is not valid YAML: {reason_of(error)}.") from error
         reason = _one_line(error) if isinstance(error, OmegaConfBaseException) else reason_of(error)
         raise ConfigError(f"{path} cannot be read as a config: {reason}") from error
     for location, target in _targets(plain):

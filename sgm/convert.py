@@ -21,7 +21,7 @@ from sgm.formats.files import Layout, write_tensors
 from sgm.formats.folder import LEFTOVERS
 from sgm.installed import recognise
 from sgm.matching import Shapes
-from sgm.paths import check_writable, exists, replacing, user_path
+from sgm.paths import check_writable, exists, replacing, user_path, writes_explained
 from sgm.versions import VERSIONS
 from sgm.weights import WeightsError, open_weights, shapes_of
 
@@ -95,20 +95,17 @@ def convert_weights(
         def read(name: str) -> Tensor:
             return weights.cast(name, kind, _CPU)
 
-        try:
+        with writes_explained(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(target, new=True) as unnamed:
-                if to == "sgm":
-                    write_tensors(unnamed, layout, read, on_read)
-                else:
-                    _write_folder(unnamed, files, layout, read, on_read)
-                _check_written(unnamed, target, expected)
-        except FileExistsError:
-            raise taken from None
-        except OSError as error:
-            raise UserError(
-                f"{target} cannot be written ({error.strerror or error}): make room or choose another."
-            ) from error
+            try:
+                with replacing(target, new=True) as unnamed:
+                    if to == "sgm":
+                        write_tensors(unnamed, layout, read, on_read)
+                    else:
+                        _write_folder(unnamed, files, layout, read, on_read)
+                    _check_written(unnamed, target, expected)
+            except FileExistsError:
+                raise taken from None
     logger.info("Wrote %s, %.2f GB.", target, total / 1e9)
     return target
 

@@ -158,22 +158,26 @@ def load_engine(
     on_progress: Callable[[float], None] | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    unfilled: DiffusionEngine | None = None,
 ) -> DiffusionEngine:
     """Build a model version from its YAML and load its weights.
 
     checkpoint: the weights, a file or a diffusers folder (default: the version's own, see `sgm.versions`); parts that
     they lack come from `base` (default: the version's). on_progress(share) is called with the share of the weights
     that is loaded, 0 to 1. device: "cuda", "mps", "cpu" ... (default: the fastest available). dtype: "float32",
-    "float16", "bfloat16" (default: see `default_dtype`).
+    "float16", "bfloat16" (default: see `default_dtype`). unfilled: what `check_weights` returned for this version, so
+    that it is not built again: it is filled, and becomes the engine.
     Raises UserError for an unknown name, for a base beside a whole model and where memory runs out, WeightsError for
-    weights that are missing or do not fit.
+    weights that are missing or do not fit, ValueError for an engine that is filled already.
     """
+    if unfilled and unfilled._network:
+        raise ValueError("This engine has its weights already.")
     path, base_path = _paths(version, checkpoint, base)
     target = choose_device(device)
     dtype = dtype or default_dtype(target)
     if dtype not in _DTYPES:
         raise UserError(f"dtype '{dtype}' is unknown; choose one of {', '.join(_DTYPES)}.")
-    engine = _unfilled.pop(version, None) or build_engine(VERSIONS[version].config_path)
+    engine = unfilled or build_engine(VERSIONS[version].config_path)
     used = load_weights(engine, path, target, _DTYPES[dtype], base=base_path, on_progress=on_progress)
     _check_base(path, base, used)
     for embedder in engine.conditioner.embedders:
@@ -186,19 +190,18 @@ def load_engine(
     return engine.freeze()
 
 
-# Version -> engine that `check_weights` has built, without values, for the `load_engine` that follows.
-_unfilled: dict[str, DiffusionEngine] = {}
-
-
 def check_weights(
     version: str = "svd_tiny", *, checkpoint: str | Path | None = None, base: str | Path | None = None
-) -> None:
-    """Raise what `load_engine` would raise for these weights, reading headers only: in a fraction of a second."""
+) -> DiffusionEngine:
+    """Raise what `load_engine` would raise for these weights, reading headers only: in a fraction of a second.
+
+    Returns the engine that they fit, still without values: `load_engine` takes it as `unfilled`.
+    """
     path, base_path = _paths(version, checkpoint, base)
     engine = build_engine(VERSIONS[version].config_path)
     with open_weights(path, shapes_of(engine), base_path) as weights:
         _check_base(path, base, weights.base)
-    _unfilled[version] = engine
+    return engine
 
 
 def _paths(version: str, checkpoint: str | Path | None, base: str | Path | None) -> tuple[Path, Path | None]:

@@ -60,7 +60,7 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, (TypeError, AttributeError, LookupError)):
         return "something in it is missing, or of another kind than expected"
     words = re.split(r"; use sys\.| See https:", " ".join(str(error).split()))[0]  # advice for programmers
-    return printable(words, 200) or "it is of another kind"
+    return printable(words.rstrip("."), 200) or "it is of another kind"
 
 
 @contextmanager

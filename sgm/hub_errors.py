@@ -95,10 +95,10 @@ def _explanation(error: Exception, model: Version, part: Path | None, size: int)
             f"The download broke off after {done / 1e9:.2f} of {size / 1e9:.2f} GB. Run `sgm download {model.name}` "
             "again: it goes on from there."
         )
-    if of_http(error) and type(error).__name__ not in _ANSWERED:
+    if (of_http(error) and type(error).__name__ not in _ANSWERED) or "proxy" in str(error):
         proxies = {re.sub(r"//[^/@]*@", "//", value) for kind, value in getproxies().items() if kind != "no"}
         through = f" through the proxy {' or '.join(sorted(proxies))}" if proxies else ""
-        advice = "is it running?" if proxies else "is this machine online?"
+        advice = "is it an HTTP proxy, and running?" if proxies else "is this machine online?"
         return f"The hub cannot be reached{through} ({type(error).__name__}): {advice} {model.how_to_get}"
     return (
         f"The hub's answer for {model.hub_file} cannot be used ({_one_line(error)}): check HF_ENDPOINT, or try later."

@@ -6,6 +6,7 @@ owner; it is for messages only and is ignored while the lock is free.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sgm.errors import UserError
-from sgm.paths import replacing, user_path
+from sgm.paths import refusals_explained, replacing, user_path
 
 LOCK, OWNER = "app.lock", "app.json"  # their names in the folder
 
@@ -69,17 +70,15 @@ class FolderLock:
         from filelock import Timeout
 
         folder = self.folder
-        try:
+        advice = "name another folder, on a disk of this computer, in SGM_OUTPUTS and start the app again"
+        with refusals_explained(folder, advice, "written and locked"):
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-        except (OSError, NotImplementedError) as error:
-            if isinstance(error, Timeout) and (folder / LOCK).exists():
-                raise FolderInUse(folder, _read(folder)) from None
-            reason = "no file can be made there" if isinstance(error, Timeout) else getattr(error, "strerror", error)
-            raise UserError(
-                f"The outputs folder {folder} cannot be written and locked: {reason}. "
-                "Name another folder, on a disk of this computer, in SGM_OUTPUTS and start the app again."
-            ) from error
+            try:
+                self._lock.acquire()
+            except (Timeout, NotImplementedError) as error:
+                if isinstance(error, Timeout) and (folder / LOCK).exists():
+                    raise FolderInUse(folder, _read(folder)) from None
+                raise OSError(errno.ENOLCK, "no file can be made or locked there") from error
         self._identity = _identity(folder / LOCK)
         _write(folder, Owner(os.getpid(), self.address, time.time()))
 

@@ -7,6 +7,7 @@ UserError that names the path.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import shutil
@@ -54,7 +55,7 @@ def contents(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def refusals_explained(
-    path: Path, advice: str = "check the name, and the permissions of its folders"
+    path: Path, advice: str = "check the name, and the permissions of its folders", verb: str = "used"
 ) -> Iterator[None]:
     """Raise a UserError that names the path for an OSError inside, or for a name that no file can have."""
     try:
@@ -62,8 +63,12 @@ def refusals_explained(
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be used ({reason}): {advice}.") from error
+        in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
+        reason = "a file is in the way" if in_the_way else getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be {verb} ({reason}): {advice}.") from error
+
+
+writes_explained = functools.partial(refusals_explained, advice="make room or choose another place", verb="written")
 
 
 def nearest_folder(path: Path) -> Path:
@@ -151,7 +156,7 @@ def write_new(path: Path, write: Callable[[Path], object]) -> Path:
     Returns the name. Raises UserError if nothing can be written there.
     """
     name, numbers = path, itertools.count(2)
-    with refusals_explained(path, "make room there or choose another place"):
+    with writes_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             try:

@@ -31,7 +31,7 @@ from sgm import (
     __version__,
     read_settings,
 )
-from sgm.cli import cli
+from sgm.cli.commands import cli
 from sgm.config import instantiate_from_config, load_config
 from sgm.paths import write_new
 from sgm.versions import bundle

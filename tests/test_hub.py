@@ -337,7 +337,8 @@ def test_what_is_in_the_way_is_told(hub: Hub, tmp_path: Path) -> None:
     ("variable", "value", "endpoint", "said"),
     [
         ("ALL_PROXY", "socks5://127.0.0.1:9", "", "SOCKS proxy|proxy socks5"),
-        ("HTTP_PROXY", "http://me:secret@127.0.0.1:9", "", r"the proxy http://127\.0\.0\.1:9 .*is it running\?"),
+        ("HTTP_PROXY", "http://me:secret@127.0.0.1:9", "", r"the proxy http://127\.0\.0\.1:9 .*and running\?"),
+        ("ALL_PROXY", "socks4://127.0.0.1:9", "", r"the proxy socks4://127\.0\.0\.1:9 .*is it an HTTP proxy"),
         ("HF_TOKEN", "hf_secret\u20ac", "", "The token of your login"),
         ("", "", "huggingface.co", r"HF_ENDPOINT.* is huggingface\.co, which is no address"),
         ("", "", "file:///etc", "HF_ENDPOINT.* is file:///etc, which is no address"),

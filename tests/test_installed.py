@@ -128,5 +128,7 @@ def test_weights_are_checked_without_reading_values(folder: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             check_weights(version, **choices)
-    check_weights("svd_tiny")
-    assert load_engine("svd_tiny", device="cpu").version == "svd_tiny"  # of the modules that were built for the check
+    unfilled = check_weights("svd_tiny")
+    assert load_engine("svd_tiny", device="cpu", unfilled=unfilled) is unfilled
+    with pytest.raises(ValueError, match="has its weights already"):
+        load_engine("svd_tiny", device="cpu", unfilled=unfilled)

@@ -37,7 +37,7 @@ from sgm import (
     request_of,
     write_video,
 )
-from sgm.cli import cli
+from sgm.cli.commands import cli
 from sgm.weights import quick_hash
 
 SMALL = ["--frames", "2", "--steps", "2", "--height", "64", "--width", "96", "--dtype", "float32"]
@@ -220,6 +220,7 @@ def test_a_newer_programs_recipe_and_wrong_values_are_refused(made: tuple[Path, 
         ("list.yaml", "- 1\n", "is no recipe: a recipe is a mapping"),
         ("bad.yaml", "a: [", "cannot be read as YAML: while parsing"),
         ("5.yaml", "5", "cannot be read as YAML: it is of another kind."),
+        ("bomb.yaml", f"a: &a [1]\nb: &b [{'*a, ' * 99}]\nc: [{'*b, ' * 99}]", "the configured limit of 10000.\n"),
         ("digits.yaml", "version: svd_tiny\nseed: " + "9" * 5000, "value has 5000 digits."),
         ("latin.yaml", b"version: svd_tiny # \xe4", "cannot be read as YAML: it is no text in UTF-8."),
         ("no.mp4", b"\0x", "cannot be read as a video"),

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sgm import Clip, VideoRequest, generate, load_engine, read_frames, read_recipe, write_frames, write_video
-from sgm.cli import cli
+from sgm.cli.commands import cli
 from sgm.recipe import hash_of
 
 

@@ -16,7 +16,7 @@ from skimage.metrics import structural_similarity
 from typer.testing import CliRunner
 
 from sgm import EXPORTS, SCORES, UserError, VideoRequest, fvd_missing, lpips_missing, score_clip, write_video
-from sgm.cli import cli
+from sgm.cli.commands import cli
 from sgm.media.quality import ssim, xpsnr
 
 H, W = 96, 160

@@ -108,17 +108,18 @@ def opens(port: int, host: str, origin: str | None) -> bool:
             return refused.response.status_code != 403
 
 
-def drawn(port: int) -> bool:
-    """Whether the page's script runs to its end, without an exception."""
-    host = f"127.0.0.1:{port}"
-    with connect(f"ws://{host}/_stcore/stream", subprotocols=["streamlit"], proxy=None, max_size=None) as page:  # pyright: ignore
+def drawn(port: int, origin: str | None = None) -> bytes:
+    """What the page's script draws for a page of that origin. It runs to its end, without an exception."""
+    address, content = f"ws://127.0.0.1:{port}/_stcore/stream", b""
+    with connect(address, subprotocols=["streamlit"], origin=origin, proxy=None, max_size=None) as page:  # pyright: ignore
         page.send(BackMsg(rerun_script=ClientState()).SerializeToString())
         while True:
             message = ForwardMsg.FromString(bytes(page.recv(60)))  # pyright: ignore
             if message.WhichOneof("type") == "script_finished":
-                return message.script_finished == ForwardMsg.FINISHED_SUCCESSFULLY
-            if message.delta.new_element.WhichOneof("type") == "exception":
-                return False
+                assert message.script_finished == ForwardMsg.FINISHED_SUCCESSFULLY
+                return content
+            assert message.delta.new_element.WhichOneof("type") != "exception"
+            content += message.SerializeToString()
 
 
 @pytest.mark.parametrize(
@@ -153,17 +154,19 @@ def test_the_current_folder_changes_nothing(page: int, hostile: Path) -> None:
     assert answer.headers.get("Access-Control-Allow-Origin") != "*"
     assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'self'"
     connection.close()
-    assert drawn(page)
+    assert b"Generate" in drawn(page)
     assert status(page, "/_stcore/agent/interact", "POST") in (403, 404, 405)  # Streamlit's agent API is off
     assert not (hostile / "executed").exists()
 
 
-def test_streamlit_run_refuses_foreign_names(tmp_path: Path) -> None:
+def test_streamlit_run_refuses_foreign_names_and_shows_nothing_to_other_ports(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "streamlit", "run", "app/main.py", f"--server.port={port}", "--server.headless=1"]
     with running(command, port, cwd=ROOT, env={**os.environ, "SGM_OUTPUTS": str(tmp_path)}):
         assert opens(port, f"localhost:{port}", f"http://localhost:{port}")
         assert not opens(port, f"evil.example:{port}", f"http://evil.example:{port}")
+        for origin, own in ((f"http://127.0.0.1:{port}", True), ("http://127.0.0.1:9", False)):
+            assert (b"Generate" in drawn(port, origin), b"own address" in drawn(port, origin)) == (own, not own)
 
 
 OPENS = """address => new Promise(done => {

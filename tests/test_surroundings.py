@@ -21,7 +21,7 @@ TRAIN = ["train", TRAINING, "init=null", "data.pictures=.", "data.clips=null"]
 WALK = """
 import json, sys
 from typer.testing import CliRunner
-from sgm.cli import cli
+from sgm.cli.commands import cli
 for command in json.loads(sys.argv[1]):
     done = CliRunner().invoke(cli, command)
     raised = done.exception if not isinstance(done.exception, SystemExit) else None
@@ -185,7 +185,15 @@ def test_streams_that_are_closed_or_full(command: str, redirected: str, code: in
     assert "Traceback" not in done.stderr
     assert "ignored" not in done.stderr
     if code and "2>" not in redirected:
-        assert "No space left on device" in done.stderr
+        assert "stdout: No space left" in done.stderr or "on stdout (No space left" in done.stderr
+
+
+def test_an_interrupt_while_the_program_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(bundle())])}
+    command = [sys.executable, "-c", "from sgm.cli import main; main()"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps the current folder of a process")

@@ -6,6 +6,7 @@ import html
 import time
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from app import hands, look
 from app.create import session, settings, stills
@@ -17,12 +18,13 @@ from sgm import VideoRequest
 _PREVIEW_EVERY = 2.0  # seconds: to draw a picture costs the browser more than all else
 
 
-def show(request: VideoRequest | None, picture: Picture | None, job: Job | None) -> None:
-    """Draw the bar. job: the one that the page shows."""
-    mine = session.my_jobs()
-    lead = job if job and job.active else next(iter(mine), None)
-    problem = ""
-    with st.container(horizontal=True, vertical_alignment="center", key="bar"):
+def offer(request: VideoRequest | None, picture: Picture | None) -> tuple[DeltaGenerator, str]:
+    """Draw Generate, before all that a click on it changes, so that nothing is drawn twice.
+
+    Returns the bar, for `show`, and what is wrong with what was asked for, or "".
+    """
+    place, problem = st.container(horizontal=True, vertical_alignment="center", key="bar"), ""
+    with place:
         clicked = st.button(
             "Generate",
             type="primary",
@@ -30,10 +32,18 @@ def show(request: VideoRequest | None, picture: Picture | None, job: Job | None)
             shortcut="Ctrl+Enter",
             disabled=request is None or picture is None,
         )
-        if clicked and request and picture:
-            problem = session.generate(request, picture)
-            if not problem:
-                st.rerun()
+    if clicked and request and picture:
+        problem = session.generate(request, picture)
+    return place, problem
+
+
+def show(
+    place: DeltaGenerator, request: VideoRequest | None, picture: Picture | None, job: Job | None, problem: str
+) -> None:
+    """Draw the rest of the bar. job: the one that the page shows; the others: see `offer`."""
+    mine = session.my_jobs()
+    lead = job if job and job.active else next(iter(mine), None)
+    with place:
         if lead:
             _thumb(stills.preview(lead, small=True), f"Go to the preview of {lead.name}")
             _show_progress(lead.id, lead.state, sum(other.id != lead.id for other in mine))

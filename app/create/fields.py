@@ -14,7 +14,7 @@ from sgm import Field, Version, VideoRequest, all_fields, default_of
 # Fields with a default for each version, but one value for all versions once it is set.
 FOLLOWING = ("motion_bucket",)
 _EMPTY = {"decode_chunk": "All frames"}  # fields that may stay empty, and what that means
-_RUNS = 2  # after code has set a field, in which the browser is told that this is its start value
+_RUNS = 2  # after code has set a field, in which the browser is told its value
 _EXACT = "%.15g"  # 15 digits, without trailing zeros
 
 
@@ -118,7 +118,9 @@ def draw(
             # A browser lets a field be emptied whose start value is empty, and may draw what code has set a run later.
             told: dict[str, int] = st.session_state.setdefault("told", {})
             told[key] = told.get(key, _RUNS) + 1
-            value, on_change = value if told[key] <= _RUNS else None, lambda: told.update({key: _RUNS})
+            if told[key] <= _RUNS:
+                st.session_state[key] = value
+            value, on_change = None, lambda: told.update({key: _RUNS})
         st.number_input(
             field.label,
             field.kind(field.low),

@@ -17,15 +17,12 @@ def page() -> StreamlitPage:
 
 
 def show_page() -> None:
-    job = session.current_job()
+    session.current_job()  # whose settings a new session shows
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", key="head"):
         st.title("Image to video", anchor=False)
-        with st.container(horizontal=True, width="content", vertical_alignment="center", gap="small"):
-            st.badge(device(), icon=":material/memory:", color="gray")
-            if waiting := table().waiting():
-                st.badge(f"{waiting} waiting", icon=":material/hourglass_empty:", color="gray")
+        badges = st.container(horizontal=True, width="content", vertical_alignment="center", gap="small")
     left, right = st.columns([7, 10], gap="large")
-    request, problem = None, ""
+    request = None
     with left:
         st.header("1 · Picture", anchor=False)
         chosen = picture.choose_picture(settings.current_version(), *settings.current_size())
@@ -34,10 +31,18 @@ def show_page() -> None:
         ready = models.show_status(version)
         try:
             request = settings.choose_settings(version)
-            session.share(request, job)
         except UserError as error:
-            problem = settings.labelled(str(error))
-            st.error(look.plain(problem))
+            st.error(look.plain(settings.labelled(str(error))))
+    asked = request if ready else None, chosen
+    with st.bottom:
+        place, problem = bar.offer(*asked)
+    job = session.current_job()
+    if request:
+        session.share(request, job)
+    with badges:
+        st.badge(device(), icon=":material/memory:", color="gray")
+        if waiting := table().waiting():
+            st.badge(f"{waiting} waiting", icon=":material/hourglass_empty:", color="gray")
     with right, st.container(key="result"):
         st.header("Result", anchor=False)
         result.show_result(job)
@@ -45,6 +50,6 @@ def show_page() -> None:
             result.show_recent(job)
     settings.choose_research(version, request)
     with st.bottom:
-        bar.show(request if ready else None, chosen, job)
+        bar.show(place, *asked, job, problem)
         pressed = picture.pressed() | settings.pressed(version)
         hands.lend(bar.said(job), pressed, settings.values(version), settings.unready())

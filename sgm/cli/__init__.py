@@ -1,64 +1,16 @@
-"""The command line: `sgm sample`, `score`, `repeat`, `recipe`, `models`, `download`, `convert`, `app` and `train`.
+"""The command line, `sgm`: pictures to clips, sweeps, scores, weights, training and the app.
 
 Every command imports its libraries when it runs, so that `sgm --help` is fast. Exit codes: 0, success; 1, failure; 2,
 wrong usage; 130, stopped by Ctrl-C. Results go to stdout, everything else to stderr.
 """
 
-from __future__ import annotations
-
-import io
-import sys
-from typing import Annotated
-
-import typer
-
-from sgm import __version__
-from sgm.cli.console import Commands
-from sgm.cli.page import app
-from sgm.cli.recipe import recipe
-from sgm.cli.repeat import repeat
-from sgm.cli.sample import SampleCommand, sample
-from sgm.cli.score import ScoreCommand, score
-from sgm.cli.sweep import sweep
-from sgm.cli.train import train
-from sgm.cli.weights import convert, download, models
-from sgm.process import run_and_exit
-
-cli = typer.Typer(
-    cls=Commands,
-    help="Turn pictures into videos on your own machine.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,  # plain errors: one line that can be read, copied and searched for
-    pretty_exceptions_enable=False,
-)
-
-
-def _version(value: bool) -> None:
-    """The callback of `--version`: print the program's version and exit."""
-    if value:
-        typer.echo(f"sgm-video {__version__}")
-        raise typer.Exit
-
-
-@cli.callback()
-def _prepare(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and leave.")
-    ] = False,
-) -> None:
-    for stream in (sys.stdout, sys.stderr):  # printing a file name that the terminal cannot encode must not fail
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-for command in (sample, sweep):
-    cli.command(cls=SampleCommand)(command)
-cli.command(cls=ScoreCommand)(score)
-for command in (repeat, recipe, models, download, convert, app, train):
-    cli.command()(command)
-
 
 def main() -> None:
-    """The console script `sgm`."""
-    run_and_exit(lambda: cli(prog_name="sgm"))
+    """The console script `sgm`. Its imports are inside, so that Ctrl-C during them ends it as quietly as later."""
+    try:
+        from sgm.cli.commands import cli
+        from sgm.process import run_and_exit
+
+        run_and_exit(lambda: cli(prog_name="sgm"))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

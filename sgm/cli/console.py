@@ -65,7 +65,8 @@ def errors_as_sentences(code: int = 1) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise
-        echo_stderr(f"Error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}.")
+        what = error.filename or ("stdout" if error.errno == errno.ENOSPC else "")  # a file's writer names its file
+        echo_stderr(f"Error: {f'{what}: ' if what else ''}{error.strerror or error}.")
         raise typer.Exit(code) from None
     except MemoryError:
         echo_stderr("Error: This needs more memory than there is.")
@@ -85,7 +86,7 @@ class Commands(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with errors_as_sentences():
             try:
-                os.getcwd()
+                os.getcwd()  # without which torch cannot be imported, not even for help
             except OSError:
                 raise UserError("The current folder is gone or cannot be entered: change to another one.") from None
             return super().invoke(ctx)

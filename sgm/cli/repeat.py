@@ -68,15 +68,15 @@ def repeat(
         image = open_picture(source, keep_alpha=request.fit == "object")
         then, lossless = _frames_of(clip, request)
         kind = dtype or dtype_of_recipe(settings, choose_device(device))
-        check_weights(request.version, checkpoint=checkpoint, base=base)
+        unfilled = check_weights(request.version, checkpoint=checkpoint, base=base)
         seen = request.family.prepare(image, request, background_model)
         made_of = made_by(settings).get("picture")
         if made_of and made_of != hash_of(seen.frame()):
             echo_stderr(f"{source} is not the recipe's picture, or is cropped otherwise: the clip will differ.")
         with progress_bar() as show, reuse_freed_memory():
             follow = partial(show_step, show, set())
-            load = partial(load_engine, checkpoint=checkpoint, base=base, device=device, dtype=kind)
-            engine = load(request.version, on_progress=partial(show, "load"))
+            load = partial(load_engine, request.version, checkpoint=checkpoint, base=base, unfilled=unfilled)
+            engine = load(device=device, dtype=kind, on_progress=partial(show, "load"))
             again = generate(engine, request, seen.image, follow, low_memory=low_memory)
         verdict = _verdict(made_by(settings).get("frames"), then, lossless, again)
         same = verdict.startswith(_IDENTICAL)

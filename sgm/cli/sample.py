@@ -138,10 +138,11 @@ def sample(
         check_writable(orbit_plot.parent)
         exists(orbit_plot)
     video_encoder()
-    check_weights(request.version, checkpoint=checkpoint, base=base)
+    weights = {"checkpoint": checkpoint, "base": base}
+    unfilled = check_weights(request.version, **weights)
     if orbit_plot is not None:
         _plot_orbit(request, orbit_plot)
-    load = partial(load_engine, request.version, checkpoint=checkpoint, base=base, device=device, dtype=kind)
+    load = partial(load_engine, request.version, **weights, device=device, dtype=kind, unfilled=unfilled)
     failed = sum(not made for made in work.run(sources, load))
     if failed and len(sources) > 1:
         echo_stderr(f"{failed} of {len(sources)} pictures failed.")

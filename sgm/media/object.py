@@ -138,7 +138,7 @@ def _session(model: str) -> Any:
     except Exception as error:  # from any layer of the download, or from the file's reader
         raise PictureError(
             f"The background cannot be removed: rembg could not get its model {model} ({type(error).__name__}). Go "
-            f"online once, put {model}.onnx into {_base_folders()[0]}, or give a picture whose background is "
+            f"online once, name a folder that holds {model}.onnx in U2NET_HOME, or give a picture whose background is "
             "transparent."
         ) from error
 

@@ -19,7 +19,7 @@ import imageio.v3 as iio
 import numpy as np
 
 from sgm.errors import UserError
-from sgm.paths import replacing
+from sgm.paths import replacing, writes_explained
 
 # The numbers that H.264 and FFmpeg give them. The matrix is the one that tools which ignore the tags assume.
 _BT601_MATRIX, _BT709_PRIMARIES, _BT709_CURVE, _LIMITED_RANGE = 6, 1, 1, 1
@@ -87,13 +87,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     The parent folder is made. Raises UserError if the place cannot be written.
     """
-    try:
+    with writes_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            write(temporary)
-    except (OSError, av.error.FFmpegError) as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"{path} cannot be written ({reason}): make room there or choose another place.") from error
+            try:
+                write(temporary)
+            except av.error.FFmpegError as error:  # only some of which are OSErrors
+                raise OSError(error.errno, error.strerror) from error
 
 
 def encode_video(frames: Frames, fps: float, settings: dict[str, Any] | None = None) -> bytes:

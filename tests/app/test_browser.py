@@ -317,11 +317,16 @@ def test_a_link_shows_the_clip_and_its_file_brings_the_settings(
 def test_numbers_of_a_link_are_kept_to_the_last_digit(page: Any, site: Server) -> None:
     expect = sync_api.expect
     given = "rho=7.123456789&cond_aug=0.0123456789012&elevation=12.345678&image_frame_ratio=0.8765432101&fps=60"
-    page.goto(f"{site.address}?{given}&version=sv3d_p")
+    page.goto(f"{site.address}?{given}&version=sv3d_p&decode_chunk=5&research=on")
+    chunk = page.get_by_role("spinbutton", name="Decoded at once")
+    expect(chunk).to_have_value("5")
+    chunk.fill("")  # before anything else is drawn
+    page.keyboard.press("Tab")
+    page.wait_for_url(lambda url: "decode_chunk" not in url)
+    expect(chunk).to_have_value("")
     button(page, "Lake").click()
     expect(page.get_by_role("slider", name="Object's share")).to_be_visible()
     expect(page.get_by_role("slider", name="Elevation")).to_have_attribute("aria-valuetext", "12.345678°")
-    page.get_by_text("Research settings").click()
     expect(page.get_by_role("spinbutton", name="Rho")).to_have_value("7.123456789")
     expect(page.get_by_role("spinbutton", name="Conditioning noise")).to_have_value("0.0123456789012")
     page.get_by_role("spinbutton", name="Rho").click()  # to look into a field changes nothing
@@ -455,8 +460,8 @@ def test_what_was_set_by_hand_stays(page: Any, site: Server) -> None:
     page.goto(site.address)
     expect(page.locator(".voice")).to_have_count(1)  # the page's script has come
     expect(page.get_by_test_id("stVegaLiteChart")).to_have_count(0)
-    for name in ("Kitten", "Calm"):
-        choice = page.get_by_role("button", name=name, exact=True)
+    for key in ("sample_kitten", "preset_Calm"):
+        choice = page.locator(f".st-key-{key} button")
         choice.press("Enter")
         expect(choice).to_have_attribute("aria-pressed", "true")
         expect(choice).to_be_focused()
@@ -524,6 +529,7 @@ def test_on_a_phone_the_clip_comes_to_the_bar(browser: Any, site: Server) -> Non
         expect(page.get_by_role("button", name="Cancel")).to_be_in_viewport()
         button(page, "Generate").click()
         expect(page.get_by_text("1 more to come")).to_be_visible()
+        assert page.locator(".st-key-progress p").first.bounding_box()["height"] < 60  # of at most two lines
         assert job_of(page) == job
         expect(page.locator("kbd")).to_be_hidden()
         expect(page.get_by_text("The clip of lake.jpg is finished.")).to_have_count(1, timeout=LATER)  # it is announced

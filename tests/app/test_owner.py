@@ -167,9 +167,12 @@ def test_a_folder_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", fails)
-    with pytest.raises(UserError, match=r"cannot be written and locked: No locks available\. Name another") as refused:
+    with pytest.raises(UserError, match=r"and locked \(No locks available\): name another") as refused:
         Table(tmp_path, draw)
     assert not isinstance(refused.value, FolderInUse)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"written and locked \(a file is in the way\): name another folder"):
+        Table(tmp_path / "file", draw)
 
 
 # `sgm app`

@@ -584,26 +584,37 @@ def test_charts_follow_the_fields_before_anything_runs(stage: Stage) -> None:
     assert (len(sigmas), sigmas[0], sigmas[-1]) == (6, pytest.approx(80, rel=1e-4), pytest.approx(0.002))
     assert (levels["Align Your Steps"][0], len(levels["Consistency"]), "List of your own" in levels) == (700, 6, False)
     assert scales == {"": [1.0] * 14}
-    ok(page.slider(key="steps:svd_tiny").set_value(5).run())
-    ok(page.number_input(key="sigma_max:svd_tiny").set_value(50.0).run())
-    ok(page.number_input(key="max_guidance:svd_tiny").set_value(3.0).run())
+
+    def draw() -> None:
+        page.session_state["research"] = True  # which Streamlit 1.65's test runner, unlike a browser, forgets
+        ok(page.run())
+
+    page.slider(key="steps:svd_tiny").set_value(5)
+    page.number_input(key="sigma_max:svd_tiny").set_value(50.0)
+    page.number_input(key="max_guidance:svd_tiny").set_value(3.0)
+    draw()
     levels, scales = charts()
     assert (len(levels["EDM"]), levels["EDM"][0]) == (5, pytest.approx(50, rel=1e-4))
     assert (scales[""][0], scales[""][-1]) == (1.0, 3.0)
 
-    ok(page.selectbox(key="guider:svd_tiny").set_value("interval").run())
+    page.selectbox(key="guider:svd_tiny").set_value("interval")
+    draw()
     assert charts()[2][""] == [1.0, 1.0, 3.0, 1.0, 1.0]  # at 50, 11.3, 1.7, 0.13 and 0.002
-    ok(page.selectbox(key="schedule:svd_tiny").set_value("ays").run())
+    page.selectbox(key="schedule:svd_tiny").set_value("ays")
+    draw()
     assert "This schedule starts from sigma 700, SVD tiny's own from 80," in said(page)
-    ok(page.selectbox(key="schedule:svd_tiny").set_value("custom").run())
+    page.selectbox(key="schedule:svd_tiny").set_value("custom")
+    draw()
     sigmas = page.text_input(key="sigmas:svd_tiny")
     assert sigmas.value == "80, 24.41, 5.839, 0.9654, 0.08509, 0.002"
-    ok(sigmas.set_value("80 9 1 0.1").run())
+    sigmas.set_value("80 9 1 0.1")
+    draw()
     steps = page.slider(key="steps:svd_tiny")
     assert (steps.value, steps.disabled, charts()[0]["List of your own"]) == (4, True, [80, 9, 1, 0.1])
     assert {len(line) for line in charts()[0].values()} == {4}
     assert "steps" not in page.query_params
-    ok(sigmas.set_value("80 90").run())
+    page.text_input(key="sigmas:svd_tiny").set_value("80 90")
+    draw()
     assert "sigmas must fall from one to the next and stay above 0; number 2, 90, follows 80." in page.error[0].value
     assert jobs.table().jobs() == []
 

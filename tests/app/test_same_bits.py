@@ -16,7 +16,7 @@ from app.jobs import Table, open_stored
 from app.link import address_of, request_from
 from app.upload import read_upload
 from sgm import Clip, UserError, VideoRequest, generate, load_engine, open_picture, prepare_picture, read_frames
-from sgm.cli import cli
+from sgm.cli.commands import cli
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"frames": 2, "steps": 1, "width": 64, "height": 64}

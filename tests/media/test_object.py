@@ -150,7 +150,8 @@ def test_offline_without_a_model_is_said_after_a_warning(home: Path, caplog: pyt
     with (
         caplog.at_level(logging.WARNING, "sgm"),
         pytest.raises(
-            PictureError, match=r"rembg could not get its model u2net .* put u2net\.onnx into .* transparent"
+            PictureError,
+            match=r"rembg could not get its model u2net .* holds u2net\.onnx in U2NET_HOME, .* transparent",
         ),
     ):
         cut_out(Image.new("RGB", (30, 30), "white"))
