@@ -73,11 +73,11 @@ def _flows(clip: np.ndarray, to_first: bool = False) -> list[np.ndarray]:
     """Displacements (h, w, 2) in pixels from the first frame to each later one, or from these to the first."""
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip]
-    flow: Any = None
+    flow: Any = None  # OpenCV's types do not know that it may be
     flows = []
     for later in grey[1:]:
         pair = (later, grey[0]) if to_first else (grey[0], later)
-        flow = dis.calc(*pair, None if flow is None else flow.copy())
+        flow = dis.calc(*pair, flow if flow is None else flow.copy())  # pyright: ignore[reportCallIssue, reportArgumentType]
         flows.append(flow)
     return flows
 

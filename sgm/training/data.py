@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgm.conditioning.camera import camera_path, direction, identity_rays, motion_bucket, rays, reflect
-from sgm.conditioning.depth import deep_rays
 from sgm.errors import UserError
 from sgm.media.image import fit_picture, open_picture
 from sgm.media.kinds import files_of, listed
@@ -51,7 +50,8 @@ class PictureClips:
 
     canvas: (height, width) to which every picture is cropped once. bucket: range from which motion buckets are drawn.
     masks: a folder with the masks of the pictures' objects (`sgm.training.masks`): the pictures become scenes with
-    depth, 0 to 1.25 times as deep as they look; `composed` of them have the object of another picture.
+    depth, 0 to 1.25 times as deep as they look, and `warped` shows them as far as the picture tells. `composed`, a
+    share of them, have the object of another picture, so that what it hides is known.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class PictureClips:
             for name in ("colour", "matte", "disparity")
         )
         self.near = torch.tensor([part.near for part in stack])
-        has_object = self.matte[:, 0].flatten(1).any(dim=1)
+        has_object = (self.matte[:, 0] > 0).flatten(1).any(dim=1)
         self.objects, self.plain = has_object.nonzero()[:, 0], (~has_object).nonzero()[:, 0]  # indices
         self.size, self.bucket, self.deep, self.composed = size, bucket, masks is not None, composed
 
@@ -121,28 +121,16 @@ class PictureClips:
             return ClipBatch(video, first, coarse, torch.ones_like(coarse[:, :, :1]), bucket.to(device), fps)
         strength = (1.25 * torch.rand(n)).where(torch.rand(n) < 0.4, torch.ones(n)).to(device)
         scene = scene.deep(strength, path, fine[:, ::16, ::16])
-        disparity = _guessed(scene.first_disparity(identity_rays(h // 4, w // 4).to(device))[:, None], h // 2, w // 2)
+        guessed, small = scene.guessed(limit), identity_rays(h // 8, w // 8).to(device)
         video, known, first, coarse = [], [], [], []
-        for t in range(frames):
-            picture, where = scene.view(path[:, t], fine)
-            points, small = deep_rays(path[:, t], disparity, 2 * h, 2 * w, factor=16)
+        for moves in path.unbind(1):
+            picture, where = scene.view(moves, fine)
             video.append(_halved(picture))
             known.append((F.avg_pool2d(where, 16) > 0.95).float())
-            first.append(flat_view(reflect(points, limit)) if warped else video[-1])
-            coarse.append(small)
-        stacked = (torch.stack(parts, dim=1) for parts in (video, first, coarse, known))
-        return ClipBatch(*stacked, bucket.to(device), fps)
-
-    def depths(self, n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """n pictures (n, 3, h, w) in [-1, 1]; a quarter as large, their disparity, of mean 1, and their objects' mattes."""
-        h, w = self.size
-        scene, grid = self._cut(n, device)
-        at = identity_rays(h, w).to(device).expand(n, -1, -1, -1)
-        small = identity_rays(h // 4, w // 4).to(device)
-        picture = F.grid_sample(scene.flat(), grid(at), padding_mode="reflection", align_corners=False)
-        disparity = scene.first_disparity(small)[:, None]
-        matte = F.grid_sample(scene.matte[:, :1], grid(small.expand(n, -1, -1, -1)), align_corners=False)
-        return picture, disparity / disparity.mean(dim=(2, 3), keepdim=True), matte
+            first.append(_halved(guessed.view(moves, fine)[0]) if warped else video[-1])
+            coarse.append(guessed.rays(moves, small))
+        stacked = [torch.stack(parts, dim=1) for parts in (video, first, coarse, known)]
+        return ClipBatch(*stacked, motion_bucket_id=bucket.to(device), fps_id=fps)
 
     def _cut(self, n: int, device: torch.device) -> tuple[Scene, Callable[[Tensor], Tensor]]:
         """n scenes at random crops, flipped or not, and the function from points of a crop to `grid_sample`'s grid."""
@@ -161,19 +149,6 @@ class PictureClips:
             return torch.stack([points[:, 0] * flip.view(-1, 1, 1) * 2, points[:, 1] * 2 * canvas_w / canvas_h], dim=-1)
 
         return self.scenes(torch.randint(len(self.colour), (n,)), grid), grid
-
-
-def _guessed(disparity: Tensor, height: int, width: int) -> Tensor:
-    """Disparity (n, 1, h, w) as a network might see it: edges soft and out of place, values a little off."""
-    n = len(disparity)
-    off = 1 + 0.04 * F.interpolate(
-        torch.randn(n, 1, 3, 5, device=disparity.device), disparity.shape[-2:], mode="bicubic"
-    )
-    soft = F.avg_pool2d(F.pad(disparity, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    grown = F.max_pool2d(disparity, 3, 1, 1)
-    kind = torch.rand(n, 1, 1, 1, device=disparity.device)
-    guess = torch.where(kind < 0.3, soft, torch.where(kind < 0.55, grown, disparity)) * off
-    return F.interpolate(guess, size=(height, width), mode="bilinear")
 
 
 def _halved(views: Tensor) -> Tensor:
@@ -262,9 +237,7 @@ class FolderClips:
         first = pixels[:, :1].expand_as(pixels)
         seen = torch.ones_like(unknown[:, :, :1])
         motion = torch.tensor(bucket, device=device).clamp(max=511)
-        return ClipBatch(
-            pixels, first, unknown, seen, motion, torch.tensor(fps, device=device), torch.ones(n, device=device)
-        )
+        return ClipBatch(pixels, first, unknown, seen, motion, torch.tensor(fps, device=device))
 
     def _long_enough(self, frames: int) -> list[Path]:
         """The clips of at least `frames` frames. The first time that clips are too short, they are logged."""

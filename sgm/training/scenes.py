@@ -1,15 +1,16 @@
 """Scenes with depth from photographs: an object before its surroundings, seen by a camera that moves.
 
 A photograph and the mask of its object (`sgm.training.masks`) become two layers: the *near* one, cut out with soft
-edges, and the *far* one, whose hole is filled from its rim. The object has one disparity (inverse depth); its
+edges, and the *far* one, with a hole behind the object. The object has one disparity (inverse depth); its
 surroundings' rises from the horizon to where the object stands, so that the object does not slide over the ground
-(layered depth images: Shade et al. 1998; 3D photographs of two layers and more: Shih et al. 2020, arXiv:2004.04727).
+(layered depth images: Shade et al. 1998; two layers and more from one picture: Shih et al. 2020, arXiv:2004.04727).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,17 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgm.conditioning.camera import rays
+from sgm.conditioning.camera import rays, reflect
 
 FAR, NEAR = 0.6, 1.3  # disparities of the horizon and of the ground at the object's foot, before `Scene.deep`
-_FILLED = 6  # pixels from the rim up to which a filled hole counts as known
+_RIM = 2  # pixels around an object that may hold some of its colour; twice as many are guessed well from beside them
 _CLOSEST = 0.75  # share of the way to its nearest point that a camera goes at most
 
 
 @dataclass
 class Layers:
-    """A picture's layers. colour: (6, h, w), the near then the far layer's; matte: (2, h, w), the near layer's alpha,
-    then where the far one is known; both uint8. disparity: the far layer's, (1, h, 1); near: the near layer's."""
+    """A picture's layers.
+
+    colour: (6, h, w), the near then the far layer's; matte: (2, h, w), the near layer's alpha, then where the far one
+    is known; both uint8. disparity: the far layer's, (1, h, 1); near: the near layer's.
+    """
 
     colour: np.ndarray
     matte: np.ndarray
@@ -37,27 +41,20 @@ class Layers:
 
 def layers(picture: np.ndarray, mask: np.ndarray | None = None) -> Layers:
     """Layers of a picture (h, w, 3) and the mask (h, w) of its object, uint8. A mask that is undecided is not used."""
-    h, w = picture.shape[:2]
     alpha = None if mask is None else _alpha(mask)
-    if alpha is None:
-        colour, matte = np.concatenate([picture, picture], axis=2), np.zeros((h, w, 2), np.uint8)
-        matte[..., 1] = 255
-        disparity, near = _ground(picture, np.zeros((h, w), bool)), NEAR
-    else:
-        solid, rim = alpha > 250, cv2.dilate((alpha > 5).astype(np.uint8), np.ones((7, 7)))
-        hole = rim.astype(bool)
-        far = _filled(picture, hole)
-        known = ~hole | (cv2.distanceTransform(rim, cv2.DIST_L2, 3) <= _FILLED)
-        colour = np.concatenate([_extended(picture, solid), far], axis=2)
-        matte = np.stack([alpha, known * np.uint8(255)], axis=2)
-        disparity = _ground(picture, hole)
-        foot = min(int(np.percentile(np.nonzero(solid.any(axis=1))[0], 98)), h - 1)
-        near = max(float(disparity[foot]), FAR + 0.35)
+    near = picture if alpha is None else _extended(picture, alpha > 250)
+    alpha = np.zeros(picture.shape[:2], np.uint8) if alpha is None else alpha
+    hole, hidden = _hole(torch.from_numpy(alpha)[None, None].float() / 255)
+    far = _filled(torch.from_numpy(picture).permute(2, 0, 1)[None].float(), 1 - hole).round().byte()
+    known = (255 * (1 - hidden)).byte()
+    disparity = _ground(picture, hole[0, 0].numpy() > 0)
+    feet = np.nonzero((alpha > 250).any(axis=1))[0]
+    nearest = max(float(disparity[int(np.percentile(feet, 98))]), FAR + 0.35) if len(feet) else NEAR
     return Layers(
-        np.ascontiguousarray(colour.transpose(2, 0, 1)),
-        np.ascontiguousarray(matte.transpose(2, 0, 1)),
+        np.concatenate([near.transpose(2, 0, 1), far[0].numpy()]),
+        np.concatenate([alpha[None], known[0].numpy()]),
         disparity[None, :, None].astype(np.float32),
-        near,
+        nearest,
     )
 
 
@@ -76,21 +73,16 @@ def _alpha(mask: np.ndarray) -> np.ndarray | None:
     return np.rint(255 * np.clip((sharp - 0.15) / 0.7, 0, 1)).astype(np.uint8)
 
 
-def _filled(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """The picture with `hole` filled from around it: coarsely, then finely near the rim."""
-    coarse = cv2.resize(picture, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
-    small = cv2.resize(hole.astype(np.float32), coarse.shape[1::-1], interpolation=cv2.INTER_AREA) > 0
-    coarse = cv2.inpaint(coarse, small.astype(np.uint8), 4, cv2.INPAINT_TELEA)
-    filled = cv2.resize(coarse, picture.shape[1::-1], interpolation=cv2.INTER_CUBIC)
-    rim = hole & (cv2.distanceTransform(hole.astype(np.uint8), cv2.DIST_L2, 3) <= 2 * _FILLED)
-    return cv2.inpaint(np.where(hole[..., None], filled, picture), rim.astype(np.uint8), 5, cv2.INPAINT_TELEA)
+def _hole(alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """What an object's alpha (n, 1, h, w) leaves a hole in, and, less the rim, where nobody knows what is behind it."""
+    hole = F.max_pool2d((alpha > 0.02).float(), 2 * _RIM + 1, 1, _RIM)
+    return hole, -F.max_pool2d(-hole, 4 * _RIM + 1, 1, 2 * _RIM)
 
 
 def _extended(picture: np.ndarray, solid: np.ndarray) -> np.ndarray:
     """The picture with the colour of the nearest solid pixel wherever it is not solid."""
-    _, labels = cv2.distanceTransformWithLabels(
-        (~solid).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
+    outside = (~solid).astype(np.uint8)
+    labels: Any = cv2.distanceTransformWithLabels(outside, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)[1]
     nearest = np.zeros(labels.max() + 1, np.int64)
     nearest[labels[solid]] = np.flatnonzero(solid)
     return picture.reshape(-1, 3)[nearest[labels]]
@@ -116,21 +108,34 @@ def _ground(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Scene:
-    """n scenes on a device. colour: (n, 6, h, w) in [-1, 1]; matte: (n, 2, h, w) in [0, 1]; disparity: (n, 1, h, w);
-    near: (n,). `grid` maps points (n, 2, h, w), as in `sgm.conditioning.camera`, into `grid_sample`'s units."""
+    """n scenes on a device.
+
+    colour: (n, 6, h, w) in [-1, 1]; matte: (n, 2, h, w) in [0, 1]; disparity: (n, 1, h, w); near: (n,); all as in
+    `Layers`. grid: maps points (n, 2, h, w), as in `sgm.conditioning.camera`, into `grid_sample`'s units. limit: half
+    the width and height, in widths, of what is shown of the picture, beyond which it is mirrored; None: all of it.
+    """
 
     colour: Tensor
     matte: Tensor
     disparity: Tensor
     near: Tensor
     grid: Callable[[Tensor], Tensor]
+    limit: Tensor | None = None
 
     def _sample(self, source: Tensor, points: Tensor) -> Tensor:
+        points = points if self.limit is None else reflect(points, self.limit)
         return F.grid_sample(source, self.grid(points), padding_mode="reflection", align_corners=False)
 
     def flat(self) -> Tensor:
         """The picture that a camera at rest sees, (n, 3, h, w)."""
         return torch.lerp(self.colour[:, 3:], self.colour[:, :3], self.matte[:, :1])
+
+    def guessed(self, limit: Tensor | None = None) -> Scene:
+        """The scene as the picture shows it: what its object hides is filled from around it, not known."""
+        hole, hidden = _hole(self.matte[:, :1])
+        colour = torch.cat([self.colour[:, :3], _filled(self.colour[:, 3:], 1 - hole)], dim=1)
+        matte = torch.cat([self.matte[:, :1], self.matte[:, 1:] * (1 - hidden)], dim=1)
+        return replace(self, colour=colour, matte=matte, limit=limit)
 
     def first_disparity(self, base: Tensor) -> Tensor:
         """What a camera at rest sees at the pixels `base` (2, h, w): (n, h, w)."""
@@ -153,15 +158,37 @@ class Scene:
             shape = (-1, *[1] * (disparity.ndim - 1))
             return 1 + strength.view(shape) * (disparity / mean.view(shape) - 1)
 
-        return Scene(self.colour, self.matte, scaled(self.disparity), scaled(self.near), self.grid)
+        return replace(self, disparity=scaled(self.disparity), near=scaled(self.near))
 
     def view(self, moves: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-        """What cameras at `moves` (n, 6) see at pixels `base` (2, h, w): (n, 3, h, w), and where it is known: (n, 1, h, w)."""
-        points = rays(moves, base)
-        for _ in range(4):  # fixed-point iteration for the far layer's point that each pixel shows
-            points = rays(moves, base, self._sample(self.disparity, points)[:, 0])
-        far = self._sample(torch.cat([self.colour[:, 3:], self.matte[:, 1:]], dim=1), points)
-        points = rays(moves, base, self.near.view(-1, 1, 1))
-        near = self._sample(torch.cat([self.colour[:, :3], self.matte[:, :1]], dim=1), points)
+        """What cameras at `moves` (n, 6) see at pixels `base` (2, h, w), (n, 3, h, w), and where that is known."""
+        far_points, near_points = self._points(moves, base)
+        far = self._sample(self.colour[:, 3:], far_points)
+        near = self._sample(torch.cat([self.colour[:, :3], self.matte[:, :1]], dim=1), near_points)
+        known = self._sample(self.matte[:, 1:], far_points)
         alpha = near[:, 3:]
-        return torch.lerp(far[:, :3], near[:, :3], alpha), 1 - (1 - alpha) * (1 - far[:, 3:])
+        return torch.lerp(far, near[:, :3], alpha), 1 - (1 - alpha) * (1 - known)
+
+    def rays(self, moves: Tensor, base: Tensor) -> Tensor:
+        """Ray maps, as in `sgm.conditioning.camera`: (n, 2, h, w), NaN where cameras see what is not known."""
+        far_points, near_points = self._points(moves, base)
+        alpha = self._sample(self.matte[:, :1], near_points)
+        known = self._sample(self.matte[:, 1:], far_points)
+        return torch.where(alpha > 0.5, near_points, far_points.masked_fill(known < 0.5, torch.nan))
+
+    def _points(self, moves: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+        """The points of the far and of the near layer that each pixel shows: (n, 2, h, w)."""
+        far = rays(moves, base)
+        for _ in range(4):  # a fixed-point iteration: the point depends on its own disparity
+            far = rays(moves, base, self._sample(self.disparity, far)[:, 0])
+        return far, rays(moves, base, self.near.view(-1, 1, 1))
+
+
+def _filled(colour: Tensor, known: Tensor) -> Tensor:
+    """Pictures (n, c, h, w), filled from around where not `known` (n, 1, h, w): push-pull, Gortler et al. 1996."""
+    if min(colour.shape[-2:]) < 2:
+        return colour
+    less = F.avg_pool2d(known, 2, ceil_mode=True)
+    coarse = F.avg_pool2d(colour * known, 2, ceil_mode=True) / less.clamp(min=1e-4)
+    coarse = _filled(coarse, (less > 1e-4).float())
+    return torch.lerp(F.interpolate(coarse, colour.shape[-2:], mode="bilinear"), colour, known)
