@@ -7,9 +7,10 @@ import time
 from functools import lru_cache
 
 from app.jobs import Job
-from sgm import GUIDERS, SAMPLERS, VideoRequest
+from sgm import GUIDERS, SAMPLERS, SCHEDULES, VideoRequest
 
 _SEED = "seed"
+_CHOSEN = {"sampler": SAMPLERS, "guider": GUIDERS, "schedule": SCHEDULES}
 _LABELS = {"seed": "seed", "motion": "motion_bucket", "steps": "steps", "frames": "frames", "fps": "fps"}
 # "seed 5", "motion: 127", "steps=6": a number that belongs to its word.
 _LABELLED = re.compile(rf"\b({'|'.join(_LABELS)})\s*[:=]?\s*(\d+)\b")
@@ -71,7 +72,7 @@ def matches(job: Job, query: str) -> bool:
 def _tokens(job_id: str, created: float, request: VideoRequest) -> frozenset[str]:
     """The words by which a job is found, beside its name."""
     date = time.localtime(created)
-    titles = (request.model.title, SAMPLERS[request.sampler].title, GUIDERS[request.guider].title)
+    titles = (request.model.title, *(chosen[getattr(request, name)].title for name, chosen in _CHOSEN.items()))
     texts = (value for value in request.settings().values() if isinstance(value, str))
     words = (
         *titles,

@@ -22,10 +22,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def measure(command: list[str]) -> tuple[float, float, float]:
-    """Wall seconds, CPU seconds and peak memory in GB of a command that must succeed."""
+def measure(command: list[str], gpu: bool = False) -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds and peak memory in GB of a command that must succeed. gpu: whether it may see one."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH")]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment |= {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryFile() as log:
         start = time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)

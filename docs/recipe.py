@@ -18,7 +18,7 @@ from sgm import VERSIONS, Field, VideoRequest, all_fields, takers  # noqa: E402
 
 BEGIN, END = "<!-- Written by docs/recipe.py: begin -->", "<!-- end -->"
 HEADINGS = {"": "What every version takes", "version": "What some versions take"}
-FOLLOWING = {"decode_chunk": "as many as `frames`"}  # whose default is another field's value
+FOLLOWING = {"decode_chunk": "as many as `frames`", "sigmas": "the version's, rounded"}  # by other fields' values
 
 
 def page(text: str) -> str:

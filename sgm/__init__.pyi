@@ -1,8 +1,13 @@
 """The public names: the one list of them, for type checkers and, through lazy_loader, for `sgm/__init__.py`."""
 
+from .charts import curves as curves
+from .charts import guidance_curve as guidance_curve
+from .charts import schedule_curves as schedule_curves
 from .conditioning.camera import CAMERA_MOVES as CAMERA_MOVES
+from .conditioning.memo import Memo as Memo
 from .config import instantiate_from_config as instantiate_from_config
 from .convert import convert_weights as convert_weights
+from .diffusion.discretization import SCHEDULES as SCHEDULES
 from .diffusion.guidance import GUIDERS as GUIDERS
 from .diffusion.sampling import SAMPLERS as SAMPLERS
 from .engine import check_weights as check_weights
@@ -19,9 +24,13 @@ from .hub import download_weights as download_weights
 from .installed import VersionStatus as VersionStatus
 from .installed import best_version as best_version
 from .installed import version_status as version_status
+from .learned import fvd as fvd
+from .learned import fvd_missing as fvd_missing
+from .learned import lpips_missing as lpips_missing
 from .media.export import EXPORTS as EXPORTS
 from .media.export import JOIN as JOIN
 from .media.export import stitch as stitch
+from .media.grid import ClipGrid as ClipGrid
 from .media.image import PictureError as PictureError
 from .media.image import describe_fit as describe_fit
 from .media.image import fit_picture as fit_picture
@@ -46,6 +55,7 @@ from .pipeline import Clip as Clip
 from .pipeline import generate as generate
 from .recipe import RECIPE_TEXTS as RECIPE_TEXTS
 from .recipe import differences as differences
+from .recipe import hash_of as hash_of
 from .recipe import input_frame as input_frame
 from .recipe import is_recipe as is_recipe
 from .recipe import read_recipe as read_recipe
@@ -53,13 +63,27 @@ from .recipe import request_of as request_of
 from .recipe import restore_clip as restore_clip
 from .request import VideoRequest as VideoRequest
 from .request import all_fields as all_fields
-from .request import curves as curves
+from .request import default_of as default_of
 from .request import prepare_picture as prepare_picture
 from .request import takers as takers
 from .run import Progress as Progress
+from .score import SCORES as SCORES
+from .score import Scores as Scores
+from .score import score_clip as score_clip
+from .sweep import MAX_CELLS as MAX_CELLS
+from .sweep import Axis as Axis
+from .sweep import Cell as Cell
+from .sweep import Page as Page
+from .sweep import cells as cells
+from .sweep import grid_pages as grid_pages
+from .sweep import making_order as making_order
+from .sweep import references_of as references_of
+from .sweep import sweep_fields as sweep_fields
+from .timing import typical_seconds as typical_seconds
 from .versions import DEFAULT_VERSION as DEFAULT_VERSION
 from .versions import VERSIONS as VERSIONS
 from .versions import Version as Version
+from .weights import quick_hash as quick_hash
 
 __all__: list[str]
 __version__: str

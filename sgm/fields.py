@@ -41,7 +41,7 @@ class Field:
     low, high: the range that is accepted. usual: the part of the range that a slider shows. step: the increment of a
     number field. default: None for the model version's own. unit: "pixels", "degrees" or "". help: one or two sentences
     for the page and the command line. choices: name -> choice, looked up at each use, since samplers and guiders may be
-    added.
+    added. aliases: other names -> names of choices.
     """
 
     name: str
@@ -55,11 +55,13 @@ class Field:
     step: float | None = None
     unit: str = ""
     choices: Callable[[], Mapping[str, Choice]] | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def check(self, value: Any) -> Any:
         """The value, converted to `kind`. Raises UserError, saying what was given and what was expected."""
         if self.choices is not None:
             choices = self.choices()
+            value = self.aliases.get(value, value) if isinstance(value, str) else value
             if not isinstance(value, str) or value not in choices:
                 raise UserError(f"{self.name} must be one of {', '.join(choices)}; got {shown(value)}.")
             return value

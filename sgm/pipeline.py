@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sgm.conditioning.memo import Memo
 from sgm.diffusion.guidance import guided
 from sgm.engine import DiffusionEngine
 from sgm.errors import UserError, enough_memory
@@ -40,19 +41,20 @@ def generate(
     on_step: OnStep | None = None,
     check: Callable[[], None] | None = None,
     low_memory: bool = False,
+    memo: Memo | None = None,
 ) -> Clip:
     """Turn a picture into a clip.
 
     `on_step` is called with the progress, `check` before each block of a network and each chunk of the decoder;
     exceptions of both end the job and reach the caller. All noise comes from one generator on the CPU, seeded by the
     request, so that one seed gives one video on any device. Any number of threads may share the engine. low_memory: see
-    `Run`.
+    `Run`. memo: with one `Memo(engine)` for many clips, what they have in common of the picture is embedded once.
     Raises UserError for a request of another version than the engine's, where memory runs out, and for a result that is
     not finite, of one colour or without any motion; PictureError for a picture that cannot be used.
     """
     if engine.version not in ("", request.version):
         raise UserError(f"The request is for {request.version}, the engine is {engine.version}; load that version.")
-    run, family = Run(engine, request, on_step, check, low_memory), request.family
+    run, family = Run(engine, request, on_step, check, low_memory, memo), request.family
     generator = torch.Generator().manual_seed(request.seed)
 
     # Prepare the picture.
@@ -87,7 +89,7 @@ def generate(
     frames = run.decode(z)
     _check_frames(frames, picture.frame())
     frames = family.finish(frames, picture)
-    return Clip(frames, request.fps, settings_of(request, engine, picture.frame()))
+    return Clip(frames, request.fps, settings_of(request, engine, picture.frame(), frames))
 
 
 def _check_frames(frames: np.ndarray, picture: Image.Image) -> None:

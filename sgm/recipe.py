@@ -34,12 +34,14 @@ _LONGEST = 1 << 20  # bytes of a YAML
 _BEFORE_MARK = {"version", "frames", "height", "width", "steps", "fps", "motion_bucket", "cond_aug", "seed", "sampler"}
 
 
-def settings_of(request: VideoRequest, engine: DiffusionEngine, picture: Image.Image) -> dict[str, Any]:
+def settings_of(
+    request: VideoRequest, engine: DiffusionEngine, picture: Image.Image, frames: np.ndarray
+) -> dict[str, Any]:
     """The recipe of a clip: the values of all fields and, under "sgm", everything else that decides the frames.
 
     Under "sgm": versions of the program and of torch, type of device, dtype, number of threads on a processor, name
-    and hash of the weights and of their base (see `sgm.weights.quick_hash`), and the hash of `picture`, as the model
-    saw it.
+    and hash of the weights and of their base (see `sgm.weights.quick_hash`), the hash of `picture`, as the model saw
+    it, and that of the frames which came of it all, for an MP4 holds them with a loss.
     """
     provenance = {
         "format": FORMAT,
@@ -50,9 +52,15 @@ def settings_of(request: VideoRequest, engine: DiffusionEngine, picture: Image.I
         # On a processor, each number of threads adds in an order of its own.
         **({"threads": str(torch.get_num_threads())} if engine.device.type == "cpu" else {}),
         "weights": copy.deepcopy(engine.weights),
-        "picture": hashlib.sha256(picture.tobytes()).hexdigest(),
+        "picture": hash_of(picture),
+        "frames": hash_of(frames),
     }
     return {**request.settings(), MARK: provenance}
+
+
+def hash_of(pixels: np.ndarray | Image.Image) -> str:
+    """SHA-256 of an RGB picture, (h, w, 3), or of frames, (t, h, w, 3), uint8: of their bytes, row by row."""
+    return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
 
 
 def input_frame(frames: np.ndarray | Video, request: VideoRequest) -> tuple[np.ndarray, str]:

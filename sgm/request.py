@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from sgm.config import instantiate_from_config, load_config
-from sgm.diffusion.discretization import EDMDiscretization
+from sgm.diffusion.discretization import SCHEDULES, Discretization
 from sgm.diffusion.guidance import GUIDERS, Guider
-from sgm.diffusion.sampling import SAMPLERS, Sampler
+from sgm.diffusion.sampling import ALIASES, SAMPLERS, Sampler
 from sgm.errors import UserError, shown
 from sgm.families import FAMILIES, FITS, ImageFamily
 from sgm.fields import Field, is_number
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _SIZE = "Pixels, a multiple of 64 (svd_tiny: of 32). The size of the training works best."
-# The fields that every model version takes; `all_fields` adds those of families, fits, samplers and guiders.
+# The fields that every model version takes; `all_fields` adds those of families, fits, samplers, guiders and schedules.
 COMMON: tuple[Field, ...] = (
     Field("seed", int, "Seed", "The same seed and settings give the same clip.", 0, 2**31 - 1, 23, step=1),
     Field(
@@ -41,7 +41,14 @@ COMMON: tuple[Field, ...] = (
         1,
         step=0.01,
     ),
-    Field("sampler", str, "Sampler", "How a step goes from noise to picture.", choices=lambda: SAMPLERS),
+    Field(
+        "sampler",
+        str,
+        "Sampler",
+        "How a step goes from noise to picture.",
+        choices=lambda: SAMPLERS,
+        aliases=ALIASES,
+    ),
     Field(
         "guider",
         str,
@@ -49,9 +56,7 @@ COMMON: tuple[Field, ...] = (
         "How strongly each frame is held to the picture, from the first to the last.",
         choices=lambda: GUIDERS,
     ),
-    Field("sigma_min", float, "Sigma min", "Noise level of the last step.", 1e-4, 1e4, usual=(1e-4, 10)),
-    Field("sigma_max", float, "Sigma max", "Noise level of the first step.", 1e-4, 1e4, usual=(0.1, 2000)),
-    Field("rho", float, "Rho", "How steeply the noise levels fall: higher spends more steps on low ones.", 1, 100),
+    Field("schedule", str, "Noise schedule", "The noise level of each step.", choices=lambda: SCHEDULES),
     Field(
         "decode_chunk",
         int,
@@ -63,11 +68,10 @@ COMMON: tuple[Field, ...] = (
         step=1,
     ),
 )
-_SCHEDULE = ("sigma_min", "sigma_max", "rho")
 
 
 def all_fields() -> dict[str, Field]:
-    """Every field by its name: the common ones, then those of families, fits, samplers and guiders."""
+    """Every field by its name: the common ones, then those of families, fits, samplers, guiders and schedules."""
     by_name: dict[str, Field] = {}
     for field, *_ in _fields_with_owners():
         by_name.setdefault(field.name, field)
@@ -92,8 +96,9 @@ def _version_fields() -> Iterator[tuple[Field, str, str]]:
 class VideoRequest:
     """The settings of one video. Fields that are left out get the version's default; every value is checked.
 
-    `VideoRequest(version, **choices)` takes each field of `all_fields()` that the version, its fit, sampler and guider
-    have. All fields are attributes; `options` holds those that not every version has, such as `motion_bucket`.
+    `VideoRequest(version, **choices)` takes each field of `all_fields()` that the version, its fit, sampler, guider and
+    schedule have. All fields are attributes; `options` holds those that not every version has, as `motion_bucket`.
+    A list of `sigmas` says how many steps there are; a zero at its end is left out.
     Raises UserError, saying what was given and what was expected, or which choices have a field that these lack.
     """
 
@@ -108,9 +113,7 @@ class VideoRequest:
     cond_aug: float
     sampler: str
     guider: str
-    sigma_min: float
-    sigma_max: float
-    rho: float
+    schedule: str
     decode_chunk: int
     _options: tuple[tuple[str, Any], ...]
 
@@ -143,6 +146,11 @@ class VideoRequest:
         for name in choices:
             if name not in values:
                 raise UserError(_refusal(name, values))
+        if (sigmas := values.get("sigmas")) is not None:
+            if sigmas[-1:] == (0.0,):  # where sampling ends in any case
+                values["sigmas"] = sigmas = sigmas[:-1]
+            if "steps" not in choices:
+                values["steps"] = len(sigmas)
         attributes = {entry.name for entry in fields(VideoRequest)}
         for name in values.keys() & attributes:
             object.__setattr__(self, name, values[name])
@@ -154,18 +162,17 @@ class VideoRequest:
         low, high = options.get("min_guidance"), options.get("max_guidance")
         if low is not None and high is not None and low > high:
             raise UserError(f"min_guidance must not exceed max_guidance; got {low} and {high}.")
-        if self.sigma_min >= self.sigma_max:
-            raise UserError(f"sigma_max must exceed sigma_min; got {self.sigma_max} and {self.sigma_min}.")
         self.family.check(self)
         try:
             self.build_guider()
+            self.build_sampler()
             sigmas = self.build_schedule()(self.steps)
-        except ValueError as error:  # of the guider's or the schedule's constructor
+        except ValueError as error:  # of a guider's, a sampler's or a schedule's constructor
             raise UserError(str(error)) from None
         if not (sigmas[:-1] > sigmas[1:]).all():
             raise UserError(
-                f"sigma_max {self.sigma_max:g}, sigma_min {self.sigma_min:g} and rho {self.rho:g} give {self.steps} "
-                "sigmas of which some are the same in float32. Take fewer steps, a wider range or a higher rho."
+                f"This schedule gives {self.steps} sigmas of which some are the same in float32. Take fewer steps, a "
+                "wider range or a higher rho."
             )
 
     def __getattr__(self, name: str) -> Any:
@@ -176,7 +183,7 @@ class VideoRequest:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The values of the fields that its family, fit, sampler and guider have beside the common ones."""
+        """The values of the fields that its family, fit, sampler, guider and schedule have beside the common ones."""
         return dict(self._options)
 
     @property
@@ -195,7 +202,7 @@ class VideoRequest:
         return self.width, self.height
 
     def fields(self) -> dict[str, Field]:
-        """Its fields by name: the common ones, then its family's, fit's, sampler's and guider's."""
+        """Its fields by name: the common ones, then its family's, fit's, sampler's, guider's and schedule's."""
         return {field.name: field for field in _fields_for(self.version, self.settings())}
 
     def settings(self) -> dict[str, Any]:
@@ -221,10 +228,42 @@ class VideoRequest:
 
     __replace__ = replace  # copy.replace
 
-    def build_schedule(self) -> EDMDiscretization:
-        """The version's noise schedule with this request's sigma_min, sigma_max and rho."""
-        default = _default_schedule(self.version)
-        return type(default)(**vars(default) | {name: getattr(self, name) for name in _SCHEDULE})
+    @cached_property
+    def levels(self) -> tuple[float, ...]:
+        """The sigma of each evaluation of the network, in order; with guidance, one evaluates both conditions."""
+        return tuple(self.build_sampler().levels(self.build_schedule()(self.steps)))
+
+    @property
+    def evaluations(self) -> int:
+        """How often the whole clip is denoised by the network; once where guidance evaluates both conditions."""
+        return len(self.levels)
+
+    @property
+    def guided_evaluations(self) -> int:
+        """How many of the evaluations estimate without the picture, too, and so take twice as long."""
+        guider = self.build_guider()
+        return sum(map(guider.guides, self.levels)) if guider.needs_uc else 0
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about choices that can be made but hardly are meant."""
+        notes = []
+        first = float(self.build_schedule()(self.steps)[0])
+        own = float(_own_schedule(self.version)(self.model.steps)[0])
+        if not 0.5 <= first / own <= 2:
+            notes.append(
+                f"This schedule starts from sigma {first:.4g}, {self.model.title}'s own from {own:.4g}, for which its "
+                "network was trained: the clip may be poor."
+            )
+        if self.build_guider().needs_uc and not self.guided_evaluations:
+            notes.append("No step is at a noise level at which there is guidance: it is off.")
+        return notes
+
+    def build_schedule(self) -> Discretization:
+        """The noise schedule; what is no option, such as the sigmas of a distillation, is of the version's YAML."""
+        own, schedule = _schedule_config(self.version), SCHEDULES[self.schedule]
+        params = own.get("params", {}) if type(_own_schedule(self.version)) is schedule else {}
+        return schedule(**{**params, **self._parameters(schedule.options)})
 
     def build_guider(self) -> Guider:
         guider = GUIDERS[self.guider]
@@ -247,14 +286,8 @@ def prepare_picture(image: Image.Image, request: VideoRequest, scale: int = 1) -
     return request.family.prepare(image, request).frame(scale)
 
 
-def curves(request: VideoRequest) -> tuple[list[float], list[float]]:
-    """The sigma of each step and the guidance scale of each frame, for plots."""
-    scales = request.build_guider().scales().expand(request.frames)
-    return request.build_schedule()(request.steps, do_append_zero=False).tolist(), scales.tolist()
-
-
 def _fields_for(version: str, values: Mapping[str, Any]) -> Iterator[Field]:
-    """The fields of a version, then those of its fit, sampler, guider and orbit, which `values` must hold by then."""
+    """The fields of a version, then those of its fit, sampler, guider, schedule and orbit, held by `values` by then."""
     queue = [*COMMON, *FAMILIES[VERSIONS[version].family].fields]
     for field in queue:  # grows by the options of what is chosen
         yield field
@@ -268,15 +301,32 @@ def _default(field: Field, values: Mapping[str, Any]) -> Any:
         return field.default
     if field.name == "decode_chunk":
         return values["frames"]
-    version = values["version"]
-    return getattr(_default_schedule(version) if field.name in _SCHEDULE else VERSIONS[version], field.name)
+    version = VERSIONS[values["version"]]
+    schedule = _own_schedule(version.name)
+    if field.name == "schedule":
+        return next(name for name, choice in SCHEDULES.items() if choice is type(schedule))
+    if field.name == "sigmas":
+        return tuple(float(f"{sigma:.4g}") for sigma in schedule(version.steps, do_append_zero=False).tolist())
+    if field.name == "steps":
+        return len(values["sigmas"]) if "sigmas" in values else version.steps
+    return getattr(schedule if hasattr(schedule, field.name) else version, field.name)
+
+
+def default_of(field: Field, version: str) -> Any:
+    """A field's value where nothing else is chosen; also of an option that the version's own choices do not have."""
+    return _default(field, {"version": version, "frames": VERSIONS[version].frames})
 
 
 @cache
-def _default_schedule(version: str) -> EDMDiscretization:
+def _own_schedule(version: str) -> Discretization:
     """The noise schedule that a version's YAML names."""
+    return instantiate_from_config(_schedule_config(version))
+
+
+@cache
+def _schedule_config(version: str) -> dict[str, Any]:
     params = load_config(VERSIONS[version].config_path)["model"]["params"]["sampler_config"]["params"]
-    return instantiate_from_config(params["discretization_config"])
+    return params["discretization_config"]
 
 
 def takers(name: str) -> str:
@@ -294,14 +344,19 @@ def _refusal(name: str, values: Mapping[str, Any]) -> str:
     """The message for a field that the request does not have: who takes it, or that there is none of this name."""
     owners = [(chooser, owner) for field, chooser, owner in _fields_with_owners() if field.name == name]
     if not owners:
-        near = difflib.get_close_matches(name, all_fields(), n=3)
-        hint = f" Near it: {', '.join(near)}." if near else ""
-        return f"{name if len(name) < 80 else shown(name)} is not a setting of a video.{hint}"
+        return no_such_field(name)
     chooser, names = owners[0][0], _joined([owner for _, owner in owners])
     if chooser in values:
         return f"{name} does not belong to {chooser} {values[chooser]!r}, but to {names}."
     versions = _joined([owner for field, _, owner in _version_fields() if field.name == chooser])
     return f"{name} does not belong to version {values['version']!r}, but to {versions} with {chooser} {names}."
+
+
+def no_such_field(name: str) -> str:
+    """The message for a name that is no field's."""
+    near = difflib.get_close_matches(name, all_fields(), n=3)
+    hint = f" Near it: {', '.join(near)}." if near else ""
+    return f"{name if len(name) < 80 else shown(name)} is not a setting of a video.{hint}"
 
 
 def _joined(names: list[str]) -> str:

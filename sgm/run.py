@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sgm.conditioning.memo import Memo
 from sgm.engine import DiffusionEngine, copy_to
 from sgm.errors import UserError
 from sgm.fast.unet import FastUNet
@@ -75,7 +76,8 @@ class Run:
     runs out nevertheless, the smallest plan replaces it and the evaluation that failed is repeated. A part of the
     engine whose result overflows float16 runs again, and from then on, in a dtype of float32's range. `check` is called
     before each block of a network and each chunk of the decoder. Exceptions of `check` and `on_step` end the run and
-    reach the caller. Raises UserError for results that are not finite all the same.
+    reach the caller. memo: embeddings of the engine's earlier runs. Raises UserError for results that are not finite
+    all the same.
     """
 
     def __init__(
@@ -85,8 +87,11 @@ class Run:
         on_step: OnStep | None = None,
         check: Callable[[], None] | None = None,
         low_memory: bool = False,
+        memo: Memo | None = None,
     ) -> None:
-        self.engine, self.request = engine, request
+        if memo is not None and memo.engine is not engine:
+            raise ValueError("The memo is another engine's: make one for each.")
+        self.engine, self.request, self.memo = engine, request, memo
         self.on_step, self.check = on_step or _ignore, check or _ignore
         self.estimate: Tensor  # the latest estimate of the middle frame's clean latents (c, h, w)
         # A part of the engine that is offloaded or overflows, the copy's dtype if another, and its copy on the device.
@@ -113,7 +118,7 @@ class Run:
         inputs = {key: value.to(self.engine.device) for key, value in batch.items() if key in keys}
 
         def embed(conditioner: Any) -> tuple[Condition, Condition]:
-            return conditioner.get_unconditional_conditioning(inputs, check=self.check)
+            return conditioner.get_unconditional_conditioning(inputs, check=self.check, memo=self.memo)
 
         c, uc = self._with_part("conditioner", embed, lambda pair: all(_finite(*cond.values()) for cond in pair))
         return self._per_frame(c), self._per_frame(uc)

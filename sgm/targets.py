@@ -54,6 +54,7 @@ TARGETS: dict[str, str] = {
             "SpatiotemporalPredictionGuider",
         )
     },
+    **{_GUIDANCE + name: _GUIDANCE + name for name in ("IntervalGuider", "APGGuider")},
     **{
         f"sgm.modules.diffusionmodules.sampling.{name}": _SAMPLING + name
         for name in (
@@ -65,8 +66,23 @@ TARGETS: dict[str, str] = {
             "LinearMultistepSampler",
         )
     },
-    "sgm.diffusion.sampling.LCMSampler": _SAMPLING + "LCMSampler",
-    "sgm.diffusion.discretization.ConsistencyDiscretization": _DISCRETIZATION + "ConsistencyDiscretization",
+    **{
+        _SAMPLING + name: _SAMPLING + name
+        for name in (
+            "LCMSampler",
+            "DPM2Sampler",
+            "DPM2AncestralSampler",
+            "DPMPPSDESampler",
+            "DPMPP2MSDESampler",
+            "DPMPP3MSDESampler",
+            "UniPCSampler",
+            "RestartSampler",
+        )
+    },
+    **{
+        _DISCRETIZATION + name: _DISCRETIZATION + name
+        for name in ("AlignYourStepsDiscretization", "ConsistencyDiscretization", "CustomDiscretization")
+    },
     "sgm.modules.diffusionmodules.loss.StandardDiffusionLoss": _LOSS + "StandardDiffusionLoss",
     "sgm.modules.diffusionmodules.loss_weighting.EDMWeighting": _LOSS + "EDMWeighting",
     "sgm.modules.diffusionmodules.loss_weighting.VWeighting": _LOSS + "VWeighting",

@@ -19,7 +19,18 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, VERSIONS, Clip, UserError, VideoRequest, __version__, read_settings
+from sgm import (
+    CAMERA_MOVES,
+    GUIDERS,
+    SAMPLERS,
+    SCHEDULES,
+    VERSIONS,
+    Clip,
+    UserError,
+    VideoRequest,
+    __version__,
+    read_settings,
+)
 from sgm.cli import cli
 from sgm.config import instantiate_from_config, load_config
 from sgm.paths import write_new
@@ -64,7 +75,10 @@ def test_help_answers_at_once() -> None:
         done = subprocess.run([sys.executable, "-m", "sgm.cli", "--help"], capture_output=True, text=True)
         taken.append(time.perf_counter() - start)
         assert done.returncode == 0
-        assert all(name in done.stdout for name in ("sample", "models", "download", "convert", "app", "train"))
+        assert all(
+            name in done.stdout
+            for name in ("sample", "score", "repeat", "models", "download", "convert", "app", "train")
+        )
     assert min(taken) < 1.0
 
 
@@ -94,7 +108,7 @@ def test_says_its_version(args: list[str]) -> None:
         (["sample", "PICTURE", "--dtype", "int8"], "--dtype"),
         (["sample", "PICTURE", "--version", "sv3d_p", "--orbit", "spiral"], "dynamic"),
         (["sample", "PICTURE", "--elevation", "60"], "elevation does not belong to version 'svd_tiny', but to sv3d_p."),
-        (["sample", "PICTURE", "--eta", "1"], "but to euler_ancestral and dpmpp_2s_ancestral"),
+        (["sample", "PICTURE", "--eta", "1"], "but to euler_ancestral, dpm_2_ancestral, dpmpp_"),
         (["sample", "PICTURE", "--turntable"], "needs an orbit"),
         (["sample", "PICTURE", "--orbit-plot", "orbit.png"], "needs an SV3D version"),
         (["sample", "PICTURE", "--steps"], "'--steps' requires an argument"),
@@ -109,6 +123,9 @@ def test_says_its_version(args: list[str]) -> None:
         (["convert", "PICTURE", ""], "An empty path is given"),
         (["convert", "PICTURE", "new", "--to", "gguf"], "diffusers"),
         (["download", "svd", "--to", " "], "An empty path is given"),
+        (["score", ""], "An empty path is given"),
+        (["score", "clip.mp4", "--csv="], "An empty path is given"),
+        (["repeat", ""], "An empty path is given"),
         (["recipe", ""], "An empty path is given"),
         (["recipe", "PICTURE", "--as", "json"], "--as"),
         (["app", "--port", "0"], "--port"),
@@ -174,6 +191,7 @@ def test_models_lists_versions_what_is_installed_and_names(tmp_path: Path, monke
     assert "svd_xt.safetensors is empty; get the file again." in done.stdout
     assert "ready" in rows["svd_tiny"]
     assert rows["samplers:"].split()[1:] == ", ".join(SAMPLERS).split()
+    assert rows["schedules:"].split()[1:] == ", ".join(SCHEDULES).split()
     assert rows["guiders:"].split()[1:] == ", ".join(GUIDERS).split()
     assert rows["cameras:"].split()[1:] == ", ".join(CAMERA_MOVES).split()
     for version in VERSIONS.values():

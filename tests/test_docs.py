@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sgm import GUIDERS, SAMPLERS, VERSIONS, __version__
+from sgm import GUIDERS, SAMPLERS, SCHEDULES, SCORES, VERSIONS, __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -40,7 +40,7 @@ def test_every_page_of_docs_is_linked_from_the_readme() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "names"), [("README.md", VERSIONS), ("docs/research-settings.md", {**SAMPLERS, **GUIDERS})]
+    ("page", "names"), [("README.md", VERSIONS), ("docs/research-settings.md", {**SAMPLERS, **GUIDERS, **SCHEDULES})]
 )
 def test_tables_name_all_there_are(page: str, names: dict[str, object]) -> None:
     rows = re.findall(r"^\| `(\w+)`", (ROOT / page).read_text("utf-8"), re.M)
@@ -50,6 +50,12 @@ def test_tables_name_all_there_are(page: str, names: dict[str, object]) -> None:
 def test_the_recipes_page_is_what_the_table_of_fields_says() -> None:
     text = (ROOT / "docs" / "recipe.md").read_text("utf-8")
     assert runpy.run_path(str(ROOT / "docs" / "recipe.py"))["page"](text) == text, "Run python docs/recipe.py."
+
+
+def test_the_page_of_scores_says_what_their_table_does() -> None:
+    rows = re.findall(r"^\| `.*", (ROOT / "docs" / "scores.md").read_text("utf-8"), re.M)
+    cells = [[f"`{name}`", s.title, s.unit, s.better, s.meaning] for name, s in SCORES.items()]
+    assert [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows] == cells
 
 
 def test_the_versions_of_the_program_agree() -> None:

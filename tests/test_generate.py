@@ -433,6 +433,26 @@ def test_curves_tell_what_will_run() -> None:
         VideoRequest(sigma_min=5, sigma_max=5)
 
 
+def test_a_clip_takes_the_evaluations_and_steps_that_are_said_before(
+    tiny: DiffusionEngine, kitten: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, steps, denoiser = [], [], tiny.denoiser
+    monkeypatch.setattr(tiny, "denoiser", lambda network, x, sigma: rows.append(len(x)) or denoiser(network, x, sigma))
+    chosen = {"steps": 4, "sampler": "restart", "restart_steps": 2, "guider": "interval", "max_guidance": 2}
+    request = VideoRequest(**{**SMALL, **chosen})
+    generate(tiny, request, kitten, lambda p: steps.append((p.step, p.total)) if p.phase == "sample" else None)
+    assert [len(rows), rows.count(2 * request.frames)] == [request.evaluations, request.guided_evaluations]
+    assert 0 < request.guided_evaluations < request.evaluations == 7 + 2 * 2 * 2
+    assert steps == [(i, 10) for i in range(1, 11)]  # two restarts: up, and two steps down
+
+
+def test_what_a_guider_remembers_ends_with_its_clip(tiny: DiffusionEngine, kitten: Image.Image) -> None:
+    options = {"guider": "apg", "max_guidance": 4, "apg_norm": 2, "steps": 3}
+    first, again, other = (make(tiny, kitten, **options, apg_momentum=beta).frames for beta in (-0.5, -0.5, 0.0))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
 SIXTEEN = [
     {"height": 64, "width": 96, "motion_bucket": 20 + 30 * i, "seed": i, "frames": 2 + i % 3, "steps": 1 + i % 4}
     | ({"sampler": "heun_edm", "width": 64} if i % 5 == 0 else {})

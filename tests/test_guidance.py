@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from sgm import VideoRequest
+from sgm.diffusion.adaptive_guiders import APGGuider, IntervalGuider
 from sgm.diffusion.discretization import EDMDiscretization
 from sgm.diffusion.guidance import (
     GUIDERS,
@@ -64,9 +67,9 @@ def test_an_unknown_way_to_fuse_is_refused() -> None:
 
 
 def build(name: str, low: float, high: float, frames: int) -> Guider:
-    """A guider with these scales, as far as it has them."""
-    scales = {"min_guidance": low, "max_guidance": high}
-    options = {key: scales[field.name] for key, field in GUIDERS[name].options.items() if field.name in scales}
+    """A guider with these scales, as far as it has them; APG as plain guidance."""
+    values = {"min_guidance": low, "max_guidance": high, "apg_eta": 1, "apg_norm": 0, "apg_momentum": 0}
+    options = {key: values[field.name] for key, field in GUIDERS[name].options.items() if field.name in values}
     return GUIDERS[name].of(frames, **options)
 
 
@@ -116,9 +119,51 @@ def test_guidance_of_one_evaluates_the_conditional_batch_alone(name: str) -> Non
     assert evaluations(name, 1.0, 1.0) == [(4, 1.0)] * 3
 
 
-@pytest.mark.parametrize("name", sorted(set(GUIDERS) - {"identity", "trapezoid"}))
+@pytest.mark.parametrize("name", sorted(set(GUIDERS) - {"identity", "trapezoid", "interval"}))
 def test_guidance_evaluates_both(name: str) -> None:
     assert evaluations(name, 1.0, 2.0) == [(8, 0.5)] * 3
+
+
+def test_guidance_in_an_interval_evaluates_both_there_alone() -> None:
+    assert [round(sigma, 2) for sigma in EDMDiscretization()(3).tolist()] == [80, 2.52, 0, 0]
+    assert evaluations("interval", 1.0, 2.0) == [(4, 1.0), (8, 0.5), (4, 1.0)]
+    guider = IntervalGuider(2.0, 4, sigma_min=0.5, sigma_max=3.0)
+    assert [guider.guides(torch.tensor(sigma)) for sigma in (3.1, 3.0, 0.6, 0.5)] == [False, True, True, False]
+    request = VideoRequest("svd", guider="interval", sampler="heun_edm", steps=9)
+    inside = sum(0.28 < sigma <= 5.42 for sigma in request.levels)
+    assert (request.evaluations, request.guided_evaluations) == (17, inside)
+    assert 0 < inside < 9
+    assert VideoRequest("svd", steps=9).guided_evaluations == 9
+    assert VideoRequest("svd", steps=9, guider="identity").guided_evaluations == 0
+
+
+def apg_of_the_paper(
+    x_u: np.ndarray, x_c: np.ndarray, scale: float, eta: float, r: float, beta: float, sums: list[np.ndarray]
+) -> np.ndarray:
+    """Sadat et al. 2024, algorithm 1, for one frame: momentum, then the threshold, then the projection."""
+    sums.append(x_c - x_u + (beta * sums[-1] if sums else 0))
+    update = sums[-1] * min(1, r / np.sqrt((sums[-1] ** 2).sum()))
+    unit = x_c / np.sqrt((x_c**2).sum())
+    parallel = (update * unit).sum() * unit
+    return x_c + (scale - 1) * (update - parallel + eta * parallel)
+
+
+@pytest.mark.parametrize(("eta", "r", "beta"), [(0.0, 15.0, -0.5), (0.3, 2.0, 0.7), (0.0, 1e3, 0.0)])
+def test_apg_is_the_papers(eta: float, r: float, beta: float) -> None:
+    """Over three evaluations, of frames with a scale each, and again in another run."""
+    generator = torch.Generator().manual_seed(0)
+    estimates = torch.randn(3, 8, 4, 5, 5, generator=generator, dtype=torch.float64)
+    guider = APGGuider(3.0, 4, 1.5, eta=eta, norm_threshold=r, momentum=beta)
+    like = estimates[0, :4]
+    for _ in range(2):
+        given = iter(estimates)
+        denoise = guided(lambda cond, given=given: lambda x, sigma: next(given), guider, {"x": like}, {"x": like}, like)
+        out = [denoise(like, torch.tensor(1.0)).numpy() for _ in estimates]
+        for frame, scale in enumerate([1.5, 2.0, 2.5, 3.0]):
+            sums: list[np.ndarray] = []
+            for i, both in enumerate(estimates.numpy()):
+                wanted = apg_of_the_paper(both[frame], both[frame + 4], scale, eta, r, beta, sums)
+                np.testing.assert_allclose(out[i][frame], wanted, rtol=1e-10)
 
 
 def test_guidance_of_one_changes_nothing() -> None:

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from sgm import (
     GUIDERS,
     RECIPE_TEXTS,
     SAMPLERS,
+    SCHEDULES,
     VERSIONS,
     Field,
     UserError,
@@ -357,7 +357,8 @@ def adding(base: Any, field: Field, **parameters: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("chooser", "registry", "base"), [("sampler", SAMPLERS, "euler_edm"), ("guider", GUIDERS, "linear")]
+    ("chooser", "registry", "base"),
+    [("sampler", SAMPLERS, "euler_edm"), ("guider", GUIDERS, "linear"), ("schedule", SCHEDULES, "edm")],
 )
 def test_one_that_is_added_is_on_the_command_line_and_in_the_recipe(
     chooser: str, registry: dict[str, Any], base: str, made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
@@ -376,5 +377,4 @@ def test_one_that_is_added_is_on_the_command_line_and_in_the_recipe(
     refused = sgm("sample", made[0], "--strength-of-mine", "1")
     assert f"strength_of_mine does not belong to {chooser} '{base}', but to mine" in refused.stderr
     assert "must be a number from 0 to 2" in sgm("sample", *args[:-4], "--strength-of-mine", "3").stderr
-    wanted: Callable[[], Any] = request.build_sampler if chooser == "sampler" else request.build_guider
-    assert wanted().seen == 1.25
+    assert getattr(request, f"build_{chooser}")().seen == 1.25

@@ -18,12 +18,15 @@ from sgm import (
     FITS,
     GUIDERS,
     SAMPLERS,
+    SCHEDULES,
     VERSIONS,
     Field,
     Progress,
     UserError,
     VideoRequest,
     all_fields,
+    curves,
+    schedule_curves,
 )
 from sgm.diffusion.guidance import LinearPredictionGuider
 from sgm.diffusion.sampling import EulerEDMSampler
@@ -79,6 +82,7 @@ def test_settings_come_back_the_same_through_json(request_: VideoRequest) -> Non
         ("version", VERSIONS),
         ("sampler", SAMPLERS),
         ("guider", GUIDERS),
+        ("schedule", SCHEDULES),
         ("camera", CAMERA_MOVES),
         ("fit", FITS),
     ],
@@ -200,15 +204,39 @@ def test_none_is_no_value(version: str) -> None:
         ({"elevation": 60}, "elevation does not belong to version 'svd_tiny', but to sv3d_p."),
         ({"version": "svd", "camera": "pan_left"}, "camera does not belong to version 'svd', but to svd_tiny."),
         ({"azimuths": [1]}, "azimuths does not belong to version 'svd_tiny', but to sv3d_p with orbit list."),
-        ({"eta": 1}, "eta does not belong to sampler 'euler_edm', but to euler_ancestral and dpmpp_2s_ancestral."),
+        ({"eta": 1}, "eta does not belong to sampler 'euler_edm', but to euler_ancestral, dpm_2_ancestral, dpmpp_"),
         ({"guider": "linear", "edge_perc": 0.2}, "edge_perc does not belong to guider 'linear', but to trapezoid."),
         ({"image_frame_ratio": 0.5}, "image_frame_ratio does not belong to fit 'crop', but to object."),
         ({"version": "sv3d_u", "motion_bucket": 1}, "motion_bucket does not belong to version 'sv3d_u', but to svd_"),
         ({"stepps": 3}, "stepps is not a setting of a video. Near it: steps"),
         ({"guider": "spatiotemporal", "num_views": 3}, "num_views must divide the number of frames, 14; got 3"),
         ({"guider": "triangle", "period": []}, "period must be one number or more; got none"),
-        ({"version": "svd_xt_lcm", "steps": 41}, "This model was distilled on 40 sigmas; 41 steps were asked for."),
+        (
+            {"version": "svd_xt_lcm", "steps": 41},
+            "This schedule is of a model distilled on 40 sigmas; 41 ",
+        ),
         ({"sigma_min": 3, "sigma_max": 3}, "sigma_max must exceed sigma_min; got 3.0 and 3.0."),
+        ({"schedule": "ays", "sigma_max": 3}, "sigma_max does not belong to schedule 'ays', but to edm and consis"),
+        ({"sampler": "restart", "restart_min": 2}, "restart_max must exceed restart_min; got 2.0 and 2.0."),
+        (
+            {"guider": "interval", "guidance_sigma_min": 9},
+            "guidance_sigma_max must exceed guidance_sigma_min; got",
+        ),
+        ({"sigmas": [3, 2]}, "sigmas does not belong to schedule 'edm', but to custom."),
+        ({"schedule": "custom", "sigmas": []}, "sigmas must be 1 to 1000 numbers, as in 80, 12.5, 0.3; got 0."),
+        (
+            {"schedule": "custom", "sigmas": [3, 3, 1]},
+            "sigmas must fall from one to the next and stay above 0; number 2,",
+        ),
+        (
+            {"schedule": "custom", "sigmas": [3, 0, 0]},
+            "sigmas must fall from one to the next and stay above 0; number 2 ",
+        ),
+        ({"schedule": "custom", "sigmas": [3, -1]}, "sigmas must be numbers from 0 to 10000; number 2 is -1."),
+        (
+            {"schedule": "custom", "sigmas": [3, 1], "steps": 6},
+            "steps must be 2, since sigmas has as many numbers; got 6.",
+        ),
     ],
 )
 def test_what_is_not_taken_is_refused_and_who_takes_it_is_said(choices: dict[str, Any], said: str) -> None:
@@ -218,12 +246,17 @@ def test_what_is_not_taken_is_refused_and_who_takes_it_is_said(choices: dict[str
 
 
 def test_every_option_of_every_sampler_guider_and_fit_can_be_set() -> None:
-    for chooser, registry in {"sampler": SAMPLERS, "guider": GUIDERS, "fit": FITS}.items():
+    others = {
+        "num_views": 7,
+        "restart_min": 1.5,
+        "sigma_min": 1.5,
+        "guidance_sigma_min": 1.5,
+    }  # as high as the other options allow
+    for chooser, registry in {"sampler": SAMPLERS, "guider": GUIDERS, "schedule": SCHEDULES, "fit": FITS}.items():
         for name, choice in registry.items():
             for field in choice.options.values():
-                high = "multiply" if field.choices else (0.5,) if field.kind is tuple else field.kind(field.high)
-                if field.name == "num_views":
-                    high = 7
+                high = (0.5,) if field.kind is tuple else others.get(field.name, field.high)
+                high = list(field.choices())[-1] if field.choices else field.kind(high)
                 chosen = {"max_guidance": 100, field.name: high} if field.name == "min_guidance" else {field.name: high}
                 request = VideoRequest("svd", **{chooser: name}, **chosen)
                 assert getattr(request, field.name) == high
@@ -287,6 +320,36 @@ def test_sigmas_that_do_not_fall_are_refused_for_no_sampler_can_step_along_them(
             assert VideoRequest(version, steps=steps).steps == steps
 
 
+def test_a_list_of_sigmas_says_how_many_steps_there_are() -> None:
+    own = VideoRequest("svd", steps=30).replace(schedule="custom", sigmas=[700, 54.5, 0.002, 0])
+    assert (own.steps, own.sigmas, own.evaluations) == (3, (700.0, 54.5, 0.002), 3)
+    assert own.choices() == {"schedule": "custom", "sigmas": own.sigmas}
+    assert own.replace(sigmas=[9, 3]).steps == 2
+    assert own.replace(schedule="ays") == VideoRequest("svd", schedule="ays")
+    assert own == VideoRequest(**own.settings()) == eval(repr(own))
+    for version in VERSIONS:  # starts as the version's own
+        request = VideoRequest(version, schedule="custom")
+        assert request.steps == VideoRequest(version).steps
+        assert request.sigmas == pytest.approx(curves(VideoRequest(version))[0], rel=5e-4)
+
+
+def test_a_recipe_of_before_schedules_means_what_it_did() -> None:
+    for version in ("svd", "svd_xt_lcm"):
+        settings = VideoRequest(version, sigma_max=300, rho=3, steps=5).settings()
+        schedule = settings.pop("schedule")
+        assert VideoRequest(**settings) == VideoRequest(version, schedule=schedule, sigma_max=300, rho=3, steps=5)
+        assert schedule == ("consistency" if version == "svd_xt_lcm" else "edm")
+
+
+def test_schedules_are_laid_beside_each_other() -> None:
+    for own in ("edm", "custom", "ays"):
+        drawn = schedule_curves(VideoRequest("svd", schedule=own))
+        assert next(iter(drawn)) == own
+        assert drawn.keys() == {own, "edm", "ays", "legacy_ddpm", "consistency"}
+        assert {len(sigmas) for sigmas in drawn.values()} == {25}
+    assert "consistency" not in schedule_curves(VideoRequest("svd", steps=41))
+
+
 def test_a_choice_that_follows_a_default_follows_the_new_one() -> None:
     request = VideoRequest("svd", sampler="euler_ancestral", eta=0.5, s_noise=0.9, seed=3)
     other = request.replace(sampler="euler_edm", frames=10)
@@ -322,7 +385,6 @@ class Halving(EulerEDMSampler):
     """A sampler with an option of its own."""
 
     title = "Halving"
-    evaluations = 3
     options: ClassVar = {"strength": Field("strength", float, "Strength", "How much.", 0, 2, default=0.5)}
 
     def __init__(self, strength: float = 0.5, **kwargs: Any) -> None:

@@ -22,7 +22,6 @@ from sgm.weights import load_weights
 from tests.small_model import made_up
 
 pytest.importorskip("lightning", reason="training needs lightning: python -m pip install -e '.[train]'")
-pytest.importorskip("cv2", reason="training needs OpenCV: python -m pip install -e '.[train]'")
 
 from sgm.training import run
 from sgm.training.data import FolderClips, PictureClips

@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from sgm import Field, Version, VideoRequest, all_fields
+from sgm import Field, Version, VideoRequest, all_fields, default_of
 
 # Fields with a default for each version, but one value for all versions once it is set.
 FOLLOWING = ("motion_bucket",)
@@ -110,7 +110,7 @@ def draw(
         else:
             st.text_input(field.label, value, key=key, help=about)
     elif slider and field.usual:
-        _draw_slider(field, key, value, about)
+        _draw_slider(field, key, value, about, disabled)
     else:
         integer = field.kind is int
         step = version.multiple if field.unit == "pixels" else field.step or (1 if integer else 0.01)
@@ -134,7 +134,7 @@ def draw(
         )
 
 
-def _draw_slider(field: Field, key: str, value: Any, about: str) -> None:
+def _draw_slider(field: Field, key: str, value: Any, about: str, disabled: bool) -> None:
     usual = field.usual or (field.low, field.high)
     shown = (field.low, field.high) if st.session_state.get("whole_ranges") else usual
     # The widened range never shrinks: the handle would jump while it is dragged.
@@ -153,6 +153,7 @@ def _draw_slider(field: Field, key: str, value: Any, about: str) -> None:
         about,
         on_change=None if field.kind is int else _round_to_step,
         args=(key, step),
+        disabled=disabled,
     )
     if not usual[0] <= value <= usual[1]:
         st.caption(f":material/warning: Outside the usual range, {usual[0]:g} to {usual[1]:g}.")
@@ -173,18 +174,12 @@ def _titles(field: Field) -> Mapping[str, str]:
 def _help_text(field: Field, version: Version) -> str:
     if field.default is not None or field.name in _EMPTY:
         return field.help
-    return f"{field.help} {version.title} starts with {field.title(_initial(field, version))}."
+    return f"{field.help} {version.title} starts with {field.title(default_of(field, version.name))}."
 
 
 def _initial(field: Field, version: Version) -> Any:
     """A widget's initial value: the field's default."""
-    if field.default is not None:
-        return field.text(field.default) if field.kind is tuple else field.default
     if field.name in _EMPTY:
         return None
-    return getattr(_defaults(version.name), field.name, getattr(version, field.name, None))
-
-
-@cache
-def _defaults(version: str) -> VideoRequest:
-    return VideoRequest(version)
+    value = default_of(field, version.name)
+    return field.text(value) if field.kind is tuple else value

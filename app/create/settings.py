@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 
 import streamlit as st
@@ -14,7 +14,7 @@ from streamlit.errors import StreamlitAPIException
 from app.create.charts import show_curves
 from app.create.fields import FOLLOWING, base_fields, draw, options_of, put, set_all, set_value, value_of, with_options
 from app.create.orbit import choose_orbit, show_orbit, without_effect
-from sgm import VERSIONS, Field, Version, VideoRequest, all_fields, best_version, version_status
+from sgm import VERSIONS, Field, UserError, Version, VideoRequest, all_fields, best_version, version_status
 
 _FIRST = ("camera", "orbit", "motion_bucket", "elevation", "fps", "steps", "seed")
 _WITH_PICTURE = ("fit",)
@@ -75,7 +75,7 @@ def choose_settings(version: Version) -> VideoRequest:
     with left:
         draw(fields["fps"], version, slider=True)
     with right:
-        draw(fields["steps"], version, slider=True)
+        draw(fields["steps"], version, slider=True, disabled=_follow_list(version))
     left, right = st.columns(2, vertical_alignment="bottom")
     with left:
         draw(fields["seed"], version, disabled=bool(st.session_state.get("new_seed")))
@@ -184,10 +184,23 @@ def _is_undrawn(key: str) -> bool:
     return True
 
 
+def _follow_list(version: Version) -> bool:
+    """Whether a list of sigmas says how many steps there are; then these are set to its length."""
+    fields = {field.name: field for field in with_options(base_fields(version.name).values(), version)}
+    if "sigmas" not in fields:
+        return False
+    with suppress(UserError):  # which is said where the list stands
+        sigmas = value_of(fields["sigmas"], version)
+        set_value(fields["steps"], version, max(1, len(sigmas) - (sigmas[-1:] == (0.0,))))
+    return True
+
+
 def _request(version: Version) -> VideoRequest:
     values = {
         field.name: value_of(field, version) for field in with_options(base_fields(version.name).values(), version)
     }
+    if "sigmas" in values:
+        del values["steps"]
     return VideoRequest(version.name, **{name: value for name, value in values.items() if value is not None})
 
 

@@ -1,10 +1,11 @@
-"""Estimates of how long jobs take and how much time is left: a phase takes `a + b * work` seconds.
+"""Estimates of how long jobs take and how much time is left.
 
-Both are measured figures of ours, scaled to the latest finished jobs of a version, those of about the same size first.
+The library's typical figures, scaled to the latest finished jobs of a version, those of about the same size first.
 """
 
 from __future__ import annotations
 
+import functools
 import heapq
 import math
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from app.jobs.record import Job
-from sgm import SAMPLERS, Progress, VideoRequest
+from sgm import Progress, VideoRequest, typical_seconds
+
+_Typical = dict[str, tuple[float, float]]  # of `typical_seconds`
 
 
 class Phase(NamedTuple):
@@ -32,44 +35,11 @@ PHASES = {  # in their order
     "save": Phase("Saving", "Stopped while saving."),
 }
 
-# Device and model -> phase -> (a, b): of one core of a processor, and of an H100. Sampling: (a, b) of one evaluation.
-_TINY_CPU = {
-    "load": (1.0, 0.0),
-    "encode": (0.15, 1.1e-6),
-    "sample": (0.04, 1.06e-6),
-    "decode": (0.02, 3.3e-6),
-    "save": (0.02, 2.2e-7),
-}
-_SVD_GPU = {
-    "load": (8.0, 0.0),
-    "encode": (0.15, 1e-7),
-    "sample": (0.045, 1.12e-8),
-    "decode": (0.03, 3.3e-8),
-    "save": (0.1, 1.5e-7),
-}
-_MEASURED = {
-    ("cpu", "svd_tiny"): _TINY_CPU,
-    ("cpu", "svd"): {phase: (30 * a, 15 * b) for phase, (a, b) in _TINY_CPU.items()},
-    ("cuda", "svd_tiny"): {phase: (a, b / 10) for phase, (a, b) in _SVD_GPU.items()},
-    ("cuda", "svd"): _SVD_GPU,
-}
 _LATEST = 8  # finished jobs of a version that an estimate is based on, beside
 _ALIKE, _LOOKED_AT = 3, 64  # as many of the same work among so many before them: drafts do not push them out
-_STIFFNESS = 0.3  # how firmly `a` and `b` keep the proportion of the measured figures; a job of the same work weighs 1
+_STIFFNESS = 0.3  # how firmly the two parts of a phase keep the typical proportion; a job of the same work weighs 1
 _SAME = 0.1  # how far two works may differ to be of one kind, as a power of two
 _LEAST_LEFT = 0.03  # share of an expected phase that is left while it takes longer than that
-
-
-def work(request: VideoRequest, phase: str) -> tuple[float, float]:
-    """What `a` and `b` of a phase are multiplied by."""
-    pixels = float(request.height * request.width)
-    if phase == "sample":
-        evaluations = float(SAMPLERS[request.sampler].evaluations * request.steps)
-        guidance = 2 if request.build_guider().needs_uc else 1
-        return evaluations, evaluations * guidance * pixels * request.frames
-    if phase == "encode" and "camera" not in request.options:
-        return 1.0, pixels
-    return 1.0, pixels * request.frames
 
 
 def expected(newest_first: Iterable[Job], request: VideoRequest, device: str, cores: int = 1) -> dict[str, float]:
@@ -87,37 +57,37 @@ def expected(newest_first: Iterable[Job], request: VideoRequest, device: str, co
             _LOOKED_AT,
         )
     )
-    asked = work(request, "sample")[1]
-    alike = (job for job in finished[_LATEST:] if abs(math.log2(work(job.request, "sample")[1] / asked)) < _SAME)
+    typical = functools.partial(typical_seconds, device=device, cores=cores)
+    asked = typical(request)
+    alike = (job for job in finished[_LATEST:] if _is_alike(asked["sample"][1], typical(job.request)["sample"][1]))
     finished = [*finished[:_LATEST], *islice(alike, _ALIKE)]
-    model = "svd_tiny" if request.version == "svd_tiny" else "svd"
-    figures = _MEASURED["cuda" if device == "cuda" else "cpu", model]
-    speed = 1.0 if device == "cuda" else min(cores, 8) ** -0.6
-    return {phase: _seconds(phase, finished, request, speed * a, speed * b) for phase, (a, b) in figures.items()}
+    known = [(job, typical(job.request)) for job in finished]
+    return {phase: _seconds(phase, known, np.array(parts)) for phase, parts in asked.items()}
 
 
-def _seconds(phase: str, finished: Sequence[Job], request: VideoRequest, a: float, b: float) -> float:
+def _is_alike(one: float, other: float) -> bool:
+    """Whether two works are of one kind."""
+    return abs(math.log2(one / other)) < _SAME
+
+
+def _seconds(phase: str, finished: Sequence[tuple[Job, _Typical]], asked: np.ndarray) -> float:
     """Seconds of a phase: the mean of the latest jobs of this work or, without any, the line through the others.
 
-    The line is that of least squares of relative errors, with weights that fall with distance in work and with age.
+    finished: jobs, and what is typical of them. asked: the two parts that are typical of what is asked for. The line is
+    that of least squares of relative errors, with weights that fall with distance in work and with age.
     """
-
-    def parts(of: VideoRequest) -> np.ndarray:
-        fixed, growing = work(of, phase)
-        return np.array([a * fixed, b * growing])
-
-    asked, same, rows = parts(request), [], [np.array([_STIFFNESS, -_STIFFNESS, 0.0])]
-    for job in finished:
+    same, rows = [], [np.array([_STIFFNESS, -_STIFFNESS, 0.0])]
+    for job, typical in finished:
         if (took := job.phases.get(phase, 0.0)) > 1e-6:
-            of = parts(job.request)
-            distance = math.log2(of.sum() / asked.sum())
-            if abs(distance) < _SAME:
+            of = np.array(typical[phase])
+            if _is_alike(of.sum(), asked.sum()):
                 same.append(took * asked.sum() / of.sum())
+            distance = math.log2(of.sum() / asked.sum())
             rows.append((0.9 ** len(rows) / (1 + distance**2)) ** 0.5 * np.append(of / took, 1.0))
     if same:
         return float(np.mean(same[:3]))
     if len(rows) == 1:  # never yet, or this way of making clips has no such phase
-        return float(asked.sum()) if phase == "load" or not any(job.phases for job in finished) else 0.0
+        return float(asked.sum()) if phase == "load" or not any(job.phases for job, _ in finished) else 0.0
     table = np.stack(rows)
     scales = np.linalg.lstsq(table[:, :2], table[:, 2], rcond=None)[0]
     if scales.min() < 0:  # too few to tell the two apart

@@ -1,4 +1,4 @@
-"""The command line: `sgm sample`, `recipe`, `models`, `download`, `convert`, `app` and `train`.
+"""The command line: `sgm sample`, `score`, `repeat`, `recipe`, `models`, `download`, `convert`, `app` and `train`.
 
 Every command imports its libraries when it runs, so that `sgm --help` is fast. Exit codes: 0, success; 1, failure; 2,
 wrong usage; 130, stopped by Ctrl-C. Results go to stdout, everything else to stderr.
@@ -16,7 +16,10 @@ from sgm import __version__
 from sgm.cli.console import Commands
 from sgm.cli.page import app
 from sgm.cli.recipe import recipe
+from sgm.cli.repeat import repeat
 from sgm.cli.sample import SampleCommand, sample
+from sgm.cli.score import ScoreCommand, score
+from sgm.cli.sweep import sweep
 from sgm.cli.train import train
 from sgm.cli.weights import convert, download, models
 from sgm.process import run_and_exit
@@ -49,8 +52,10 @@ def _prepare(
             stream.reconfigure(errors="backslashreplace")
 
 
-cli.command(cls=SampleCommand)(sample)
-for command in (recipe, models, download, convert, app, train):
+for command in (sample, sweep):
+    cli.command(cls=SampleCommand)(command)
+cli.command(cls=ScoreCommand)(score)
+for command in (repeat, recipe, models, download, convert, app, train):
     cli.command()(command)
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgm.cli.console import echo_result, echo_stderr, progress_bar
+from sgm.cli.console import echo_result, echo_stderr, progress_bar, show_step
 from sgm.errors import UserError
 from sgm.paths import check_writable, exists, write_new
 from sgm.process import reuse_freed_memory
@@ -24,7 +24,22 @@ if TYPE_CHECKING:
 _LONGEST_NAME = 255  # bytes, of most file systems
 _LONGEST_STEM = 200  # bytes of a picture's name that its video's name keeps
 _ROOM = len("-turntable-9999.webp")  # bytes for what may follow the stem
-_BYTES_PER_PIXEL = 0.15  # of a usual video
+BYTES_PER_PIXEL = 0.15  # of a usual video
+
+
+def plain_stem(stem: str, limit: int) -> str:
+    """A name for a file after a picture's: at most `limit` bytes, without control characters."""
+    return "".join(char if char.isprintable() else "_" for char in stem).encode()[:limit].decode(errors="ignore")
+
+
+def tell_failure(error: Exception, name: str, alone: bool = False) -> None:
+    """Print why a clip was not made; raise the error where no other can be made, or where it is the only one."""
+    cause = error.__cause__ if isinstance(error, UserError) else error
+    full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+    if full or (alone and not isinstance(error, UserError)):
+        raise error
+    message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    echo_stderr(f"Error: {message if name in message else f'{name}: {message}'}")
 
 
 class Batch:
@@ -48,7 +63,7 @@ class Batch:
     def check_places(self, sources: list[Source]) -> None:
         """Raise UserError where the videos cannot be written: the place, its free space, the names."""
         height, width = self.request.size
-        size = len(sources) * self.request.frames * height * width * _BYTES_PER_PIXEL
+        size = len(sources) * self.request.frames * height * width * BYTES_PER_PIXEL
         check_writable(self.out.parent if self.to_file else self.out, int(size))
         for stem, _ in sources:
             target = self._target(stem)
@@ -69,7 +84,7 @@ class Batch:
             try:
                 image, shown = self._open(source, name)
             except Exception as error:
-                self._tell(error, name, alone=len(sources) == 1)
+                tell_failure(error, name, alone=len(sources) == 1)
                 yield False
                 continue
             with progress_bar() as show:
@@ -81,7 +96,7 @@ class Batch:
                 try:
                     self._make(engine, image, shown, self._target(stem), show)
                 except Exception as error:
-                    self._tell(error, name, alone=len(sources) == 1)
+                    tell_failure(error, name, alone=len(sources) == 1)
                     yield False
                     continue
             yield True
@@ -91,9 +106,7 @@ class Batch:
         if self.to_file:
             return self.out
         tail = f"-{self.request.version}-{self.request.seed}"
-        plain = "".join(char if char.isprintable() else "_" for char in stem).encode()
-        short = plain[: min(_LONGEST_STEM, _LONGEST_NAME - _ROOM - len(tail))].decode(errors="ignore")
-        return self.out / f"{short}{tail}.mp4"
+        return self.out / f"{plain_stem(stem, min(_LONGEST_STEM, _LONGEST_NAME - _ROOM - len(tail)))}{tail}.mp4"
 
     def _open(self, source: Path | Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
         """Open a picture and print how it is fitted. For a fit of "object", also remove its background.
@@ -116,7 +129,8 @@ class Batch:
         from sgm import differences, generate, write_video
 
         with reuse_freed_memory():
-            clip = generate(engine, self.request, image, partial(self._follow, show), low_memory=self.low_memory)
+            follow = partial(show_step, show, self.notes)
+            clip = generate(engine, self.request, image, follow, low_memory=self.low_memory)
         for sentence in differences(self.settings or {}, clip.settings):
             echo_stderr(sentence)
         written = write_new(target, partial(write_video, frames=clip.frames, fps=clip.fps, settings=clip.settings))
@@ -134,20 +148,3 @@ class Batch:
         of_clip = {"frames": clip.frames, "fps": clip.fps, "elevations": elevations, "azimuths": azimuths}
         loop = write_new(written.with_name(f"{written.stem}-turntable.webp"), partial(write_turntable, **of_clip))
         echo_stderr(f"Turntable: {loop}")
-
-    @staticmethod
-    def _tell(error: Exception, name: str, alone: bool) -> None:
-        """Print why a picture has no video; raise the error where no other picture can have one, or is asked for."""
-        cause = error.__cause__ if isinstance(error, UserError) else error
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
-        if full or (alone and not isinstance(error, UserError)):
-            raise error
-        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        echo_stderr(f"Error: {message if name in message else f'{name}: {message}'}")
-
-    def _follow(self, show: Any, progress: Any) -> None:
-        """Show a generation's progress, and each note on memory once."""
-        if progress.note and progress.note not in self.notes:
-            self.notes.add(progress.note)
-            echo_stderr(progress.note)
-        show(f"{progress.phase} {progress.step}/{progress.total}", progress.fraction)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 import typer.core
 
 from sgm.errors import UserError, printable
 from sgm.paths import user_path
+
+if TYPE_CHECKING:
+    from sgm import Progress
 
 
 def _named_path(text: str) -> Path:
@@ -87,14 +91,47 @@ class Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
 
 
+def duration(seconds: float) -> str:
+    """A time for people, about as exact as an estimate: "8 s", "12 min", "2 h 30 min"."""
+    if seconds < 60:
+        return f"{max(1, math.ceil(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest} min" if rest and hours < 10 else f"{hours} h"
+
+
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, float], None]]:
-    """A progress bar on stderr; yields the function that updates it: (phase, share that is done, 0 to 1)."""
+def progress_bar() -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr; yields the function that updates it: (phase, share that is done, 0 to 1, left).
+
+    left: seconds, where they are known better than by the bar's speed.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Left(TimeRemainingColumn):
+        def render(self, task: Task) -> Text:
+            left = task.fields["left"]
+            return super().render(task) if left is None else Text(f"{duration(left)} left", "progress.remaining")
 
     console = Console(stderr=True)
-    columns = TextColumn("{task.description:<13}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    bar_width = max(8, min(40, console.width - 44))  # beside the longest texts
+    columns = TextColumn("{task.description:<13}"), BarColumn(bar_width), TaskProgressColumn(), Left()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda phase, share: bar.update(task, description=phase, completed=share)
+        task = bar.add_task("", total=1.0, left=None)
+
+        def show(phase: str, share: float, left: float | None = None) -> None:
+            bar.update(task, description=phase, completed=share, left=left)
+
+        yield show
+
+
+def show_step(show: Callable[[str, float], None], notes: set[str], progress: Progress) -> None:
+    """Show a generation's progress on a bar, and print each note on memory that is not among `notes` yet."""
+    if progress.note and progress.note not in notes:
+        notes.add(progress.note)
+        echo_stderr(progress.note)
+    show(f"{progress.phase} {progress.step}/{progress.total}", progress.fraction)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from sgm.cli.console import echo_result, path_argument
+from sgm.paths import is_file
 from sgm.process import importing_torch
 
 
@@ -25,3 +26,9 @@ def recipe(
     settings = read_recipe(clip)
     request_of(settings)  # raises UserError for invalid values
     echo_result(RECIPE_TEXTS[form](settings).rstrip("\n"))
+
+
+def stored_picture(clip: Path) -> Path | None:
+    """The page's copy of the picture that a clip was made of, where the clip lies in a job's folder."""
+    stored = clip.with_name("input.png")
+    return stored if is_file(stored) and is_file(clip.with_name("job.json")) else None

@@ -5,15 +5,17 @@ from __future__ import annotations
 import difflib
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 
 from sgm.cli.batch import Batch
 from sgm.cli.console import echo_stderr, errors_as_sentences, path_argument, path_option
+from sgm.cli.options import BackgroundModel, Base, Checkpoint, Device, Dtype, LowMemory, ModelVersion, Recipe
+from sgm.cli.recipe import stored_picture
 from sgm.errors import UserError
-from sgm.paths import check_writable, exists, is_file, is_folder, write_new
+from sgm.paths import check_writable, exists, is_folder, write_new
 from sgm.process import importing_torch
 from sgm.versions import DEFAULT_VERSION
 
@@ -93,27 +95,19 @@ def sample(
         Path | None,
         path_argument("A picture, or a folder of pictures: each becomes a video.", show_default=False),
     ] = None,
-    version: Annotated[
-        str | None, typer.Option(help=f"Model version; `sgm models` lists them. Unless given, {DEFAULT_VERSION}.")
-    ] = None,
-    recipe: Annotated[
-        Path | None, path_option("Settings to start from: a video that was made here, or a YAML.")
-    ] = None,
+    version: ModelVersion = None,
+    recipe: Recipe = None,
     out: Annotated[
         Path, path_option("A folder, or a name ending in .mp4. A taken name gets -2, -3, ... at its end.")
     ] = Path("outputs"),
-    background_model: Annotated[str, typer.Option(help="rembg's model that removes the background, SV3D.")] = "u2net",
+    background_model: BackgroundModel = "u2net",
     turntable: Annotated[bool, typer.Option("--turntable", help="Also write the orbit as an endless .webp.")] = False,
     orbit_plot: Annotated[Path | None, path_option("Write a picture of the orbit there, a .png.")] = None,
-    low_memory: Annotated[
-        bool, typer.Option("--low-memory", help="Take as little of the GPU's memory as can be; a bit slower.")
-    ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Unless given, the fastest.")] = None,
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="Unless given, what suits the device.")
-    ] = None,
-    checkpoint: Annotated[Path | None, path_option("Other weights: a file or a diffusers folder.")] = None,
-    base: Annotated[Path | None, path_option("What a checkpoint of the network alone is laid over.")] = None,
+    low_memory: LowMemory = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    checkpoint: Checkpoint = None,
+    base: Base = None,
 ) -> None:
     """Turn a picture, or each picture of a folder, into a video. Prints the path of each video.
 
@@ -122,18 +116,20 @@ def sample(
     """
     from sgm import check_weights, choose_device, load_engine, video_encoder
 
-    choices: dict[str, Any] = ctx.meta["fields"]
     with errors_as_sentences(code=2):
         if picture is None and recipe is None:
             raise UserError("Missing argument 'PICTURE': give a picture, or a folder of pictures.")
         batch = picture is not None and is_folder(picture)
         to_file = _is_file_name(out, batch)
-        request, settings = _request(version, choices, recipe)
+        start, settings = starting_point(recipe)
+        request = start.replace(**chosen(version, ctx.meta["fields"]))
         if turntable and not request.family.orbits:
             raise UserError(f"--turntable needs an orbit, which {request.version} does not make: take an SV3D version.")
         if orbit_plot and not (request.family.orbits and orbit_plot.suffix.lower() == ".png"):
             raise UserError(f"--orbit-plot {orbit_plot} needs an SV3D version and a name ending in .png.")
-        kind = dtype or _dtype_of_recipe(settings, choose_device(device))
+        for note in request.notes:
+            echo_stderr(note)
+        kind = dtype or dtype_of_recipe(settings, choose_device(device))
         sources = _sources(picture, recipe, request)
     # What can be known before the work, in the order of its cost.
     work = Batch(request, out, to_file, background_model, turntable, low_memory, settings)
@@ -155,29 +151,32 @@ def sample(
 def _sources(picture: Path | None, recipe: Path | None, request: VideoRequest) -> list[Source]:
     """The pictures, each with the name that its video gets."""
     if picture is not None:
-        return [(path.stem, path) for path in _pictures(picture)]
+        return [(path.stem, path) for path in pictures_of(picture)]
     assert recipe is not None
     return [(recipe.stem, _picture_of_recipe(recipe, request))]
 
 
-def _request(
-    version: str | None, choices: dict[str, Any], recipe: Path | None
-) -> tuple[VideoRequest, dict[str, Any] | None]:
-    """The request, and the recipe's settings where it starts from one."""
+def starting_point(recipe: Path | None) -> tuple[VideoRequest, dict[str, Any] | None]:
+    """The request whose values options replace, and the recipe's settings where it is a recipe's."""
     with importing_torch():
         from sgm import VideoRequest, read_recipe, request_of
 
+    if recipe is None:
+        return VideoRequest(DEFAULT_VERSION), None
+    settings = read_recipe(recipe)
+    return request_of(settings), settings
+
+
+def chosen(version: str | None, choices: dict[str, Any]) -> dict[str, Any]:
+    """What options say: the values of fields, and the version if it is given."""
     if "orbit" not in choices and ("elevations" in choices or "azimuths" in choices):
         choices = {**choices, "orbit": "list"}
-    if recipe is None:
-        return VideoRequest(DEFAULT_VERSION if version is None else version, **choices), None
-    settings = read_recipe(recipe)
-    if version is not None:
-        choices = {**choices, "version": version}
-    return request_of(settings).replace(**choices), settings
+    if "schedule" not in choices and "sigmas" in choices:
+        choices = {**choices, "schedule": "custom"}
+    return choices if version is None else {**choices, "version": version}
 
 
-def _dtype_of_recipe(settings: dict[str, Any] | None, device: torch.device) -> str | None:
+def dtype_of_recipe(settings: dict[str, Any] | None, device: torch.device) -> str | None:
     """The dtype of a recipe, if it was made on the same type of device."""
     from sgm.recipe import made_by
 
@@ -197,8 +196,7 @@ def _picture_of_recipe(recipe: Path, request: VideoRequest) -> Image.Image:
 
     if recipe_text(recipe) is not None:
         raise UserError(f"{recipe} holds settings, but no picture: give one, as in sgm sample PICTURE --recipe …")
-    stored = recipe.with_name("input.png")
-    if is_file(stored) and is_file(recipe.with_name("job.json")):
+    if stored := stored_picture(recipe):
         return open_picture(stored, keep_alpha=request.fit == "object")
     with open_video(recipe) as video:
         frame, which = input_frame(video, request_of(video.settings or {}))  # as made, without what is changed now
@@ -208,7 +206,7 @@ def _picture_of_recipe(recipe: Path, request: VideoRequest) -> Image.Image:
     return Image.fromarray(frame)
 
 
-def _pictures(source: Path) -> list[Path]:
+def pictures_of(source: Path) -> list[Path]:
     """The picture itself, or the pictures of a folder by name; what is left out of it is said."""
     if not is_folder(source):
         return [source]

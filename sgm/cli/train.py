@@ -40,11 +40,10 @@ def train(
         for override in overrides:
             if override.startswith("="):
                 raise UserError(f"{override!r} is no override: write it as key.subkey=value.")
-    for package in ("lightning", "cv2"):
-        if find_spec(package) is None:
-            raise UserError(
-                f'Training needs {package}, which is not installed: run `python -m pip install -e ".[train]"` first.'
-            )
+    if find_spec("lightning") is None:
+        raise UserError(
+            'Training needs lightning, which is not installed: run `python -m pip install -e ".[train]"` first.'
+        )
     from sgm.training.schema import read_training_config
 
     with errors_as_sentences(code=2):

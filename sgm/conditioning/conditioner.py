@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgm.conditioning.memo import Memo
 from sgm.config import instantiate_from_config
 
 # Rank of an embedding -> the network's input for it; input -> dimension along which embeddings are concatenated.
@@ -48,13 +49,15 @@ class GeneralConditioner(nn.Module):
         batch_uc: Mapping[str, Tensor] | None = None,
         force_uc_zero_embeddings: Iterable[str] = ("cond_frames", "cond_frames_without_noise"),
         check: Callable[[], None] | None = None,
+        memo: Memo | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Condition and unconditional condition for classifier-free guidance, without random dropping.
 
-        check: called before each block of the embedders; an exception that it raises ends the work.
+        check: called before each block of the embedders; an exception that it raises ends the work. memo: embeddings
+        of earlier clips.
         """
-        c = self._embed(batch_c, check=check)
-        uc = c if batch_uc is None else self._embed(batch_uc, check=check)
+        c = self._embed(batch_c, check=check, memo=memo)
+        uc = c if batch_uc is None else self._embed(batch_uc, check=check, memo=memo)
         return self._join(c), self._join(uc, force_uc_zero_embeddings)
 
     def _embed(
@@ -63,6 +66,7 @@ class GeneralConditioner(nn.Module):
         embedded: Mapping[str, Tensor] = MappingProxyType({}),
         drop: bool = False,
         check: Callable[[], None] | None = None,
+        memo: Memo | None = None,
     ) -> list[tuple[str, Tensor]]:
         embeddings = []
         chance: Tensor | None = None  # one draw for all embedders: those of equal rates are dropped together
@@ -70,7 +74,7 @@ class GeneralConditioner(nn.Module):
             if key in embedded:
                 embedding = embedded[key]
             elif key in batch:
-                embedding = embedder(batch[key], check)
+                embedding = memo.embed(key, embedder, batch[key], check) if memo else embedder(batch[key], check)
             else:
                 raise KeyError(f"The conditioner needs '{key}'; the batch has {', '.join(sorted(batch))}.")
             if drop and rate > 0:

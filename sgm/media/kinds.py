@@ -23,14 +23,15 @@ class Kind(NamedTuple):
 
 UNKNOWN = Kind("", "a file of an unknown kind")
 HEIC, TIFF = Kind("picture", "a HEIC picture"), Kind("picture", "a TIFF picture")
+GIF, WEBP = Kind("picture", "a GIF picture"), Kind("picture", "a WebP picture")
 CAMERA_RAW, _SOUND = Kind("", "a camera's raw picture"), Kind("", "a sound file")
 _HEAD = 4096  # bytes that are looked at
 # How files of a kind start, as a regular expression in which a dot is any byte; the first that matches counts.
 _STARTS: tuple[tuple[bytes, Kind], ...] = (
     (rb"\xff\xd8\xff", Kind("picture", "a JPEG picture")),
     (rb"\x89PNG\r\n\x1a\n", Kind("picture", "a PNG picture")),
-    (rb"GIF8[79]a", Kind("picture", "a GIF picture")),
-    (rb"RIFF....WEBP", Kind("picture", "a WebP picture")),
+    (rb"GIF8[79]a", GIF),
+    (rb"RIFF....WEBP", WEBP),
     (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", Kind("picture", "a BMP picture")),
     (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", Kind("picture", "a JPEG 2000 picture")),
     (rb"P[1-6]\s", Kind("picture", "a PPM picture")),

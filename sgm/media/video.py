@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import av
 import av.error
@@ -34,21 +34,37 @@ _ENCODERS: dict[str, dict[str, str]] = {
     "h264_mf": {"rate_control": "quality", "quality": "90"},
 }
 _BITS_PER_PIXEL = 0.5  # of the encoders that know no constant quality
+_QUICK = {"preset": "veryfast"}  # half of the time, a fifth more bytes
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: float, settings: dict[str, Any] | None = None) -> Path:
+class Frames(Protocol):
+    """A clip's frames as they are written: an array, or what makes them one after the other, with an array's shape."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    def __iter__(self) -> Iterator[np.ndarray]: ...
+
+
+def write_video(
+    path: str | Path, frames: Frames, fps: float, settings: dict[str, Any] | None = None, quick: bool = False
+) -> Path:
     """Write `frames` (T, H, W, 3), uint8 RGB, as an H.264 mp4 of exactly T frames at `fps` frames a second.
 
     H.264 in its widely playable form takes even sizes only: an odd side is made even by repeating its last row or
     column. `settings` (anything JSON can hold) go into the file's comment; `read_settings` gives them back. The parent
-    folder is made. The file appears only when it is complete and replaces one of the same name.
+    folder is made. The file appears only when it is complete and replaces one of the same name. quick: in half of the
+    time, for a fifth more bytes.
     Raises UserError if the name does not end in .mp4 or the place cannot be written, ValueError for bad frames or fps.
     """
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise UserError(f"The video's name is {path.name!r}, but must end in .mp4.")
     rate, comment = _checked(frames, fps, settings)
-    write_whole(path, lambda temporary: _encode(str(temporary), frames, rate, comment))
+    write_whole(path, lambda temporary: _encode(str(temporary), frames, rate, comment, quick=quick))
     return path
 
 
@@ -80,14 +96,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise UserError(f"{path} cannot be written ({reason}): make room there or choose another place.") from error
 
 
-def encode_video(frames: np.ndarray, fps: float, settings: dict[str, Any] | None = None) -> bytes:
+def encode_video(frames: Frames, fps: float, settings: dict[str, Any] | None = None) -> bytes:
     """What `write_video` writes, without a disk; the index stands last. Raises ValueError for bad frames or fps."""
     file = io.BytesIO()
     _encode(file, frames, *_checked(frames, fps, settings))
     return file.getvalue()
 
 
-def _checked(frames: np.ndarray, fps: float, settings: dict[str, Any] | None) -> tuple[Fraction, str | None]:
+def _checked(frames: Frames, fps: float, settings: dict[str, Any] | None) -> tuple[Fraction, str | None]:
     """The rate, and the comment that holds the settings."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise ValueError(f"Frames must be uint8 of shape (T, H, W, 3), not {frames.dtype} of shape {frames.shape}.")
@@ -114,7 +130,9 @@ def video_encoder() -> str:
     )
 
 
-def _encode(file: str | BinaryIO, frames: np.ndarray, rate: Fraction, comment: str | None, encoder: str = "") -> None:
+def _encode(
+    file: str | BinaryIO, frames: Frames, rate: Fraction, comment: str | None, encoder: str = "", quick: bool = False
+) -> None:
     encoder = encoder or video_encoder()
     # The clock of the whole file ticks a thousandth of a second unless told; then the last frame would come out short.
     options = {"movie_timescale": str(1000 * rate.numerator)}
@@ -123,7 +141,9 @@ def _encode(file: str | BinaryIO, frames: np.ndarray, rate: Fraction, comment: s
     with av.open(file, "w", format="mp4", options=options) as container:
         if comment is not None:
             container.metadata["comment"] = comment
-        stream = container.add_stream(encoder, rate=rate, options=dict(_ENCODERS[encoder]))
+        stream = container.add_stream(
+            encoder, rate=rate, options=_ENCODERS[encoder] | (_QUICK if quick and encoder == "libx264" else {})
+        )
         height, width = frames.shape[1:3]
         stream.height, stream.width = height + height % 2, width + width % 2
         if not _ENCODERS[encoder]:

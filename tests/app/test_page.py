@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -572,19 +573,38 @@ def test_charts_follow_the_fields_before_anything_runs(stage: Stage) -> None:
     page.session_state["research"] = True
     ok(page.run())
 
-    def points() -> list[list[float]]:
+    def charts() -> list[dict[str, list[float]]]:
+        """The lines of each chart, by name."""
         tables = [pyarrow.ipc.open_stream(chart.proto.data.data).read_all() for chart in page.get("vega_lite_chart")]
-        return [table["value"].to_pylist() for table in tables]
+        lines = [zip(table["line"].to_pylist(), table["value"].to_pylist(), strict=True) for table in tables]
+        return [{name: [v for _, v in group] for name, group in groupby(chart, lambda row: row[0])} for chart in lines]
 
-    sigmas, scales = points()
+    levels, scales = charts()
+    sigmas = levels["EDM"]
     assert (len(sigmas), sigmas[0], sigmas[-1]) == (6, pytest.approx(80, rel=1e-4), pytest.approx(0.002))
-    assert scales == [1.0] * 14
+    assert (levels["Align Your Steps"][0], len(levels["Consistency"]), "List of your own" in levels) == (700, 6, False)
+    assert scales == {"": [1.0] * 14}
     ok(page.slider(key="steps:svd_tiny").set_value(5).run())
     ok(page.number_input(key="sigma_max:svd_tiny").set_value(50.0).run())
     ok(page.number_input(key="max_guidance:svd_tiny").set_value(3.0).run())
-    sigmas, scales = points()
-    assert (len(sigmas), sigmas[0]) == (5, pytest.approx(50, rel=1e-4))
-    assert (scales[0], scales[-1]) == (1.0, 3.0)
+    levels, scales = charts()
+    assert (len(levels["EDM"]), levels["EDM"][0]) == (5, pytest.approx(50, rel=1e-4))
+    assert (scales[""][0], scales[""][-1]) == (1.0, 3.0)
+
+    ok(page.selectbox(key="guider:svd_tiny").set_value("interval").run())
+    assert charts()[2][""] == [1.0, 1.0, 3.0, 1.0, 1.0]  # at 50, 11.3, 1.7, 0.13 and 0.002
+    ok(page.selectbox(key="schedule:svd_tiny").set_value("ays").run())
+    assert "This schedule starts from sigma 700, SVD tiny's own from 80," in said(page)
+    ok(page.selectbox(key="schedule:svd_tiny").set_value("custom").run())
+    sigmas = page.text_input(key="sigmas:svd_tiny")
+    assert sigmas.value == "80, 24.41, 5.839, 0.9654, 0.08509, 0.002"
+    ok(sigmas.set_value("80 9 1 0.1").run())
+    steps = page.slider(key="steps:svd_tiny")
+    assert (steps.value, steps.disabled, charts()[0]["List of your own"]) == (4, True, [80, 9, 1, 0.1])
+    assert {len(line) for line in charts()[0].values()} == {4}
+    assert "steps" not in page.query_params
+    ok(sigmas.set_value("80 90").run())
+    assert "sigmas must fall from one to the next and stay above 0; number 2, 90, follows 80." in page.error[0].value
     assert jobs.table().jobs() == []
 
 

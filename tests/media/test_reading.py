@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sgm import UserError, encode_video, open_video, read_frames, read_settings, write_frames, write_video
+from sgm import EXPORTS, UserError, encode_video, open_video, read_frames, read_settings, write_frames, write_video
 from sgm.media import reading
 from tests.media.damage import damaged
 
@@ -131,6 +131,26 @@ def test_what_is_no_video_is_told(tmp_path: Path) -> None:
         read_frames(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["GIF", "WebP"])
+def test_an_animation_is_a_clip_within_the_same_bounds(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    grey = np.repeat(np.arange(0, 240, 40, dtype=np.uint8), 64 * 64 * 3).reshape(6, 64, 64, 3)
+    frames, fps = read_frames(EXPORTS[kind][2](grey, 8))
+    assert fps == pytest.approx(8, rel=0.01)
+    np.testing.assert_allclose(frames, grey, atol=2)
+    with pytest.raises(UserError, match="a picture of a single frame: give a video"):
+        read_frames(EXPORTS[kind][2](grey[:1], 8))
+    content = EXPORTS[kind][2](grey, 8)
+    for name, limit, said in (
+        ("MAX_FRAMES", 5, "more frames than the 5 that"),
+        ("MAX_DECODED", 40_000, "and 4 of them are more"),
+        ("MAX_FRAME_PIXELS", 4000, "frames of 64×64 pixels"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(reading, name, limit)
+            with pytest.raises(UserError, match=said):
+                read_frames(content)
+
+
 def test_a_size_that_changes_within_is_said() -> None:
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as container:
@@ -172,6 +192,7 @@ def test_what_is_there_of_a_clip_that_is_cut_short_is_read_and_said(
 def test_two_hundred_damaged_clips_are_read_or_said(tmp_path: Path) -> None:
     small = FRAMES[:4, :32, :32]
     sources = [encode_video(small, 7, {"a": 1}), write_frames(tmp_path / "f.mkv", small, 7).read_bytes()]
+    sources += [EXPORTS[kind][2](small, 7) for kind in ("GIF", "WebP")]
     outcomes = set()
     for content in damaged(sources, 200):
         for read in (read_settings, read_frames):

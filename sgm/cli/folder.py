@@ -1,0 +1,158 @@
+"""A sweep's folder: where each cell's clip lies, which are there already, and the table of all."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgm.cli.batch import plain_stem
+from sgm.errors import UserError, printable
+from sgm.paths import exists, is_file, refusals_explained, replacing
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sgm import Axis, Cell
+
+CLIPS, TABLE = "clips", "sweep.csv"
+_LONGEST_NAME, _LONGEST_STEM = 180, 80  # bytes: of a clip's name without its suffix, of the picture's part of it
+_MEASURES = ("file", "seconds", "evaluations")
+
+
+class Pictures:
+    """The pictures of a sweep, opened when they are needed; the latest one stays open."""
+
+    def __init__(self, background_model: str) -> None:
+        self._background_model = background_model
+        self._latest: tuple[Path, bool, Image.Image] | None = None
+
+    def of(self, cell: Cell) -> Image.Image:
+        """A cell's picture; for a fit of "object" without its background. Raises PictureError."""
+        from sgm import open_picture
+
+        assert isinstance(cell.picture, Path)
+        request, cut = cell.request, cell.request.fit == "object"
+        if self._latest is None or self._latest[:2] != (cell.picture, cut):
+            image = open_picture(cell.picture, keep_alpha=cut)
+            if cut:
+                image = request.family.prepare(image, request, self._background_model).image
+            self._latest = cell.picture, cut, image
+        return self._latest[2]
+
+
+class SweepFolder:
+    """The clips of a sweep below `clips/`, and `sweep.csv`.
+
+    Raises UserError for a folder that holds another sweep, or files of these names that no sweep made.
+    """
+
+    def __init__(self, out: Path, axes: Sequence[Axis], files: Iterable[Path], pictures: Pictures) -> None:
+        self.out, self._pictures = out, pictures
+        self._axes = {axis.name: axis for axis in axes}
+        self._columns = ["picture", *self._axes, *_MEASURES]
+        self._stems = _stems(files)
+        self._rows: dict[Cell, dict[str, Any]] = {}
+        self._known = self._read()
+
+    def _read(self) -> dict[str, str]:
+        """File -> seconds, by the table as it was left."""
+        table = self.out / TABLE
+        if not exists(table):
+            if other := next((path for path in (self.grid(0, ".mp4"), self.grid(0, ".png")) if exists(path)), None):
+                raise UserError(f"{other} is there, but no {TABLE} beside it: choose another folder, it would be lost.")
+            return {}
+        with refusals_explained(table), table.open(newline="", encoding="utf-8", errors="replace") as file:
+            reader = csv.DictReader(file)
+            if (reader.fieldnames or [])[: len(self._columns)] != self._columns:
+                raise UserError(f"{self.out} holds another sweep, as {table} says: choose another folder.")
+            return {row["file"]: row["seconds"] or "" for row in reader}
+
+    def grid(self, page: int, suffix: str) -> Path:
+        """The name of a page of the grid, from 0."""
+        return self.out / f"grid{f'-{page + 1}' if page else ''}{suffix}"
+
+    def write_picture(self, page: int, picture: Image.Image) -> None:
+        """Write a page's picture. Raises UserError where it cannot be."""
+        path = self.grid(page, ".png")
+        with refusals_explained(path, "make room there or choose another place"), replacing(path) as temporary:
+            picture.save(temporary)
+
+    def find(self, cell: Cell, reference: bool = False) -> tuple[Path, dict[str, Any] | None]:
+        """Where a cell's clip lies, and its recipe; or where it is to be written, and None.
+
+        A clip counts as made if it is whole and its recipe is the cell's, with the picture as the model sees it. What
+        else has its name stays: the clip then gets -2, -3, ...
+        """
+        first = self.out / CLIPS / f"{self._stem(cell, reference)}.mp4"
+        for path in itertools.chain([first], (first.with_stem(f"{first.stem}-{n}") for n in itertools.count(2))):
+            with refusals_explained(path):
+                if not exists(path) or not path.stat().st_size:
+                    return path, None
+            settings, whole = self._recipe(path, cell) if is_file(path) else (None, False)
+            if settings is not None:
+                return path, settings if whole else None
+        raise AssertionError
+
+    def _stem(self, cell: Cell, reference: bool) -> str:
+        """The name of a cell's clip, such as "lake_steps=10_seed=1"; a hash stands for what makes it too long."""
+        assert isinstance(cell.picture, Path)
+        words = str(cell).replace(" ", "_").replace(",", "+")
+        stem = f"{'reference_' if reference else ''}{self._stems[cell.picture]}{words and '_'}{words}"
+        if len(stem.encode()) <= _LONGEST_NAME:
+            return stem
+        return f"{plain_stem(stem, _LONGEST_NAME - 9)}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
+
+    def _recipe(self, path: Path, cell: Cell) -> tuple[dict[str, Any] | None, bool]:
+        """The recipe of a clip if it is the cell's, else None, and whether the clip is whole."""
+        from sgm import hash_of, open_video, prepare_picture, request_of
+        from sgm.recipe import made_by
+
+        settings = None
+        try:
+            with open_video(path) as video:
+                found = video.settings or {}
+                if request_of(found) == cell.request:
+                    shown = prepare_picture(self._pictures.of(cell), cell.request)
+                    settings = found if made_by(found).get("picture") == hash_of(shown) else None
+                return settings, settings is not None and sum(1 for _ in video) == cell.request.frames
+        except UserError:
+            return settings, False
+
+    def add(self, cell: Cell, path: Path | None, seconds: float | None, error: str) -> None:
+        """Give a cell its row in the table. seconds: None for a clip that was made before, whose time is known."""
+        file = path.relative_to(self.out).as_posix() if path else ""
+        took = self._known.get(file, "") if seconds is None else f"{seconds:.2f}"
+        values = {name: axis.text(cell.values[name]) for name, axis in self._axes.items()}
+        measures = dict(zip(_MEASURES, (file, took, cell.request.evaluations), strict=True))
+        self._rows[cell] = {"picture": printable(cell.picture), **values, **measures, "error": error}
+
+    def add_scores(self, cell: Cell, scores: Mapping[str, float | None]) -> None:
+        """Add figures to a cell's row, by column."""
+        self._rows[cell] |= {name: "" if value is None else f"{value:.6g}" for name, value in scores.items()}
+
+    def write(self, order: Sequence[Cell]) -> None:
+        """Write the table, rows in that order, under a temporary name first. Raises UserError where it cannot be."""
+        rows = [self._rows[cell] for cell in order if cell in self._rows]
+        columns = dict.fromkeys(itertools.chain(self._columns, *rows))
+        names = [*(name for name in columns if name != "error"), "error"]
+        table = self.out / TABLE
+        with refusals_explained(table, "close it elsewhere, or make room there"), replacing(table) as temporary:
+            table.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, names)
+                writer.writeheader()
+                writer.writerows(rows)
+
+
+def _stems(files: Iterable[Path]) -> dict[Path, str]:
+    """A name for each picture, of its file's stem, with -2, -3, ... where several have the same."""
+    stems: dict[Path, str] = {}
+    for path in files:
+        plain = plain_stem(path.stem, _LONGEST_STEM)
+        names = itertools.chain([plain], (f"{plain}-{n}" for n in itertools.count(2)))
+        stems[path] = next(name for name in names if name not in stems.values())
+    return stems

@@ -1,0 +1,150 @@
+"""`sgm repeat`: a clip once more, by its own recipe, and whether it is the same."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from sgm.cli.console import (
+    echo_result,
+    echo_stderr,
+    errors_as_sentences,
+    path_argument,
+    path_option,
+    progress_bar,
+    show_step,
+)
+from sgm.cli.recipe import stored_picture
+from sgm.cli.sample import dtype_of_recipe
+from sgm.errors import UserError
+from sgm.paths import check_writable, exists, is_file, is_folder, write_new
+from sgm.process import importing_torch, reuse_freed_memory
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sgm import Clip, VideoRequest
+
+_IDENTICAL = "identical"
+_NO_CAUSE = "The recipe tells of no difference: another model of processor or card, or less memory, rounds otherwise."
+
+
+def repeat(
+    clip: Annotated[Path, path_argument("A video that was made here.")],
+    picture: Annotated[
+        Path | None, path_option("What it was made of; unless given, the page's copy beside it, if there is one.")
+    ] = None,
+    out: Annotated[Path | None, path_option("Keep the new video there, a name ending in .mp4.")] = None,
+    background_model: Annotated[str, typer.Option(help="rembg's model that removes the background, SV3D.")] = "u2net",
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Take as little of the GPU's memory as can be; a bit slower.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Unless given, the fastest.")] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="Unless given, the recipe's.")
+    ] = None,
+    checkpoint: Annotated[Path | None, path_option("Other weights: a file or a diffusers folder.")] = None,
+    base: Annotated[Path | None, path_option("What a checkpoint of the network alone is laid over.")] = None,
+) -> None:
+    """Make a clip again from its recipe, and say whether it is identical.
+
+    Prints "identical", or the largest difference of a pixel, then what differs between then and now. Exit codes: 0,
+    identical; 1, different; 2, it could not be made or compared. Nothing is written but --out.
+    """
+    with errors_as_sentences(code=2):
+        with importing_torch():
+            from sgm import check_weights, choose_device, differences, generate, load_engine, open_picture, write_video
+            from sgm.recipe import hash_of, made_by
+
+        settings, request = _recipe(clip)
+        source = picture or stored_picture(clip)
+        if source is None:
+            raise UserError(f"{clip} does not hold the picture that it was made of: give it with --picture.")
+        if out is not None:
+            _check_out(out)
+        image = open_picture(source, keep_alpha=request.fit == "object")
+        then, lossless = _frames_of(clip, request)
+        kind = dtype or dtype_of_recipe(settings, choose_device(device))
+        check_weights(request.version, checkpoint=checkpoint, base=base)
+        seen = request.family.prepare(image, request, background_model)
+        made_of = made_by(settings).get("picture")
+        if made_of and made_of != hash_of(seen.frame()):
+            echo_stderr(f"{source} is not the recipe's picture, or is cropped otherwise: the clip will differ.")
+        with progress_bar() as show, reuse_freed_memory():
+            follow = partial(show_step, show, set())
+            load = partial(load_engine, checkpoint=checkpoint, base=base, device=device, dtype=kind)
+            engine = load(request.version, on_progress=partial(show, "load"))
+            again = generate(engine, request, seen.image, follow, low_memory=low_memory)
+        verdict = _verdict(made_by(settings).get("frames"), then, lossless, again)
+        same = verdict.startswith(_IDENTICAL)
+        for sentence in (verdict, *(differences(settings, again.settings) or ([] if same else [_NO_CAUSE]))):
+            echo_result(sentence)
+        if out is not None:
+            write = partial(write_video, frames=again.frames, fps=again.fps, settings=again.settings)
+            echo_stderr(f"The new clip: {write_new(out, write)}")
+    raise typer.Exit(0 if same else 1)
+
+
+def _recipe(clip: Path) -> tuple[dict[str, Any], VideoRequest]:
+    """A clip's recipe and its request. Raises UserError for a YAML, too, which has no frames to compare with."""
+    from sgm import read_recipe, request_of
+    from sgm.recipe import recipe_text
+
+    if recipe_text(clip) is not None:
+        raise UserError(f"{clip} holds settings, but no frames to compare with: give a video that was made here.")
+    settings = read_recipe(clip)
+    return settings, request_of(settings)
+
+
+def _check_out(out: Path) -> None:
+    """Raise UserError for a name at which no video can be written."""
+    if out.suffix.lower() != ".mp4" or is_folder(out):
+        raise UserError(f"--out {out} must be a name ending in .mp4.")
+    check_writable(out.parent)
+    exists(out)
+
+
+def _frames_of(clip: Path, request: VideoRequest) -> tuple[np.ndarray, bool]:
+    """A clip's frames, of a film those of its last clip, and whether they are without loss, as the page keeps them."""
+    from sgm import read_frames
+
+    beside = clip.with_name("frames.mkv")
+    lossless = clip.name == "clip.mp4" and stored_picture(clip) is not None and is_file(beside)
+    frames = read_frames(beside if lossless else clip)[0][-request.frames :]
+    wanted = (request.frames, request.height, request.width, 3)
+    if frames.shape != wanted:
+        count, height, width, _ = frames.shape
+        raise UserError(
+            f"{clip} holds {count} × {width}×{height} pixels, its recipe makes {wanted[0]} × {wanted[2]}×{wanted[1]}: "
+            "it was cut or scaled since."
+        )
+    return frames, lossless
+
+
+def _verdict(known: str | None, then: np.ndarray, lossless: bool, again: Clip) -> str:
+    """Whether a clip has the frames of the recipe, or how far they are from `then`, the file's, uint8 (t, h, w, 3).
+
+    known: the recipe's hash of the frames, which decides where there is one. With frames of an MP4 the new ones are
+    compared after the same encoding.
+    """
+    import numpy as np
+
+    from sgm import encode_video, read_frames
+    from sgm.recipe import hash_of
+
+    if known == hash_of(again.frames):
+        return _IDENTICAL
+    now = again.frames if lossless else read_frames(encode_video(again.frames, again.fps))[0]
+    distance = np.abs(np.subtract(then, now, dtype=np.int16))
+    if not distance.any():
+        if lossless:
+            return _IDENTICAL
+        return "different, by less than the MP4 shows" if known else f"{_IDENTICAL}, as far as the MP4 shows"
+    frame = int(distance.max(axis=(1, 2, 3)).argmax())
+    return (
+        f"different: a pixel by up to {distance.max()} of 255 levels (frame {frame + 1} of {len(distance)}), "
+        f"{100 * np.mean(distance > 0):.2g}% of the values, by {distance.mean():.2g} in the mean"
+    )

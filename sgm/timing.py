@@ -1,0 +1,51 @@
+"""How long a clip takes, typically: measured figures of ours, for prices before anything has run."""
+
+from __future__ import annotations
+
+from sgm.request import VideoRequest
+
+# Device and model -> phase -> (a, b): of one core of a processor, and of an H100. Sampling: (a, b) of one evaluation.
+_TINY_CPU = {
+    "load": (1.0, 0.0),
+    "encode": (0.15, 1.1e-6),
+    "sample": (0.04, 1.06e-6),
+    "decode": (0.02, 3.3e-6),
+    "save": (0.02, 2.2e-7),
+}
+_SVD_GPU = {
+    "load": (8.0, 0.0),
+    "encode": (0.15, 1e-7),
+    "sample": (0.045, 1.12e-8),
+    "decode": (0.03, 3.3e-8),
+    "save": (0.1, 1.5e-7),
+}
+_MEASURED = {
+    ("cpu", "svd_tiny"): _TINY_CPU,
+    ("cpu", "svd"): {phase: (30 * a, 15 * b) for phase, (a, b) in _TINY_CPU.items()},
+    ("cuda", "svd_tiny"): {phase: (a, b / 10) for phase, (a, b) in _SVD_GPU.items()},
+    ("cuda", "svd"): _SVD_GPU,
+}
+
+
+def typical_seconds(request: VideoRequest, device: str, cores: int = 1) -> dict[str, tuple[float, float]]:
+    """Phase ("load", "encode", "sample", "decode", "save") of a clip -> seconds, in two parts: add them up.
+
+    The first part is the same for any size and length, the second one grows with pixels and frames; both grow with the
+    evaluations of the network. device: torch's type of device. cores: used by a clip on a processor.
+    """
+    model = "svd_tiny" if request.version == "svd_tiny" else "svd"
+    figures = _MEASURED["cuda" if device == "cuda" else "cpu", model]
+    speed = 1.0 if device == "cuda" else min(cores, 8) ** -0.6
+    works = {phase: _work(request, phase) for phase in figures}
+    return {phase: (speed * a * works[phase][0], speed * b * works[phase][1]) for phase, (a, b) in figures.items()}
+
+
+def _work(request: VideoRequest, phase: str) -> tuple[float, float]:
+    """What `a` and `b` of a phase are multiplied by."""
+    pixels = float(request.height * request.width)
+    if phase == "sample":
+        halves = request.evaluations + request.guided_evaluations
+        return float(request.evaluations), halves * pixels * request.frames
+    if phase == "encode" and "camera" not in request.options:
+        return 1.0, pixels
+    return 1.0, pixels * request.frames
