@@ -303,7 +303,7 @@ def test_a_picture_that_is_damaged_is_left_out_of_training_and_said(
 ) -> None:
     Image.new("RGB", (64, 64), (9, 99, 199)).save(tmp_path / "good.JFIF", "JPEG")
     (tmp_path / "half.jpg").write_bytes((tmp_path / "good.JFIF").read_bytes()[:400])
-    assert len(PictureClips(tmp_path, (64, 64), (96, 96)).pictures) == 1
+    assert len(PictureClips(tmp_path, (64, 64), (96, 96)).colour) == 1
     assert re.search(r"Left out.*half\.jpg is a JPEG picture, but damaged", caplog.text)
     (tmp_path / "good.JFIF").unlink()
     with pytest.raises(UserError, match=r"holds no pictures.*half\.jpg"):
