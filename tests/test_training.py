@@ -154,6 +154,35 @@ def test_the_video_network_alone_is_trained_on_the_autoencoders_latents(autoenco
     assert weights["model.diffusion_model.out.2.weight"].abs().sum() > 0  # zero before the first step
 
 
+def test_scenes_with_depth_are_learnt_but_for_what_nobody_has_seen(
+    data: list[str], video: Path, tmp_path: Path
+) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for picture in SAMPLES.glob("*.jpg"):
+        mask = np.zeros((60, 100), np.uint8)
+        mask[15:45, 30:60] = 255
+        Image.fromarray(mask).save(masks / f"{picture.stem}.png")
+    overrides = (f"init={video}", f"data.masks={masks}", "data.motion_bucket=[200,255]")
+    out = train("depth", *data, *overrides, f"out={tmp_path}", "train.fresh=3", "train.pool=3", "train.steps=1")
+    before, after = load_file(video), load_file(out)
+    assert any(not torch.equal(value, before[name]) for name, value in after.items())
+    assert all(value.isfinite().all() for value in after.values())
+
+
+def test_the_loss_leaves_out_what_is_not_known() -> None:
+    loss = instantiate_from_config(load_config(TRAINING / "svd_tiny_depth.yaml")["train"]["loss_config"])
+    known = torch.ones(2, 1, 4, 4)
+    known[..., 2:] = 0
+
+    def wrong(network: object, noised: torch.Tensor, *rest: object, **more: object) -> torch.Tensor:
+        return torch.where(known > 0, 0.0, 9.0).expand_as(noised)
+
+    x = torch.zeros(2, 3, 4, 4)
+    assert loss(None, wrong, {}, x, num_video_frames=2, known=known) == 0
+    assert loss(None, wrong, {}, x, num_video_frames=2) > 1
+
+
 def test_what_training_leaves_can_be_sampled_from(video: Path) -> None:
     engine = load_engine("svd_tiny", checkpoint=video, device="cpu")
     request = VideoRequest(frames=3, steps=2, height=64, width=64)
@@ -274,7 +303,7 @@ def test_a_picture_that_is_damaged_is_left_out_of_training_and_said(
 ) -> None:
     Image.new("RGB", (64, 64), (9, 99, 199)).save(tmp_path / "good.JFIF", "JPEG")
     (tmp_path / "half.jpg").write_bytes((tmp_path / "good.JFIF").read_bytes()[:400])
-    assert len(PictureClips(tmp_path, (64, 64), (96, 96)).pictures) == 1
+    assert len(PictureClips(tmp_path, (64, 64), (96, 96)).colour) == 1
     assert re.search(r"Left out.*half\.jpg is a JPEG picture, but damaged", caplog.text)
     (tmp_path / "good.JFIF").unlink()
     with pytest.raises(UserError, match=r"holds no pictures.*half\.jpg"):

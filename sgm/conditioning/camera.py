@@ -66,14 +66,20 @@ def direction(move: str, count: int = 1, generator: torch.Generator | None = Non
     return torch.cat([aim, turn], dim=1)
 
 
-def rays(moves: Tensor, base: Tensor) -> Tensor:
-    """Ray maps (n, 2, h, w) of camera positions (n, 6), as in `direction`. base: (2, h, w) from `identity_rays`."""
+def rays(moves: Tensor, base: Tensor, disparity: Tensor | float = 1.0) -> Tensor:
+    """Ray maps (n, 2, h, w) of camera positions (n, 6), as in `direction`. base: (2, h, w) from `identity_rays`.
+
+    disparity: of the point that each pixel shows, over that of the flat picture, the plane at which all moves are
+    measured: (n, h, w), or what broadcasts to it. A point at half of it is twice as far, and moves half as much.
+    Turning (roll, tilt) moves all points alike.
+    """
     tx, ty, zoom, roll, tilt_x, tilt_y = (value.view(-1, 1, 1) for value in moves.unbind(1))
     x, y = base
     depth = 1 + tilt_x * x + tilt_y * y
-    scale = torch.exp(-zoom) / depth.clamp(min=0.2)
+    left = torch.exp(-zoom)  # of the way to the flat picture
+    scale = (left + (1 - left) * (1 - disparity)).clamp(min=0.05) / depth.clamp(min=0.2)
     cos, sin = roll.cos() * scale, roll.sin() * scale
-    return torch.stack([cos * x - sin * y + tx, sin * x + cos * y + ty], dim=1)
+    return torch.stack([cos * x - sin * y + tx * disparity, sin * x + cos * y + ty * disparity], dim=1)
 
 
 def camera_path(

@@ -66,7 +66,7 @@ class EpsWeighting:
 
 
 class StandardDiffusionLoss:
-    """weight(sigma) * |D(x + sigma n; sigma) - x|^2, one sigma a clip; mean over everything."""
+    """weight(sigma) * |D(x + sigma n; sigma) - x|^2, one sigma a clip; mean over everything that is known."""
 
     def __init__(
         self, sigma_sampler_config: Mapping[str, Any], loss_weighting_config: Mapping[str, Any], **unused: Any
@@ -75,11 +75,20 @@ class StandardDiffusionLoss:
         self.weighting: Callable[[Tensor], Tensor] = instantiate_from_config(loss_weighting_config)
 
     def __call__(
-        self, network: Network, denoiser: Denoiser, cond: dict[str, Tensor], x: Tensor, num_video_frames: int = 1
+        self,
+        network: Network,
+        denoiser: Denoiser,
+        cond: dict[str, Tensor],
+        x: Tensor,
+        num_video_frames: int = 1,
+        known: Tensor | None = None,
     ) -> Tensor:
-        """x: clean latents (b t, c, h, w). Returns a scalar."""
+        """x: clean latents (b t, c, h, w). known: (b t, 1, h, w), 0 where x is not to be learnt. Returns a scalar."""
         clips = x.shape[0] // num_video_frames
         sigma = self.sigma_sampler(clips, device=x.device).repeat_interleave(num_video_frames)
         noised = x + sigma.view(-1, 1, 1, 1) * torch.randn_like(x)
         denoised = denoiser(network, noised, sigma, cond, num_video_frames=num_video_frames)
-        return (self.weighting(sigma) * (denoised - x).square().mean(dim=(1, 2, 3))).mean()
+        error = (denoised - x).square()
+        if known is not None:
+            error = error * (known / known.mean().clamp(min=1e-3))
+        return (self.weighting(sigma) * error.mean(dim=(1, 2, 3))).mean()

@@ -47,6 +47,14 @@ def cut_out(image: Image.Image, model: str = BACKGROUND_MODEL) -> Image.Image:
     return cutout.convert("RGBA")
 
 
+def saliency(image: Image.Image, model: str = BACKGROUND_MODEL) -> Image.Image:
+    """Where rembg's `model` sees the picture's object, 0 to 255, of the picture's size. See `cut_out`."""
+    with _torch_threads_kept():
+        with _fetching:
+            session = _session(model)
+        return session.predict(image.convert("RGB"))[0]
+
+
 def fetched_first(image: Image.Image, model: str = BACKGROUND_MODEL) -> str:
     """A sentence on the download that `cut_out` needs for this picture; "" where it needs none."""
     if _has_transparency(image) or _is_downloaded(model):

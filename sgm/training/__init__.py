@@ -99,7 +99,7 @@ def _check_places(config: Mapping[str, Any]) -> Path:
         )
     if config["init"] and not exists(config["init"]):
         raise UserError(f"There are no weights to start from at {config['init']}: set init, or null for none.")
-    for name in ("pictures", "clips"):
+    for name in ("pictures", "clips", "masks"):
         if config["data"][name] and not is_folder(config["data"][name]):
             raise UserError(f"There is no folder {config['data'][name]}: set data.{name} to a folder of your {name}.")
     perceptual = config["train"]["perceptual"]

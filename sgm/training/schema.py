@@ -84,6 +84,8 @@ _SETTINGS: dict[str, _Setting] = {
     "data.folder": _path(),
     "data.pictures": _path(),
     "data.clips": _path(),
+    "data.masks": _path(),
+    "data.composed": _number(0, 1, 0.25),
     "data.clips_share": _number(0, 1, 0.125),
     "data.canvas": _list(_whole(8, 16384).check, 2, (384, 640)),
     "data.height": _whole(8, 8192),

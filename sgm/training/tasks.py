@@ -55,6 +55,8 @@ class Task(lightning.LightningModule):
                 tuple(data["canvas"]),
                 data.get("holdout") or (),
                 tuple(data["motion_bucket"]),
+                data.get("masks"),
+                data.get("composed", 0.25),
             )
         if data.get("clips") and (self.pictures is None or data["clips_share"] > 0):
             self.clips = FolderClips(data["clips"], self.size)
@@ -321,6 +323,7 @@ class VideoTask(Task):
             "fps_id": clips.fps_id,
             "motion_bucket_id": clips.motion_bucket_id,
             "cond_aug": cond_aug,
+            "known": clips.known.to(torch.uint8),
         }
         return {**batch, "camera": torch.where(unknown, torch.nan, clips.rays)} if self.camera else batch
 
@@ -348,7 +351,7 @@ class VideoTask(Task):
         self.refill()
         chosen = torch.randint(len(self.pool["z"]), (self.train_config["batch"],), device=self.device)
         clips = {key: value[chosen] for key, value in self.pool.items()}
-        z = clips.pop("z").float()
+        z, known = clips.pop("z").float(), clips.pop("known").float()
         frames = z.shape[1]
         clips["cond_frames_without_noise"] = clips["cond_frames_without_noise"].float() / 127.5 - 1
         if self.camera:
@@ -357,7 +360,14 @@ class VideoTask(Task):
         cond = self.conditioner(clips, embedded={"cond_frames": latent})
         n = z.shape[0] * frames
         cond = {key: value.repeat_interleave(n // len(value), dim=0) for key, value in cond.items()}
-        loss = self.loss(self.engine.model, self.engine.denoiser, cond, z.flatten(0, 1), num_video_frames=frames)
+        loss = self.loss(
+            self.engine.model,
+            self.engine.denoiser,
+            cond,
+            z.flatten(0, 1),
+            num_video_frames=frames,
+            known=known.flatten(0, 1),
+        )
         self.log("loss", loss, prog_bar=True)
         return loss
 

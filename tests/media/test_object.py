@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 from sgm import PictureError, cut_out, fetched_first, open_picture, place_object
 from sgm.media import object as module
 from sgm.paths import private_folder
+from sgm.training.masks import write_masks
 
 # Finds what is dark: one convolution, where rembg's models are networks.
 DARK_OBJECT = Path(__file__).parents[1] / "data" / "dark_object.onnx"
@@ -144,6 +145,26 @@ def test_rembg_removes_the_background_with_a_model_from_its_folder(home: Path) -
     left, top, right, bottom = box_of(place_object(found, 576, 576))
     assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((288, 288), abs=6)
     assert right - left == pytest.approx(0.9 * 576, abs=12)
+
+
+def test_masks_for_training_are_written_once(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(DARK_OBJECT, home / "u2netp.onnx")
+    pictures = home / "pictures"
+    pictures.mkdir()
+    picture = Image.new("RGB", (300, 200), "white")
+    ImageDraw.Draw(picture).ellipse((200, 20, 280, 100), "black")
+    picture.save(pictures / "ball.png")
+    (pictures / "damaged.jpg").write_bytes(b"none")
+    masks = [home / "masks" / "ball.png"]
+    assert write_masks(pictures, home / "masks") == masks
+    mask = np.asarray(Image.open(masks[0]))
+    assert mask.shape == (200, 300)
+    assert mask[60, 240] > 250
+    assert mask[150, 50] < 5
+    assert "damaged.jpg" in capsys.readouterr().err
+    masks[0].write_bytes(b"mine")
+    assert write_masks(pictures, home / "masks") == masks
+    assert masks[0].read_bytes() == b"mine"
 
 
 def test_offline_without_a_model_is_said_after_a_warning(home: Path, caplog: pytest.LogCaptureFixture) -> None:
