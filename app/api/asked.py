@@ -86,8 +86,7 @@ def opened(asked: Asked, name: str, sizes: Mapping[tuple[int, int], str] | None 
     if sizes is not None:
         try:
             with Image.open(io.BytesIO(asked.picture), formats=("JPEG", "PNG")) as image:
-                turned = image.getexif().get(0x0112, 1) > 4
-                size = image.size[::-1] if turned else image.size
+                size = image.size  # as stored: turned upright, it is another of those that are allowed
         except Exception:  # Pillow raises many kinds for damaged files
             raise Refused(400, f"{name}: must be a JPEG or PNG picture", name) from None
         if size not in sizes:
@@ -121,6 +120,6 @@ def random_seed() -> int:
     return 1 + secrets.randbelow(int(all_fields()["seed"].high))
 
 
-def version_named(name: Any) -> str:
+def version_named(name: Any) -> Any:
     """A version's name, given it or that of its repository on the Hugging Face hub."""
     return next((own for own, version in VERSIONS.items() if name and name == version.repo), name)

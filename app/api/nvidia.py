@@ -39,7 +39,7 @@ async def make(request: Request) -> Response:
             await asyncio.sleep(_LOOK_EVERY)
             if await request.is_disconnected():  # nobody waits for it any more
                 raise Refused(499, "the client has left")
-            job = await run_sync(work.find, job.id, work.owner_of(request))
+            job = work.find(job.id, work.owner_of(request))
     finally:
         if job.active:
             with contextlib.suppress(Refused):

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
@@ -80,8 +79,8 @@ def many(request: Request) -> list[dict[str, Any]]:
 
 
 @router.get("/jobs/{id}", summary="How far a clip is")
-def one(id: str, request: Request) -> dict[str, Any]:
-    return state(work.find(id, work.owner_of(request)))
+async def one(id: str, request: Request) -> Response:
+    return JSONResponse(state(work.find(id, work.owner_of(request))))
 
 
 @router.delete("/jobs/{id}", summary="Cancel a clip that is not done, or delete one that is")
@@ -116,7 +115,7 @@ async def events(id: str, request: Request) -> StreamingResponse:
     if _followed >= _MOST_FOLLOWED:
         raise Refused(429, f"{_MOST_FOLLOWED} clips are followed already: ask for their state instead")
     owner = work.owner_of(request)
-    await run_sync(work.find, id, owner)
+    work.find(id, owner)
     return StreamingResponse(_events(id, owner), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
@@ -126,11 +125,11 @@ async def _events(job_id: str, owner: str) -> AsyncIterator[str]:
     _followed += 1
     try:
         while True:
-            job = await run_sync(work.find, job_id, owner)
+            job = work.find(job_id, owner)
             now = (job.state, job.phase, job.progress, job.preview_number, job.stopping)
             if now != before:
                 before, told = now, time.monotonic()
-                yield f"event: {'state' if job.active else 'end'}\ndata: {json.dumps(await run_sync(state, job))}\n\n"
+                yield f"event: {'state' if job.active else 'end'}\ndata: {json.dumps(state(job))}\n\n"
             elif time.monotonic() - told > _SIGN_EVERY:
                 told = time.monotonic()
                 yield ": still here\n\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import secrets
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -52,14 +53,18 @@ def _start(form: asked.Asked, owner: str) -> Job:
 
 @router.get("/v2beta/image-to-video/result/{id}", summary="The clip, once it is done")
 @router.get("/v2alpha/generation/image-to-video/result/{id}", summary="The same, as older clients ask")
-def result(id: str, request: Request) -> Response:
+async def result(id: str, request: Request) -> Response:
     job = work.find(work.short_id(id), work.owner_of(request))
     if job.active:
         return JSONResponse({"id": id, "status": "in-progress"}, 202, work.retry_after(job))
     if job.state != "done":
         raise Refused(500, work.what_went_wrong(job))
+    return await run_sync(_answer, job, "application/json" in request.headers.get("accept", ""))
+
+
+def _answer(job: Job, as_json: bool) -> Response:
     video, seed = work.video(job), job.request.seed
-    if "application/json" in request.headers.get("accept", ""):
+    if as_json:
         content = {"video": base64.b64encode(video).decode(), "finish_reason": "SUCCESS", "seed": seed}
         return JSONResponse(content, media_type="application/json; type=video/mp4")
     return Response(video, media_type="video/mp4", headers={"finish-reason": "SUCCESS", "seed": str(seed)})

@@ -78,7 +78,7 @@ def _request(values: dict[str, Any]) -> VideoRequest:
     own = asked.settings(named)
     own |= {name: value for name, value in named.items() if name not in own and value is not None}  # which are refused
     version = asked.version_named(model or best_version())
-    if version in VERSIONS and seconds and "frames" not in own:
+    if isinstance(version, str) and version in VERSIONS and seconds and "frames" not in own:
         own["frames"] = _frames(seconds, own.get("fps", VERSIONS[version].fps))
     if size:
         if not (found := re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(size))):
@@ -107,8 +107,8 @@ def many(
 
 
 @router.get("/{id}", summary="How far a clip is")
-def one(id: str, request: Request) -> dict[str, Any]:
-    return state(_find(id, request))
+async def one(id: str, request: Request) -> Response:
+    return JSONResponse(state(_find(id, request)))
 
 
 @router.get("/{id}/content", summary="The clip, an MP4, or a small picture of it")

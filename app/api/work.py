@@ -26,7 +26,7 @@ _one = CapacityLimiter(1)
 
 
 def the_table() -> Table:
-    """The table of jobs. Raises Refused 503 where it cannot be opened. Not to be called by the event loop."""
+    """The table of jobs, which the server has opened. Raises Refused 503 where it cannot be."""
     try:
         return table()
     except UserError as error:
@@ -91,7 +91,10 @@ def nearest_size(version: str, shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def find(job_id: str, owner: str) -> Job:
-    """A job of an owner. Raises Refused 404 for an unknown one, another's, and one whose result has expired."""
+    """A job of an owner. Raises Refused 404 for an unknown one, another's, and one whose result has expired.
+
+    Takes less time than a thread's turn while a clip is made, so that the event loop calls it itself.
+    """
     job = the_table().get(job_id) if ID.fullmatch(job_id) else None
     if job is None or not hmac.compare_digest(job.owner, owner) or is_expired(job):
         raise Refused(404, "the generation either does not exist or has expired", "id")

@@ -92,18 +92,21 @@ def _is_of_here(host: str) -> bool:
 
 
 class WithApi:
-    """ASGI middleware that has the paths of the HTTP API answered by `app.api`, which is imported when it is needed."""
+    """ASGI middleware that has the paths of the HTTP API answered by `app.api`, which is imported when it is needed.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.page, self.api = app, None
+    address: of the page, for the table of jobs.
+    """
+
+    def __init__(self, app: ASGIApp, address: str) -> None:
+        self.page, self.api, self.address = app, None, address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not _API.fullmatch(scope["path"]):
             await self.page(scope, receive, send)
             return
         if self.api is None:
-            module = await run_sync(import_module, "app.api")  # by its name: the library knows no page
-            self.api = self.api or module.application()
+            await run_sync(_resume, self.address)
+            self.api = self.api or import_module("app.api").application()
         await self.api(scope, receive, send)
 
 
@@ -132,7 +135,7 @@ def serve(root: Path, port: int, address: str, open_browser: bool, host: str = "
     sys.argv = [str(script)]  # beside which Streamlit looks for the theme
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # raised when the server has ended
     try:
-        middleware = [Middleware(OwnPageOnly, network), Middleware(WithApi)]
+        middleware = [Middleware(OwnPageOnly, network), Middleware(WithApi, address)]
         st.App(script, middleware=middleware, lifespan=announced).run(config=settings)
     except (Error, UnicodeDecodeError) as error:
         raise UserError(f"Streamlit does not start ({error}): look at .streamlit/config.toml in your home.") from error
@@ -141,8 +144,8 @@ def serve(root: Path, port: int, address: str, open_browser: bool, host: str = "
 def _resume(address: str) -> None:
     """Open the table of jobs, so that what waited goes on before anybody opens the page, which then opens sooner."""
     try:
-        import_module("app.jobs").table(address)  # by its name: the library knows no page
-        import_module("app.api")
+        import_module("app.api")  # by its name: the library knows no page
+        import_module("app.jobs").table(address)
     except Exception as error:  # the page says it
         logging.getLogger(__name__).warning("The jobs cannot be resumed: %s", error)
 
