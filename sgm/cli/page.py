@@ -1,4 +1,4 @@
-"""`sgm app`: serve the Streamlit app, on this machine only."""
+"""`sgm app`: serve page and HTTP API, for this machine only unless told."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import http.client
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -308,6 +309,24 @@ def test_c_a_client_that_leaves_cancels(server: Server) -> None:
     until(lambda: server.ask("GET", "/api/jobs", "leaves").json())
     connection.close()
     until(lambda: server.ask("GET", "/api/jobs", "leaves").json()[0]["state"] == "cancelled")
+
+
+# The documentation's examples
+
+
+@pytest.mark.filterwarnings("ignore:The Sora API")
+def test_examples_of_the_documentation(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photo.png").write_bytes(PICTURE)
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text("utf-8"), re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        quick = example.replace("127.0.0.1:8501", f"127.0.0.1:{server.port}").replace(
+            '"motion_bucket_id": 127}', '"motion_bucket_id": 127, "frames": "2", "steps": "1"}'
+        )
+        exec(quick.replace('{"num_frames": 14,', '{"num_frames": 2, "steps": 1,'), {})
+        assert is_clip(Path("clip.mp4").read_bytes())
+        Path("clip.mp4").unlink()
 
 
 # Its own
