@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SIZE = "Pixels, a multiple of 64 (svd_tiny: of 32). The size of the training works best."
 # The fields that every model version takes; `all_fields` adds those of families, fits, samplers, guiders and schedules.
 COMMON: tuple[Field, ...] = (
-    Field("seed", int, "Seed", "The same seed and settings give the same clip.", 0, 2**31 - 1, 23, step=1),
+    Field("seed", int, "Seed", "The same seed and settings give the same clip.", 0, 2**32 - 2, 23, step=1),
     Field(
         "fps", int, "Frames a second", "The clip's frame rate; SVD is conditioned on it.", 1, 120, usual=(5, 30), step=1
     ),

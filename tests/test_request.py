@@ -63,7 +63,7 @@ def test_frozen() -> None:
     "request_",
     [
         VideoRequest(),
-        VideoRequest("svd", frames=3, height=64, width=128, steps=2, seed=2**31 - 1, decode_chunk=1, fit="pad"),
+        VideoRequest("svd", frames=3, height=64, width=128, steps=2, seed=2**32 - 2, decode_chunk=1, fit="pad"),
         VideoRequest("sv3d_p", elevation=-12.5, sampler="dpmpp_2m", guider="cfg", max_guidance=4, cond_aug=0),
         VideoRequest("sv3d_p", orbit="list", azimuths=[17 * i for i in range(1, 22)], crop_x=1, fit="pad"),
         VideoRequest("svd", guider="triangle", period=[1, 0.25], period_fusing="mean", sampler="lcm", s_noise=0.7),
@@ -104,7 +104,7 @@ WHOLE = {
     "steps": (1, 1000),
     "fps": (1, 120),
     "motion_bucket": (0, 511),
-    "seed": (0, 2**31 - 1),
+    "seed": (0, 2**32 - 2),
     "decode_chunk": (1, 200),
 }
 
@@ -370,7 +370,7 @@ def test_of_settings_from_elsewhere_what_fits_is_taken() -> None:
 
 
 def test_texts_of_values_are_read_back_to_the_last_digit() -> None:
-    values = {"cond_aug": 0.1 + 0.2, "rho": 7.123456789012345, "seed": 2**31 - 1, "sigma_max": 80.0, "fit": "pad"}
+    values = {"cond_aug": 0.1 + 0.2, "rho": 7.123456789012345, "seed": 2**32 - 2, "sigma_max": 80.0, "fit": "pad"}
     values |= {"elevation": -12.3, "azimuths": (1.5, 1 / 3, 360.0)}
     for name, value in values.items():
         field = all_fields()[name]

@@ -34,7 +34,8 @@ def _open_address(address: dict[str, str]) -> None:
     st.session_state["job"] = linked = address.get("job")
     job = table().get(linked) if linked else None
     if job:
-        st.session_state.setdefault("owner", job.owner or secrets.token_hex(8))  # a reload: it has the same jobs
+        if job.owner and not job.by_api:
+            st.session_state.setdefault("owner", job.owner)  # a reload: it has the same jobs
         picture.open_job_picture(job)
     if address.get("sample") in look.SAMPLES:
         picture.open_sample(address["sample"])

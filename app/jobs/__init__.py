@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 
 from app.jobs.estimate import doing
-from app.jobs.queue import LONGEST_CHAIN, Table
+from app.jobs.queue import LONGEST_CHAIN, Table, next_seed
 from app.jobs.record import Job, open_stored, still, stored_picture
 from app.jobs.runner import EngineRunner, Runner, device
 from sgm.outputs import FolderInUse, outputs_folder
@@ -22,6 +22,7 @@ __all__ = [
     "Table",
     "device",
     "doing",
+    "next_seed",
     "open_stored",
     "still",
     "stored_picture",

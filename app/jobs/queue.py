@@ -136,8 +136,7 @@ class Table:
     def new_take(self, job_id: str, owner: str = "") -> Job:
         """Queue a job like an ended one, with the next seed. Raises UserError as `again` does."""
         job = self._existing(job_id)
-        request = job.request.replace(seed=(job.request.seed + 1) % 2**31)
-        return self.submit(request, stored_picture(job), job.name, owner, job.parent)
+        return self.submit(next_seed(job.request), stored_picture(job), job.name, owner, job.parent)
 
     def extend(self, job_id: str, owner: str = "") -> Job:
         """Queue an extension of a clip, with its settings, from the frame JOIN: the very last frames drift furthest.
@@ -257,7 +256,7 @@ class Table:
             job.stopping = True
             if job.state == "running":
                 return
-            job.state, job.message = "cancelled", "Taken out of the queue."
+            job.state, job.message, job.ended = "cancelled", "Taken out of the queue.", time.time()
             self._changed.notify_all()
         save_or_log(job)
 
@@ -362,7 +361,13 @@ class Table:
                 self._last_started[_taker(job)] = job.started
             save_or_log(job)
             outcome = run(job, self._runner, self._write, self._changed)
-            ended = replace(job, seconds=time.monotonic() - job.started, preview=b"", **{"files": sizes(job)} | outcome)
+            ended = replace(
+                job,
+                seconds=time.monotonic() - job.started,
+                ended=time.time(),
+                preview=b"",
+                **{"files": sizes(job)} | outcome,
+            )
             save_or_log(ended)  # first on disk, so that nobody sees an end that is not stored
             with self._changed:
                 self._jobs[job.id] = ended
@@ -371,6 +376,12 @@ class Table:
 
     def _write(self, job: Job, clip: Clip) -> dict[str, Any]:
         return self._store.write_clip(job, clip, self.chain(job.parent) if job.parent else [])
+
+
+def next_seed(request: VideoRequest, steps: int = 1) -> VideoRequest:
+    """A request with a seed some steps on; after the highest comes the lowest."""
+    field = request.fields()["seed"]
+    return request.replace(seed=(request.seed + steps) % (int(field.high) + 1))
 
 
 def _taker(job: Job) -> str:

@@ -29,6 +29,7 @@ from sgm.paths import replacing
 log = logging.getLogger(__name__)
 
 ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
+API_OWNER = "api-"  # what the owners of the HTTP API's jobs begin with
 STATES = ("queued", "running", "done", "failed", "cancelled", "interrupted")
 _LARGEST_RECORD = 2**20  # bytes of a job.json
 _DEEPEST_RECORD = 12  # levels: a film's recipe has 5
@@ -61,6 +62,8 @@ _SAVED: dict[str, Callable[[Any], bool]] = {
     "axes": lambda value: isinstance(value, list) and all(isinstance(axis, str) for axis in value),
     "finish": lambda value: isinstance(value, dict),
     "seconds": _is_seconds,
+    "ended": _is_date,
+    "resumed": lambda value: isinstance(value, bool),
     "settings": lambda value: isinstance(value, dict),
     "phases": lambda value: isinstance(value, dict) and all(map(_is_seconds, value.values())),
     "files": lambda value: isinstance(value, dict) and all(type(size) is int for size in value.values()),
@@ -83,6 +86,8 @@ class Job:
     state: str = "queued"  # one of STATES
     created: float = field(default_factory=time.time)  # seconds since 1970
     seconds: float = 0.0  # that it ran
+    ended: float = 0.0  # seconds since 1970; 0 until then, and of clips from before this was noted
+    resumed: bool = False  # it ran when the server was killed, and waits or runs once more
     message: str = ""  # what went wrong, for people
     settings: dict[str, Any] = field(default_factory=dict)  # the clip's recipe
     owner: str = ""  # the browser session: owners take turns in the queue
@@ -109,6 +114,11 @@ class Job:
     @property
     def active(self) -> bool:
         return self.state in ("queued", "running")
+
+    @property
+    def by_api(self) -> bool:
+        """Whether a program asked for it, rather than a person at the page."""
+        return self.owner.startswith(API_OWNER)
 
     @property
     def picture(self) -> Path:
@@ -180,8 +190,9 @@ def save_or_log(job: Job) -> None:
 def restore(folder: Path) -> Job | None:
     """The job of an earlier run of the server; None for a folder that is not named like a job's.
 
-    A queued job stays queued; a running one becomes interrupted, and its incomplete files are deleted. Raises
-    Unreadable, without any change, for a record that this program cannot have written, whatever it holds.
+    A queued job stays queued. A running one becomes interrupted or, of the HTTP API, where nobody is there to press
+    "Run again", queued once more. Its incomplete files are deleted. Raises Unreadable, without any change, for a record
+    that this program cannot have written, whatever it holds.
     """
     if not ID.fullmatch(folder.name):
         return None
@@ -195,7 +206,10 @@ def restore(folder: Path) -> Job | None:
         for incomplete in (*folder.glob("*.tmp"), *folder.glob(".*")):
             with contextlib.suppress(OSError):
                 incomplete.unlink()
-    if job.state == "running":
+    if job.state == "running" and job.by_api and not job.resumed:
+        job.state, job.resumed = "queued", True
+        save_or_log(job)
+    elif job.state == "running":
         job.state, job.message = "interrupted", "The server was stopped before the clip was finished."
         save_or_log(job)
     elif job.state == "done" and not job.clip.is_file():

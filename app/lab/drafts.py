@@ -7,7 +7,7 @@ from streamlit.navigation.page import StreamlitPage
 
 from app import look
 from app.create import session, settings
-from app.jobs import Job, stored_picture, table
+from app.jobs import Job, next_seed, stored_picture, table
 from app.lab import base, grid
 from sgm import Axis, UserError
 
@@ -51,18 +51,17 @@ def _show_start(start: base.Base) -> None:
         return
     request = start.request
     steps = settings.draft_steps(request.model)
-    seeds = [(request.seed + i) % 2**31 for i in range(_SEEDS)]
     try:
         if steps >= request.steps or "sigmas" in request.options:
             raise UserError(f"A draft takes {steps} steps; give more than that for the finished clip.")
-        requests = [request.replace(seed=seed, steps=steps) for seed in seeds]
+        requests = [next_seed(request, i).replace(steps=steps) for i in range(_SEEDS)]
     except UserError as error:
         st.info(look.plain(settings.labelled(str(error))))
         return
     drafts, whole = table().seconds_for_all(requests), table().seconds_for_all([request])
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button(f"Make {_SEEDS} drafts", type="primary", icon=":material/draw:"):
-            axes = [str(Axis("seed", tuple(seeds)))]
+            axes = [str(Axis("seed", tuple(cell.seed for cell in requests)))]
             base.start(start, requests, axes, range(_SEEDS), {"steps": request.steps})
             st.rerun()
         st.caption(

@@ -1,7 +1,8 @@
-"""`sgm app`: serve the Streamlit app, on this machine only."""
+"""`sgm app`: serve page and HTTP API, for this machine only unless told."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import sys
@@ -9,15 +10,22 @@ from typing import Annotated
 
 import typer
 
-from sgm.errors import UserError
+from sgm.errors import UserError, shown
 from sgm.versions import bundle
 
 
 def app(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8501,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Another than 127.0.0.1 needs keys in SGM_API_KEYS, for the API.")
+    ] = "127.0.0.1",
+    trust_network: Annotated[
+        bool, typer.Option("--trust-network", help="Let all who reach --host use page and API, without a key.")
+    ] = False,
 ) -> None:
-    """Open the page in your browser. It can be reached from this machine only."""
+    """Open the page in your browser, and serve the HTTP API beside it. Both are for this machine only."""
+    network = _checked_network(host, trust_network)
     from sgm.outputs import outputs_folder, reserve
 
     address = f"http://127.0.0.1:{port}"
@@ -29,7 +37,24 @@ def app(
     # `import app` must work here and in processes that the page starts.
     sys.path.insert(0, str(root))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    serve(root, port, address, open_browser=not no_browser)
+    serve(root, port, address, not no_browser, host, network)
+
+
+def _checked_network(host: str, trusted: bool) -> str:
+    """Who else may ask, for OwnPageOnly. Raises UserError for what is no address, or is open to anybody."""
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise UserError(f"--host must be an address, such as 127.0.0.1 or 0.0.0.0; got {shown(host)}.") from None
+    if loopback:
+        return ""
+    keys = [key.strip() for key in os.environ.get("SGM_API_KEYS", "").split(",") if key.strip()]
+    if not (keys or trusted):
+        raise UserError(
+            f"--host {host} lets other machines in: set SGM_API_KEYS to one or more keys, with commas between, for the "
+            "API alone; or, where everybody on the network may use page and API, add --trust-network."
+        )
+    return "trusted" if trusted else "keys"
 
 
 def _check_port(port: int, address: str) -> None:

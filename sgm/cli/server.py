@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import re
 import secrets
 import signal
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 import typer
+from anyio.to_thread import run_sync
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _OWN_HOST = re.compile(r"(?:127\.0\.0\.1|localhost)(?::\d+)?")
+_API = re.compile(r"/(?:api|v1|v2alpha|v2beta|docs)(?:/.*)?|/openapi\.json")
 
 
 class OwnPageOnly:
@@ -37,10 +41,13 @@ class OwnPageOnly:
     A foreign Host is DNS rebinding: a stranger's page whose name leads to this address. Pages of other ports of this
     machine are other origins. The port itself may be another, as through an SSH tunnel. Nor may such pages frame this
     one, to have its buttons pressed unseen.
+
+    network: who else may ask. "": nobody. "keys": programs of other machines, for the API, which looks at their keys.
+    "trusted": whoever reaches this machine by its address or name.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, network: str = "") -> None:
+        self.app, self.network = app, network
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def unframed(message: Message) -> None:
@@ -48,25 +55,67 @@ class OwnPageOnly:
                 MutableHeaders(scope=message).append("Content-Security-Policy", "frame-ancestors 'self'")
             await send(message)
 
-        if scope["type"] == "lifespan" or self._is_own(Headers(scope=scope)):
+        if scope["type"] == "lifespan" or self._is_allowed(scope, Headers(scope=scope)):
             await self.app(scope, receive, unframed)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
             await PlainTextResponse("Only this machine's own page may ask here.\n", 403)(scope, receive, send)
 
-    @staticmethod
-    def _is_own(headers: Headers) -> bool:
-        hosts, origins = headers.getlist("host"), headers.getlist("origin")
-        return len(hosts) == 1 and bool(_OWN_HOST.fullmatch(hosts[0])) and set(origins) <= {f"http://{hosts[0]}"}
+    def _is_allowed(self, scope: Scope, headers: Headers) -> bool:
+        hosts, origins = headers.getlist("host"), set(headers.getlist("origin"))
+        if len(hosts) != 1:
+            return False
+        client = (scope.get("client") or ("127.0.0.1",))[0]
+        if _OWN_HOST.fullmatch(hosts[0]) and _is_loopback(client):
+            return origins <= {f"http://{hosts[0]}"}
+        if self.network == "keys":
+            return scope["type"] == "http" and not origins and bool(_API.fullmatch(scope["path"]))
+        return self.network == "trusted" and _is_of_here(hosts[0]) and origins <= {f"http://{hosts[0]}"}
 
 
-def serve(root: Path, port: int, address: str, open_browser: bool) -> None:
-    """Serve the page at a port of 127.0.0.1 until Ctrl-C (KeyboardInterrupt) or SIGTERM (SystemExit).
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:  # no address, as of a socket in the file system
+        return True
+
+
+def _is_of_here(host: str) -> bool:
+    """Whether a Host header holds an address or this machine's name, which no stranger's page can have."""
+    name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+        return True
+    except ValueError:
+        return name.lower().removesuffix(".local") in ("localhost", socket.gethostname().lower().removesuffix(".local"))
+
+
+class WithApi:
+    """ASGI middleware that has the paths of the HTTP API answered by `app.api`, which is imported when it is needed.
+
+    address: of the page, for the table of jobs.
+    """
+
+    def __init__(self, app: ASGIApp, address: str) -> None:
+        self.page, self.api, self.address = app, None, address
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _API.fullmatch(scope["path"]):
+            await self.page(scope, receive, send)
+            return
+        if self.api is None:
+            await run_sync(_resume, self.address)
+            self.api = self.api or import_module("app.api").application()
+        await self.api(scope, receive, send)
+
+
+def serve(root: Path, port: int, address: str, open_browser: bool, host: str = "127.0.0.1", network: str = "") -> None:
+    """Serve page and API at a port of `host` until Ctrl-C (KeyboardInterrupt) or SIGTERM (SystemExit).
 
     root: the folder that holds `app/` and `.streamlit/`; the current folder's `.streamlit/` is not read, and what
-    files and variables of Streamlit's say elsewhere yields to the values passed here. Raises UserError where Streamlit
-    cannot read them.
+    files and variables of Streamlit's say elsewhere yields to the values passed here. network: as of OwnPageOnly.
+    Raises UserError where Streamlit cannot read them.
     """
 
     @asynccontextmanager
@@ -80,12 +129,14 @@ def serve(root: Path, port: int, address: str, open_browser: bool) -> None:
     # No option of Streamlit's does this.
     file_util.get_project_streamlit_file_path = lambda *names: str(root.joinpath(".streamlit", *names))
     script = root / "app" / "main.py"
-    settings = {**_settings(root), "server.port": port, "browser.serverPort": port, "server.headless": True}
+    settings = {**_settings(root), "server.address": host, "server.port": port, "browser.serverPort": port}
+    settings |= {"server.headless": True} | ({"server.allowedHosts": ["*"]} if network == "trusted" else {})
     os.environ["STREAMLIT_SERVER_COOKIE_SECRET"] = secrets.token_hex()  # the one value that `run` does not take
     sys.argv = [str(script)]  # beside which Streamlit looks for the theme
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # raised when the server has ended
     try:
-        st.App(script, middleware=[Middleware(OwnPageOnly)], lifespan=announced).run(config=settings)
+        middleware = [Middleware(OwnPageOnly, network), Middleware(WithApi, address)]
+        st.App(script, middleware=middleware, lifespan=announced).run(config=settings)
     except (Error, UnicodeDecodeError) as error:
         raise UserError(f"Streamlit does not start ({error}): look at .streamlit/config.toml in your home.") from error
 
@@ -93,7 +144,8 @@ def serve(root: Path, port: int, address: str, open_browser: bool) -> None:
 def _resume(address: str) -> None:
     """Open the table of jobs, so that what waited goes on before anybody opens the page, which then opens sooner."""
     try:
-        import_module("app.jobs").table(address)  # by its name: the library knows no page
+        import_module("app.api")  # by its name: the library knows no page
+        import_module("app.jobs").table(address)
     except Exception as error:  # the page says it
         logging.getLogger(__name__).warning("The jobs cannot be resumed: %s", error)
 
