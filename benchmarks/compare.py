@@ -43,7 +43,7 @@ def clips(folder: Path, count: int) -> list[str]:
 
 
 def figures(drawn: list[tuple[float, int, int]], count: int, fps: float, length: int) -> tuple[int, int, list[float]]:
-    """Dropped frames, the most by which clips were apart after a drawing, and each frame's lateness, milliseconds.
+    """Dropped frames, the most by which clips were apart, and each frame's lateness against the earliest, milliseconds.
 
     drawn: time in milliseconds, clip, frame.
     """
@@ -52,15 +52,15 @@ def figures(drawn: list[tuple[float, int, int]], count: int, fps: float, length:
     for clip in range(count):
         frames = [frame for _, other, frame in drawn if other == clip]
         dropped += sum((after - before - 1) % length for before, after in pairwise(frames))
-    start, previous = drawn[0][0] - 1000 * drawn[0][2] / fps, drawn[0][0]
+    previous = drawn[0][0]
     for time, clip, frame in drawn:
         if time - previous > 4:  # the drawings of one moment are over
             apart = max(apart, max(total) - min(total))
         total[clip] += (frame - now[clip]) % length
         now[clip], previous = frame, time
         if clip == 0:
-            late.append(time - start - 1000 * total[0] / fps)
-    return dropped, apart, late
+            late.append(time - 1000 * total[0] / fps)
+    return dropped, apart, [time - min(late) for time in late]
 
 
 def main() -> None:

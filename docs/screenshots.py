@@ -98,11 +98,11 @@ def main() -> None:
                 save(page, "running", settled=False)
                 page.locator("video").wait_for()
                 save(page, "create")
-                compare(page, server)
-                sweep(page, server)
                 page.goto(f"{server.address}history")
                 page.get_by_text("Page 1 of 1").wait_for()
                 save(page, "history")
+                compare(page, server)
+                sweep(page, server)
             for name, viewport, scheme in (("dark", DESKTOP, "dark"), ("phone", PHONE, "light")):
                 with opened_in(browser, viewport=viewport, color_scheme=scheme) as page:
                     page.goto(f"{server.address}?job={jobs['Lake' if name == 'dark' else 'Kitten']}")
