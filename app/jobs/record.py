@@ -24,7 +24,7 @@ from typing import Any
 from PIL import Image
 
 from sgm import Clip, Progress, UserError, VideoRequest
-from sgm.paths import replacing
+from sgm.paths import is_file, replacing
 
 log = logging.getLogger(__name__)
 
@@ -212,10 +212,10 @@ def restore(folder: Path) -> Job | None:
     elif job.state == "running":
         job.state, job.message = "interrupted", "The server was stopped before the clip was finished."
         save_or_log(job)
-    elif job.state == "done" and not job.clip.is_file():
-        job.state, job.message = "failed", "The clip's file is no longer on the server."
     elif job.state == "done" and not (job.has(job.clip) or job.has(job.frames)):
-        job.state, job.message = "failed", "The clip's files are damaged. Run it again."
+        is_there = job.clip.is_file() or job.frames.is_file()
+        what = "files are damaged. Run it again." if is_there else "file is no longer on the server."
+        job.state, job.message = "failed", f"The clip's {what}"
     return job
 
 
@@ -281,7 +281,9 @@ def still(job: Job) -> bytes:
 
 
 def open_stored(path: Path) -> Image.Image:
-    """Open a job's stored picture: RGB, or RGBA for an object. Raises OSError."""
+    """Open a job's stored picture: RGB, or RGBA for an object. Raises an error of any kind."""
+    if not is_file(path):  # a pipe would be waited for
+        raise FileNotFoundError(path)
     with Image.open(path) as image:
         return image.convert("RGBA" if image.mode == "RGBA" else "RGB")
 

@@ -181,7 +181,13 @@ def garble(path: Path) -> None:
     path.write_bytes(random.Random(5).randbytes(size))
 
 
-@pytest.mark.parametrize("damage", [empty, cut, garble])
+def pipe(path: Path) -> None:
+    path.unlink()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(path)  # to be waited for, by whoever opens it
+
+
+@pytest.mark.parametrize("damage", [empty, cut, garble, pipe, Path.unlink])
 @pytest.mark.parametrize("name", ["clip.mp4", "frames.mkv", "poster.jpg", "input.png"])
 def test_one_damaged_file_costs_itself(outputs: tuple[Path, Job], name: str, damage: Callable[[Path], None]) -> None:
     folder, job = outputs

@@ -209,6 +209,7 @@ def test_the_table_outlives_the_server(held: tuple[Table, Held], picture: Image.
     assert finished(later, later.submit(REQUEST, picture)).state == "done"
     later.close()
     found.clip.unlink()
+    found.frames.unlink()
     last = Table(left, draw)
     missing = last.get(done.id)
     last.close()
