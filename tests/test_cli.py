@@ -321,7 +321,7 @@ def test_one_failure_ends_no_batch_but_a_full_disk_does(tmp_path: Path, monkeypa
     for name in "abcdef":
         save_picture(tmp_path / "pictures" / f"{name}.png")
     failures = iter(
-        [None, UserError("This needs more memory."), RuntimeError("odd"), None, OSError(28, "No space left")]
+        [None, UserError("This needs more memory."), RuntimeError("odd"), None, OSError(28, "No space left", "e.mp4")]
     )
 
     def generate(engine: object, request: VideoRequest, *_: object, **__: object) -> Clip:
@@ -338,7 +338,7 @@ def test_one_failure_ends_no_batch_but_a_full_disk_does(tmp_path: Path, monkeypa
     assert errors == [
         "Error: b.png: This needs more memory.",
         "Error: c.png: RuntimeError: odd",
-        "Error: No space left.",
+        "Error: e.mp4: No space left.",
     ]
     assert "f.png" not in done.stderr
 
