@@ -153,6 +153,7 @@ def _session(model: str) -> Any:
 
 def _rembg() -> Any:
     """The rembg package, imported here, since it takes seconds. Raises PictureError where it is not installed."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else its onnxruntime tells its makers of each use
     try:
         with contextlib.suppress(RuntimeError):  # numba found no folder to keep what it compiles for rembg
             import rembg

@@ -78,7 +78,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
         if trainer.interrupted:  # Lightning ends the process itself
             raise KeyboardInterrupt from None
         raise
-    trainer.save_checkpoint(last)
+    trainer.save_checkpoint(last, weights_only=False)
     path = out / f"{model.stem}.safetensors"
     if trainer.is_global_zero:
         task.to("cuda" if gpus else "cpu")
