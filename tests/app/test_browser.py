@@ -481,9 +481,12 @@ def test_what_was_set_by_hand_stays(page: Any, site: Server) -> None:
         page.get_by_text(label).click()
     page.wait_for_url(re.compile("crop_x=0.25.*new_seed=on.*whole_ranges=on"))
 
-    def all_is_there() -> None:
+    def drawn() -> None:
         expect(page.get_by_role("spinbutton", name="Seed", exact=True)).to_have_count(1)  # once all is drawn anew
         page.wait_for_function("document.querySelector('.stApp').dataset.testScriptState === 'notRunning'")
+
+    def all_is_there() -> None:
+        drawn()
         for label, value in numbers.items():
             expect(page.get_by_role("spinbutton", name=label, exact=True)).to_have_value(value)
         for label, value in sliders.items():
@@ -492,8 +495,10 @@ def test_what_was_set_by_hand_stays(page: Any, site: Server) -> None:
             expect(page.get_by_role("switch", name=label)).to_be_checked()
         expect(page.get_by_role("button", name="Kitten", exact=True)).to_have_attribute("aria-pressed", "true")
 
+    drawn()
     page.get_by_role("link", name="History").click()
     page.get_by_role("heading", name="History").wait_for()
+    page.wait_for_function("document.querySelector('.stApp').dataset.testScriptState === 'notRunning'")
     page.get_by_role("link", name="Create").click()
     all_is_there()
     for title in ("SVD-XT 1.1 · ", "SVD tiny · "):
@@ -502,6 +507,7 @@ def test_what_was_set_by_hand_stays(page: Any, site: Server) -> None:
             expect(option).to_have_attribute("data-note", "missing")
         option.click()
         expect(page.get_by_text("has no weights")).to_have_count(int(title.startswith("SVD-XT")))
+        drawn()
     all_is_there()
     page.reload()
     all_is_there()
