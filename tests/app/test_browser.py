@@ -734,7 +734,7 @@ def test_all_can_read_it(page: Any, site: Server, past: tuple[Path, str]) -> Non
     ):
         page.emulate_media(color_scheme="light")
         page.goto(site.address + path)
-        page.get_by_text(there).first.wait_for()
+        page.get_by_text(there).first.wait_for(timeout=LATER)  # scores are computed first
         if path.startswith("?job"):
             page.get_by_text("Research settings").click()
             page.get_by_text("Guidance scale of each frame").wait_for()
