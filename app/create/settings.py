@@ -184,7 +184,9 @@ def keeping(page: str) -> Iterator[None]:
     """
     kept: dict[str, object] = st.session_state.setdefault("kept", {})
     before, st.session_state["page"] = st.session_state.get("page"), page
-    for key in list(kept) if page != before else st.session_state.get("undrawn", ()):
+    undrawn = st.session_state.get("undrawn", ())
+    # A run that is broken off may leave values forgotten that no whole run has noted as undrawn.
+    for key in [key for key in kept if page != before or key in undrawn or key not in st.session_state]:
         put(key, kept[key])
     try:
         yield
