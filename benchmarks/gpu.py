@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,18 +108,27 @@ class Clock:
 
 
 def ours(
-    folder: str, steps: int, repeat: int, low: bool = False, limit: float | None = None, triton: bool = True
+    folder: str,
+    steps: int,
+    repeat: int,
+    low: bool = False,
+    limit: float | None = None,
+    triton: bool = True,
+    gpus: int = 1,
+    by_frames: bool = False,
 ) -> dict[str, Any]:
     start = time.time()
     from sgm import VideoRequest, generate, load_engine
 
     if not triton:
         os.environ["SGM_TRITON"] = "0"  # see `sgm.fast.ops`
+    if by_frames:
+        os.environ["SGM_SPLIT"] = "frames"  # see `sgm.fast.shard`
     if limit is not None:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(limit * GIB / total)
     loaded = time.perf_counter()
-    engine = load_engine("svd_xt", checkpoint=folder)
+    engine = load_engine("svd_xt", checkpoint=folder, gpus=gpus)
     loaded = time.perf_counter() - loaded
     notes: list[str] = []
 
@@ -126,13 +137,23 @@ def ours(
             notes.append(at.note)
 
     request, image = VideoRequest("svd_xt", steps=steps), picture()
+    frames: Any = None
 
     def run() -> None:
-        generate(engine, request, image, on_step, low_memory=low)
+        nonlocal frames
+        frames = generate(engine, request, image, on_step, low_memory=low).frames
 
     steps_clock, decode_clock = Clock(engine.denoiser), Clock(engine.decode_clip)
     vars(engine).update(denoiser=steps_clock, decode_clip=decode_clock)
     result = measured(run, repeat, start)
+    kept = Path(tempfile.gettempdir()) / "svd_xt_frames.npy"  # of one card, with which the others are compared
+    if gpus > 1 and kept.exists():
+        apart = abs(np.load(kept).astype(int) - frames)
+        result |= {"levels apart": int(apart.max()), "bytes apart": float((apart > 0).mean())}
+    elif gpus == 1 and not low and limit is None and triton:
+        np.save(kept, frames)
+    if gpus > 1:
+        result |= where_time_goes(lambda: generate(engine, request.replace(steps=5), image))
     return {
         **result,
         "load": loaded,
@@ -140,6 +161,24 @@ def ours(
         "decode": statistics.median(decode_clock.seconds[1:] or decode_clock.seconds),
         "notes": notes,
     }
+
+
+def where_time_goes(run: Any) -> dict[str, float]:
+    """Seconds of the device's kernels in one run: arithmetic, exchange (with waiting for the others), and neither."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    with torch.profiler.profile(activities=activities) as profile:
+        run()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - begin
+    exchange = arithmetic = 0.0
+    for event in profile.key_averages():
+        if "nccl" in event.key.lower():
+            exchange += event.self_device_time_total / 1e6
+        else:
+            arithmetic += event.self_device_time_total / 1e6
+    return {"profiled": seconds, "exchange": exchange, "arithmetic": arithmetic}
 
 
 def theirs(folder: str, steps: int, repeat: int, offload: bool = False, compiled: bool = False) -> dict[str, Any]:
@@ -273,9 +312,19 @@ CONTENDERS: dict[str, Any] = {
     "ours, limited to 8 GiB": lambda *args: ours(*args, limit=8.0),
     "ours, limited to 10 GiB": lambda *args: ours(*args, limit=10.0),
     "ours, without Triton": lambda *args: ours(*args, triton=False),
+    "ours, 2 GPUs": lambda *args: ours(*args, gpus=2),
+    "ours, 2 GPUs by frames": lambda *args: ours(*args, gpus=2, by_frames=True),
+    "ours, 4 GPUs": lambda *args: ours(*args, gpus=4),
+    "ours, 4 GPUs by frames": lambda *args: ours(*args, gpus=4, by_frames=True),
     "diffusers, offloaded": lambda *args: theirs(*args, offload=True),
     "diffusers, compiled": lambda *args: theirs(*args, compiled=True),
 }
+
+
+def _fits(contender: str) -> bool:
+    """Whether there are as many GPUs as a contender wants."""
+    wanted = re.search(r"(\d+) GPUs", contender)
+    return wanted is None or int(wanted[1]) <= torch.cuda.device_count()
 
 
 def main() -> None:
@@ -284,7 +333,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--weights", type=Path, help="where the made-up weights are kept between runs")
     parser.add_argument(
-        "--only", default=";".join(["errors", *CONTENDERS]), help=f"of: errors; {'; '.join(CONTENDERS)}"
+        "--only", default=";".join(["errors", *filter(_fits, CONTENDERS)]), help=f"of: errors; {'; '.join(CONTENDERS)}"
     )
     parser.add_argument("--run", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -325,6 +374,7 @@ def main() -> None:
             print(
                 f"| {name} | {row['video']:.2f} s | {ratio} | {row['step']:.3f} s | {row['decode']:.2f} s "
                 f"| {row['peak']:.1f} | {row['first']:.1f} s |"
+                + (f" {row['levels apart']} level apart" if "levels apart" in row else "")
             )
 
 
