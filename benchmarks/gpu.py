@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -161,6 +162,59 @@ def ours(
         "decode": statistics.median(decode_clock.seconds[1:] or decode_clock.seconds),
         "notes": notes,
     }
+
+
+@torch.inference_mode()
+def launching(folder: str, steps: int, repeat: int) -> dict[str, Any]:
+    """Milliseconds of one evaluation, until Python has launched it and until it is done, and whole clips' seconds.
+
+    Launched kernel by kernel, and by CUDA graphs; whether both give the same bits.
+    """
+    import sgm.fast.graph as graph
+    from sgm import VideoRequest, generate, load_engine
+
+    found: dict[str, Any] = {}
+    engine = load_engine("svd_xt", checkpoint=folder)
+    tiny = load_engine("svd_tiny")
+    for frames, h, w, clips in ((25, 72, 128, 2), (25, 72, 128, 1), (14, 40, 72, 2), (14, 24, 40, 2)):
+        n = clips * frames
+        c = {
+            "concat": torch.randn(n, 4, h, w, device="cuda"),
+            "crossattn": torch.randn(clips, 1, 1024, device="cuda").repeat_interleave(frames, 0),
+            "vector": torch.randn(clips, 768, device="cuda").repeat_interleave(frames, 0),
+        }
+        x, noise = torch.randn(n, 4, h, w, device="cuda"), torch.full((n,), 0.3, device="cuda")
+        row, results = [], []
+        for record in (False, True):
+            network = engine.network.conditioned(c, frames, record=record)
+            graph._LAUNCH_SHARE = 0.0
+            times = []
+            for _ in range(11):
+                torch.cuda.synchronize()
+                begin = time.perf_counter()
+                out = network(x, noise)
+                launched = time.perf_counter() - begin
+                torch.cuda.synchronize()
+                times.append((1000 * launched, 1000 * (time.perf_counter() - begin)))
+            results.append(out)
+            row += [round(statistics.median(column), 1) for column in zip(*times[3:], strict=True)]
+        found[f"{frames} frames of {8 * w}x{8 * h}, {clips} clips"] = [*row, bool(results[0].equal(results[1]))]
+    requests = {
+        "svd_xt, 14 frames of 576x320": (engine, VideoRequest("svd_xt", frames=14, width=576, height=320, steps=steps)),
+        "svd_xt, its own size": (engine, VideoRequest("svd_xt", steps=steps)),
+        "svd_tiny": (tiny, VideoRequest("svd_tiny")),
+    }
+    for name, (model, request) in requests.items():
+        seconds, clips = {2.0: [], 0.6: []}, []
+        for _ in range(repeat + 1):
+            for share in seconds:
+                graph._LAUNCH_SHARE = share
+                begin = time.perf_counter()
+                clips.append(generate(model, request, picture()).frames)
+                seconds[share].append(time.perf_counter() - begin)
+        medians = [round(statistics.median(values[1:]), 3) for values in seconds.values()]
+        found[name] = [*medians, bool((clips[0] == clips[1]).all())]
+    return found
 
 
 def where_time_goes(run: Any) -> dict[str, float]:
@@ -316,6 +370,7 @@ CONTENDERS: dict[str, Any] = {
     "ours, 2 GPUs by frames": lambda *args: ours(*args, gpus=2, by_frames=True),
     "ours, 4 GPUs": lambda *args: ours(*args, gpus=4),
     "ours, 4 GPUs by frames": lambda *args: ours(*args, gpus=4, by_frames=True),
+    "launching": launching,
     "diffusers, offloaded": lambda *args: theirs(*args, offload=True),
     "diffusers, compiled": lambda *args: theirs(*args, compiled=True),
 }
@@ -335,6 +390,7 @@ def main() -> None:
     parser.add_argument(
         "--only", default=";".join(["errors", *filter(_fits, CONTENDERS)]), help=f"of: errors; {'; '.join(CONTENDERS)}"
     )
+    parser.add_argument("--limit", type=float, default=600, help="seconds after which a contender is ended")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -344,7 +400,9 @@ def main() -> None:
         print("RESULT", json.dumps(errors(str(folder))))
         return
     if arguments.run:
-        print("RESULT", json.dumps(CONTENDERS[arguments.run](str(folder), arguments.steps, arguments.repeat)))
+        print(
+            "RESULT", json.dumps(CONTENDERS[arguments.run](str(folder), arguments.steps, arguments.repeat)), flush=True
+        )
         return
     if not (folder / "model_index.json").exists():
         subprocess.run(
@@ -359,12 +417,15 @@ def main() -> None:
         command += ["--repeat", str(arguments.repeat)]
         last: deque[str] = deque(maxlen=30)
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+            limit = threading.Timer(arguments.limit, run.kill)
+            limit.start()
             for line in run.stdout or ():
                 if line.startswith("RESULT "):
                     rows[name] = json.loads(line.removeprefix("RESULT "))
                 elif line.startswith("compiled "):
                     print(f"{name}: {line}", end="", flush=True)
                 last.append(line)
+            limit.cancel()
         print(name, json.dumps(rows[name]) if name in rows else f"failed:\n{''.join(last)}", flush=True)
     base = rows.get("diffusers", {}).get("video")
     print("\n| | video | ratio | step | decode | peak GiB | first video |\n| --- | --- | --- | --- | --- | --- | --- |")

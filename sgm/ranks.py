@@ -7,6 +7,7 @@ Words and jobs go through pipes, tensors through a torch.distributed process gro
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import queue
@@ -80,6 +81,7 @@ class Leader(Ranks):
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         self._followers: list[subprocess.Popen[bytes]] = []
+        atexit.register(self.close)  # while Python still runs: an exchange taken down later waits for ever
         for rank, device in enumerate(on[1:], 1):
             with open(Path(self._folder.name, f"{rank}.log"), "wb") as log:
                 follower = subprocess.Popen(
@@ -143,11 +145,8 @@ class Leader(Ranks):
 
     def close(self) -> None:
         """End the followers."""
+        atexit.unregister(self.close)
         self._lose("They were ended.")
-
-    def __del__(self) -> None:
-        with suppress(Exception):
-            self.close()
 
     def _tell_all(self, word: Any) -> None:
         for follower in self._followers:

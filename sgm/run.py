@@ -98,6 +98,8 @@ class Run:
         self.engine, self.request, self.memo = engine, request, memo
         self.on_step, self.check = on_step or _ignore, check or _ignore
         self.estimate: Tensor  # the latest estimate of the middle frame's clean latents (c, h, w)
+        # The network for a condition that is in use, with the network and the plan that it was made from.
+        self._conditioned: dict[object, tuple[FastUNet, Plan, Callable[..., Tensor]] | None] = {}
         # A part of the engine that is offloaded or overflows, the copy's dtype if another, and its copy on the device.
         self._copy: tuple[nn.Module, torch.dtype | None, Any] | None = None
         self._wider: dict[str, torch.dtype] = {}  # part that overflowed -> the dtype that it runs in
@@ -133,17 +135,20 @@ class Run:
     def denoiser(self, cond: Condition) -> Callable[[Tensor, Tensor], Tensor]:
         """The denoiser for a condition of (b t) frames: x (b t, c, h, w), sigma (b t,) -> estimate of the clean x."""
         frames = self.request.frames
-        conditioned: tuple[FastUNet, Plan, Callable[..., Tensor]] | None = None
+        key = object()
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             def evaluate(network: FastUNet) -> Tensor:
-                nonlocal conditioned
-                plan = self.plan
+                plan, conditioned = self.plan, self._conditioned.get(key)
                 if conditioned is None or conditioned[0] is not network or conditioned[1] is not plan:
-                    conditioned = None  # frees the old one's memory before the new one is built
+                    conditioned = self._conditioned[key] = (
+                        None  # frees the old one's memory before the new one is built
+                    )
                     check = self.ranks.gate(self.check)
-                    run = network.conditioned(cond, frames, plan.max_values, plan.clip_by_clip, check, self.ranks)
-                    conditioned = network, plan, run
+                    run = network.conditioned(
+                        cond, frames, plan.max_values, plan.clip_by_clip, check, self.ranks, record=not plan.offload
+                    )
+                    conditioned = self._conditioned[key] = network, plan, run
                 with self.ranks.together():
                     return self.engine.denoiser(conditioned[2], x, sigma)
 
@@ -169,6 +174,7 @@ class Run:
 
     def decode(self, z: Tensor) -> np.ndarray:
         """Scaled latents (t, c, h, w) -> frames, uint8 (t, h, w, 3)."""
+        self._conditioned.clear()  # frees the recorded evaluations' memory
         shard = self.ranks.shard(len(z))
         check, gate = (self.check, _ignore) if shard.size == 1 else (_ignore, self.ranks.gate(self.check))
 

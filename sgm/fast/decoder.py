@@ -42,8 +42,7 @@ def decode(
     """
     ops = for_device(z.device)
     max_values = min(max_values, ops.max_chunk)
-    frames = len(z)
-    shard = shard or Shard(frames)
+    shard = shard or Shard(len(z))
     z = shard.cut(z)
     t, _, h, w = z.shape
     levels = [cast(Level, level) for level in reversed(decoder.up)]
@@ -89,12 +88,16 @@ def decode(
     for part in x.split(step):
         check()
         video.append(_output(ops, decoder, part))
-    video = torch.cat(video) if shard.size == 1 else shard.gathered(torch.cat(video))
+    video = torch.cat(video)
     on_block(len(blocks), len(blocks))
-    last = decoder.conv_out
-    if not isinstance(last, VideoConv):
-        return video
-    return frames_in_batch(last.time_mix_conv(frames_first(video, frames)), *video.shape[-2:])
+    if isinstance(decoder.conv_out, VideoConv):
+        conv, halo = decoder.conv_out.time_mix_conv, 0
+        if shard.size > 1:
+            halo = conv.kernel_size[0] // 2
+            video = F.pad(video, (0, 0, 0, 0, 0, 0, halo, halo)).contiguous()
+            shard.fill_halo(video, halo)
+        video = frames_in_batch(conv(frames_first(video, len(video))), *video.shape[-2:])[halo : halo + t]
+    return video if shard.size == 1 else shard.gathered(video)
 
 
 def frame_values(decoder: Decoder, h: int, w: int) -> int:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgm.fast.graph import Recorded
 from sgm.fast.ops import Ops, channels_last, for_device
 from sgm.fast.shard import Ranks, Shard
 from sgm.layers.attention import GEGLU, BasicTransformerBlock, CrossAttention, FeedForward, VideoTransformerBlock
@@ -76,6 +77,7 @@ class FastUNet:
         clip_by_clip: bool = False,
         check: Callable[[], None] = no_check,
         ranks: Ranks | None = None,
+        record: bool = False,
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """The network for one condition, (x, c_noise) -> output. Terms common to all steps are computed here.
 
@@ -83,6 +85,7 @@ class FastUNet:
         have. clip_by_clip: evaluate the clips of a batch, such as the two of guidance, one after the other: half the
         memory and, where one clip keeps the device busy, hardly more time. check: called before each block; an
         exception that it raises ends the evaluation. ranks: processes that all make this call, and divide the work.
+        record: launch by CUDA graphs where that is faster (see `Recorded`), at the cost of some memory.
         """
         if not self.supports(c):
             return lambda x, c_noise: self.model(x, c_noise, c, num_video_frames=num_video_frames)
@@ -92,10 +95,13 @@ class FastUNet:
         vectors = c["vector"].to(dtype).split(size) if "vector" in c else [None] * len(contexts)
         ranks = ranks or Ranks()
         mine, shard = ranks.share(len(contexts), num_video_frames)
+        recorded = Recorded(check, early=shard.size > 1)
         clips: list[_Conditioned] = []
         for i in mine:
             upsample_weights = clips[0].upsample_weights if clips else None
-            clips.append(_Conditioned(self, contexts[i], vectors[i], shard, max_values, check, upsample_weights))
+            clips.append(
+                _Conditioned(self, contexts[i], vectors[i], shard, max_values, recorded.check, upsample_weights)
+            )
 
         def evaluate(x: Tensor, c_noise: Tensor) -> Tensor:
             h = torch.cat([x, c["concat"]], dim=1) if "concat" in c else x
@@ -104,7 +110,10 @@ class FastUNet:
             out = [clip(*parts[i]) for clip, i in zip(clips, mine, strict=True)]
             return ranks.joined(out, len(parts), shard).to(x.dtype)
 
-        return evaluate
+        recorded.evaluate = evaluate
+        # Exchanges of several clips could not be recorded on GPUs (NCCL 2.28).
+        can_record = c["crossattn"].is_cuda and (shard.size == 1 or len(mine) == 1)
+        return recorded if record and can_record else evaluate
 
 
 class _Biases:
