@@ -24,7 +24,7 @@ from sgm.fast.ops import channels_last
 from sgm.fast.shard import Ranks, Shard
 from sgm.fast.unet import FastUNet
 from sgm.paths import user_path
-from sgm.ranks import Leader, devices
+from sgm.ranks import start_ranks
 from sgm.unet.wrapper import OpenAIWrapper
 from sgm.versions import VERSIONS
 from sgm.weights import WeightsError, load_weights, open_weights, quick_hash, shapes_of
@@ -171,8 +171,9 @@ def load_engine(
     they lack come from `base` (default: the version's). on_progress(share) is called with the share of the weights
     that is loaded, 0 to 1. device: "cuda", "mps", "cpu" ... (default: the fastest available). dtype: "float32",
     "float16", "bfloat16" (default: see `default_dtype`). gpus: how many compute each clip together, a process each: the
-    device and those after it (on the processor, so many processes). unfilled: what `check_weights` returned for this
-    version, so that it is not built again: it is filled, and becomes the engine.
+    device and those after it (on the processor, so many processes). Where they cannot, the device does so alone, and
+    jobs' progress says why. unfilled: what `check_weights` returned for this version, so that it is not built again: it
+    is filled, and becomes the engine.
     Raises UserError for an unknown name, for a base beside a whole model and where memory runs out, WeightsError for
     weights that are missing or do not fit, ValueError for an engine that is filled already.
     """
@@ -183,12 +184,8 @@ def load_engine(
     dtype = dtype or default_dtype(target)
     if dtype not in _DTYPES:
         raise UserError(f"dtype '{dtype}' is unknown; choose one of {', '.join(_DTYPES)}.")
-    leader = None
-    if gpus > 1:
-        where = devices(target, gpus)
-        files = {"checkpoint": path.absolute(), "base": None if base is None else user_path(base).absolute()}
-        leader = Leader(where, {"version": version, "dtype": dtype, **files})
-        target = where[0]
+    files = {"checkpoint": path.absolute(), "base": None if base is None else user_path(base).absolute()}
+    ranks = start_ranks(target, gpus, {"version": version, "dtype": dtype, **files})
     engine = unfilled or build_engine(VERSIONS[version].config_path)
     used = load_weights(engine, path, target, _DTYPES[dtype], base=base_path, on_progress=on_progress)
     _check_base(path, base, used)
@@ -199,9 +196,8 @@ def load_engine(
     engine.weights = quick_hash(path)
     if used is not None:
         engine.weights["base"] = quick_hash(used)
-    if leader:
-        leader.join()
-        engine.ranks = leader
+    engine.ranks = ranks
+    ranks.join()
     return engine.freeze()
 
 

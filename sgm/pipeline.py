@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,11 +58,10 @@ def generate(
         raise UserError(f"The request is for {request.version}, the engine is {engine.version}; load that version.")
     arguments = engine, request, image
     with torch.cuda.device(engine.device) if engine.device.type == "cuda" else nullcontext():
-        try:
-            with engine.ranks.job():
+        if not engine.ranks.lost:
+            with suppress(FollowersLost), engine.ranks.job():
                 return _generate(*arguments, Run(engine, request, on_step, check, low_memory, memo, engine.ranks))
-        except FollowersLost:
-            note = f"Only one device is at work. {engine.ranks.lost}"
+        note = f"Only one device is at work: {engine.ranks.lost}"
         return _generate(*arguments, Run(engine, request, on_step, check, low_memory, memo, note=note))
 
 

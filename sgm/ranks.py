@@ -7,7 +7,6 @@ Words and jobs go through pipes, tensors through a torch.distributed process gro
 
 from __future__ import annotations
 
-import atexit
 import os
 import pickle
 import queue
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import torch
 import torch.distributed as dist
 
-from sgm.errors import UserError, printable
+from sgm.errors import printable
 from sgm.fast.shard import Ranks
 
 _GO, _STOP = True, False
@@ -38,15 +38,21 @@ class FollowersLost(Exception):
     """Raised in the leader when a follower is gone, or no longer in step: this and later clips are the leader's."""
 
 
-def devices(first: torch.device, count: int) -> list[torch.device]:
-    """`count` devices, from `first` on. Raises UserError where there are not so many."""
+def start_ranks(first: torch.device, count: int, load: Mapping[str, Any]) -> Ranks:
+    """The processes of `count` devices, from `first` on: this one's rank. load: arguments of `load_engine`, for others.
+
+    Where there are not so many devices, this process's alone, with the reason as `lost`.
+    """
+    index, there = first.index or 0, torch.cuda.device_count() if first.type == "cuda" else 1
+    if count == 1:
+        return Ranks()
+    if not dist.is_available():
+        return Ranks(lost="this torch is built without torch.distributed.")
     if first.type == "cpu":
-        return [first] * count
-    start = first.index or 0
-    there = torch.cuda.device_count() if first.type == "cuda" else 1
-    if start + count > there or not dist.is_available():
-        raise UserError(f"{count} GPUs from {first.type}:{start} on are asked for; here are {there}. Take fewer.")
-    return [torch.device(first.type, start + i) for i in range(count)]
+        return Leader(count * [first], load)
+    if index + count > there:
+        return Ranks(lost=f"{count} GPUs from {first.type}:{index} on were asked for, here are {there}.")
+    return Leader([torch.device(first.type, index + i) for i in range(count)], load)
 
 
 def _connect(rank: int, size: int, device: torch.device, meeting_point: str) -> None:
@@ -65,49 +71,101 @@ def _connect(rank: int, size: int, device: torch.device, meeting_point: str) -> 
     )
 
 
+class _Followers:
+    """The followers' processes, seen from the leader's. lost: why they are no longer there."""
+
+    def __init__(self, on: list[torch.device], load: Mapping[str, Any]) -> None:
+        self.lost, self.connected = "", False
+        self._ready: queue.Queue[bool] = queue.Queue()
+        self._folder = tempfile.TemporaryDirectory(prefix="sgm-ranks-")
+        self.meeting_point = str(Path(self._folder.name, "store"))
+        paths = [str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        self.processes: list[subprocess.Popen[bytes]] = []
+        for rank, device in enumerate(on[1:], 1):
+            with open(self._log(rank), "wb") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "sgm.follower"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    cwd=self._folder.name,  # Python imports from there
+                    env=environment,
+                )
+            self.processes.append(process)
+            start = {"rank": rank, "size": len(on), "device": str(device), "meeting_point": self.meeting_point}
+            self._tell(process, {**start, "load": dict(load)})
+            threading.Thread(target=self._listen, args=(process, rank), daemon=True).start()
+
+    def ready(self) -> bool:
+        """Wait until all have their engines; False if one failed."""
+        return all(self._ready.get() for _ in self.processes)
+
+    def tell(self, word: Any) -> None:
+        for process in self.processes:
+            self._tell(process, word)
+
+    def lose(self, reason: str) -> None:
+        """End the processes, and every exchange with them that this one waits for."""
+        self.lost = self.lost or reason
+        self._ready.put(False)
+        for process in self.processes:
+            process.kill()
+        connected, self.connected = self.connected, False
+        if connected:
+            with suppress(Exception):
+                getattr(dist.distributed_c10d, "_abort_process_group", dist.destroy_process_group)()
+
+    def _tell(self, process: subprocess.Popen[bytes], word: Any) -> None:
+        assert process.stdin
+        with suppress(OSError, ValueError):  # its end is `_listen`'s to tell
+            pickle.dump(word, process.stdin)
+            process.stdin.flush()
+
+    def _listen(self, process: subprocess.Popen[bytes], rank: int) -> None:
+        """Wait for a process's words: that it is ready; why it failed, or its end."""
+        assert process.stdout
+        reason = ""
+        with suppress(EOFError, OSError, pickle.UnpicklingError):
+            while not reason:
+                reason = pickle.load(process.stdout)
+                self._ready.put(not reason)
+        if not self.lost:
+            said = self._log(rank).read_text(errors="replace").strip().rpartition("\n")[2]
+            self.lose(f"the process of device {rank} ended. {reason or printable(said, 300)}".strip())
+
+    def _log(self, rank: int) -> Path:
+        return Path(self._folder.name, f"{rank}.log")
+
+
 class Leader(Ranks):
     """Rank 0, which starts the others and gives them their jobs. One job at a time: a second one waits."""
 
     def __init__(self, on: list[torch.device], load: Mapping[str, Any]) -> None:
         """Start the followers. on: a device for each process, this one's first. load: arguments of `load_engine`."""
         super().__init__(0, len(on))
-        self._device = on[0]
-        self._lock = threading.RLock()
-        self._folder = tempfile.TemporaryDirectory(prefix="sgm-ranks-")
-        self._meeting_point = str(Path(self._folder.name, "store"))
-        self._ready: queue.Queue[bool] = queue.Queue()
-        self._connected = self._together = False
-        root = str(Path(__file__).resolve().parent.parent)
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-        self._followers: list[subprocess.Popen[bytes]] = []
-        atexit.register(self.close)  # while Python still runs: an exchange taken down later waits for ever
-        for rank, device in enumerate(on[1:], 1):
-            with open(Path(self._folder.name, f"{rank}.log"), "wb") as log:
-                follower = subprocess.Popen(
-                    [sys.executable, "-m", "sgm.follower"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    cwd=self._folder.name,
-                    env=environment,
-                )
-            self._followers.append(follower)
-            start = {"rank": rank, "size": len(on), "device": str(device), "meeting_point": self._meeting_point}
-            self._tell(follower, {**start, "load": dict(load)})
-            threading.Thread(target=self._listen, args=(follower, rank), daemon=True).start()
+        self._device, self._lock, self._together = on[0], threading.RLock(), False
+        self._followers = _Followers(on, load)
+        # At the latest while Python still runs: an exchange that is taken down later waits for ever.
+        weakref.finalize(self, self._followers.lose, "they were ended.")
+
+    @property
+    def lost(self) -> str:
+        return self._followers.lost
+
+    @property
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """The followers', rank 1 first."""
+        return self._followers.processes
 
     def join(self) -> None:
-        """Wait until the followers have their engines, and become a group. Raises UserError where one cannot."""
-        for _ in self._followers:
-            if not self._ready.get():
-                raise UserError(f"Not all devices can be used together. {self.lost}")
-        _connect(0, self.size, self._device, self._meeting_point)
-        self.group()
-        self._connected = True
+        if self._followers.ready():
+            _connect(0, self.size, self._device, self._followers.meeting_point)
+            self._followers.connected = True
+            self.group()
 
     def begin(self, *job: Any) -> None:
-        self._tell_all(job)
+        self._followers.tell(job)
 
     def gate(self, check: Callable[[], None]) -> Callable[[], None]:
         def go_on() -> None:
@@ -115,7 +173,7 @@ class Leader(Ranks):
             check()
             if self.lost:
                 raise FollowersLost
-            self._tell_all(_GO)
+            self._followers.tell(_GO)
             self._together = together
 
         return go_on
@@ -129,63 +187,17 @@ class Leader(Ranks):
     @contextmanager
     def job(self) -> Iterator[None]:
         with self._lock:
-            if self.lost:
-                raise FollowersLost
             self._together = False
             try:
                 yield
             except BaseException as error:
                 if self._together:  # the followers wait for what this process will not send
-                    self._lose(f"{type(error).__name__}: {error}")
+                    self._followers.lose(f"{type(error).__name__}: {error}")
                 else:
-                    self._tell_all(_STOP)
+                    self._followers.tell(_STOP)
                 if self.lost and isinstance(error, Exception):
                     raise FollowersLost from error
                 raise
-
-    def close(self) -> None:
-        """End the followers."""
-        atexit.unregister(self.close)
-        self._lose("They were ended.")
-
-    def _tell_all(self, word: Any) -> None:
-        for follower in self._followers:
-            self._tell(follower, word)
-
-    def _tell(self, follower: subprocess.Popen[bytes], word: Any) -> None:
-        assert follower.stdin
-        with suppress(OSError, ValueError):  # its end is `_listen`'s to tell
-            pickle.dump(word, follower.stdin)
-            follower.stdin.flush()
-
-    def _listen(self, follower: subprocess.Popen[bytes], rank: int) -> None:
-        """Wait for a follower's words: that it is ready; why it failed, or its end."""
-        assert follower.stdout
-        reason = ""
-        with suppress(EOFError, OSError, pickle.UnpicklingError):
-            while not reason:
-                reason = pickle.load(follower.stdout)
-                self._ready.put(not reason)
-        if not self.lost:
-            self._lose(f"The process of device {rank} ended{f': {reason}' if reason else self._last_line(rank)}")
-
-    def _last_line(self, rank: int) -> str:
-        with suppress(OSError):
-            lines = Path(self._folder.name, f"{rank}.log").read_text(errors="replace").strip().splitlines()
-            return f": {printable(lines[-1], 300)}" if lines else "."
-        return "."
-
-    def _lose(self, reason: str) -> None:
-        """End the followers, and every exchange with them that this process waits for."""
-        self.lost = self.lost or reason
-        self._ready.put(False)
-        for follower in self._followers:
-            follower.kill()
-        if self._connected:
-            self._connected = False
-            with suppress(Exception):
-                abort = getattr(dist.distributed_c10d, "_abort_process_group", dist.destroy_process_group)
-                abort()
 
 
 class Follower(Ranks):

@@ -12,7 +12,7 @@ import typer.core
 
 from sgm.cli.batch import Batch
 from sgm.cli.console import echo_stderr, errors_as_sentences, path_argument, path_option
-from sgm.cli.options import BackgroundModel, Base, Checkpoint, Device, Dtype, LowMemory, ModelVersion, Recipe
+from sgm.cli.options import BackgroundModel, Base, Checkpoint, Device, Dtype, Gpus, LowMemory, ModelVersion, Recipe
 from sgm.cli.recipe import stored_picture
 from sgm.errors import UserError
 from sgm.paths import check_writable, exists, is_folder, write_new
@@ -105,6 +105,7 @@ def sample(
     orbit_plot: Annotated[Path | None, path_option("Write a picture of the orbit there, a .png.")] = None,
     low_memory: LowMemory = False,
     device: Device = None,
+    gpus: Gpus = 1,
     dtype: Dtype = None,
     checkpoint: Checkpoint = None,
     base: Base = None,
@@ -142,7 +143,7 @@ def sample(
     unfilled = check_weights(request.version, **weights)
     if orbit_plot is not None:
         _plot_orbit(request, orbit_plot)
-    load = partial(load_engine, request.version, **weights, device=device, dtype=kind, unfilled=unfilled)
+    load = partial(load_engine, request.version, **weights, device=device, gpus=gpus, dtype=kind, unfilled=unfilled)
     failed = sum(not made for made in work.run(sources, load))
     if failed and len(sources) > 1:
         echo_stderr(f"{failed} of {len(sources)} pictures failed.")

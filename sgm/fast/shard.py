@@ -116,11 +116,18 @@ class Ranks:
     SGM_SPLIT=frames in the environment, every process computes its frames of both.
     """
 
-    lost = ""  # why the others are no longer there
     plan: Any = None  # the memory plan that all of them must have, where it is not this process's to choose
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int = 0, size: int = 1, lost: str = "") -> None:
+        self.rank, self.size, self._lost = rank, size, lost
+
+    @property
+    def lost(self) -> str:
+        """Why processes that were asked for are not, or no longer, at work."""
+        return self._lost
+
+    def join(self) -> None:
+        """Wait until all processes have their engines; then they are a process group."""
 
     def group(self) -> None:
         """Make the groups of the halves, once the processes are a group themselves."""
