@@ -18,26 +18,31 @@ logger = logging.getLogger(__name__)
 _LAUNCH_SHARE = 0.6  # of an evaluation's time, from which on Python's launching counts as what takes long
 
 
+class Checks:
+    """What is called before each block: `function`, whose exceptions end the evaluation, but not while recording."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+    def check(self) -> None:
+        self.function()
+
+
 class Recorded:
     """`evaluate(x, c_noise)` of a fixed shape, recorded at its third call if launching took most of the second.
 
-    evaluate: calls `check` of this object before each block. check: what that calls when nothing is being recorded; an
-    exception that it raises ends the evaluation. early: record at the second call, whatever the first took, and raise
-    the error of a recording that fails: for processes that must all do the same. Replays have the same bits as calls.
+    evaluate: calls `checks.check` before each block. early: record at the second call, whatever the first took, and
+    raise the error of a recording that fails: for processes that must all do the same. Replays have the same bits as
+    calls.
     """
 
-    def __init__(self, check: Callable[[], None], early: bool) -> None:
-        self.evaluate: Callable[[Tensor, Tensor], Tensor]
-        self._check, self._early = check, early
+    def __init__(self, evaluate: Callable[[Tensor, Tensor], Tensor], checks: Checks, early: bool) -> None:
+        self._evaluate, self._checks, self._early = evaluate, checks, early
         self._calls = 0
         self._graphs: list[torch.cuda.CUDAGraph] | None = None  # None: not recorded
         self._timing: tuple[float, torch.cuda.Event, torch.cuda.Event] | None = None
         self._inputs: tuple[Tensor, Tensor]
         self._output: Tensor
-
-    def check(self) -> None:
-        """To be called by `evaluate` before each block."""
-        self._check()
 
     def __call__(self, x: Tensor, c_noise: Tensor) -> Tensor:
         self._calls += 1
@@ -48,15 +53,15 @@ class Recorded:
                 static.copy_(value)
             for i, graph in enumerate(self._graphs):
                 if i:
-                    self._check()
+                    self._checks.check()
                 graph.replay()
             return self._output.clone()
         if self._calls != 2:
-            return self.evaluate(x, c_noise)
+            return self._evaluate(x, c_noise)
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         begin = time.perf_counter()
-        out = self.evaluate(x, c_noise)
+        out = self._evaluate(x, c_noise)
         end.record()
         self._timing = time.perf_counter() - begin, start, end
         return out
@@ -72,7 +77,7 @@ class Recorded:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # the graphs have a pool of memory of their own
         self._inputs = x.clone(), c_noise.clone()
-        graphs, pool, check = [torch.cuda.CUDAGraph()], torch.cuda.graph_pool_handle(), self._check
+        graphs, pool, check = [torch.cuda.CUDAGraph()], torch.cuda.graph_pool_handle(), self._checks.function
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
 
@@ -87,11 +92,11 @@ class Recorded:
         try:
             with torch.cuda.stream(stream):
                 begin()
-                self._check = cut
+                self._checks.function = cut
                 try:
-                    self._output = self.evaluate(*self._inputs)
+                    self._output = self._evaluate(*self._inputs)
                 finally:
-                    self._check = check
+                    self._checks.function = check
                     graphs[-1].capture_end()
             self._graphs = graphs
         except RuntimeError as error:  # out of memory, or an operation that cannot be recorded

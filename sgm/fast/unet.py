@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from functools import partial
+from itertools import count
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgm.fast.graph import Recorded
+from sgm.fast.graph import Checks, Recorded
 from sgm.fast.ops import Ops, channels_last, for_device
 from sgm.fast.shard import Ranks, Shard
 from sgm.layers.attention import GEGLU, BasicTransformerBlock, CrossAttention, FeedForward, VideoTransformerBlock
@@ -28,6 +30,7 @@ from sgm.unet.wrapper import OpenAIWrapper
 
 # Values of the largest activations: enough to keep a large GPU busy, in no more memory than decoding needs.
 MAX_VALUES = 6 * 10**8
+SHALLOW = 1  # how many of the output blocks, and of the input blocks, are always evaluated
 
 
 def no_check() -> None:
@@ -78,6 +81,7 @@ class FastUNet:
         check: Callable[[], None] = no_check,
         ranks: Ranks | None = None,
         record: bool = False,
+        cache_interval: int = 1,
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """The network for one condition, (x, c_noise) -> output. Terms common to all steps are computed here.
 
@@ -85,7 +89,9 @@ class FastUNet:
         have. clip_by_clip: evaluate the clips of a batch, such as the two of guidance, one after the other: half the
         memory and, where one clip keeps the device busy, hardly more time. check: called before each block; an
         exception that it raises ends the evaluation. ranks: processes that all make this call, and divide the work.
-        record: launch by CUDA graphs where that is faster (see `Recorded`), at the cost of some memory.
+        record: launch by CUDA graphs where that is faster (see `Recorded`), at the cost of some memory. cache_interval:
+        the whole network is evaluated every so many times; in between, its shallow blocks alone, on what the deep ones
+        gave last (DeepCache, arXiv:2312.00858), which is faster and not exact.
         """
         if not self.supports(c):
             return lambda x, c_noise: self.model(x, c_noise, c, num_video_frames=num_video_frames)
@@ -95,25 +101,26 @@ class FastUNet:
         vectors = c["vector"].to(dtype).split(size) if "vector" in c else [None] * len(contexts)
         ranks = ranks or Ranks()
         mine, shard = ranks.share(len(contexts), num_video_frames)
-        recorded = Recorded(check, early=shard.size > 1)
+        checks = Checks(check)
         clips: list[_Conditioned] = []
         for i in mine:
-            upsample_weights = clips[0].upsample_weights if clips else None
-            clips.append(
-                _Conditioned(self, contexts[i], vectors[i], shard, max_values, recorded.check, upsample_weights)
-            )
+            shared = clips[0].upsample_weights if clips else None
+            clips.append(_Conditioned(self, contexts[i], vectors[i], shard, max_values, checks.check, shared))
 
-        def evaluate(x: Tensor, c_noise: Tensor) -> Tensor:
+        def evaluate(whole: bool, x: Tensor, c_noise: Tensor) -> Tensor:
             h = torch.cat([x, c["concat"]], dim=1) if "concat" in c else x
             h = h.to(dtype=dtype, memory_format=torch.channels_last)
             parts = list(zip(h.split(size), c_noise.split(size), strict=True))
-            out = [clip(*parts[i]) for clip, i in zip(clips, mine, strict=True)]
+            out = [clip(*parts[i], whole, keep=cache_interval > 1) for clip, i in zip(clips, mine, strict=True)]
             return ranks.joined(out, len(parts), shard).to(x.dtype)
 
-        recorded.evaluate = evaluate
         # Exchanges of several clips could not be recorded on GPUs (NCCL 2.28).
         can_record = c["crossattn"].is_cuda and (shard.size == 1 or len(mine) == 1)
-        return recorded if record and can_record else evaluate
+        variants = [partial(evaluate, whole) for whole in (True, False)]
+        if record and can_record:
+            variants = [Recorded(variant, checks, early=shard.size > 1) for variant in variants]
+        evaluations = count()
+        return lambda x, c_noise: variants[next(evaluations) % cache_interval > 0](x, c_noise)
 
 
 class _Biases:
@@ -191,6 +198,7 @@ class _Conditioned:
         self.alphas, self.biases, self.shard, self.check = network.alphas, network.biases, shard, check
         self.ops: Ops = for_device(context.device)
         self.max_values = min(max_values, self.ops.max_chunk)
+        self.kept: Any = None
         self.label = None if vector is None else shard.cut(unet.label_emb(vector))
         self.upsample_weights = upsample_weights or {
             module: self.ops.fused_upsample_weight(module.conv.weight)
@@ -229,17 +237,26 @@ class _Conditioned:
             offsets.append([point.to(context.dtype) for point in points])
         return offsets
 
-    def __call__(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        """(n, c, h, w) channels-last, (n,) -> (n, out_channels, h, w), or the shard's frames of it."""
+    def __call__(self, x: Tensor, c_noise: Tensor, whole: bool = True, keep: bool = False) -> Tensor:
+        """(n, c, h, w) channels-last, (n,) -> (n, out_channels, h, w), or the shard's frames of it.
+
+        keep: keep what enters the shallow output blocks. Not `whole`: take that instead of evaluating the deep blocks.
+        """
         unet, x, c_noise = self.unet, self.shard.cut(x), self.shard.cut(c_noise)
+        last = len(unet.output_blocks) - SHALLOW
         emb = unet.time_embed(timestep_embedding(c_noise, unet.model_channels).to(x.dtype))
         emb = F.silu(emb if self.label is None else emb + self.label)
         skips = []
-        for block in unet.input_blocks:
+        for block in unet.input_blocks[: None if whole else SHALLOW]:
             x = self.block(cast(Block, block), [x], emb)
             skips.append(x)
-        x = self.block(unet.middle_block, [x], emb)
-        for block in unet.output_blocks:
+        if whole:
+            x = self.block(unet.middle_block, [x], emb)
+        for i, block in enumerate(unet.output_blocks[0 if whole else last :], 0 if whole else last):
+            if i == last and keep:
+                if whole and self.kept is None:
+                    self.kept = torch.empty_like(x)  # one place, which recorded evaluations know
+                x = self.kept.copy_(x) if whole else self.kept
             parts = [x, skips.pop()]
             del x
             x = self.block(cast(Block, block), parts, emb)
