@@ -39,7 +39,9 @@ async def in_turn(make: Any, *args: Any) -> Any:
 
 
 def check_room(owner: str) -> None:
-    """Raise Refused 429 where the queue is full."""
+    """Raise Refused 429 where the queue is full, 503 where nothing is left to make clips."""
+    if none_left := the_table().none_left():
+        raise Refused(503, none_left)
     waiting = [job.owner for job in the_table().jobs() if job.active and job.by_api]
     if len(waiting) >= LONGEST_QUEUE or waiting.count(owner) >= LONGEST_OF_ONE:
         raise Refused(429, f"{len(waiting)} jobs wait already: ask again later", headers={"retry-after": "10"})

@@ -11,12 +11,21 @@ from typing import Annotated
 import typer
 
 from sgm.errors import UserError, shown
+from sgm.process import importing_torch
 from sgm.versions import bundle
 
 
 def app(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8501,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SGM_DEVICES",
+            help="On which clips are made, one at a time on each: all, or names as cuda:0,cuda:1 or cpu,cpu. "
+            "Unless given, all GPUs or, without any, the processor.",
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on. Another than 127.0.0.1 needs keys in SGM_API_KEYS, for the API.")
     ] = "127.0.0.1",
@@ -26,6 +35,9 @@ def app(
 ) -> None:
     """Open the page in your browser, and serve the HTTP API beside it. Both are for this machine only."""
     network = _checked_network(host, trust_network)
+    if devices is not None:
+        _check_devices(devices)
+        os.environ["SGM_DEVICES"] = devices  # which the table of jobs reads
     from sgm.outputs import outputs_folder, reserve
 
     address = f"http://127.0.0.1:{port}"
@@ -55,6 +67,14 @@ def _checked_network(host: str, trusted: bool) -> str:
             "API alone; or, where everybody on the network may use page and API, add --trust-network."
         )
     return "trusted" if trusted else "keys"
+
+
+def _check_devices(devices: str) -> None:
+    """Raise UserError for devices that cannot be used."""
+    with importing_torch():
+        from sgm import choose_devices
+
+    choose_devices(devices)
 
 
 def _check_port(port: int, address: str) -> None:
