@@ -7,6 +7,7 @@ import base64
 import contextlib
 import http.client
 import io
+import itertools
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from PIL import Image
 from app.api import application, bounds, keys, stability, work
 from app.jobs import Job
 from sgm import VERSIONS, VideoRequest, all_fields, is_clip, read_frames, read_settings
+from sgm.cli import heads
 from sgm.cli.server import OwnPageOnly
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -431,17 +433,46 @@ def test_a_full_queue(server: Server) -> None:
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of the API without page and queue, with keys, and little time for bodies."""
+    """The address of the API without page and queue, with keys, and little time for heads and bodies."""
     monkeypatch.setenv("SGM_API_KEYS", "right, also right")
     monkeypatch.setattr(bounds, "SLOWEST", 0.1)
     monkeypatch.setattr(keys, "WITHIN", 3600.0)
-    server = uvicorn.Server(uvicorn.Config(application(), port=0, log_level="error"))
+    monkeypatch.setattr(heads, "SLOWEST", 0.3)
+    protocol: Any = heads.BoundedHeads
+    server = uvicorn.Server(uvicorn.Config(application(), port=0, log_level="error", http=protocol))
     thread = threading.Thread(target=server.run)
     thread.start()
     until(lambda: server.started)
     yield f"127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join()
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /api/fields HTTP/1.1\r\nhost: x\r\nauthorization: Bearer right\r\n\r\n"])
+def test_a_head_that_does_not_end(alone: str, before: bytes) -> None:
+    """A byte now and then holds no connection, be it new or used before; nor does a head without an end."""
+    host, port = alone.split(":")
+
+    def sends(pieces: Iterator[bytes], pause: float) -> float:
+        """Send until the server closes the connection; the seconds that it took."""
+        with socket.create_connection((host, int(port)), timeout=LIMIT) as client:
+            client.sendall(before)
+            while before and b'"name":"seed"' not in client.recv(1 << 20).replace(b" ", b""):
+                pass
+            start = time.monotonic()
+            with contextlib.suppress(ConnectionError):
+                for piece in pieces:
+                    client.sendall(piece)
+                    time.sleep(pause)
+                pytest.fail("the connection is still open")
+            return time.monotonic() - start
+
+    line = itertools.cycle(b"GET /api/fields HTTP/1.1\r\nx: ")
+    assert sends((bytes([next(line)]) for _ in range(200)), 0.05) > heads.SLOWEST - 0.1
+    head = itertools.chain(
+        [b"GET /api/fields HTTP/1.1\r\n"], (b"x-%d: %s\r\n" % (n, b"y" * 1000) for n in range(10_000))
+    )
+    sends(head, 0)
 
 
 def test_keys_slow_bodies_and_too_many_requests(alone: str) -> None:
@@ -480,6 +511,9 @@ def test_keys_slow_bodies_and_too_many_requests(alone: str) -> None:
         ("trusted", "192.0.2.9", socket.gethostname(), "/", None, True),
         ("trusted", "192.0.2.9", "evil.example", "/", "http://evil.example", False),
         ("trusted", "192.0.2.9", "192.0.2.1:8501", "/", "http://evil.example", False),
+        ("", "127.0.0.1", "localhost:8501", "/v1/videos", "https://friend.example", True),
+        ("keys", "192.0.2.9", "192.0.2.1:8501", "/v1/videos", "https://friend.example", True),
+        ("", "127.0.0.1", "localhost:8501", "/_stcore/stream", "https://friend.example", False),
     ],
 )
 def test_who_else_may_ask(network: str, client: str, host: str, path: str, origin: str | None, allowed: bool) -> None:
@@ -493,7 +527,7 @@ def test_who_else_may_ask(network: str, client: str, host: str, path: str, origi
 
     headers = [(b"host", host.encode()), *([(b"origin", origin.encode())] if origin else [])]
     scope = {"type": "http", "method": "GET", "client": (client, 1), "path": path, "headers": headers}
-    asyncio.run(OwnPageOnly(behind, network)(scope, None, send))  # pyright: ignore
+    asyncio.run(OwnPageOnly(behind, network, ["https://friend.example"])(scope, None, send))  # pyright: ignore
     assert (len(passed), refused[:1]) == ((1, []) if allowed else (0, [403]))
 
 
