@@ -79,7 +79,10 @@ def choose_devices(names: str = "all") -> list[torch.device]:
 def describe_device(device: torch.device) -> str:
     """A device and its free memory, for people."""
     if device.type == "cuda":
-        free, total = (value / GIB for value in torch.cuda.mem_get_info(device))
+        try:
+            free, total = (value / GIB for value in torch.cuda.mem_get_info(device))
+        except RuntimeError:  # after an error of CUDA's
+            return f"{device} does not answer"
         return f"{torch.cuda.get_device_name(device).removeprefix('NVIDIA ')} · {free:.0f} of {total:.0f} GB free"
     return "Apple GPU" if device.type == "mps" else "CPU"
 

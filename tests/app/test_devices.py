@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +219,30 @@ def test_an_error_of_the_job_is_not_the_devices(tmp_path: Path, monkeypatch: pyt
         assert "cuda:0 does not compute any more" in table.devices()[0].reason
         table.cancel(job.id)
     table.close()
+
+
+_BREAKS = """
+import torch
+from sgm.devices import DeviceFailed, watched
+
+card = torch.device("cuda:0")
+try:
+    with watched(card):
+        torch.empty(10**15, device=card)
+except torch.cuda.OutOfMemoryError:
+    print("too large")
+try:
+    with watched(card):
+        torch.zeros(1, device=card)[torch.full((1,), 9, device=card)].item()
+except DeviceFailed as failure:
+    print(failure)
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA card, to break it for a process of its own")
+def test_an_error_of_a_real_card() -> None:
+    done = subprocess.run([sys.executable, "-c", _BREAKS], capture_output=True, text=True, timeout=LIMIT)
+    assert done.stdout.startswith("too large\ncuda:0 does not compute any more"), done.stderr
 
 
 @pytest.mark.parametrize(
