@@ -70,8 +70,8 @@ def choose_devices(names: str = "all") -> list[torch.device]:
             raise UserError(f"{device} is named {chosen.count(device)} times: one clip at a time fills a GPU.")
     if (workers := sum(device.type == "cpu" for device in chosen)) > torch.get_num_threads():
         raise UserError(
-            f"cpu is named {workers} times, but torch has {torch.get_num_threads()} threads here: name it as often at "
-            "most, or set OMP_NUM_THREADS."
+            f"cpu is named {workers} times, more often than torch has threads here, {torch.get_num_threads()}: name it "
+            "less often, or set OMP_NUM_THREADS."
         )
     return chosen
 
