@@ -19,8 +19,11 @@ LowMemory = Annotated[
     bool, typer.Option("--low-memory", help="Take as little of the GPU's memory as can be; a bit slower.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Unless given, the fastest.")]
+Devices = Annotated[
+    str | None, typer.Option(help="Spread the pictures over several: all, or names as cuda:0,cuda:1 or cpu,cpu.")
+]
 Gpus = Annotated[
-    int, typer.Option(min=1, max=16, help="How many GPUs compute each video together: the device and those after it.")
+    int, typer.Option(min=1, max=16, help="GPUs that compute each video together: the device and those after it.")
 ]
 Dtype = Annotated[
     Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="Unless given, what suits the device.")

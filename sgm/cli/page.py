@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 import sys
 from typing import Annotated
@@ -11,21 +12,43 @@ from typing import Annotated
 import typer
 
 from sgm.errors import UserError, shown
+from sgm.process import importing_torch
 from sgm.versions import bundle
 
 
 def app(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8501,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SGM_DEVICES",
+            help="On which clips are made, one at a time on each: all, or names as cuda:0,cuda:1 or cpu,cpu. "
+            "Unless given, all GPUs or, without any, the processor.",
+        ),
+    ] = None,
+    gpus: Annotated[
+        int,
+        typer.Option(envvar="SGM_GPUS", min=1, max=16, help="How many of the GPUs compute each clip together."),
+    ] = 1,
     host: Annotated[
         str, typer.Option(help="Address to listen on. Another than 127.0.0.1 needs keys in SGM_API_KEYS, for the API.")
     ] = "127.0.0.1",
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="A site whose pages may use the API, as https://example.org. Can be given more than once."),
+    ] = None,
     trust_network: Annotated[
         bool, typer.Option("--trust-network", help="Let all who reach --host use page and API, without a key.")
     ] = False,
 ) -> None:
     """Open the page in your browser, and serve the HTTP API beside it. Both are for this machine only."""
     network = _checked_network(host, trust_network)
+    origins = [_checked_origin(origin) for origin in allow_origin or []]
+    if devices is not None:
+        _check_devices(devices, gpus)
+        os.environ["SGM_DEVICES"] = devices  # which the table of jobs reads
+    os.environ["SGM_GPUS"] = str(gpus)
     from sgm.outputs import outputs_folder, reserve
 
     address = f"http://127.0.0.1:{port}"
@@ -37,7 +60,7 @@ def app(
     # `import app` must work here and in processes that the page starts.
     sys.path.insert(0, str(root))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    serve(root, port, address, not no_browser, host, network)
+    serve(root, port, address, not no_browser, host, network, origins)
 
 
 def _checked_network(host: str, trusted: bool) -> str:
@@ -55,6 +78,21 @@ def _checked_network(host: str, trusted: bool) -> str:
             "API alone; or, where everybody on the network may use page and API, add --trust-network."
         )
     return "trusted" if trusted else "keys"
+
+
+def _checked_origin(origin: str) -> str:
+    """A site's origin, as browsers send it. Raises UserError for what is none."""
+    if not re.fullmatch(r"https?://[^/\s*@?#]+/?", origin):
+        raise UserError(f"--allow-origin must be a site's address, as https://example.org; got {shown(origin)}.")
+    return origin.rstrip("/").lower()
+
+
+def _check_devices(devices: str, gpus: int) -> None:
+    """Raise UserError for devices that cannot be used."""
+    with importing_torch():
+        from sgm import choose_devices
+
+    choose_devices(devices, gpus)
 
 
 def _check_port(port: int, address: str) -> None:
