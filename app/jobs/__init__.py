@@ -44,7 +44,8 @@ def table(address: str = "") -> Table:
     """The process's table of jobs. Streamlit imports this module once, so that reruns and reloads keep the table.
 
     Its workers are on the devices that SGM_DEVICES names, or on all, so many to a worker as SGM_GPUS says. address: of
-    the page, for the message to a second process. Raises FolderInUse or UserError as `Table`, UserError for a device that cannot be used.
+    the page, for the message to a second process. Raises FolderInUse or UserError as `Table`, UserError for a device
+    that cannot be used.
     """
     global _table
     with _table_lock:
