@@ -16,7 +16,7 @@ pytest.importorskip("cv2", reason="scenes need OpenCV: python -m pip install -e 
 
 from sgm.parallax import layered_hold, parallax
 from sgm.training.data import PictureClips
-from sgm.training.scenes import Scene, layers
+from sgm.conditioning.scene import Scene, layers
 
 H, W, FRAMES = 96, 160, 6
 OBJECT = (slice(30, 70), slice(60, 100))

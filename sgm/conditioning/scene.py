@@ -1,9 +1,10 @@
-"""Scenes with depth from photographs: an object before its surroundings, seen by a camera that moves.
+"""Scenes with depth from pictures: an object before its surroundings, seen by a camera that moves.
 
-A photograph and the mask of its object (`sgm.training.masks`) become two layers: the *near* one, cut out with soft
-edges, and the *far* one, with a hole behind the object. The object has one disparity (inverse depth); its
-surroundings' rises from the horizon to where the object stands, so that the object does not slide over the ground
-(layered depth images: Shade et al. 1998; two layers and more from one picture: Shih et al. 2020, arXiv:2004.04727).
+A picture and the mask of its object (`sgm.conditioning.saliency`) become two layers: the *near* one, cut out with soft
+edges, and the *far* one, with a hole behind the object, filled with the mirror image of what is beside it. The object
+has one disparity (inverse depth), that of the ground at its foot; its surroundings are a plane that leans back, whose
+disparity grows evenly downwards, so that straight lines stay straight (layered depth images: Shade et al. 1998; from
+one picture: Shih et al. 2020, arXiv:2004.04727). A picture without a clear object is a plane that leans less.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from sgm.conditioning.camera import rays, reflect
+from sgm.conditioning.camera import halved, identity_rays, rays, reflect
+from sgm.conditioning.saliency import saliency
 
-FAR, NEAR = 0.6, 1.3  # disparities of the horizon and of the ground at the object's foot, before `Scene.deep`
+_LEAN, _LEAN_ALONE = 0.5, 0.3  # disparity of the bottom less that of the top, with and without an object; mean: 1
+_NEAR = 1.2  # an object's least disparity
+_SOLID = 250  # alpha, of 255, from which a pixel shows the object alone
 _RIM = 2  # pixels around an object that may hold some of its colour; twice as many are guessed well from beside them
 _CLOSEST = 0.75  # share of the way to its nearest point that a camera goes at most
 
@@ -40,37 +45,46 @@ class Layers:
 
 
 def layers(picture: np.ndarray, mask: np.ndarray | None = None) -> Layers:
-    """Layers of a picture (h, w, 3) and the mask (h, w) of its object, uint8. A mask that is undecided is not used."""
+    """Layers of a picture (h, w, 3) and the mask (h, w) of its object, uint8. A mask of no clear object is not used."""
     alpha = None if mask is None else _alpha(mask)
-    near = picture if alpha is None else _extended(picture, alpha > 250)
-    alpha = np.zeros(picture.shape[:2], np.uint8) if alpha is None else alpha
-    hole, hidden = _hole(torch.from_numpy(alpha)[None, None].float() / 255)
-    far = _filled(torch.from_numpy(picture).permute(2, 0, 1)[None].float(), 1 - hole).round().byte()
-    known = (255 * (1 - hidden)).byte()
-    disparity = _ground(picture, hole[0, 0].numpy() > 0)
-    feet = np.nonzero((alpha > 250).any(axis=1))[0]
-    nearest = max(float(disparity[int(np.percentile(feet, 98))]), FAR + 0.35) if len(feet) else NEAR
+    height = (np.arange(len(picture), dtype=np.float32) + 0.5) / len(picture) - 0.5
+    if alpha is None:
+        whole = picture.transpose(2, 0, 1)
+        matte = np.stack([np.full_like(whole[0], value) for value in (0, 255)])
+        return Layers(np.concatenate([whole, whole]), matte, (1 + _LEAN_ALONE * height)[None, :, None], 1.0)
+    hole, hidden = (part[0, 0].numpy() > 0 for part in _hole(torch.from_numpy(alpha)[None, None].float() / 255))
+    near = picture.reshape(-1, 3)[_nearest(alpha > _SOLID)]
+    known = np.where(hidden, 0, 255).astype(np.uint8)
+    disparity = 1 + _LEAN * height
+    foot = int(np.percentile(np.flatnonzero((alpha > _SOLID).any(axis=1)), 98))
     return Layers(
-        np.concatenate([near.transpose(2, 0, 1), far[0].numpy()]),
-        np.concatenate([alpha[None], known[0].numpy()]),
-        disparity[None, :, None].astype(np.float32),
-        nearest,
+        np.concatenate([near, _mirrored(picture, hole)], axis=2).transpose(2, 0, 1),
+        np.stack([alpha, known]),
+        disparity[None, :, None],
+        max(float(disparity[foot]), _NEAR),
     )
 
 
 def _alpha(mask: np.ndarray) -> np.ndarray | None:
-    """A saliency map as an alpha matte with edges of about two pixels; None where it is undecided or too large."""
-    value = mask.astype(np.float32) / 255
-    area = float((value > 0.5).mean())
-    undecided = float(((value > 0.15) & (value < 0.85)).mean())
-    if not 0.015 < area < 0.6 or undecided > 0.25 * area:
+    """A saliency map as an alpha matte with edges of about two pixels; None where it shows no clear object.
+
+    That is one of a sensible size, with edges that are nearly all sharp, and decided but for them. Fragments are left
+    out.
+    """
+    solid = (mask > 127).astype(np.uint8)
+    around = np.ones((mask.shape[1] // 48 | 1,) * 2, np.uint8)
+    edges = cv2.morphologyEx(solid, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    step = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, around)
+    undecided = (mask > 38) & (mask < 217) & (cv2.dilate(edges.astype(np.uint8), around) == 0)
+    area = solid.mean()
+    if not 0.008 < area < 0.6 or (step[edges] > 150).mean() < 0.9 or undecided.mean() > 0.1 * area:
         return None
-    count, labels, stats, _ = cv2.connectedComponentsWithStats((value > 0.5).astype(np.uint8))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(solid)
     sizes = stats[:, cv2.CC_STAT_AREA]
     kept = [i for i in range(1, count) if sizes[i] > 0.1 * sizes[1:].max()]
-    value = value * cv2.dilate(np.isin(labels, kept).astype(np.uint8), np.ones((5, 5)))
-    sharp = cv2.GaussianBlur((value > 0.5).astype(np.float32), (0, 0), 1.2)
-    return np.rint(255 * np.clip((sharp - 0.15) / 0.7, 0, 1)).astype(np.uint8)
+    sharp = cv2.GaussianBlur(np.isin(labels, kept).astype(np.float32), (0, 0), 1.2)
+    alpha = np.rint(255 * np.clip((sharp - 0.15) / 0.7, 0, 1)).astype(np.uint8)
+    return alpha if (alpha > _SOLID).any() else None
 
 
 def _hole(alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,31 +93,26 @@ def _hole(alpha: Tensor) -> tuple[Tensor, Tensor]:
     return hole, -F.max_pool2d(-hole, 4 * _RIM + 1, 1, 2 * _RIM)
 
 
-def _extended(picture: np.ndarray, solid: np.ndarray) -> np.ndarray:
-    """The picture with the colour of the nearest solid pixel wherever it is not solid."""
-    outside = (~solid).astype(np.uint8)
+def _nearest(pixels: np.ndarray) -> np.ndarray:
+    """Index, into the flattened picture, of the nearest of the `pixels` (h, w) that are true, for each pixel."""
+    outside = (~pixels).astype(np.uint8)
     labels: Any = cv2.distanceTransformWithLabels(outside, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)[1]
     nearest = np.zeros(labels.max() + 1, np.int64)
-    nearest[labels[solid]] = np.flatnonzero(solid)
-    return picture.reshape(-1, 3)[nearest[labels]]
+    nearest[labels[pixels]] = np.flatnonzero(pixels)
+    return nearest[labels]
 
 
-def _ground(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """Disparity (h,) of the surroundings: far above the horizon, then ground that comes nearer evenly.
-
-    The horizon is where the smooth region at the top, a sky or a blurred distance, ends; else above the middle.
-    """
-    h, w = picture.shape[:2]
-    grey = cv2.GaussianBlur(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1.5)
-    slope = cv2.GaussianBlur(np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)), (0, 0), 3)
-    ends = np.where((slope > 14).any(axis=0), (slope > 14).argmax(axis=0), h)[~hole[: h // 2].any(axis=0)]
-    sky = float(np.median(ends)) / h if len(ends) > w / 8 else 0.0
-    horizon = min(sky, 0.65) if sky > 0.12 else 0.4
-    feet = np.nonzero(hole.any(axis=1))[0]
-    foot = max(feet[-1] / h, horizon + 0.25) if len(feet) else 1.0
-    y = (np.arange(h) + 0.5) / h
-    rise = np.clip((y - horizon) / (foot - horizon), 0, 1.2)
-    return FAR + (NEAR - FAR) * rise
+def _mirrored(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """The picture with its hole (h, w) filled with the mirror image of what is beside it; where that is a hole, too,
+    smoothly."""
+    h, w = hole.shape
+    here = np.indices((h, w))
+    mirror = 2 * np.stack(np.divmod(_nearest(~hole), w)) - here
+    inside = np.clip(mirror, 0, np.array([h - 1, w - 1])[:, None, None])
+    known = ~hole | ((mirror == inside).all(axis=0) & ~hole[tuple(inside)])
+    seen = torch.from_numpy(picture[tuple(np.where(hole, inside, here))]).permute(2, 0, 1)[None].float()
+    filled = _filled(seen, torch.from_numpy(known)[None, None].float())
+    return filled[0].permute(1, 2, 0).round().byte().numpy()
 
 
 @dataclass
@@ -121,6 +130,28 @@ class Scene:
     near: Tensor
     grid: Callable[[Tensor], Tensor]
     limit: Tensor | None = None
+
+    @classmethod
+    def of(cls, picture: Image.Image) -> Scene:
+        """The scene of one picture, an RGB of twice the frames' size, with its object found. Raises UserError."""
+        found = layers(np.asarray(picture), saliency(picture))
+        w, h = picture.size
+
+        def grid(points: Tensor) -> Tensor:
+            return torch.stack([points[:, 0] * 2, points[:, 1] * 2 * w / h], dim=-1)
+
+        return cls(
+            torch.from_numpy(found.colour)[None].float() / 127.5 - 1,
+            torch.from_numpy(found.matte)[None].float() / 255,
+            torch.from_numpy(found.disparity)[None].expand(1, 1, h, w),
+            torch.tensor([found.near]),
+            grid,
+        )
+
+    def film(self, path: Tensor) -> Tensor:
+        """What a camera on `path` (t, 6) sees of one scene, at half its size: (t, 3, h / 2, w / 2). See `render`."""
+        base = identity_rays(*self.colour.shape[-2:]).to(path)
+        return torch.cat([halved(self.view(moves, base)[0]) for moves in path.split(1)])
 
     def _sample(self, source: Tensor, points: Tensor) -> Tensor:
         points = points if self.limit is None else reflect(points, self.limit)
@@ -169,12 +200,16 @@ class Scene:
         alpha = near[:, 3:]
         return torch.lerp(far, near[:, :3], alpha), 1 - (1 - alpha) * (1 - known)
 
-    def rays(self, moves: Tensor, base: Tensor) -> Tensor:
-        """Ray maps, as in `sgm.conditioning.camera`: (n, 2, h, w), NaN where cameras see what is not known."""
+    def rays(self, moves: Tensor, base: Tensor, guesses: bool = False) -> Tensor:
+        """Ray maps, as in `sgm.conditioning.camera`: (n, 2, h, w).
+
+        NaN where cameras see what is not known, unless `guesses` are to count as known.
+        """
         far_points, near_points = self._points(moves, base)
         alpha = self._sample(self.matte[:, :1], near_points)
         known = self._sample(self.matte[:, 1:], far_points)
-        return torch.where(alpha > 0.5, near_points, far_points.masked_fill(known < 0.5, torch.nan))
+        far_points = far_points if guesses else far_points.masked_fill(known < 0.5, torch.nan)
+        return torch.where(alpha > 0.5, near_points, far_points)
 
     def _points(self, moves: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
         """The points of the far and of the near layer that each pixel shows: (n, 2, h, w)."""
