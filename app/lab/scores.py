@@ -56,7 +56,8 @@ def scores_of(job: Job, reference: Job) -> Scores:
             first, *_ = table().chain(job.id) or [job]
             picture = None if job.request.family.orbits else prepare_picture(stored_picture(first), first.request)
             other = table().frames(reference)[0] if job.id != reference.id else None
-            _known[key] = score_clip(frames, picture, other if other is None or other.shape == frames.shape else None)
+            other = other if other is None or other.shape == frames.shape else None
+            _known[key] = score_clip(frames, picture, other, job.request)
         except UserError:
             return {}
     return _known[key]

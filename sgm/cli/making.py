@@ -187,7 +187,8 @@ class Making:
         reference = self.compared.get(cell)
         path = self.made.get(reference) if reference else None
         try:
-            scores = score_clip(read_frames(self.made[cell])[0], picture, read_frames(path)[0] if path else None)
+            frames, other = read_frames(self.made[cell])[0], read_frames(path)[0] if path else None
+            scores = score_clip(frames, picture, other, cell.request)
         except UserError as error:  # somebody took the file away; other clips have scores
             echo_stderr(f"{self.made[cell]} has no scores: {error}")
             return {}

@@ -14,7 +14,7 @@ from sgm.errors import UserError
 from sgm.versions import bundle
 
 _SIZE = 320  # pixels of either side that the network sees, whatever the picture's shape
-_MEAN, _DEVIATION = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])  # of ImageNet's colours
+_MEAN, _DEVIATION = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)  # of ImageNet's colours
 
 
 def saliency(picture: Image.Image) -> np.ndarray:
@@ -22,13 +22,20 @@ def saliency(picture: Image.Image) -> np.ndarray:
 
     Raises UserError where the network's file or onnxruntime is missing.
     """
-    pixels = np.asarray(picture.convert("RGB").resize((_SIZE, _SIZE), Image.Resampling.LANCZOS), np.float32)
+    small = picture.convert("RGB").resize((_SIZE, _SIZE), Image.Resampling.LANCZOS)
+    value = _predicted(small.tobytes(), torch.get_num_threads())
+    return np.asarray(Image.fromarray(value).resize(picture.size, Image.Resampling.LANCZOS))
+
+
+@lru_cache(maxsize=16)  # of a third of a megabyte each: clips of one picture are often made in a row
+def _predicted(content: bytes, threads: int) -> np.ndarray:
+    """The network's map of a small picture's bytes: uint8 (_SIZE, _SIZE)."""
+    pixels = np.frombuffer(content, np.uint8).reshape(_SIZE, _SIZE, 3).astype(np.float32)
     pixels = (pixels / max(float(pixels.max()), 1e-6) - _MEAN) / _DEVIATION
-    session = _session(torch.get_num_threads())
-    found = session.run([session.get_outputs()[0].name], {session.get_inputs()[0].name: pixels.transpose(2, 0, 1)[None]})
-    value = found[0][0, 0]
-    value = (value - value.min()) / max(float(value.max() - value.min()), 1e-6)
-    return np.asarray(Image.fromarray((255 * value).astype(np.uint8)).resize(picture.size, Image.Resampling.LANCZOS))
+    session = _session(threads)
+    inputs = {session.get_inputs()[0].name: pixels.transpose(2, 0, 1)[None]}
+    value = session.run([session.get_outputs()[0].name], inputs)[0][0, 0]
+    return (255 * (value - value.min()) / max(float(value.max() - value.min()), 1e-6)).astype(np.uint8)
 
 
 @lru_cache(maxsize=1)

@@ -77,7 +77,7 @@ def _alpha(mask: np.ndarray) -> np.ndarray | None:
     step = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, around)
     undecided = (mask > 38) & (mask < 217) & (cv2.dilate(edges.astype(np.uint8), around) == 0)
     area = solid.mean()
-    if not 0.008 < area < 0.6 or (step[edges] > 150).mean() < 0.9 or undecided.mean() > 0.1 * area:
+    if not 0.008 < area < 0.6 or (step[edges] > 150).mean() < 0.9 or undecided.mean() > 0.15 * area:
         return None
     count, labels, stats, _ = cv2.connectedComponentsWithStats(solid)
     sizes = stats[:, cv2.CC_STAT_AREA]
