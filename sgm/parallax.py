@@ -9,33 +9,30 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from sgm.conditioning.camera import identity_rays, render
 from sgm.conditioning.scene import Scene
 from sgm.families.camera import CameraFamily
-from sgm.families.image import to_pixels, to_uint8
-from sgm.request import VideoRequest
+from sgm.families.image import Picture, to_pixels, to_uint8
 
 _LEAST = 0.02  # difference of the layers' gains in the true render below which there is no parallax to be measured
 
 
 @torch.inference_mode()
-def depth_scores(frames: np.ndarray, picture: np.ndarray, request: VideoRequest) -> dict[str, float | None]:
+def depth_scores(frames: np.ndarray, picture: Picture) -> dict[str, float | None]:
     """`parallax` and `layered_hold` of a clip, by name; {} where it is no camera's, or its picture has no clear object.
 
-    frames: uint8 (t, h, w, 3). picture: (h, w, 3), as the model saw it. request: what made the clip.
+    frames: uint8 (t, h, w, 3), made of the picture. Raises UserError where its object cannot be looked for.
     """
-    family = request.family
+    request, family = picture.request, picture.request.family
     if not isinstance(family, CameraFamily) or len(frames) != request.frames:
         return {}
-    h, w = picture.shape[:2]
-    large = Image.fromarray(picture).resize((2 * w, 2 * h), Image.Resampling.BICUBIC)  # as scenes are kept
+    large = picture.frame(scale=2)
     scene, path = Scene.of(large), family.path(request)
     mask = (F.avg_pool2d(scene.matte[:, :1], 2)[0, 0] > 0.5).numpy()
     if not mask.any():
         return {}
-    truth = scene.deep(torch.ones(1), path[None], identity_rays(h // 8, w // 8)).film(path)
+    truth = scene.deep(torch.ones(1), path[None], identity_rays(request.height // 8, request.width // 8)).film(path)
     flat = render(to_pixels(large), path)
     return {
         "parallax": parallax(frames, to_uint8(truth), to_uint8(flat), mask),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +13,13 @@ from sgm import UserError, VideoRequest, generate, load_engine, open_picture, pr
 from sgm.conditioning import saliency as module
 from sgm.conditioning.camera import identity_rays, rays, render
 from sgm.conditioning.saliency import saliency
+from sgm.families.camera import CameraFamily
 from sgm.families.image import to_pixels
 from sgm.versions import bundle
 from tests.test_recipe import BEFORE_THE_MARK
 
 SAMPLES = bundle() / "app" / "samples"
 PAN = {"frames": 4, "steps": 2, "camera": "pan_left", "motion_bucket": 500}
-
-
-@pytest.fixture(autouse=True)
-def _nothing_known() -> Iterator[None]:
-    yield
-    module._session.cache_clear()
-    module._predicted.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +48,8 @@ def test_the_object_is_found_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_without_the_network_s_file_it_is_said_and_a_flat_clip_can_be_made(
     kitten: Image.Image, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    module._session.cache_clear()
+    module._predicted.cache_clear()
     monkeypatch.setattr(module, "bundle", lambda: tmp_path)
     with pytest.raises(UserError, match=r"u2netp\.onnx could not be opened .* Install again, or set depth to 0\."):
         conditions(kitten)
@@ -63,7 +58,7 @@ def test_without_the_network_s_file_it_is_said_and_a_flat_clip_can_be_made(
 
 def test_depth_0_is_the_flat_camera_to_the_last_bit(kitten: Image.Image) -> None:
     request = VideoRequest("svd_tiny", **PAN, depth=0)
-    batch, path = conditions(kitten, depth=0), request.family.path(request)
+    batch, path = conditions(kitten, depth=0), CameraFamily.path(request)
     assert torch.equal(batch["camera"], rays(path, identity_rays(24, 40)))
     views = render(to_pixels(prepare_picture(kitten, request, 2)), path)
     noise = torch.Generator().manual_seed(request.seed)
@@ -101,20 +96,21 @@ def test_clips_have_the_depth_that_is_asked_for(kitten: Image.Image) -> None:
     engine = load_engine("svd_tiny", device="cpu", dtype="float32")
     found = []
     for depth in (0, 1):
-        request = VideoRequest("svd_tiny", **PAN, depth=depth)
+        request = VideoRequest("svd_tiny", **{**PAN, "frames": 2}, depth=depth)
         clip = generate(engine, request, kitten)
-        scores = score_clip(clip.frames, prepare_picture(kitten, request), request=request)
+        scores = score_clip(clip.frames, kitten, request=request)
         found.append(scores["parallax"])
         assert (scores["layered_hold"] or 0) > 24
     assert found == [pytest.approx(0, abs=0.25), pytest.approx(1, abs=0.25)]
 
 
 def test_other_clips_have_no_parallax_to_be_measured(kitten: Image.Image) -> None:
-    frames = np.stack([np.asarray(kitten.resize((320, 192)))] * 4)
-    for request in (VideoRequest("svd", frames=4), VideoRequest(frames=5), VideoRequest("svd_tiny", **PAN)):
-        picture = np.zeros_like(frames[0]) if request.frames == 4 and request.version == "svd_tiny" else frames[0]
-        scores = score_clip(frames, picture, request=request)
+    size = {"frames": 4, "width": 320, "height": 192}
+    requests = VideoRequest("svd", **size), VideoRequest(frames=5), VideoRequest("svd_tiny", **PAN)
+    for request, picture in zip(requests, (kitten, kitten, Image.new("RGB", (320, 192), "teal")), strict=True):
+        scores = score_clip(np.zeros((4, 192, 320, 3), np.uint8), picture, request=request)
         assert (scores["parallax"], scores["layered_hold"]) == (None, None)
+        assert scores["frame0"] is not None
 
 
 def test_recipes_of_before_there_was_depth_are_flat() -> None:

@@ -102,7 +102,7 @@ class Making:
                 if scored:
                     self.folder.add_scores(scored[0], scored[1].result())
                 self.folder.write(cells)
-                scored = (cell, pool.submit(self._scores, cell, self._shown(cell))) if cell in self.made else None
+                scored = (cell, pool.submit(self._scores, cell, self._picture(cell))) if cell in self.made else None
             if scored:
                 self.folder.add_scores(scored[0], scored[1].result())
                 self.folder.write(cells)
@@ -171,12 +171,10 @@ class Making:
         if not sys.stdout.isatty():  # there, the bar would be in its line
             echo_result(path)
 
-    def _shown(self, cell: Cell) -> Image.Image | None:
-        """A cell's picture as the model saw it; None where its file has gone meanwhile."""
-        from sgm import prepare_picture
-
+    def _picture(self, cell: Cell) -> Image.Image | None:
+        """A cell's picture; None where its file has gone meanwhile."""
         try:
-            return prepare_picture(self.pictures.of(cell), cell.request)
+            return self.pictures.of(cell)
         except UserError:
             return None
 

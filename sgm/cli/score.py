@@ -135,11 +135,11 @@ def _expanded(paths: list[Path]) -> Iterator[Path]:
 
 
 def _made_of(path: Path, frames: np.ndarray, given: Path | None) -> tuple[Image.Image | None, VideoRequest | None]:
-    """What a clip's model saw of its picture, fitted as its recipe says, cropped where it has none; and the request.
+    """What a clip was made of, cropped where it has no recipe, and its recipe's request.
 
-    None where the picture is not known, or its first frame shows another: with SV3D, and in a film of several clips.
+    None where that is not known, or its first frame shows another: with SV3D, and in a film of several clips.
     """
-    from sgm import fit_picture, open_picture, prepare_picture, read_settings, request_of
+    from sgm import fit_picture, open_picture, read_settings, request_of
 
     size = frames.shape[2], frames.shape[1]
     try:
@@ -148,8 +148,8 @@ def _made_of(path: Path, frames: np.ndarray, given: Path | None) -> tuple[Image.
         return None if given is None else fit_picture(open_picture(given), *size), None
     source = given or (stored_picture(path) if len(frames) == request.frames else None)
     if source is None or request.family.input_frame != 0 or request.size != size:
-        return None, request
-    return prepare_picture(open_picture(source, keep_alpha=request.fit == "object"), request), request
+        return None, None
+    return open_picture(source, keep_alpha=request.fit == "object"), request
 
 
 def _distance(lengths: dict[Path, int], real: list[Path], show: Callable[[str, float], None]) -> float:

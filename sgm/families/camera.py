@@ -31,7 +31,7 @@ DEPTH = Field(
     0,
     2,
     default=1.0,
-    usual=(0, 1.5),
+    usual=(0, 2),
     step=0.05,
 )
 
