@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from sgm.conditioning.camera import camera_path, direction, identity_rays, rays, render
-from sgm.conditioning.scene import Scene, layers
+from sgm.conditioning.layers import layers
+from sgm.conditioning.scene import Scene
 from sgm.parallax import layered_hold, parallax
 from sgm.training.data import PictureClips
 

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgm.conditioning.camera import camera_path, direction, halved, identity_rays, motion_bucket, rays, reflect
-from sgm.conditioning.scene import Layers, Scene, layers
+from sgm.conditioning.layers import Layers, layers
+from sgm.conditioning.scene import Scene
 from sgm.errors import UserError
 from sgm.media.image import fit_picture, open_picture
 from sgm.media.kinds import files_of, listed
