@@ -53,25 +53,28 @@ def layers(picture: np.ndarray, mask: np.ndarray | None = None) -> Layers:
 
 
 def _alpha(mask: np.ndarray) -> np.ndarray | None:
-    """A saliency map as an alpha matte with edges of about two pixels; None where it shows no clear object.
-
-    That is one of a sensible size, with edges that are nearly all sharp, and decided but for them. Fragments are left
-    out.
-    """
-    solid = (mask > 127).astype(np.uint8)
-    around = np.ones((mask.shape[1] // 48 | 1,) * 2, np.uint8)
-    edges = cv2.morphologyEx(solid, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
-    step = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, around)
-    undecided = (mask > 38) & (mask < 217) & (cv2.dilate(edges.astype(np.uint8), around) == 0)
-    area = solid.mean()
-    if not 0.008 < area < 0.6 or (step[edges] > 150).mean() < 0.9 or undecided.mean() > 0.15 * area:
+    """A saliency map as an alpha matte with edges of about two pixels, without fragments; None for no clear object."""
+    if not _is_clear(mask):
         return None
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(solid)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((mask > 127).astype(np.uint8))
     sizes = stats[:, cv2.CC_STAT_AREA]
     kept = [i for i in range(1, count) if sizes[i] > 0.1 * sizes[1:].max()]
     sharp = cv2.GaussianBlur(np.isin(labels, kept).astype(np.float32), (0, 0), 1.2)
     alpha = np.rint(255 * np.clip((sharp - 0.15) / 0.7, 0, 1)).astype(np.uint8)
     return alpha if (alpha > _SOLID).any() else None
+
+
+def _is_clear(mask: np.ndarray) -> bool:
+    """Whether a saliency map has an object of a sensible size, its edges nearly all sharp, and is decided but there."""
+    mask = cv2.resize(mask, (640, max(round(640 * mask.shape[0] / mask.shape[1]), 1)))  # as seen at any size
+    around = np.ones((13, 13), np.uint8)
+    solid = (mask > 127).astype(np.uint8)
+    edges = cv2.morphologyEx(solid, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    step = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, around)
+    undecided = (mask > 38) & (mask < 217) & (cv2.dilate(edges.astype(np.uint8), around) == 0)
+    if not 0.008 < solid.mean() < 0.6 or not edges.any():
+        return False
+    return bool((step[edges] > 150).mean() >= 0.9 and undecided.mean() <= 0.15 * solid.mean())
 
 
 def hole_of(alpha: Tensor) -> tuple[Tensor, Tensor]:
