@@ -70,6 +70,7 @@ from .request import all_fields as all_fields
 from .request import default_of as default_of
 from .request import prepare_picture as prepare_picture
 from .request import takers as takers
+from .request import with_later_fields as with_later_fields
 from .run import Progress as Progress
 from .score import SCORES as SCORES
 from .score import Scores as Scores

@@ -23,7 +23,7 @@ from typing import Any
 
 from PIL import Image
 
-from sgm import Clip, Progress, UserError, VideoRequest
+from sgm import Clip, Progress, UserError, VideoRequest, with_later_fields
 from sgm.paths import is_file, replacing
 
 log = logging.getLogger(__name__)
@@ -248,7 +248,8 @@ def _recorded(folder: Path, saved: dict[str, Any]) -> Job:
             raise ValueError(f"its {name} is {reprlib.repr(saved[name])}" if name in saved else f"it has no {name}")
     values = saved["request"]
     # Earlier programs may have had other fields.
-    request = VideoRequest.fitting(values["version"], {name: values[name] for name in values if name != "version"})
+    chosen = with_later_fields({name: values[name] for name in values if name != "version"})
+    request = VideoRequest.fitting(values["version"], chosen)
     return Job(folder.name, folder, request, **{name: saved[name] for name in _SAVED if name in saved})
 
 
