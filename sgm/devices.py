@@ -51,7 +51,8 @@ def choose_devices(names: str = "all") -> list[torch.device]:
     """The devices of workers: "all" (every GPU or, without any, the processor), or names with commas between.
 
     "cpu" may be named more than once: its workers share the threads. Raises UserError for a device that cannot be used
-    here, for a GPU that is named twice, and for more workers on the processor than it has threads.
+    here, for devices of several kinds, whose clips have other bits, for a GPU that is named twice, and for more workers
+    on the processor than it has threads.
     """
     if names.strip().lower() == "all":
         there = _there()
@@ -60,6 +61,10 @@ def choose_devices(names: str = "all") -> list[torch.device]:
     if not chosen:
         raise UserError(f"Devices are 'all' or names with commas between, as cuda:0,cuda:1; got {shown(names)}.")
     chosen = [torch.device("cuda", device.index or 0) if device.type == "cuda" else device for device in chosen]
+    if len(kinds := dict.fromkeys(device.type for device in chosen)) > 1:
+        raise UserError(
+            f"Devices must be of one kind, since a clip's bits depend on it; these are {' and '.join(kinds)}."
+        )
     for device in chosen:
         if device.type != "cpu" and chosen.count(device) > 1:
             raise UserError(f"{device} is named {chosen.count(device)} times: one clip at a time fills a GPU.")

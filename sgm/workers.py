@@ -69,20 +69,19 @@ class Worker:
         A clip has the same bits as one made by `sgm.generate` with as many threads. Raises DeviceFailed where the
         device makes no more clips, and what `load_engine` and `sgm.generate` raise.
         """
-        on_processor = self.device.type == "cpu"
-        if on_processor and torch.get_num_threads() != self.threads:
+        if self.device.type == "cpu" and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)  # of this thread
+        engine, memo = self.load(request.version, lambda share: on_step(Progress("load", math.floor(100 * share), 100)))
+        check()
         with watched(self.device):
-            engine, memo = self._loaded(request.version, on_step)
-            check()
             return generate(engine, request, image, on_step, check, low_memory, memo)
 
-    def _loaded(self, version: str, on_step: OnStep) -> tuple[DiffusionEngine, Memo]:
+    def load(self, version: str, on_progress: Callable[[float], None]) -> tuple[DiffusionEngine, Memo]:
+        """The engine of a version, and its memo. Raises what `load_engine` raises, and DeviceFailed."""
         if self._engine is None or self._memo is None or self._engine.version != version:
             self._engine = self._memo = None  # unload first: two models at once may not fit
-            self._engine = self._engines.get(
-                version, lambda share: on_step(Progress("load", math.floor(100 * share), 100))
-            )
+            with watched(self.device):
+                self._engine = self._engines.get(version, on_progress)
             self._memo = Memo(self._engine, most=4)
         return self._engine, self._memo
 
