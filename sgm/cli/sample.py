@@ -8,11 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import typer.core
 
 from sgm.cli.batch import Batch
 from sgm.cli.console import echo_stderr, errors_as_sentences, path_argument, path_option
-from sgm.cli.options import BackgroundModel, Base, Checkpoint, Device, Devices, Dtype, LowMemory, ModelVersion, Recipe
+from sgm.cli.options import (
+    BackgroundModel,
+    Base,
+    Checkpoint,
+    Device,
+    Devices,
+    Dtype,
+    LowMemory,
+    ModelVersion,
+    Ray,
+    RayActors,
+    RayCommand,
+    Recipe,
+)
 from sgm.cli.recipe import stored_picture
 from sgm.cli.spread import Spread
 from sgm.errors import UserError
@@ -28,7 +40,7 @@ if TYPE_CHECKING:
     from sgm.cli.batch import Source
 
 
-class SampleCommand(typer.core.TyperCommand):
+class SampleCommand(RayCommand):
     """A command with an option for each field of a request, including those of samplers and guiders."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -107,6 +119,8 @@ def sample(
     low_memory: LowMemory = False,
     device: Device = None,
     devices: Devices = None,
+    ray: Ray = None,
+    ray_actors: RayActors = None,
     dtype: Dtype = None,
     checkpoint: Checkpoint = None,
     base: Base = None,
@@ -116,7 +130,7 @@ def sample(
     With --recipe, the settings of a video that was made here; those given beside it override. Without a picture, that
     video's own frame stands in for it.
     """
-    from sgm import check_weights, choose_device, choose_devices, load_engine, video_encoder, workers_on
+    from sgm import Cluster, check_weights, choose_device, choose_devices, load_engine, video_encoder, workers_on
 
     with errors_as_sentences(code=2):
         if picture is None and recipe is None:
@@ -131,9 +145,9 @@ def sample(
             raise UserError(f"--orbit-plot {orbit_plot} needs an SV3D version and a name ending in .png.")
         for note in request.notes:
             echo_stderr(note)
-        if device and devices:
+        if sum(option is not None for option in (device, devices, ray)) > 1:
             raise UserError(
-                "--device is where all are made, --devices over which they are spread: give one of the two."
+                "--device is where all are made, --devices and --ray over which they are spread: give one of the three."
             )
         chosen_devices = choose_devices(devices) if devices is not None else [choose_device(device)]
         kind = dtype or dtype_of_recipe(settings, chosen_devices[0])
@@ -146,11 +160,17 @@ def sample(
         exists(orbit_plot)
     video_encoder()
     weights = {"checkpoint": checkpoint, "base": base}
-    unfilled = check_weights(request.version, **weights)
+    unfilled = check_weights(request.version, **weights) if ray is None else None  # the nodes have their own
     if orbit_plot is not None:
         _plot_orbit(request, orbit_plot)
     load = partial(load_engine, **weights, dtype=kind)
-    if devices is None or len(chosen_devices[: len(sources)]) == 1:
+    if ray is not None:
+        paths = {name: path.absolute() for name, path in weights.items() if path}
+        echo_stderr("Connecting to Ray.")
+        cluster = Cluster(ray, ray_actors, {**paths, "dtype": dtype})
+        ctx.call_on_close(cluster.close)
+        made = Spread(work, cluster.workers, len(sources)).run(sources)
+    elif devices is None or len(chosen_devices[: len(sources)]) == 1:
         filled = partial(load, request.version, device=str(chosen_devices[0]), unfilled=unfilled)
         made = work.run(sources, filled)
     else:

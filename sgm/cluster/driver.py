@@ -22,11 +22,15 @@ _HEAD_GONE_AFTER = 15  # seconds without the head, after which Ray ends this pro
 _RETRY_UNFIT = 30.0  # seconds, after which a node that was unfit is tried again
 _STOP_WITHIN = 20.0  # seconds, in which a job that is to stop does so; else its actor is ended
 _ANSWER_WITHIN = 10.0  # seconds, for an actor; loading weights may hold one up
-_NODE_GONE = "a node of the Ray cluster is gone"
+_NODE_GONE = "A node of the Ray cluster is gone"
 
 
 class Lost(Exception):
     """Raised where an actor is gone: a job that ran there can be made by another."""
+
+
+class NoCluster(UserError):
+    """Raised where "auto" finds no cluster: "local" then starts one, in a process that has not looked for any."""
 
 
 @dataclass
@@ -51,16 +55,19 @@ class Driver:
     def connect(self, address: str, slots: int | None, versions: dict[str, str], maker: str) -> dict[str, Any]:
         """Connect this process, once. -> the cluster's "address", number of "slots", torch's "kind" of its devices.
 
-        address: "HOST:PORT" of the head, or "auto": the cluster that RAY_ADDRESS names or that runs on this machine,
-        else one that is started here, for this machine alone. slots: how many; None for as many as there are GPUs or,
-        without any, cores. versions: that nodes must have. maker: "module:class" of the actor. Raises UserError where
-        there is no cluster, and where nothing of it makes clips.
+        address: "HOST:PORT" of the head; "auto", for the cluster that RAY_ADDRESS names or that runs on this machine;
+        or "local", to start one here, for this machine alone. slots: how many; None for as many as there are GPUs or,
+        without any, cores. versions: that nodes must have. maker: "module:class" of the actor. Raises NoCluster, and
+        UserError where the cluster cannot be used or has nothing that makes clips.
         """
+        if address == "local":  # out of other machines' and users' reach
+            os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_AUTH_MODE="token")
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(_HEAD_GONE_AFTER))
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
         try:
             import ray
+            import ray.exceptions
         except ImportError as error:
             raise UserError(f'--ray needs Ray ({error}): python -m pip install "sgm-video[ray]".') from None
         self._ray, self._errors, self._versions = ray, ray.exceptions, versions
@@ -87,16 +94,16 @@ class Driver:
         try:
             if slot.actor is None:
                 room = {"num_cpus": 1, "num_gpus": int(self._kind == "GPU")}
-                slot.actor = self._ray.remote(self._maker).options(max_concurrency=2, **room).remote()
+                slot.actor = self._ray.remote(self._maker).options(max_concurrency=2, scheduling_strategy="SPREAD", **room).remote()
                 slot.versions = slot.actor.versions.remote()
             if not self._ray.wait([slot.versions], timeout=1)[0]:
-                return f"the Ray cluster at {self._address} has no {self._kind} free"
+                return f"The Ray cluster at {self._address} has no {self._kind} free"
             if slot.about is None:
                 self._check_versions(self._ray.get(slot.versions))
                 slot.about = self._ray.get(slot.actor.about.remote())
             self._ray.get(slot.actor.stop.remote(slot.number), timeout=_ANSWER_WITHIN)  # whoever is gone is silent
         except self._errors.GetTimeoutError:
-            return "a node of the Ray cluster does not answer"
+            return "A node of the Ray cluster does not answer"
         except (self._errors.RayError, UserError) as error:
             self.drop(index)
             reason = _sentence(error)
@@ -165,7 +172,7 @@ class Driver:
             theirs, ours = (
                 " and ".join(f"{name} {has.get(name)}" for name in other) for has in (there, self._versions)
             )
-            raise UserError(f"a node of the Ray cluster has {theirs}, this machine {ours}: install the same on both")
+            raise UserError(f"A node of the Ray cluster has {theirs}, this machine {ours}: install the same on both")
 
     def _end_with_node(self) -> None:
         """End this process when this machine's node of the cluster is gone. When the head is, Ray does so."""
@@ -189,7 +196,9 @@ def serve() -> None:
         sys.stdin.buffer.read()
         if ray := sys.modules.get("ray"):
             with contextlib.suppress(Exception):
-                ray.shutdown()  # with the actors, and with what was started here
+                ray.shutdown()  # with the actors
+        if hasattr(os, "killpg"):  # what was started here, too, which Ray does not end wholly
+            os.killpg(0, signal.SIGKILL)
         os._exit(0)
 
     threading.Thread(target=end_with_program, daemon=True).start()
@@ -198,19 +207,15 @@ def serve() -> None:
 
 def _connect(ray: Any, address: str) -> str:
     """Connect this process to a cluster, or start one. Returns its address. Raises UserError."""
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
     named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-    if named:
+    if named and named != "local":
         _check_reachable(named)
     try:
-        try:
-            context = ray.init(named or "auto", **quiet)
-        except ConnectionError:
-            if named:
-                raise
-            # Nothing of Ray's asks for a password: this one is out of other machines' reach.
-            context = ray.init("local", _node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
+        context = ray.init(named or "auto", **quiet)
     except Exception as error:  # Ray raises many kinds
+        if not named and isinstance(error, ConnectionError):
+            raise NoCluster("No Ray cluster runs on this machine.") from None
         where = f"The Ray cluster at {named}" if named else "The Ray cluster of this machine"
         if "ersion mismatch" in str(error):
             raise UserError(f"{where} is of another version: {printable(' '.join(str(error).split()), 500)}") from None
@@ -243,7 +248,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     if "creation task" in lines[0] or kind.startswith("RayTaskError"):
-        return printable(f"a node of the Ray cluster cannot make clips ({lines[-1]}): install the same there", 300)
+        return printable(f"A node of the Ray cluster cannot make clips ({lines[-1]}): install the same there", 300)
     if kind in ("ActorDiedError", "ActorUnavailableError", "RayActorError", "NodeDiedError", "ObjectLostError"):
         return _NODE_GONE
     return printable(lines[0].rstrip("."), 300)

@@ -37,8 +37,8 @@ def versions() -> dict[str, str]:
 class Maker:
     """The actor: keeps an engine loaded, makes clips one at a time, tells how they go, and stops.
 
-    One of its two threads is for `make`. Jobs, news and clips are pickled at both ends, so that the driver, which passes
-    them on, needs no torch.
+    One of its two threads is for `make`. Jobs, news and clips are pickled at both ends, so that the driver, which
+    passes them on, needs no torch.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,8 @@ class Maker:
             if progress.preview and time.monotonic() - drawn > _PREVIEW_EVERY:
                 preview, drawn = progress.preview(), time.monotonic()
             with self._changing:
-                self._news.append((replace(progress, preview=None), preview))
+                if not self._news or self._news[-1] != (progress, preview):  # the weights' tensors are many
+                    self._news.append((replace(progress, preview=None), preview))
 
         with self._changing:
             self._news.clear()

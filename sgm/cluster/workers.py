@@ -10,6 +10,7 @@ import secrets
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -17,9 +18,9 @@ from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgm.cluster.driver import Lost
+from sgm.cluster.driver import Lost, NoCluster
 from sgm.cluster.maker import Unfit, versions
-from sgm.devices import DeviceFailed
+from sgm.devices import DeviceAway
 from sgm.errors import UserError
 from sgm.pipeline import Clip
 from sgm.request import VideoRequest
@@ -29,10 +30,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _LOOK_EVERY = 0.25  # seconds, at which a job is asked how it goes, and told to stop
-
-
-class DeviceAway(DeviceFailed):
-    """A device that is gone with its machine: another may take its place, and the clip can be made by any other."""
+_CONNECT_EVERY = 5.0  # seconds, at which a cluster is looked for that is gone
 
 
 class Cluster:
@@ -56,6 +54,7 @@ class Cluster:
         self.address, self.kind, self.options = address, "cpu", options or {}
         self._asked, self._actors, self._maker = address, actors, maker
         self._connecting = threading.Lock()
+        self._refused, self._refused_at = "", 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._driver: Any = None
         self._connect()
@@ -83,17 +82,24 @@ class Cluster:
     def reconnect(self) -> str:
         """Connect anew where the cluster was lost. Returns why that cannot be done, or ""."""
         with self._connecting:
-            try:
-                if self._driver is None:
+            if self._driver is None and time.monotonic() - self._refused_at > _CONNECT_EVERY:
+                try:
                     self._connect()
-            except UserError as error:
-                return str(error)
-            return ""
+                except UserError as error:
+                    self._refused, self._refused_at = str(error), time.monotonic()
+            return "" if self._driver is not None else self._refused
 
     def _connect(self) -> None:
+        try:
+            self._start(self._asked)
+        except NoCluster:
+            self._start("local")
+
+    def _start(self, address: str) -> None:
+        """Start the driver, and have it connect. Raises UserError, NoCluster."""
         key = secrets.token_hex().encode()
-        root = str(Path(__file__).parents[2])
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
+        paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "sgm.cluster"],
             stdin=subprocess.PIPE,
@@ -110,11 +116,11 @@ class Cluster:
             manager = _Service(ast.literal_eval(self._process.stdout.readline().decode()), key)
             manager.connect()
             driver = manager.driver()  # pyright: ignore[reportAttributeAccessIssue]
-            found = driver.connect(self._asked, self._actors, versions(), self._maker)
+            found = driver.connect(address, self._actors, versions(), self._maker)
         except BaseException as error:
             self._end()
             if isinstance(error, (EOFError, OSError, SyntaxError)):
-                raise UserError(f"Ray ended while it connected to {self._asked}: look at its logs.") from error
+                raise UserError(f"Ray ended while it connected to {address}: look at its logs.") from error
             raise
         self._driver, self.address = driver, found["address"]
         self._actors, self.kind = found["slots"], found["kind"]
@@ -182,6 +188,12 @@ class ClusterWorker:
             return reason
         except UserError as error:
             return str(error)
+
+    def load(self, version: str, on_progress: Callable[[float], None]) -> None:
+        """Wait until a clip can be made; the model is loaded with the first one."""
+        while self.missing():
+            on_progress(0.0)
+            time.sleep(0.5)
 
     def generate(
         self,
