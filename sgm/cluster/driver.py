@@ -93,8 +93,8 @@ class Driver:
             return slot.unfit
         try:
             if slot.actor is None:
-                room = {"num_cpus": 1, "num_gpus": int(self._kind == "GPU")}
-                slot.actor = self._ray.remote(self._maker).options(max_concurrency=2, scheduling_strategy="SPREAD", **room).remote()
+                room = {"num_cpus": 1, "num_gpus": int(self._kind == "GPU"), "scheduling_strategy": "SPREAD"}
+                slot.actor = self._ray.remote(self._maker).options(max_concurrency=2, **room).remote()
                 slot.versions = slot.actor.versions.remote()
             if not self._ray.wait([slot.versions], timeout=1)[0]:
                 return f"The Ray cluster at {self._address} has no {self._kind} free"

@@ -38,10 +38,10 @@ class Cluster:
 
     address: "HOST:PORT" of the cluster's head, of which this machine is a node, or "auto": the one that RAY_ADDRESS
     names or that runs on this machine, else one that is started here, for this machine alone. actors: how many devices;
-    what is more than there are waits for nodes to come (None: all that there are now, GPUs or, in a cluster without any,
-    cores). options: of `load_engine`, such as dtype and checkpoint, a path on the nodes. maker: "module:class" that
-    takes the place of `sgm.cluster.maker.Maker`. Raises UserError where Ray is not installed, where there is no such
-    cluster, and where nothing in it makes clips.
+    what is more than there are waits for nodes to come (None: all that there are now, GPUs or, in a cluster without
+    any, cores). options: of `load_engine`, such as dtype and checkpoint, a path on the nodes. maker: "module:class"
+    that takes the place of `sgm.cluster.maker.Maker`. Raises UserError where Ray is not installed, where there is no
+    such cluster, and where nothing in it makes clips.
     """
 
     def __init__(
@@ -190,10 +190,7 @@ class ClusterWorker:
             return str(error)
 
     def load(self, version: str, on_progress: Callable[[float], None]) -> None:
-        """Wait until a clip can be made; the model is loaded with the first one."""
-        while self.missing():
-            on_progress(0.0)
-            time.sleep(0.5)
+        """Nothing: an actor loads a model with its first clip, as it may be another's by then."""
 
     def generate(
         self,
