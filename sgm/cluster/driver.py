@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -52,18 +51,23 @@ class _Slot:
 class Driver:
     """A cluster's actors, one a slot. Arguments and results are plain values and bytes."""
 
+    _ray: Any = None
+    _own = False  # whether the cluster was started here
+
     def connect(self, address: str, slots: int | None, versions: dict[str, str], maker: str) -> dict[str, Any]:
         """Connect this process, once. -> the cluster's "address", number of "slots", torch's "kind" of its devices.
 
-        address: "HOST:PORT" of the head; "auto", for the cluster that RAY_ADDRESS names or that runs on this machine;
-        or "local", to start one here, for this machine alone. slots: how many; None for as many as there are GPUs or,
+        address: "HOST:PORT" of the head; "auto", for the cluster that runs on this machine; or "local", to start one
+        here, for this machine alone. slots: how many; None for as many as there are GPUs or,
         without any, cores. versions: that nodes must have. maker: "module:class" of the actor. Raises NoCluster, and
         UserError where the cluster cannot be used or has nothing that makes clips.
         """
-        if address == "local":  # out of other machines' and users' reach
+        self._own = address == "local"
+        if self._own:  # out of other machines' and users' reach
             os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_AUTH_MODE="token")
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(_HEAD_GONE_AFTER))
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # no cluster of its own once this one is gone
         os.environ.setdefault("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
         try:
             import ray
@@ -85,6 +89,12 @@ class Driver:
         self._slots = [_Slot() for _ in range(count)]
         threading.Thread(target=self._end_with_node, daemon=True).start()
         return {"address": self._address, "slots": count, "kind": "cuda" if self._kind == "GPU" else "cpu"}
+
+    def leave(self) -> None:
+        """Leave the cluster, which ends the actors; one that was started here ends with this process."""
+        if self._ray and not self._own:
+            with contextlib.suppress(Exception):
+                self._ray.shutdown()
 
     def missing(self, index: int) -> str:
         """Why a slot's actor cannot make a clip now, or ""; makes the actor where there is none."""
@@ -181,7 +191,7 @@ class Driver:
             time.sleep(3)
             with contextlib.suppress(Exception):  # the head does not answer
                 if own not in {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}:
-                    os._exit(1)
+                    _end()
 
 
 def serve() -> None:
@@ -194,51 +204,36 @@ def serve() -> None:
 
     def end_with_program() -> None:
         sys.stdin.buffer.read()
-        if ray := sys.modules.get("ray"):
-            with contextlib.suppress(Exception):
-                ray.shutdown()  # with the actors
-        if hasattr(os, "killpg"):  # what was started here, too, which Ray does not end wholly
-            os.killpg(0, signal.SIGKILL)
-        os._exit(0)
+        driver.leave()
+        _end()
 
     threading.Thread(target=end_with_program, daemon=True).start()
     server.serve_forever()
 
 
+def _end() -> None:
+    """End this process, and what is left of a cluster that it started."""
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)  # the group is its own, see `Cluster`
+    os._exit(1)
+
+
 def _connect(ray: Any, address: str) -> str:
     """Connect this process to a cluster, or start one. Returns its address. Raises UserError."""
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
-    named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-    if named and named != "local":
-        _check_reachable(named)
     try:
-        context = ray.init(named or "auto", **quiet)
+        context = ray.init(address, **quiet)
     except Exception as error:  # Ray raises many kinds
-        if not named and isinstance(error, ConnectionError):
+        if address == "auto" and isinstance(error, ConnectionError):
             raise NoCluster("No Ray cluster runs on this machine.") from None
-        where = f"The Ray cluster at {named}" if named else "The Ray cluster of this machine"
+        where = "The Ray cluster of this machine" if address in ("auto", "local") else f"The Ray cluster at {address}"
         if "ersion mismatch" in str(error):
             raise UserError(f"{where} is of another version: {printable(' '.join(str(error).split()), 500)}") from None
         raise UserError(
             f"{where} cannot be used: {_sentence(error)}. This machine must be a node of it, as by ray start "
-            f"--address={named or 'HOST:PORT'} --num-cpus=0"
+            "--address=HOST:PORT --num-cpus=0"
         ) from None
     return context.address_info["gcs_address"]
-
-
-def _check_reachable(address: str) -> None:
-    """Raise UserError where nothing listens at an address: Ray would wait for it."""
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdigit()) or "/" in host:
-        raise UserError(f"The address of a Ray cluster is HOST:PORT of its head, as 10.0.0.1:6379; got '{address}'.")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"No Ray cluster answers at {address} ({reason}): start its head there (ray start --head --port={port}), "
-            "or give another address."
-        ) from None
 
 
 def _sentence(error: Exception) -> str:

@@ -7,6 +7,7 @@ import functools
 import os
 import pickle
 import secrets
+import socket
 import subprocess
 import sys
 import threading
@@ -90,8 +91,11 @@ class Cluster:
             return "" if self._driver is not None else self._refused
 
     def _connect(self) -> None:
+        address = os.environ.get("RAY_ADDRESS") or "auto" if self._asked == "auto" else self._asked
+        if address != "auto":
+            _check_reachable(address)
         try:
-            self._start(self._asked)
+            self._start(address)
         except NoCluster:
             self._start("local")
 
@@ -144,6 +148,21 @@ class _Service(BaseManager):
 
 
 _Service.register("driver")
+
+
+def _check_reachable(address: str) -> None:
+    """Raise UserError where nothing listens at an address: Ray would wait for it."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()) or "/" in host:
+        raise UserError(f"The address of a Ray cluster is HOST:PORT of its head, as 10.0.0.1:6379; got '{address}'.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"No Ray cluster answers at {address} ({reason}): start its head there (ray start --head --port={port}), "
+            "or give another address."
+        ) from None
 
 
 @functools.cache

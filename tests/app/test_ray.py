@@ -262,9 +262,10 @@ def test_other_versions_and_missing_weights_are_sentences(
 ) -> None:
     worker = cluster.workers[0]
     ready(worker)
-    with pytest.raises(DeviceAway, match=r", a node of the Ray cluster, cannot load svd: .*sgm download"):
-        worker.generate(VideoRequest("svd"), picture)
-    assert "cannot load svd" in worker.missing()  # it is left alone for a while
+    monkeypatch.setattr(cluster, "options", {"checkpoint": "nowhere.safetensors"})
+    with pytest.raises(DeviceAway, match=r", a node of the Ray cluster, cannot load svd_tiny: .*nowhere.safetensors"):
+        worker.generate(REQUEST, picture)
+    assert "cannot load svd_tiny" in worker.missing()  # it is left alone for a while
     monkeypatch.setattr(workers, "versions", lambda: {"sgm-video": "0.0.1", "torch": "1.13.0"})
     other = Cluster(nodes.address, actors=1)
     until(lambda: "free" not in other.workers[0].missing())
