@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from app.api import asked, schema, work
 from app.api.refused import Refused
-from app.api.route import route
+from app.api.route import poll, route
 from app.jobs import Job, doing, still
 from sgm import DEFAULT_VERSION, RECIPE_TEXTS, VERSIONS, UserError, VideoRequest, all_fields, version_status
 
@@ -176,3 +176,6 @@ def state(job: Job) -> dict[str, Any]:
         "preview": job.preview_number,
         "settings": job.request.settings(),
     }
+
+
+polls = [poll("/api/jobs/{id}", one, _shape)]

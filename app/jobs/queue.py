@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -356,8 +357,8 @@ class Table:
         return sum(expected.values())
 
     def _expected(self, request: VideoRequest) -> dict[str, float]:
-        runner = next((seat.runner for seat in self._seats if not seat.reason), self._seats[0].runner)
-        kind = request.version, tuple(typical_seconds(request, runner.kind, runner.cores).items())
+        runner = self._seats[0].runner  # all are of one kind
+        kind = _kind(request, runner.kind, runner.cores)
         if kind not in self._estimates:
             finished = reversed(self._jobs.values())
             self._estimates[kind] = estimate.expected(finished, request, runner.kind, runner.cores)
@@ -463,6 +464,12 @@ def next_seed(request: VideoRequest, steps: int = 1) -> VideoRequest:
     """A request with a seed some steps on; after the highest comes the lowest."""
     field = request.fields()["seed"]
     return request.replace(seed=(request.seed + steps) % (int(field.high) + 1))
+
+
+@lru_cache(1 << 14)  # a poll asks it of each job in line
+def _kind(request: VideoRequest, device: str, cores: int) -> tuple[Any, ...]:
+    """What requests have in common that take as long."""
+    return request.version, tuple(typical_seconds(request, device, cores).items())
 
 
 def _taker(job: Job) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 import sys
 from typing import Annotated
@@ -33,14 +34,19 @@ def app(
     host: Annotated[
         str, typer.Option(help="Address to listen on. Another than 127.0.0.1 needs keys in SGM_API_KEYS, for the API.")
     ] = "127.0.0.1",
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="A site whose pages may use the API, as https://example.org. Can be given more than once."),
+    ] = None,
     trust_network: Annotated[
         bool, typer.Option("--trust-network", help="Let all who reach --host use page and API, without a key.")
     ] = False,
 ) -> None:
     """Open the page in your browser, and serve the HTTP API beside it. Both are for this machine only."""
     network = _checked_network(host, trust_network)
+    origins = [_checked_origin(origin) for origin in allow_origin or []]
     if ray is not None and devices is not None:
-        raise UserError("--devices are of this machine, --ray of a cluster: give one of the two.")
+        raise UserError("--devices, or SGM_DEVICES, are of this machine, --ray of a cluster: give one of the two.")
     if devices is not None:
         _check_devices(devices)
         os.environ["SGM_DEVICES"] = devices  # which the table of jobs reads
@@ -57,7 +63,7 @@ def app(
     # `import app` must work here and in processes that the page starts.
     sys.path.insert(0, str(root))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    serve(root, port, address, not no_browser, host, network)
+    serve(root, port, address, not no_browser, host, network, origins)
 
 
 def _checked_network(host: str, trusted: bool) -> str:
@@ -75,6 +81,13 @@ def _checked_network(host: str, trusted: bool) -> str:
             "API alone; or, where everybody on the network may use page and API, add --trust-network."
         )
     return "trusted" if trusted else "keys"
+
+
+def _checked_origin(origin: str) -> str:
+    """A site's origin, as browsers send it. Raises UserError for what is none."""
+    if not re.fullmatch(r"https?://[^/\s*@?#]+/?", origin):
+        raise UserError(f"--allow-origin must be a site's address, as https://example.org; got {shown(origin)}.")
+    return origin.rstrip("/").lower()
 
 
 def _check_devices(devices: str) -> None:
