@@ -102,7 +102,9 @@ def main() -> None:
                     clips = actors * arguments.clips
                     wall, cpu = measure(nodes.address, actors, clips, request, maker)
                     cost = 1000 * max(0.0, cpu - idle) / clips
-                    print(f"{name:<9} {actors:>6} {clips:>6} {wall:>7.1f} {clips / wall:>8.3f} {cost:>20.1f}", flush=True)
+                    print(
+                        f"{name:<9} {actors:>6} {clips:>6} {wall:>7.1f} {clips / wall:>8.3f} {cost:>20.1f}", flush=True
+                    )
                     costs += [cost] if name == "asleep" else []
         finally:
             nodes.shutdown()

@@ -147,7 +147,7 @@ def sample(
             echo_stderr(note)
         if sum(option is not None for option in (device, devices, ray)) > 1:
             raise UserError(
-                "--device is where all are made, --devices and --ray over which they are spread: give one of the three."
+                "--device is where all are made, --devices and --ray over which they are spread: give one of them."
             )
         chosen_devices = choose_devices(devices) if devices is not None else [choose_device(device)]
         kind = dtype or dtype_of_recipe(settings, chosen_devices[0])
