@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -84,11 +85,10 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.environ["RAY_TMPDIR"] = folder
-        import ray
-        from ray.cluster_utils import Cluster as Nodes
+        ray = import_module("ray.cluster_utils").ray
 
         room = {"num_cpus": max(arguments.actors), "object_store_memory": 10**9, "include_dashboard": False}
-        nodes = Nodes(True, head_node_args=room)
+        nodes = ray.cluster_utils.Cluster(True, head_node_args=room)
         print(f"{os.cpu_count()} CPUs, Ray {ray.__version__}, {arguments.clips} clips of each actor")
         print("maker     actors  clips       s  clips/s  CPU here, ms a clip")
         kinds = {"asleep": (VideoRequest("svd_xt"), "cluster:Sleeper")}

@@ -70,11 +70,11 @@ class Driver:
         os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # no cluster of its own once this one is gone
         os.environ.setdefault("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
         try:
-            import ray
-            import ray.exceptions
+            ray = import_module("ray")
+            self._errors = import_module("ray.exceptions")
         except ImportError as error:
             raise UserError(f'--ray needs Ray ({error}): python -m pip install "sgm-video[ray]".') from None
-        self._ray, self._errors, self._versions = ray, ray.exceptions, versions
+        self._ray, self._versions = ray, versions
         self._address = _connect(ray, address)
         module, _, name = maker.partition(":")
         self._maker = getattr(import_module(module), name)
