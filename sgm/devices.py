@@ -74,8 +74,8 @@ def choose_devices(names: str = "all") -> list[torch.device]:
             raise UserError(f"{device} is named {chosen.count(device)} times: one clip at a time fills a GPU.")
     if (workers := sum(device.type == "cpu" for device in chosen)) > torch.get_num_threads():
         raise UserError(
-            f"cpu is named {workers} times, but torch has {torch.get_num_threads()} threads here: name it as often at "
-            "most, or set OMP_NUM_THREADS."
+            f"cpu is named {workers} times, more often than torch has threads here, {torch.get_num_threads()}: name it "
+            "less often, or set OMP_NUM_THREADS."
         )
     return chosen
 
@@ -83,7 +83,10 @@ def choose_devices(names: str = "all") -> list[torch.device]:
 def describe_device(device: torch.device) -> str:
     """A device and its free memory, for people."""
     if device.type == "cuda":
-        free, total = (value / GIB for value in torch.cuda.mem_get_info(device))
+        try:
+            free, total = (value / GIB for value in torch.cuda.mem_get_info(device))
+        except RuntimeError:  # after an error of CUDA's
+            return f"{device} does not answer"
         return f"{torch.cuda.get_device_name(device).removeprefix('NVIDIA ')} · {free:.0f} of {total:.0f} GB free"
     return "Apple GPU" if device.type == "mps" else "CPU"
 

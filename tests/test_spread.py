@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from sgm import Cluster, DeviceFailed, UserError, Worker
+from sgm import Clip, Cluster, DeviceFailed, UserError, VideoRequest, Worker
 from sgm.cli.commands import cli
 
 SMALL = ["--frames", "2", "--steps", "1", "--width", "64", "--height", "64"]
@@ -61,14 +61,15 @@ def test_two_workers_make_the_videos_of_one(pictures: Path, tmp_path: Path, monk
 def test_a_device_that_fails_is_taken_out(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
 ) -> None:
-    generate, failing = Worker.generate, []
+    failing = []
 
-    def fails(self: Worker, *args: Any) -> Any:
+    def fails(self: Worker, request: VideoRequest, *_: Any) -> Clip:
         if self in failing or len(failing) < 2 - left:
             failing.append(self)
             raise DeviceFailed("cuda:0 does not compute any more.")
-        return generate(self, *args)
+        return Clip(np.zeros((2, 64, 64, 3), np.uint8), 7, request.settings())
 
+    monkeypatch.setattr(Worker, "load", lambda *_: None)
     monkeypatch.setattr(Worker, "generate", fails)
     done = sample(pictures, tmp_path / "out", "--devices", "cpu,cpu")
     assert len(failing) == 2 - left

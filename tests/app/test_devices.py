@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,8 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from app import jobs
+from app.api import work
+from app.api.refused import Refused
 from app.jobs import EngineRunner, Job, Runner, Table
 from app.jobs.runner import runners_on
 from sgm import Clip, DeviceFailed, Progress, UserError, VideoRequest, choose_devices, generate, load_engine
@@ -79,7 +83,9 @@ def test_owners_take_turns_at_every_card(tmp_path: Path) -> None:
     table.close()
 
 
-def test_a_card_that_fails_is_taken_out_and_its_job_made_by_another(tmp_path: Path) -> None:
+def test_a_card_that_fails_is_taken_out_and_its_job_made_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken, whole = Card("cuda:0", DeviceFailed("cuda:0 does not compute any more: an illegal access.")), Card("cuda:1")
     table = Table(tmp_path, [broken, whole])
     submitted = [table.submit(REQUEST.replace(seed=seed), PICTURE) for seed in range(2)]
@@ -99,6 +105,10 @@ def test_a_card_that_fails_is_taken_out_and_its_job_made_by_another(tmp_path: Pa
     assert (waits.state, waits.resumed) == ("queued", True)
     assert waits.message.startswith("No device is left to make clips, and the line waits: cuda:0 does not compute")
     assert "cuda:1 fell off the bus" in waits.message
+    monkeypatch.setattr(jobs, "_table", table)
+    with pytest.raises(Refused, match="No device is left") as refused:
+        work.submit(REQUEST, PICTURE, "a", "api-x")
+    assert refused.value.status == 503
     table.cancel(last.id)
     assert ended(table, last).state == "cancelled"
     kept = table.submit(REQUEST, PICTURE)
@@ -217,6 +227,30 @@ def test_an_error_of_the_job_is_not_the_devices(tmp_path: Path, monkeypatch: pyt
         assert "cuda:0 does not compute any more" in table.devices()[0].reason
         table.cancel(job.id)
     table.close()
+
+
+_BREAKS = """
+import torch
+from sgm.devices import DeviceFailed, watched
+
+card = torch.device("cuda:0")
+try:
+    with watched(card):
+        torch.empty(10**15, device=card)
+except torch.cuda.OutOfMemoryError:
+    print("too large")
+try:
+    with watched(card):
+        torch.zeros(1, device=card)[torch.full((1,), 9, device=card)].item()
+except DeviceFailed as failure:
+    print(failure)
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA card, to break it for a process of its own")
+def test_an_error_of_a_real_card() -> None:
+    done = subprocess.run([sys.executable, "-c", _BREAKS], capture_output=True, text=True, timeout=LIMIT)
+    assert done.stdout.startswith("too large\ncuda:0 does not compute any more"), done.stderr
 
 
 @pytest.mark.parametrize(
