@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 import threading
@@ -57,7 +58,9 @@ class Maker:
         from sgm import choose_devices, describe_device
 
         device, host = choose_devices()[0], socket.gethostname()
-        return {"name": f"{host} {device}", "about": f"{describe_device(device)} · {host}"}
+        # An actor sees its own GPU alone, as cuda:0.
+        number = f":{os.environ.get('CUDA_VISIBLE_DEVICES', '0')}" if device.type == "cuda" else ""
+        return {"name": f"{host} {device.type}{number}", "about": f"{describe_device(device)} · {host}"}
 
     def make(self, number: int, job: bytes) -> bytes:
         """Make a clip. number: of the job, higher than those before. Raises Stopped, Unfit, and as `sgm.generate`."""

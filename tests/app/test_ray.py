@@ -237,15 +237,16 @@ def test_progress_and_preview_come_back_and_a_cancel_reaches_the_actor_within_a_
 
 
 def test_a_folder_becomes_the_files_that_it_becomes_here(
-    cluster: Cluster, tmp_path: Path, local: Callable[[VideoRequest], Clip]
+    cluster: Cluster, tmp_path: Path, local: Callable[[VideoRequest], Clip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for name in ("b", "a"):
         shutil.copy(ROOT / "app" / "samples" / "lake.jpg", pictures / f"{name}.jpg")
     (pictures / "c.jpg").write_bytes(b"no picture")
     settings = [f"--{name}={getattr(REQUEST, name)}" for name in ("frames", "steps", "width", "height")]
-    words = ["sample", "--ray", cluster.address, str(pictures), "--ray-actors", "2", *settings]
+    words = ["sample", "--ray", str(pictures), "--ray-actors", "2", *settings]
     done = CliRunner().invoke(cli, [*words, "--out", str(tmp_path / "out")], catch_exceptions=False)
     assert done.exit_code == 1, done.stderr
     assert "c.jpg" in done.stderr
