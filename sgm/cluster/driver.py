@@ -201,6 +201,7 @@ def serve() -> None:
     BaseManager.register("driver", lambda: driver)
     server = BaseManager(authkey=sys.stdin.buffer.readline().strip()).get_server()
     print(repr(server.address), flush=True)
+    os.dup2(2, 1)  # nobody reads on, and Ray prints
 
     def end_with_program() -> None:
         sys.stdin.buffer.read()

@@ -26,6 +26,7 @@ from sgm.errors import UserError
 from sgm.pipeline import Clip
 from sgm.request import VideoRequest
 from sgm.run import OnStep
+from sgm.versions import checkpoint_folders
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -102,14 +103,19 @@ class Cluster:
     def _start(self, address: str) -> None:
         """Start the driver, and have it connect. Raises UserError, NoCluster."""
         key = secrets.token_hex().encode()
-        paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        root = str(Path(__file__).parents[2])
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+            "SGM_CHECKPOINTS": str(checkpoint_folders()[0]),
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "sgm.cluster"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # Ray has logs of its own
             env=environment,
+            cwd=root,  # Ray and its actors import from the folder that they are started in
             start_new_session=True,  # Ctrl-C is for the program
         )
         try:
@@ -207,6 +213,8 @@ class ClusterWorker:
             return reason
         except UserError as error:
             return str(error)
+        except Exception as error:  # of any kind: the worker's thread looks again
+            return f"{type(error).__name__}: {error}"
 
     def load(self, version: str, on_progress: Callable[[float], None]) -> None:
         """Nothing: an actor loads a model with its first clip, as it may be another's by then."""
