@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 
@@ -89,11 +89,6 @@ def describe_device(device: torch.device) -> str:
             return f"{device} does not answer"
         return f"{torch.cuda.get_device_name(device).removeprefix('NVIDIA ')} · {free:.0f} of {total:.0f} GB free"
     return "Apple GPU" if device.type == "mps" else "CPU"
-
-
-def current(device: torch.device) -> AbstractContextManager[object]:
-    """Make a CUDA device this thread's current one, to which Triton's kernels go, until the block ends."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @contextmanager

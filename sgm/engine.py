@@ -22,8 +22,10 @@ from sgm.diffusion.denoiser import Denoiser
 from sgm.errors import UserError, enough_memory
 from sgm.fast.decoder import MAX_VALUES, decode, frame_values
 from sgm.fast.ops import channels_last
+from sgm.fast.shard import Ranks, Shard
 from sgm.fast.unet import FastUNet
 from sgm.paths import user_path
+from sgm.ranks import Leader, devices
 from sgm.unet.wrapper import OpenAIWrapper
 from sgm.versions import VERSIONS
 from sgm.weights import WeightsError, load_weights, open_weights, quick_hash, shapes_of
@@ -65,6 +67,7 @@ class DiffusionEngine(nn.Module):
         self.factor: int = 2 ** (len(self.first_stage_model.decoder.up) - 1)  # downsampling factor, pixels to latents
         self._network: FastUNet | None = None
         self.device = torch.device("cpu")  # the device that computes; weights may be offloaded, see `move_weights`
+        self.ranks = Ranks()  # the processes that compute with this one
         self._weights_lock = threading.Lock()
 
     def freeze(self) -> DiffusionEngine:
@@ -133,17 +136,18 @@ class DiffusionEngine(nn.Module):
         on_block: Callable[[int, int], None] = lambda done, of: None,
         first_stage: nn.Module | None = None,
         check: Callable[[], None] = lambda: None,
+        shard: Shard | None = None,
     ) -> Tensor:
         """Scaled latents (t, c, h, w) of a whole clip -> frames (t, 3, f h, f w), in bounded memory.
 
-        The temporal decoder sees all frames: see `sgm.fast.decoder`, also for on_block and check. frames_at_once: how
-        many frames are decoded at once (default: enough to keep the device busy). first_stage: a copy of
-        `first_stage_model` on z's device, where the weights are offloaded.
+        The temporal decoder sees all frames: see `sgm.fast.decoder`, also for on_block, check and shard.
+        frames_at_once: how many frames are decoded at once (default: enough to keep the device busy). first_stage: a
+        copy of `first_stage_model` on z's device, where the weights are offloaded.
         """
         model: Any = first_stage or self.first_stage_model
         z = model.to_decoder(self._unscaled(z, model))
         limit = MAX_VALUES if frames_at_once is None else frames_at_once * frame_values(model.decoder, *z.shape[-2:])
-        return decode(model.decoder, z, min(limit, MAX_VALUES), on_block, check).float()
+        return decode(model.decoder, z, min(limit, MAX_VALUES), on_block, check, shard).float()
 
     def _unscaled(self, z: Tensor, first_stage: nn.Module | None = None) -> Tensor:
         dtype = next((first_stage or self.first_stage_model).parameters()).dtype
@@ -159,6 +163,7 @@ def load_engine(
     on_progress: Callable[[float], None] | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    gpus: int = 1,
     unfilled: DiffusionEngine | None = None,
 ) -> DiffusionEngine:
     """Build a model version from its YAML and load its weights.
@@ -166,8 +171,9 @@ def load_engine(
     checkpoint: the weights, a file or a diffusers folder (default: the version's own, see `sgm.versions`); parts that
     they lack come from `base` (default: the version's). on_progress(share) is called with the share of the weights
     that is loaded, 0 to 1. device: "cuda", "mps", "cpu" ... (default: the fastest available). dtype: "float32",
-    "float16", "bfloat16" (default: see `default_dtype`). unfilled: what `check_weights` returned for this version, so
-    that it is not built again: it is filled, and becomes the engine.
+    "float16", "bfloat16" (default: see `default_dtype`). gpus: how many compute each clip together, a process each: the
+    device and those after it (on the processor, so many processes). unfilled: what `check_weights` returned for this
+    version, so that it is not built again: it is filled, and becomes the engine.
     Raises UserError for an unknown name, for a base beside a whole model and where memory runs out, WeightsError for
     weights that are missing or do not fit, ValueError for an engine that is filled already.
     """
@@ -178,6 +184,12 @@ def load_engine(
     dtype = dtype or default_dtype(target)
     if dtype not in _DTYPES:
         raise UserError(f"dtype '{dtype}' is unknown; choose one of {', '.join(_DTYPES)}.")
+    leader = None
+    if gpus > 1:
+        where = devices(target, gpus)
+        files = {"checkpoint": path.absolute(), "base": None if base is None else user_path(base).absolute()}
+        leader = Leader(where, {"version": version, "dtype": dtype, **files})
+        target = where[0]
     engine = unfilled or build_engine(VERSIONS[version].config_path)
     used = load_weights(engine, path, target, _DTYPES[dtype], base=base_path, on_progress=on_progress)
     _check_base(path, base, used)
@@ -188,6 +200,9 @@ def load_engine(
     engine.weights = quick_hash(path)
     if used is not None:
         engine.weights["base"] = quick_hash(used)
+    if leader:
+        leader.join()
+        engine.ranks = leader
     return engine.freeze()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sgm.conditioning.memo import Memo
-from sgm.devices import current
 from sgm.diffusion.guidance import guided
 from sgm.engine import DiffusionEngine
 from sgm.errors import UserError, enough_memory
+from sgm.ranks import FollowersLost
 from sgm.recipe import settings_of
 from sgm.request import VideoRequest
 from sgm.run import OnStep, Run
@@ -55,20 +56,19 @@ def generate(
     """
     if engine.version not in ("", request.version):
         raise UserError(f"The request is for {request.version}, the engine is {engine.version}; load that version.")
-    with current(engine.device):
-        return _generate(engine, request, image, on_step, check, low_memory, memo)
+    arguments = engine, request, image
+    with torch.cuda.device(engine.device) if engine.device.type == "cuda" else nullcontext():
+        try:
+            with engine.ranks.job():
+                return _generate(*arguments, Run(engine, request, on_step, check, low_memory, memo, engine.ranks))
+        except FollowersLost:
+            note = f"Only one device is at work. {engine.ranks.lost}"
+        return _generate(*arguments, Run(engine, request, on_step, check, low_memory, memo, note=note))
 
 
-def _generate(
-    engine: DiffusionEngine,
-    request: VideoRequest,
-    image: Image.Image,
-    on_step: OnStep | None,
-    check: Callable[[], None] | None,
-    low_memory: bool,
-    memo: Memo | None,
-) -> Clip:
-    run, family = Run(engine, request, on_step, check, low_memory, memo), request.family
+def _generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image, run: Run) -> Clip:
+    family = request.family
+    run.ranks.begin(request.settings(), image, run.plan)
     generator = torch.Generator().manual_seed(request.seed)
 
     # Prepare the picture.

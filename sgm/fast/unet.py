@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgm.fast.graph import Recorded
 from sgm.fast.ops import Ops, channels_last, for_device
+from sgm.fast.shard import Ranks, Shard
 from sgm.layers.attention import GEGLU, BasicTransformerBlock, CrossAttention, FeedForward, VideoTransformerBlock
 from sgm.layers.embeddings import timestep_embedding
 from sgm.layers.residual import ResBlock, TemporalConv, Upsample
@@ -74,33 +76,44 @@ class FastUNet:
         max_values: int = MAX_VALUES,
         clip_by_clip: bool = False,
         check: Callable[[], None] = no_check,
+        ranks: Ranks | None = None,
+        record: bool = False,
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """The network for one condition, (x, c_noise) -> output. Terms common to all steps are computed here.
 
         c: as for `OpenAIWrapper.forward`, for (b t) frames. max_values: how many values the largest activations may
         have. clip_by_clip: evaluate the clips of a batch, such as the two of guidance, one after the other: half the
         memory and, where one clip keeps the device busy, hardly more time. check: called before each block; an
-        exception that it raises ends the evaluation.
+        exception that it raises ends the evaluation. ranks: processes that all make this call, and divide the work.
+        record: launch by CUDA graphs where that is faster (see `Recorded`), at the cost of some memory.
         """
         if not self.supports(c):
             return lambda x, c_noise: self.model(x, c_noise, c, num_video_frames=num_video_frames)
         dtype = next(self.model.parameters()).dtype
-        size = num_video_frames if clip_by_clip else len(c["crossattn"])
+        size = num_video_frames if clip_by_clip or ranks else len(c["crossattn"])
         contexts = c["crossattn"][:, 0].to(dtype).split(size)
         vectors = c["vector"].to(dtype).split(size) if "vector" in c else [None] * len(contexts)
+        ranks = ranks or Ranks()
+        mine, shard = ranks.share(len(contexts), num_video_frames)
+        recorded = Recorded(check, early=shard.size > 1)
         clips: list[_Conditioned] = []
-        for context, vector in zip(contexts, vectors, strict=True):
+        for i in mine:
             upsample_weights = clips[0].upsample_weights if clips else None
-            clips.append(_Conditioned(self, context, vector, num_video_frames, max_values, check, upsample_weights))
+            clips.append(
+                _Conditioned(self, contexts[i], vectors[i], shard, max_values, recorded.check, upsample_weights)
+            )
 
         def evaluate(x: Tensor, c_noise: Tensor) -> Tensor:
             h = torch.cat([x, c["concat"]], dim=1) if "concat" in c else x
             h = h.to(dtype=dtype, memory_format=torch.channels_last)
-            parts = zip(clips, h.split(size), c_noise.split(size), strict=True)
-            out = [clip(part, noise) for clip, part, noise in parts]
-            return (out[0] if len(out) == 1 else torch.cat(out)).to(x.dtype)
+            parts = list(zip(h.split(size), c_noise.split(size), strict=True))
+            out = [clip(*parts[i]) for clip, i in zip(clips, mine, strict=True)]
+            return ranks.joined(out, len(parts), shard).to(x.dtype)
 
-        return evaluate
+        recorded.evaluate = evaluate
+        # Exchanges of several clips could not be recorded on GPUs (NCCL 2.28).
+        can_record = c["crossattn"].is_cuda and (shard.size == 1 or len(mine) == 1)
+        return recorded if record and can_record else evaluate
 
 
 class _Biases:
@@ -158,7 +171,7 @@ def _contiguous(parts: list[Tensor]) -> bool:
 
 
 class _Conditioned:
-    """The network for one condition, on n frames of whole clips.
+    """The network for one condition, on n frames of whole clips, or on a shard of one clip.
 
     context: (n, d), the single token of each frame; vector: (n, a) or None. upsample_weights: fused weights computed
     for another clip, which are shared.
@@ -169,16 +182,16 @@ class _Conditioned:
         network: FastUNet,
         context: Tensor,
         vector: Tensor | None,
-        frames: int,
+        shard: Shard,
         max_values: int,
         check: Callable[[], None],
         upsample_weights: dict[nn.Module, Tensor] | None,
     ) -> None:
         self.unet = unet = cast(VideoUNet, network.model.diffusion_model)
-        self.alphas, self.biases, self.frames, self.check = network.alphas, network.biases, frames, check
+        self.alphas, self.biases, self.shard, self.check = network.alphas, network.biases, shard, check
         self.ops: Ops = for_device(context.device)
         self.max_values = min(max_values, self.ops.max_chunk)
-        self.label = None if vector is None else unet.label_emb(vector)
+        self.label = None if vector is None else shard.cut(unet.label_emb(vector))
         self.upsample_weights = upsample_weights or {
             module: self.ops.fused_upsample_weight(module.conv.weight)
             for module in unet.modules()
@@ -191,9 +204,10 @@ class _Conditioned:
         """For each of a transformer's blocks, the offsets of its residual streams at each point where they are read.
 
         (n, c) each: at the spatial feed-forward; on the temporal branch at the first feed-forward, the attention and
-        the last feed-forward; at the blend of both branches. Summed in float32, rounded once.
+        the last feed-forward; at the blend of both branches. Those of the temporal branch are of all frames, the others
+        of the shard's. Summed in float32, rounded once.
         """
-        frames, alpha = self.frames, self.alphas[layer.time_mixer]
+        cut, frames, alpha = self.shard.cut, self.shard.frames, self.alphas[layer.time_mixer]
         first = context[::frames].repeat_interleave(frames, 0)  # the temporal branch's context: each clip's first frame
         position = timestep_embedding(torch.arange(frames, device=context.device), layer.in_channels)
         position = layer.time_pos_embed(position.to(context.dtype)).repeat(len(context) // frames, 1)
@@ -201,7 +215,7 @@ class _Conditioned:
         for spatial, temporal in zip(layer.transformer_blocks, layer.time_stack, strict=True):
             spatial, temporal = cast(BasicTransformerBlock, spatial), cast(VideoTransformerBlock, temporal)
             offset = _to_one_token(spatial.attn2, context).float() + layer_bias(spatial.attn1.to_out[0])
-            points = [offset]
+            points = [cut(offset)]
             offset = offset + layer_bias(spatial.ff.net[2])
             offset_t = offset + position
             points.append(offset_t)
@@ -211,13 +225,13 @@ class _Conditioned:
             offset_t = offset_t + _to_one_token(temporal.attn2, first) + layer_bias(temporal.attn1.to_out[0])
             points.append(offset_t)
             offset_t = offset_t + layer_bias(temporal.ff.net[2])
-            points.append(alpha * offset + (1 - alpha) * offset_t)
+            points.append(cut(alpha * offset + (1 - alpha) * offset_t))
             offsets.append([point.to(context.dtype) for point in points])
         return offsets
 
     def __call__(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        """(n, c, h, w) channels-last, (n,) -> (n, out_channels, h, w)."""
-        unet = self.unet
+        """(n, c, h, w) channels-last, (n,) -> (n, out_channels, h, w), or the shard's frames of it."""
+        unet, x, c_noise = self.unet, self.shard.cut(x), self.shard.cut(c_noise)
         emb = unet.time_embed(timestep_embedding(c_noise, unet.model_channels).to(x.dtype))
         emb = F.silu(emb if self.label is None else emb + self.label)
         skips = []
@@ -249,7 +263,7 @@ class _Conditioned:
 
     def residual(self, block: VideoResBlock, parts: list[Tensor], emb: Tensor) -> Tensor:
         """A spatial and a temporal residual block, blended. The output includes a following transformer's last bias."""
-        ops, frames, stack, biases = self.ops, self.frames, block.time_stack, self.biases[block]
+        ops, shard, stack, biases = self.ops, self.shard, block.time_stack, self.biases[block]
         size, inputs = parts[0].shape[-2:], [tokens(part) for part in parts]
         parts.clear()
         conv_1, conv_2 = cast(nn.Conv2d, block.in_layers[2]), cast(nn.Conv2d, block.out_layers[3])
@@ -267,12 +281,12 @@ class _Conditioned:
         del skip, inputs
         conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
         embedded, temporal_weight = _embedded(stack, emb, biases.temporal), 1 - self.alphas[block.time_mixer]
-        step = max(self.max_values // (3 * frames * y[0].numel()), 1) * frames
+        step = max(self.max_values // (3 * shard.frames * y[0].numel()), 1) * shard.frames
         for part, add in zip(y.split(step), embedded.split(step), strict=True):
-            norm = ops.moments(part).norm(cast(nn.GroupNorm, stack.in_layers[0]), frames, biases.minus_folded)
-            z = ops.temporal_conv(part, norm, conv_1, frames)
-            norm = ops.moments(z).norm(cast(nn.GroupNorm, stack.out_layers[0]), frames, add)
-            ops.temporal_conv(z, norm, conv_2, frames, residual=part, branch_weight=temporal_weight)
+            norm = shard.norm(ops.moments(part), cast(nn.GroupNorm, stack.in_layers[0]), biases.minus_folded)
+            z = ops.temporal_conv(part, norm, conv_1, shard)
+            norm = shard.norm(ops.moments(z), cast(nn.GroupNorm, stack.out_layers[0]), add)
+            ops.temporal_conv(z, norm, conv_2, shard, residual=part, branch_weight=temporal_weight)
         return feature_maps(y, size)
 
     def transformer(self, layer: SpatialVideoTransformer, x: Tensor) -> Tensor:
@@ -287,15 +301,15 @@ class _Conditioned:
             _add_product(y, ops.attention(qkv, spatial.attn1.heads), spatial.attn1.to_out[0])
             del qkv
             self.feed_forward(y, at_ff, spatial.norm3, spatial.ff)
-            z = y.clone()
+            z = self.shard.to_pixels(y)
             if temporal.ff_in is not None and temporal.norm_in is not None:
                 self.feed_forward(z, at_ff_in, temporal.norm_in, temporal.ff_in)
             qkv = _qkv(ops.layer_norm(z, temporal.norm1, at_attention), temporal.attn1)
-            attended = ops.temporal_attention(qkv, temporal.attn1.heads, self.frames)
+            attended = ops.temporal_attention(qkv, temporal.attn1.heads, self.shard.frames)
             _add_product(z, attended, temporal.attn1.to_out[0])
             del qkv, attended
             self.feed_forward(z, at_temporal_ff, temporal.norm3, temporal.ff)
-            y = ops.blend(y, z, alpha, 1 - alpha, at_blend, out=y)
+            y = ops.blend(y, self.shard.to_frames(z, y.shape[1]), alpha, 1 - alpha, at_blend, out=y)
         _add_product(tokens(x), y, layer.proj_out)
         return x
 
