@@ -3,10 +3,14 @@
 from .charts import curves as curves
 from .charts import guidance_curve as guidance_curve
 from .charts import schedule_curves as schedule_curves
+from .cluster.workers import Cluster as Cluster
+from .cluster.workers import ClusterWorker as ClusterWorker
+from .cluster.workers import cluster_at as cluster_at
 from .conditioning.camera import CAMERA_MOVES as CAMERA_MOVES
 from .conditioning.memo import Memo as Memo
 from .config import instantiate_from_config as instantiate_from_config
 from .convert import convert_weights as convert_weights
+from .devices import DeviceAway as DeviceAway
 from .devices import DeviceFailed as DeviceFailed
 from .devices import choose_device as choose_device
 from .devices import choose_devices as choose_devices

@@ -23,6 +23,10 @@ class DeviceFailed(UserError):
         self.for_good = for_good
 
 
+class DeviceAway(DeviceFailed):
+    """A device that is gone with its machine: another may take its place, and any other can make the clip."""
+
+
 def _there() -> list[str]:
     """The names of the devices that are here, the fastest first."""
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []

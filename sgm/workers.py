@@ -51,6 +51,10 @@ class Worker:
         self._engine: DiffusionEngine | None = None
         self._memo: Memo | None = None  # what the latest clips of a picture, as those of a sweep, have in common
 
+    def missing(self) -> str:
+        """Why no clip can be made now, where that may pass; always "" of a device of this machine."""
+        return ""
+
     @property
     def version(self) -> str:
         """The version whose engine is loaded; "" where there is none."""

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from sgm import Clip, DeviceFailed, VideoRequest, Worker
+from sgm import Clip, Cluster, DeviceFailed, UserError, VideoRequest, Worker
 from sgm.cli.commands import cli
 
 SMALL = ["--frames", "2", "--steps", "1", "--width", "64", "--height", "64"]
@@ -82,8 +82,16 @@ def test_a_device_that_fails_is_taken_out(
 def test_what_cannot_be_spread_is_said_before_the_work(pictures: Path, tmp_path: Path) -> None:
     for words, message in (
         (["--devices", "cpu,cpu,cpu"], "cpu is named 3 times"),
-        (["--devices", "cpu", "--device", "cpu"], "give one of the two"),
+        (["--devices", "cpu", "--device", "cpu"], "give one of them"),
+        (["--ray", "--devices", "cpu"], "give one of them"),
     ):
         done = sample(pictures, tmp_path / "out", *words)
         assert (done.exit_code, message in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_ray_that_is_not_installed_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ray.py").write_text("raise ImportError('no Ray')", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(UserError, match=r'needs Ray .* python -m pip install "sgm-video\[ray\]"'):
+        Cluster()

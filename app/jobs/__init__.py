@@ -11,8 +11,9 @@ import threading
 from app.jobs.estimate import doing
 from app.jobs.queue import LONGEST_CHAIN, Table, next_seed
 from app.jobs.record import Job, open_stored, still, stored_picture
-from app.jobs.runner import EngineRunner, Runner, runners_on
+from app.jobs.runner import EngineRunner, Runner, runners_of, runners_on
 from app.jobs.seat import DeviceState
+from sgm import cluster_at
 from sgm.outputs import FolderInUse, outputs_folder
 
 __all__ = [
@@ -35,20 +36,19 @@ _table: Table | None = None
 _table_lock = threading.Lock()
 
 
-def _devices() -> tuple[str, int]:
-    """The devices of the workers, and how many compute each clip together, from the environment."""
-    return os.environ.get("SGM_DEVICES") or "all", int(os.environ.get("SGM_GPUS") or 1)
-
-
 def table(address: str = "") -> Table:
     """The process's table of jobs. Streamlit imports this module once, so that reruns and reloads keep the table.
 
-    Its workers are on the devices that SGM_DEVICES names, or on all, so many to a worker as SGM_GPUS says. address: of
-    the page, for the message to a second process. Raises FolderInUse or UserError as `Table`, UserError for a device
-    that cannot be used.
+    Its workers are on the cluster that SGM_RAY names, else on the devices of SGM_DEVICES, or on all, SGM_GPUS of them to
+    a worker. address: of the page, for the message to a second process. Raises FolderInUse or UserError as
+    `Table`, UserError for a device or a cluster that cannot be used.
     """
     global _table
     with _table_lock:
         if _table is None:
-            _table = Table(outputs_folder(), runners_on(*_devices()), address)
+            if ray := os.environ.get("SGM_RAY"):
+                runners = runners_of(cluster_at(ray, int(os.environ.get("SGM_RAY_ACTORS", 0)) or None))
+            else:
+                runners = runners_on(os.environ.get("SGM_DEVICES") or "all", int(os.environ.get("SGM_GPUS") or 1))
+            _table = Table(outputs_folder(), runners, address)
         return _table

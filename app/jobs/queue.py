@@ -19,13 +19,15 @@ from PIL import Image
 from app.jobs import estimate
 from app.jobs.record import Job, new_id, save_or_log, sizes, stored_picture
 from app.jobs.runner import EngineRunner, Make, run
-from app.jobs.seat import NONE_LEFT, DeviceState, Seat, seats_for
+from app.jobs.seat import ALL_AWAY, NONE_LEFT, DeviceState, Seat, seats_for
 from app.jobs.store import Store, clip_frames, film_frames, film_video, is_lossless
-from sgm import JOIN, Clip, DeviceFailed, UserError, VideoRequest, typical_seconds
+from sgm import JOIN, Clip, DeviceAway, DeviceFailed, UserError, VideoRequest, typical_seconds
 from sgm.process import freeze_objects
 
 log = logging.getLogger(__name__)
 
+MOST_LOST = 3  # times that a job is made again whose machine went away: it may be the one to bring them down
+_LOOK_AGAIN = 1.0  # seconds, at which a device that is away is looked for
 LONGEST_CHAIN = 4  # clips, each an extension of the one before: quality falls with every extension
 
 
@@ -338,7 +340,8 @@ class Table:
     def _none_left(self) -> str:
         """What to say where all workers were taken out; else ""."""
         reasons = dict.fromkeys(seat.reason.rstrip(".") for seat in self._seats)
-        return "" if "" in reasons else NONE_LEFT.format("; ".join(reasons))
+        text = ALL_AWAY if any(seat.away for seat in self._seats) else NONE_LEFT
+        return "" if "" in reasons else text.format("; ".join(reasons))
 
     def _loaded(self) -> list[str | None]:
         """The versions that are loaded; None where none needs to be."""
@@ -388,7 +391,7 @@ class Table:
         return job
 
     def _work(self, seat: Seat) -> None:
-        while not seat.reason:
+        while self._makes_clips(seat):
             with self._changed:
                 self._changed.wait_for(lambda: self._queued() or self._closed)
                 if self._closed:
@@ -419,22 +422,37 @@ class Table:
                 seat.busy = False
                 self._changed.notify_all()
 
+    def _makes_clips(self, seat: Seat) -> bool:
+        """Wait while a worker's device is away. False where it is out for good, and where the table is closed."""
+        while not self._closed and (seat.away or not seat.reason):
+            missing = seat.runner.missing()
+            with self._changed:
+                seat.reason, seat.away = missing, bool(missing)
+                if not missing:
+                    return True
+                self._changed.wait_for(lambda: self._closed, timeout=_LOOK_AGAIN)
+        return False
+
     def _taken_out(self, seat: Seat, job: Job, failure: DeviceFailed) -> dict[str, Any]:
         """Take out the worker whose device failed, and put its job back in line: once, and unless it was cancelled.
 
         Returns the outcome of a job that does not go back. Where memory is lacking, the last worker stays: other
-        programs may end.
+        programs may end. One that is away comes back, and its job goes in line some times: machines come and go.
         """
+        away = isinstance(failure, DeviceAway)
         with self._changed:
             if failure.for_good or self._workers() > 1:
-                seat.reason, seat.busy = str(failure), False
+                seat.reason, seat.away, seat.busy = str(failure), away, False
                 log.error("a worker is taken out: %s", failure)
             self._estimates.clear()
             if job.stopping:
                 return {"state": "cancelled", "message": estimate.stopped(job)}
-            if job.resumed or not seat.reason:
+            job.lost += away
+            if job.lost > MOST_LOST:
+                return {"state": "failed", "message": f"Given up after {job.lost} times: {failure}"}
+            if (job.resumed and not away) or not seat.reason:
                 return {"state": "failed", "message": str(failure)}
-            job.put_back()
+            job.put_back(resumed=job.resumed or not away)
             self._changed.notify_all()
             return {}
 

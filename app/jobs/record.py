@@ -89,6 +89,7 @@ class Job:
     seconds: float = 0.0  # that it ran
     ended: float = 0.0  # seconds since 1970; 0 until then, and of clips from before this was noted
     resumed: bool = False  # it ran when the server was killed or its device failed, and waits or runs once more
+    lost: int = 0  # how many times the machine went away that it ran on
     device: str = ""  # on which it runs or ran, as "cuda:1"
     message: str = ""  # what went wrong, for people
     settings: dict[str, Any] = field(default_factory=dict)  # the clip's recipe
@@ -161,9 +162,9 @@ class Job:
         self.state, self.started, self.device = "running", time.monotonic(), device
         self.enter("load")
 
-    def put_back(self) -> None:
+    def put_back(self, resumed: bool = True) -> None:
         """Set the state to queued once more: the device failed that the job ran on."""
-        self.state, self.resumed, self.device = "queued", True, ""
+        self.state, self.resumed, self.device = "queued", resumed, ""
         self.phase, self.progress, self.phases, self.preview, self.fraction = "", None, {}, b"", 0.0
 
     def enter(self, phase: str, progress: Progress | None = None) -> None:

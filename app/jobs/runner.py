@@ -20,6 +20,8 @@ from app.jobs import estimate
 from app.jobs.record import Job, small_jpeg, stored_picture
 from sgm import (
     Clip,
+    Cluster,
+    ClusterWorker,
     DeviceFailed,
     Progress,
     UserError,
@@ -59,12 +61,17 @@ class Runner(ABC):
         """The device, as the page shows it."""
         return self.device
 
+    def missing(self) -> str:
+        """Why no clip can be made now, where that may pass, or "". Called before each job; may take seconds."""
+        return ""
+
     @abstractmethod
     def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
         """Make a job's clip. `on_step` and `check`, to be called often, may raise: that ends the job.
 
         Raises DeviceFailed where this runner makes no more clips: the table takes its worker out, and the job goes back
-        in line once. UserError and any other error is the job's own.
+        in line once; DeviceAway where it makes none until `missing` says so. UserError and any other error is the job's
+        own.
         """
 
 
@@ -98,6 +105,36 @@ class EngineRunner(Runner):
     def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
         with reuse_freed_memory():
             return self._worker.generate(job.request, stored_picture(job), on_step, check)
+
+
+class ClusterRunner(Runner):
+    """The runner of a device of a Ray cluster."""
+
+    def __init__(self, worker: ClusterWorker) -> None:
+        self._worker = worker
+        self.kind, self.cores = worker.kind, worker.threads
+
+    @property
+    def device(self) -> str:
+        return self._worker.name
+
+    @property
+    def version(self) -> str:
+        return self._worker.version
+
+    def about(self) -> str:
+        return self._worker.about()
+
+    def missing(self) -> str:
+        return self._worker.missing()
+
+    def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
+        return self._worker.generate(job.request, stored_picture(job), on_step, check)
+
+
+def runners_of(cluster: Cluster) -> list[Runner]:
+    """A runner for each worker of a Ray cluster."""
+    return [ClusterRunner(worker) for worker in cluster.workers]
 
 
 def runners_on(devices: str, gpus: int = 1) -> list[Runner]:

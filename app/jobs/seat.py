@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from app.jobs.runner import FunctionRunner, Make, Runner
 
 NONE_LEFT = "No device is left to make clips, and the line waits: {}. Mend that, and start the program again."
+ALL_AWAY = "No device makes clips at present, and the line waits: {}. It goes on by itself once that is mended."
 
 
 @dataclass
 class Seat:
-    """A worker: its runner, its thread once there was a job, and why it was taken out, or ""."""
+    """A worker: its runner, its thread once there was a job, and why it was taken out, or "". away: for a while."""
 
     runner: Runner
     thread: threading.Thread | None = None
     reason: str = ""
+    away: bool = False
     busy: bool = False
 
     def start(self, work: Callable[[Seat], None]) -> None:

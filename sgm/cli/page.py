@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from sgm.cli.console import echo_stderr
+from sgm.cli.options import Ray, RayActors
 from sgm.errors import UserError, shown
 from sgm.process import importing_torch
 from sgm.versions import bundle
@@ -31,6 +33,8 @@ def app(
         int,
         typer.Option(envvar="SGM_GPUS", min=1, max=16, help="How many of the GPUs compute each clip together."),
     ] = 1,
+    ray: Ray = None,
+    ray_actors: RayActors = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on. Another than 127.0.0.1 needs keys in SGM_API_KEYS, for the API.")
     ] = "127.0.0.1",
@@ -45,6 +49,10 @@ def app(
     """Open the page in your browser, and serve the HTTP API beside it. Both are for this machine only."""
     network = _checked_network(host, trust_network)
     origins = [_checked_origin(origin) for origin in allow_origin or []]
+    if ray is not None and (devices is not None or gpus > 1):
+        raise UserError(
+            "--devices and --gpus, or SGM_DEVICES and SGM_GPUS, are of this machine, --ray of a cluster: give one."
+        )
     if devices is not None:
         _check_devices(devices, gpus)
         os.environ["SGM_DEVICES"] = devices  # which the table of jobs reads
@@ -53,6 +61,8 @@ def app(
 
     address = f"http://127.0.0.1:{port}"
     _check_port(port, address)
+    if ray is not None:
+        _connect(ray, ray_actors)
     reserve(outputs_folder(), address)  # the app takes the lock over
     from sgm.cli.server import serve
 
@@ -93,6 +103,17 @@ def _check_devices(devices: str, gpus: int) -> None:
         from sgm import choose_devices
 
     choose_devices(devices, gpus)
+
+
+def _connect(ray: str, actors: int | None) -> None:
+    """Connect to a Ray cluster, for the table of jobs. Raises UserError as `Cluster` does."""
+    echo_stderr("Connecting to Ray.")
+    with importing_torch():
+        from sgm import cluster_at
+
+    cluster = cluster_at(ray, actors)
+    os.environ |= {"SGM_RAY": ray, "SGM_RAY_ACTORS": str(actors or 0)}
+    echo_stderr(f"Clips are made by {len(cluster.workers)} actors of the Ray cluster at {cluster.address}.")
 
 
 def _check_port(port: int, address: str) -> None:

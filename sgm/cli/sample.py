@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import typer.core
 
 from sgm.cli.batch import Batch
 from sgm.cli.console import echo_stderr, errors_as_sentences, path_argument, path_option
@@ -22,6 +21,9 @@ from sgm.cli.options import (
     Gpus,
     LowMemory,
     ModelVersion,
+    Ray,
+    RayActors,
+    RayCommand,
     Recipe,
 )
 from sgm.cli.recipe import stored_picture
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from sgm.cli.batch import Source
 
 
-class SampleCommand(typer.core.TyperCommand):
+class SampleCommand(RayCommand):
     """A command with an option for each field of a request, including those of samplers and guiders."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -119,6 +121,8 @@ def sample(
     device: Device = None,
     devices: Devices = None,
     gpus: Gpus = 1,
+    ray: Ray = None,
+    ray_actors: RayActors = None,
     dtype: Dtype = None,
     checkpoint: Checkpoint = None,
     base: Base = None,
@@ -128,7 +132,7 @@ def sample(
     With --recipe, the settings of a video that was made here; those given beside it override. Without a picture, that
     video's own frame stands in for it.
     """
-    from sgm import check_weights, choose_device, choose_devices, load_engine, video_encoder, workers_on
+    from sgm import Cluster, check_weights, choose_device, choose_devices, load_engine, video_encoder, workers_on
 
     with errors_as_sentences(code=2):
         if picture is None and recipe is None:
@@ -143,10 +147,12 @@ def sample(
             raise UserError(f"--orbit-plot {orbit_plot} needs an SV3D version and a name ending in .png.")
         for note in request.notes:
             echo_stderr(note)
-        if device and devices:
+        if sum(option is not None for option in (device, devices, ray)) > 1:
             raise UserError(
-                "--device is where all are made, --devices over which they are spread: give one of the two."
+                "--device is where all are made, --devices and --ray over which they are spread: give one of them."
             )
+        if ray is not None and gpus > 1:
+            raise UserError("--gpus are of this machine, --ray is a cluster's, a GPU for each actor: give one.")
         chosen_devices = choose_devices(devices, gpus) if devices is not None else [choose_device(device)]
         kind = dtype or dtype_of_recipe(settings, chosen_devices[0])
         sources = _sources(picture, recipe, request)
@@ -158,11 +164,17 @@ def sample(
         exists(orbit_plot)
     video_encoder()
     weights = {"checkpoint": checkpoint, "base": base}
-    unfilled = check_weights(request.version, **weights)
+    unfilled = check_weights(request.version, **weights) if ray is None else None  # the nodes have their own
     if orbit_plot is not None:
         _plot_orbit(request, orbit_plot)
     load = partial(load_engine, **weights, dtype=kind, gpus=gpus)
-    if devices is None or len(chosen_devices[: len(sources)]) == 1:
+    if ray is not None:
+        paths = {name: path.absolute() for name, path in weights.items() if path}
+        echo_stderr("Connecting to Ray.")
+        cluster = Cluster(ray, ray_actors, {**paths, "dtype": dtype})
+        ctx.call_on_close(cluster.close)
+        made = Spread(work, cluster.workers, len(sources)).run(sources)
+    elif devices is None or len(chosen_devices[: len(sources)]) == 1:
         filled = partial(load, request.version, device=str(chosen_devices[0]), unfilled=unfilled)
         made = work.run(sources, filled)
     else:

@@ -17,8 +17,11 @@ from sgm.process import reuse_freed_memory
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sgm import Clip, DeviceFailed, Progress, Worker
+    from sgm import Clip, ClusterWorker, DeviceFailed, Progress, Worker
     from sgm.cli.batch import Batch, Source
+
+
+_MOST_LOST = 3  # times that a clip is made again whose machine went away
 
 
 class _Stopped(Exception):
@@ -28,7 +31,7 @@ class _Stopped(Exception):
 class Spread:
     """The clips of a batch, each made by the worker that is free first. A worker whose device fails is taken out."""
 
-    def __init__(self, batch: Batch, workers: Sequence[Worker], many: int) -> None:
+    def __init__(self, batch: Batch, workers: Sequence[Worker | ClusterWorker], many: int) -> None:
         self.batch, self.many = batch, many
         self._workers, self._free = len(workers), list(workers)
         self._changed = threading.Condition()  # guards the above
@@ -76,24 +79,27 @@ class Spread:
 
     def _make(self, number: int, image: Image.Image, show: Any) -> Clip:
         """A clip, by a worker that is free; once more, by another one, where its device fails."""
-        from sgm import DeviceFailed
+        from sgm import DeviceAway, DeviceFailed
 
         def follow(progress: Progress) -> None:
-            if progress.note and progress.note not in self.batch.notes:
-                self.batch.notes.add(progress.note)
-                echo_stderr(progress.note)
+            if progress.note:
+                self._tell(progress.note)
             self._shares[number] = progress.fraction
             done = sum(self._shares.values())
             show(f"{int(done)}/{self.many} clips", done / self.many)
 
-        for again in (True, False):
+        for again in range(_MOST_LOST, -1, -1):
             worker, out = self._take(), False
             try:
                 with reuse_freed_memory():
                     return worker.generate(self.batch.request, image, follow, self._check, self.batch.low_memory)
+            except DeviceAway as failure:  # it comes back
+                if not again:
+                    raise
+                self._tell(f"{str(failure).rstrip('.')}.")
             except DeviceFailed as failure:
                 out = self._take_out(failure)
-                if not (out and again):
+                if not out or again < _MOST_LOST:
                     raise
             finally:
                 self._shares[number] = 1.0
@@ -101,17 +107,30 @@ class Spread:
                     self._give_back(worker)
         raise AssertionError
 
-    def _take(self) -> Worker:
+    def _take(self) -> Worker | ClusterWorker:
         """A worker, once one is free. Raises DeviceFailed where all were taken out."""
         from sgm import DeviceFailed
 
-        with self._changed:
-            self._changed.wait_for(lambda: self._free or not self._workers)
-            if not self._workers:
-                raise DeviceFailed("No device is left to make clips: see above.")
-            return self._free.pop()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._free or not self._workers)
+                if not self._workers:
+                    raise DeviceFailed("No device is left to make clips: see above.")
+                worker = self._free.pop(0)
+            if not (missing := worker.missing()):
+                return worker
+            self._tell(f"{missing.rstrip('.')}: clips wait for it.")
+            self._give_back(worker)
+            self._check()
+            self._stopping.wait(0.2)
 
-    def _give_back(self, worker: Worker) -> None:
+    def _tell(self, note: str) -> None:
+        """Print a note, unless it has been."""
+        if note not in self.batch.notes:
+            self.batch.notes.add(note)
+            echo_stderr(note)
+
+    def _give_back(self, worker: Worker | ClusterWorker) -> None:
         with self._changed:
             self._free.append(worker)
             self._changed.notify()
