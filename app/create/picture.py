@@ -9,7 +9,7 @@ from PIL import Image
 
 from app import look, upload
 from app.create import cutout, settings
-from app.create.fields import base_fields, draw, key_of, options_of, value_of
+from app.create.fields import KEPT, base_fields, draw, keep_reshaped, key_of, options_of, value_of
 from app.jobs import Job, open_stored, table
 from sgm import Field, PictureError, UserError, Version, describe_fit, fit_picture, open_picture
 
@@ -173,13 +173,16 @@ def _choose_position(field: Field, version: Version) -> None:
     key = key_of(field, version)
     value = st.session_state[key]
     names = {i / 4: name for i, name in enumerate(_POSITIONS[field.name])}
+    positions = sorted({*names, value})
+    keep_reshaped(key, positions)
     st.select_slider(
         field.label,
-        sorted({*names, value}),
+        positions,
         value,
         format_func=lambda position: names.get(position) or field.text(position),
         key=key,
         help=field.help,
+        persist_state=KEPT,
     )
 
 
