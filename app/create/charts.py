@@ -69,7 +69,7 @@ def draw_lines(
     longest = max(map(len, lines.values()))
     # Without domains of their own, Vega warns of infinite extents while it has no data yet.
     low, high = min(map(min, lines.values())), max(map(max, lines.values()))
-    scale = alt.Scale(type="log" if log else "linear", zero=False, domain=[low, high if high > low else low + 1])
+    scale = alt.Scale(type="log" if log else "linear", domain=[low, high if high > low else low + 1])
     base = alt.Chart(alt.Data(values=points)).encode(
         x=alt.X(f"{axis}:Q", axis=ticks, scale=alt.Scale(domain=[1, max(2, longest)])),
         y=alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=4, format="~g")),
