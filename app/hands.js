@@ -85,7 +85,7 @@ function start() {
   noteFocus(document.activeElement);
   on("focusin", (event) => noteFocus(event.target));
   on("pointerdown", () => (state.focused = {})); // the hand moves it now
-  on("click", ({ target }) => target.closest('[data-testid="stFileUploader"] [aria-label^="Remove "]') && state.now.setTriggerValue("removed", true));
+  on("click", ({ target }) => target.closest('[data-testid="stFileUploader"] [aria-label^="Remove "]') && state.now.setStateValue("removed", Date.now()));
   on("click", ({ target }) => target.closest(".goto") && document.querySelector(".st-key-result").scrollIntoView({ behavior: "smooth" }));
   let waiting = false;
   new MutationObserver(() => {

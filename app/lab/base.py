@@ -49,7 +49,7 @@ def choose() -> Base:
                 st.error(look.plain(problem))
         settings.choose_research(version, request)
     pressed = picture.pressed() | settings.pressed(version)
-    hands.lend("", pressed, settings.values(version), settings.unready())
+    hands.lend("", pressed, settings.values(version), settings.unready(), picture.take_out)
     return Base(request if ready else None, chosen)
 
 

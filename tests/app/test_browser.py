@@ -451,6 +451,9 @@ def test_files_of_all_kinds(page: Any, site: Server, tmp_path: Path) -> None:
     page.locator("input[type=file]").set_input_files(tmp_path / "text.png")
     expect(page.get_by_text("image.png stays chosen.")).to_be_visible()
     expect(cropped).to_be_visible()
+    page.reload()  # the browser has no upload then
+    expect(cropped).to_be_visible()
+    expect(button(page, "Generate")).to_be_enabled()
     expect(page.locator(".stException")).to_have_count(0)
 
 

@@ -84,10 +84,9 @@ def stage(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     table.close()
 
 
-def opened(job: str | None = None) -> AppTest:
+def opened(job: str | None = None, **address: Any) -> AppTest:
     page = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)
-    if job:
-        page.query_params["job"] = job
+    page.query_params.update(address | ({"job": job} if job else {}))
     return ok(page.run())
 
 
@@ -257,6 +256,23 @@ def test_an_upload_that_is_no_picture(stage: Stage, content: bytes, sentence: st
     ok(page.file_uploader[0].set_value(("again.png", content, "image/png")).run())
     assert page.error[0].value.endswith("good.png stays chosen.")
     assert not generate(page).disabled
+
+
+def test_an_upload_outlives_a_reload(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = opened()
+    ok(page.file_uploader[0].set_value(("tall.png", photograph(400, 900), "image/png")).run())
+    ok(page.slider(key="motion_bucket").set_value(60).run())
+    again = opened(**page.query_params)
+    assert "Cropped 400×900 to 400×240 (5:3)" in said(again)
+    assert again.slider(key="motion_bucket").value == 60
+    ok(generate(again).click().run())
+    assert "upload" not in again.query_params  # the job has it
+    stage.go_on.set()
+    assert ended(job_of(again)).name == "tall.png"
+    monkeypatch.setattr("app.upload._MOST_KEPT", 0)  # as after many others
+    ok(page.file_uploader[0].set_value(("wide.png", photograph(900, 400), "image/png")).run())
+    assert "upload" not in page.query_params
+    assert "The picture of this address is gone." in opened(upload="0" * 16).error[0].value
 
 
 def test_a_very_small_picture_is_told(stage: Stage) -> None:
