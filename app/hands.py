@@ -19,20 +19,13 @@ from app.upload import LARGEST
 _KEY = "hands"
 
 
-_PREVIEW = """export default ({ data }) => {
-  for (const picture of data ? document.querySelectorAll("img[data-job]") : []) {
-    const { job } = picture.dataset;
-    Object.assign(picture, { src: data, alt: job && `A preview of the clip of ${job}` });
-  }
-};"""
-
-
 @cache
 def _code() -> str:
     return (Path(__file__).parent / "hands.js").read_text(encoding="utf-8")
 
 
-def _component(name: str, code: str) -> Callable[..., object]:
+def component(name: str, code: str) -> Callable[..., object]:
+    """A component whose JavaScript works on the page itself."""
     # Registered at every run: each runtime of Streamlit, as in tests, has a list of its own.
     return v2.component(f"sgm_{name}", js=code, isolate_styles=False)
 
@@ -62,12 +55,7 @@ def lend(
     data = {"said": said, "pressed": dict(pressed), "values": dict(values), "notes": dict(notes)}
     data["megabytes"] = LARGEST
     with st.container(key="hands_place"):
-        _component(_KEY, _code())(key=_KEY, data=data, on_refused_change=_note_refused, on_removed_change=on_removed)
-
-
-def show_preview(address: str) -> None:
-    """Put a picture in the place of the active job's pictures, unless it is ""."""
-    _component("preview", _PREVIEW)(key="preview", data=address, height=1)
+        component(_KEY, _code())(key=_KEY, data=data, on_refused_change=_note_refused, on_removed_change=on_removed)
 
 
 def _note_refused() -> None:

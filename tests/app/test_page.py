@@ -111,7 +111,8 @@ def labels(page: AppTest) -> set[str]:
 def said(page: AppTest) -> str:
     blocks = (page.caption, page.info, page.warning, page.error, page.get("html"))
     texts = [getattr(element, "value", None) or element.proto.body for elements in blocks for element in elements]
-    return "\n".join([*texts, *(bar.proto.text for bar in page.get("progress"))])
+    told = [json.loads(component.proto.json) for component in page.get("bidi_component")]
+    return "\n".join([*texts, *(some["text"] for some in told if "text" in some)])
 
 
 def clips(page: AppTest) -> int:
