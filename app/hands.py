@@ -55,7 +55,13 @@ def lend(
     data = {"said": said, "pressed": dict(pressed), "values": dict(values), "notes": dict(notes)}
     data["megabytes"] = LARGEST
     with st.container(key="hands_place"):
-        component(_KEY, _code())(key=_KEY, data=data, on_refused_change=_note_refused, on_removed_change=on_removed)
+        component(_KEY, _code())(
+            key=_KEY,
+            data=data,
+            on_refused_change=_note_refused,
+            on_removed_change=on_removed,
+            on_ended_change=lambda: None,  # all is drawn anew: see app/create/progress.js
+        )
 
 
 def _note_refused() -> None:

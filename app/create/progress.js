@@ -24,12 +24,14 @@ export default function ({ data, parentElement, setTriggerValue }) {
     const wants = !place.seen || performance.now() - place.since > PREVIEW_EVERY;
     const answer = await fetch(data.address + (wants ? `?seen=${place.seen ?? ""}` : "")).then((found) => found.json()).catch(() => null);
     if (round !== place.round) return; // all is drawn anew, or gone, meanwhile
-    // At its end Python draws the page; and it tells all the time where `streamlit run` serves the page, which has no such address.
-    answer?.active ? draw(place, answer) : setTriggerValue("look", true);
+    if (answer?.active) draw(place, answer);
+    // At its end, all is drawn anew; so it is where a server that was started anew does not know this part of the page.
+    else if (answer || ++place.unanswered > 3) window.sgmHands?.now?.setTriggerValue("ended", true);
+    else setTriggerValue("look", true); // `streamlit run` serves the page, which has no such address: Python tells
     place.timer = setTimeout(look, data.every);
   };
   clearTimeout(place.timer);
-  place.more = data.more;
+  [place.more, place.unanswered] = [data.more, 0];
   draw(place, data);
   place.timer = setTimeout(look, data.every);
   return () => {

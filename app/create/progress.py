@@ -5,6 +5,7 @@ A run of the page's Python, of a fragment even, has the browser draw all that St
 
 from __future__ import annotations
 
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ def show(job_id: str, others: int) -> None:
     job = table().get(job_id)
     if job is None or not job.active:
         st.rerun()
-    data = {**_told(job), "address": f"/progress/{job_id}", "every": 1000 * look.POLL}
+    data = {**_told(job), "address": f"/progress/{job_id}", "every": 1000 * look.POLL, "at": time.monotonic()}
     data["more"] = f" · {others} more to come" if others else ""
     with st.container(horizontal=True, vertical_alignment="center", key="progress"):
-        hands.component("progress", _code())(key="told", data=data, on_look_change=lambda: None)
+        hands.component("progress", _code())(key="progress_drawn", data=data, on_look_change=lambda: None)
         st.button(
             "Cancel",
             icon=":material/close:",

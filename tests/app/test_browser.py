@@ -56,7 +56,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome i
 
 
 class Server:
-    """The app as a user starts it, on a free port of this machine; its clips go to `outputs`."""
+    """The app on a free port of this machine; its clips go to `outputs`."""
 
     def __init__(self, outputs: Path) -> None:
         self.outputs = outputs
@@ -65,9 +65,11 @@ class Server:
             self.port = probe.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}/"
 
-    def start(self, poll: float = 0.5) -> None:
-        flags = [f"--server.port={self.port}", "--server.headless=true"]
-        command = [sys.executable, "-m", "streamlit", "run", str(Path("app") / "main.py"), *flags]
+    def start(self, poll: float = 0.5, bare: bool = False) -> None:
+        """Start it as a user does; bare: by `streamlit run`, so that it has no route for the progress."""
+        run = ["streamlit", "run", str(Path("app") / "main.py"), f"--server.port={self.port}", "--server.headless=true"]
+        own = ["sgm.cli", "app", f"--port={self.port}", "--no-browser"]
+        command = [sys.executable, "-m", *(run if bare else own)]
         log = self.outputs.parent.with_suffix(".log")
         with log.open("ab") as output:
             environment = os.environ | {"SGM_OUTPUTS": str(self.outputs), "SGM_POLL": str(poll)}
@@ -821,6 +823,11 @@ def test_sessions_take_turns_and_outlive_a_kill(page: Any, browser: Any, site: S
         expect(other.get_by_text("Number 1 in line")).to_be_visible()
         expect(page.get_by_text(re.compile(r"Step \d+ of 200"))).to_be_visible(timeout=LATER)
         expect(page.get_by_alt_text("A preview of the clip of giraffe.jpg")).to_be_visible()
+        drawn, progress = polls, page.locator(".told p").first
+        for _ in range(2):
+            text = progress.inner_text()
+            expect(progress).not_to_have_text(text)
+        assert polls == drawn  # by the browser alone
 
         site.process.kill()
         site.process.wait()
@@ -830,7 +837,7 @@ def test_sessions_take_turns_and_outlive_a_kill(page: Any, browser: Any, site: S
         }
         assert states == {running: "running", waiting: "queued", cancelled: "cancelled"}
         assert not [path for job in states for path in (site.outputs / job).glob("*.m*")]
-        site.start(poll=0.05)
+        site.start(poll=0.05, bare=True)
         # The tabs that stayed open find the new server by themselves.
         expect(page.get_by_text("The server was stopped before the clip was finished.")).to_be_visible(timeout=LATER)
         other.locator("video").wait_for(timeout=LATER)  # it was resumed

@@ -112,7 +112,7 @@ def said(page: AppTest) -> str:
     blocks = (page.caption, page.info, page.warning, page.error, page.get("html"))
     texts = [getattr(element, "value", None) or element.proto.body for elements in blocks for element in elements]
     told = [json.loads(component.proto.json) for component in page.get("bidi_component")]
-    return "\n".join([*texts, *(some["text"] for some in told if "text" in some)])
+    return "\n".join([*texts, *(some["text"] + some["more"] for some in told if "text" in some)])
 
 
 def clips(page: AppTest) -> int:
