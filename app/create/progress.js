@@ -1,5 +1,6 @@
 // Draws a job's progress, and its latest preview wherever a picture of it is: see progress.py.
 const PREVIEW_EVERY = 2000; // milliseconds: to draw a picture costs the browser more than all else
+const RETRY = 10000; // milliseconds: to ask for the whole page anew breaks off the run that draws it
 const MARKUP = `<div class="told"><p></p><div role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100"><i></i></div>
 <p class="about-memory"></p></div>`;
 const write = (place, text) => place.textContent === text || (place.textContent = text);
@@ -24,11 +25,12 @@ export default function ({ data, parentElement, setTriggerValue }) {
     const wants = !place.seen || performance.now() - place.since > PREVIEW_EVERY;
     const answer = await fetch(data.address + (wants ? `?seen=${place.seen ?? ""}` : "")).then((found) => found.json()).catch(() => null);
     if (round !== place.round) return; // all is drawn anew, or gone, meanwhile
-    if (answer?.active) draw(place, answer);
     // At its end, all is drawn anew; so it is where a server that was started anew does not know this part of the page.
-    else if (answer || ++place.unanswered > 3) window.sgmHands?.now?.setTriggerValue("ended", true);
+    const ended = answer ? !answer.active : ++place.unanswered > 3;
+    if (ended) window.sgmHands?.now?.setTriggerValue("ended", true);
+    else if (answer) draw(place, answer);
     else setTriggerValue("look", true); // `streamlit run` serves the page, which has no such address: Python tells
-    place.timer = setTimeout(look, data.every);
+    place.timer = setTimeout(look, ended ? RETRY : data.every);
   };
   clearTimeout(place.timer);
   [place.more, place.unanswered] = [data.more, 0];
