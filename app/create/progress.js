@@ -33,7 +33,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
     place.timer = setTimeout(look, ended ? RETRY : data.every);
   };
   clearTimeout(place.timer);
-  [place.more, place.unanswered] = [data.more, 0];
+  if (place.address !== data.address) place.seen = "";
+  [place.address, place.more, place.unanswered] = [data.address, data.more, 0];
   draw(place, data);
   place.timer = setTimeout(look, data.every);
   return () => {
