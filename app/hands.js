@@ -50,9 +50,9 @@ function tellRefusedNumbers(state) {
 }
 
 function tellProgress(state) {
-  const bar = document.querySelector(".st-key-bar [role=progressbar]");
+  const bar = document.querySelector(":is(.st-key-bar, .st-key-filling) [role=progressbar]");
   const quarter = bar ? Math.floor(bar.getAttribute("aria-valuenow") / 25) : 0;
-  if (quarter > state.quarter) say(state.voice, `${25 * quarter} percent of the clip is made.`);
+  if (quarter > state.quarter) say(state.voice, `${25 * quarter} percent of the ${bar.closest(".st-key-bar") ? "clip is" : "clips are"} made.`);
   state.quarter = quarter;
 }
 

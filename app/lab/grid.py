@@ -48,6 +48,14 @@ def show_failure() -> None:
         st.error(look.plain(reason))
 
 
+def said(group: str) -> str:
+    """What is announced to those who hear the page of a group whose making was watched, once that has ended."""
+    jobs = table().group(group) if group == st.session_state.get("watched") else []
+    if not jobs or any(job.active for job in jobs):
+        return ""
+    return f"{sum(job.state == 'done' for job in jobs)} of {len(jobs)} clips are made."
+
+
 def show(group: str, actions: Sequence[player.Action], does: Mapping[str, Callable[[str], object]]) -> None:
     """Draw a group's grid and what can be done with it. actions, does: of its cells, beside those of every grid."""
     jobs = table().group(group)
@@ -80,7 +88,8 @@ def _show_page(
         st.rerun()
     done, left = sum(job.state == "done" for job in jobs), table().seconds_left_of(group)
     if was_active:
-        with st.container(horizontal=True, vertical_alignment="center"):
+        st.session_state["watched"] = group
+        with st.container(horizontal=True, vertical_alignment="center", key="filling"):
             made = f"{done} of {len(jobs)} made" + (f" · {look.duration(left)} left" if left else "")
             st.progress(done / len(jobs), made)
             st.button("Cancel", icon=":material/close:", on_click=table().cancel_group, args=(group,), key="cancel")
