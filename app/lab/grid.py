@@ -68,12 +68,12 @@ def show(group: str, actions: Sequence[player.Action], does: Mapping[str, Callab
         if len(pages) > 1:
             number = st.number_input(f"Page of {len(pages)}", 1, len(pages), key=f"grid_page_{group}", width=140)
     active = any(job.active for job in jobs)
-    watch = st.fragment(_show_page, run_every=look.POLL if active else None)
-    watch(group, number - 1, actions, does, active)
+    _show_page(group, number - 1, actions, does, active)
     if not active:
         _offer(jobs, pages[number - 1])
 
 
+@st.fragment
 def _show_page(
     group: str,
     number: int,
@@ -109,7 +109,8 @@ def _show_page(
             has = [player.OPEN, ("added", "+", "Add to compare"), *actions] if job.state == "done" else [player.OPEN]
             tiles.append(player.tile(job, str(job.cell + 1), _label(job), has, scale, note=note))
     does = {"added": _compare, **does}
-    if opened := player.play(f"grid_{group}", tiles, does, columns=columns, heads=page.columns, sides=page.rows):
+    labels = {"columns": columns, "heads": page.columns, "sides": page.rows}
+    if opened := player.play(f"grid_{group}", tiles, does, watched=was_active, **labels):
         places.open_clip(opened)
 
 
