@@ -17,8 +17,8 @@ from app import jobs
 from app.jobs import Job, Table
 from app.lab.sweep import command
 from sgm import Axis, Clip, UserError, VideoRequest
+from tests.app.pages import LIMIT, ok, visited
 
-LIMIT = 20.0  # seconds
 go_on = Event()  # of the worker
 go_on.set()
 
@@ -52,16 +52,8 @@ def show_drafts() -> None:
 
 
 def opened(show: Any, **address: Any) -> AppTest:
-    page = AppTest.from_function(show, default_timeout=LIMIT)
-    for name, value in address.items():
-        page.query_params[name] = value
-    ok(page.run())
+    page = visited(show, **address)
     ok(page.button(key="sample_lake").click().run())
-    return page
-
-
-def ok(page: AppTest) -> AppTest:
-    assert not page.exception, page.exception[0]
     return page
 
 

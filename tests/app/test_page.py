@@ -37,10 +37,10 @@ from sgm import (
     read_frames,
     read_settings,
 )
+from tests.app.pages import LIMIT, ok
 from tests.small_model import official_layout, write_empty
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 20.0  # seconds
 
 
 class Stage:
@@ -88,11 +88,6 @@ def opened(job: str | None = None, **address: Any) -> AppTest:
     page = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)
     page.query_params.update(address | ({"job": job} if job else {}))
     return ok(page.run())
-
-
-def ok(page: AppTest) -> AppTest:
-    assert not page.exception, page.exception[0]
-    return page
 
 
 def generate(page: AppTest) -> Any:
@@ -528,9 +523,7 @@ def test_settings_beyond_the_sliders_are_kept_and_shown(stage: Stage) -> None:
 
 def test_a_field_that_is_drawn_late_shows_its_value(stage: Stage) -> None:
     """A browser takes a field's own start value where a click came before it could draw what an earlier run told."""
-    page = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)
-    page.query_params.update({"version": "sv3d_p", "orbit": "dynamic", "steps": "9", "seed": "5", "guider": "cfg"})
-    ok(page.run())
+    page = opened(version="sv3d_p", orbit="dynamic", steps="9", seed="5", guider="cfg")
     for version in ("sv3d_p", "svd_tiny"):
         ok(page.selectbox(key="version").set_value(version).run())
         for slider in page.slider:
@@ -560,9 +553,7 @@ def test_an_address_holds_the_settings(stage: Stage) -> None:
     address = {name: value if isinstance(value, str) else value[0] for name, value in page.query_params.items()}
     changed = {"motion_bucket": "60", "sampler": "euler_ancestral", "eta": "0.5", "sigma_max": "40"}
     assert address == changed | {"version": "svd_tiny"}  # named, for another may be the best one tomorrow
-    again = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)
-    again.query_params.update(address)
-    ok(again.run())
+    again = opened(**address)
     assert again.slider(key="motion_bucket").value == 60
     ok(again.button(key="sample_road").click().run())
     ok(generate(again).click().run())
@@ -572,11 +563,7 @@ def test_an_address_holds_the_settings(stage: Stage) -> None:
 
 
 def test_nonsense_in_an_address_is_told_and_ignored(stage: Stage) -> None:
-    page = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)
-    page.query_params.update(
-        {"steps": "many", "colour": "blue", "fps": "9", "max_guidance": "3", "min_guidance": "2.9"}
-    )
-    ok(page.run())
+    page = opened(steps="many", colour="blue", fps="9", max_guidance="3", min_guidance="2.9")
     assert "Some settings in the address were ignored." in page.error[0].value
     assert "steps must be a whole number; got 'many'" in page.error[0].value.replace("\\", "")
     assert page.slider(key="steps:svd_tiny").value == 6
