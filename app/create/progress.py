@@ -1,6 +1,6 @@
 """A job's progress, which the browser itself asks for and draws (`progress.js`).
 
-A run of the page's Python, of a fragment even, has the browser draw all that Streamlit knows: ten times the cost.
+A run of the page's Python, of a fragment even, has the browser draw all that Streamlit knows: five times the cost.
 """
 
 from __future__ import annotations
