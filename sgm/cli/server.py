@@ -23,7 +23,9 @@ from anyio.to_thread import run_sync
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 from streamlit import config, file_util
 from streamlit.errors import Error
 
@@ -153,9 +155,15 @@ def serve(
         every: Any = {"allow_methods": ["*"], "allow_headers": ["*"], "expose_headers": _ANSWERED}
         shared = [Middleware(CORSMiddleware, allow_origins=list(origins), **every)] if origins else []
         middleware = [Middleware(OwnPageOnly, network, origins), *shared, Middleware(WithApi, address)]
-        st.App(script, middleware=middleware, lifespan=announced).run(config=settings)
+        routes = [Route("/progress/{id}", _progress)]
+        st.App(script, routes=routes, middleware=middleware, lifespan=announced).run(config=settings)
     except (Error, UnicodeDecodeError) as error:
         raise UserError(f"Streamlit does not start ({error}): look at .streamlit/config.toml in your home.") from error
+
+
+async def _progress(request: Request) -> Response:
+    """How a job comes along, for the page, which has imported what answers."""
+    return await import_module("app.create.progress").answer(request)
 
 
 def _resume(address: str) -> None:
