@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import time
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -14,8 +13,6 @@ from app.create.picture import Picture
 from app.jobs import Job, doing, table
 from app.summary import varied
 from sgm import VideoRequest
-
-_PREVIEW_EVERY = 2.0  # seconds: to draw a picture costs the browser more than all else
 
 
 def offer(request: VideoRequest | None, picture: Picture | None) -> tuple[DeltaGenerator, str]:
@@ -100,17 +97,7 @@ def _show_progress(job_id: str, state: str, others: int) -> None:
         )
     if job.progress and job.progress.note:
         st.caption(job.progress.note)
-    hands.show_preview(_new_preview(job))
-
-
-def _new_preview(job: Job) -> str:
-    """The address of a preview that the browser has not; "" where there is none, or it has had one just now."""
-    mark, now = (job.id, hash(job.preview)), time.monotonic()
-    sent, when = st.session_state.get("preview_sent", (None, 0.0))
-    if not job.preview or mark == sent or now - when < _PREVIEW_EVERY:
-        return ""
-    st.session_state["preview_sent"] = mark, now
-    return look.inline(job.preview)
+    hands.show_preview(stills.new_preview(job))
 
 
 def _thumb(picture: str, about: str, word: str = "") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import time
 from pathlib import Path
 
 import streamlit as st
@@ -13,6 +14,7 @@ from app.jobs import Job, open_stored, still
 from sgm import VideoRequest, prepare_picture
 
 _PREVIEW_SIDE = 960  # pixels
+_PREVIEW_EVERY = 2.0  # seconds: to draw a picture costs the browser more than all else
 
 
 def preview(job: Job, small: bool = False) -> str:
@@ -25,6 +27,16 @@ def preview(job: Job, small: bool = False) -> str:
     alt, name = ("" if small else html.escape(text) for text in (about, job.name))
     active = f' data-job="{name}"' if job.active else ""  # later previews replace it: see app/hands.py
     return f'<div class="stage live"><img src="{address}" alt="{alt}"{active}></div>'
+
+
+def new_preview(job: Job) -> str:
+    """The address of a preview that the browser has not; "" where there is none, or it has had one just now."""
+    mark, now = (job.id, hash(job.preview)), time.monotonic()
+    sent, when = st.session_state.get("preview_sent", (None, 0.0))
+    if not job.preview or mark == sent or now - when < _PREVIEW_EVERY:
+        return ""
+    st.session_state["preview_sent"] = mark, now
+    return look.inline(job.preview)
 
 
 def poster(job: Job) -> str:

@@ -1,0 +1,57 @@
+"""What the browser does at the stand: its style sheet, and the script that opens the camera and sees that nobody is there."""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+from pathlib import Path
+
+import streamlit as st
+from PIL import Image
+from streamlit.components import v2
+
+from app import look
+from app.stand.host import stand
+from app.stand.texts import Say
+from app.upload import LARGEST
+
+COOKIE = "sgm_film"  # holds the token of the film that the screen shows, over a reload and a new start of the server
+_ICON = '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="{}"/></svg>'
+CAMERA = _ICON.format(
+    "M9 3 7.2 5H4a2 2 0 0 0-2 2v12a2 2 0 0 0 2 2h16a2 2 0 0 0 2-2V7a2 2 0 0 0-2-2h-3.2L15 3Zm3 5a5 5 0 1 1 0 10 5 5 0 0 1 0-10"
+    "Zm0 2a3 3 0 1 0 0 6 3 3 0 0 0 0-6Z"
+)
+FOLDER = _ICON.format("M21 3H3a2 2 0 0 0-2 2v14c0 1.1.9 2 2 2h18a2 2 0 0 0 2-2V5a2 2 0 0 0-2-2ZM5 17l3.5-4.5 2.5 3 3.5-4.5L19 17Z")
+
+
+@cache
+def _code(suffix: str) -> str:
+    return (Path(__file__).parent / f"stand.{suffix}").read_text(encoding="utf-8")
+
+
+def style() -> str:
+    """The style sheet; the buttons of the host's pictures show them."""
+    pictures = [
+        f".st-key-picture_{number} button {{ --picture: url(/picture/{number}); }}"
+        for number, _ in enumerate(stand().pictures)
+    ]
+    return f"<style>{_code('css')}{''.join(pictures)}</style>"
+
+
+def inline(picture: Image.Image) -> str:
+    """A picture as a data URL."""
+    file = io.BytesIO()
+    picture.convert("RGB").save(file, "JPEG", quality=88)
+    return look.inline(file.getvalue())
+
+
+def attend(stage: str, rest: float, language: str, token: str, say: Say) -> None:
+    """Have the script attend to the page; once a run.
+
+    rest: seconds without a touch after which the page starts anew; 0 for never. token: of the film that is shown.
+    """
+    said = {key: say(key) for key in ("still_there", "touch", "moment", "reading")}
+    data = {"stage": stage, "rest": rest, "language": language, "token": token, "cookie": COOKIE, "said": said}
+    data |= {"megabytes": LARGEST, "unreadable": say("unreadable", megabytes=LARGEST)}
+    with st.container(key="attendant"):
+        v2.component("sgm_stand", js=_code("js"), isolate_styles=False)(key="stand", data=data)
