@@ -195,9 +195,9 @@ def save_or_log(job: Job) -> None:
 def restore(folder: Path) -> Job | None:
     """The job of an earlier run of the server; None for a folder that is not named like a job's.
 
-    A queued job stays queued. A running one becomes interrupted or, of the HTTP API and the stand, where nobody is there
-    to press "Run again", queued once more. Its incomplete files are deleted. Raises Unreadable, without any change, for a record
-    that this program cannot have written, whatever it holds.
+    A queued job stays queued. A running one becomes interrupted or, of the HTTP API and the stand, where nobody is
+    there to press "Run again", queued once more. Its incomplete files are deleted. Raises Unreadable, without any
+    change, for a record that this program cannot have written, whatever it holds.
     """
     if not ID.fullmatch(folder.name):
         return None

@@ -1,4 +1,4 @@
-"""What the browser does at the stand: its style sheet, and the script that opens the camera and sees that nobody is there."""
+"""What the browser does at the stand: its style sheet, and the script that opens the camera and starts anew at rest."""
 
 from __future__ import annotations
 
@@ -16,12 +16,6 @@ from app.stand.texts import Say
 from app.upload import LARGEST
 
 COOKIE = "sgm_film"  # holds the token of the film that the screen shows, over a reload and a new start of the server
-_ICON = '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="{}"/></svg>'
-CAMERA = _ICON.format(
-    "M9 3 7.2 5H4a2 2 0 0 0-2 2v12a2 2 0 0 0 2 2h16a2 2 0 0 0 2-2V7a2 2 0 0 0-2-2h-3.2L15 3Zm3 5a5 5 0 1 1 0 10 5 5 0 0 1 0-10"
-    "Zm0 2a3 3 0 1 0 0 6 3 3 0 0 0 0-6Z"
-)
-FOLDER = _ICON.format("M21 3H3a2 2 0 0 0-2 2v14c0 1.1.9 2 2 2h18a2 2 0 0 0 2-2V5a2 2 0 0 0-2-2ZM5 17l3.5-4.5 2.5 3 3.5-4.5L19 17Z")
 
 
 @cache
