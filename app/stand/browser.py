@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -39,13 +40,16 @@ def inline(picture: Image.Image) -> str:
     return look.inline(file.getvalue())
 
 
-def attend(stage: str, rest: float, language: str, token: str, say: Say) -> None:
+def attend(stage: str, rest: float, language: str, token: str, say: Say, refuse: Callable[[], None]) -> None:
     """Have the script attend to the page; once a run.
 
-    rest: seconds without a touch after which the page starts anew; 0 for never. token: of the film that is shown.
+    stage: another one with each step of the visit. rest: seconds without a touch after which the page starts anew; 0
+    for never. token: of the film that is shown. refuse: called for a picture that is too large to be sent.
     """
     said = {key: say(key) for key in ("still_there", "touch", "moment", "reading")}
     data = {"stage": stage, "rest": rest, "language": language, "token": token, "cookie": COOKIE, "said": said}
-    data |= {"megabytes": LARGEST, "unreadable": say("unreadable", megabytes=LARGEST)}
+    data["megabytes"] = LARGEST
     with st.container(key="attendant"):
-        v2.component("sgm_stand", js=_code("js"), isolate_styles=False)(key="stand", data=data)
+        v2.component("sgm_stand", js=_code("js"), isolate_styles=False)(
+            key="stand", data=data, on_refused_change=refuse
+        )

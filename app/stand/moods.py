@@ -35,8 +35,11 @@ def _movement(mood: str) -> dict[str, Any]:
 
 
 def _nearest_size(version: str, size: tuple[int, int]) -> tuple[int, int]:
-    """The version's own size, upright or square, whichever has the shape nearest to (width, height)."""
+    """The version's own size, upright or square, whichever has the shape nearest to (width, height).
+
+    Phones' 3:4 lies between upright and square, and is upright.
+    """
     model = VERSIONS[version]
     side = round(math.sqrt(model.width * model.height) / model.multiple) * model.multiple
     sizes = ((model.width, model.height), (model.height, model.width), (side, side))
-    return min(sizes, key=lambda own: abs(math.log(own[0] / own[1] * size[1] / size[0])))
+    return min(sizes, key=lambda own: round(abs(math.log(own[0] / own[1] * size[1] / size[0])), 2))

@@ -33,7 +33,8 @@ def show_page() -> None:
         _show_languages(say)
     # What a visitor's own phone shows stays there; without a code, a film that is being made would be lost.
     stays = visit.is_fresh() or visit.phone() or (stage == "making" and not stand().address)
-    browser.attend(stage, 0 if stays else stand().rest, visit.language(), visit.token(), say)
+    rest = 0 if stays else stand().rest
+    browser.attend(f"{stage} {visit.step()}", rest, visit.language(), visit.token(), say, visit.refuse)
 
 
 def _show_stage(say: Say) -> str:

@@ -1,20 +1,22 @@
 // What the browser does at the stand: see browser.py. Listeners are the window's, set once; `data` is of the latest run.
 const WARNED = 15; // seconds before the page starts anew, at most a third of its rest
+const SLOWEST = 60_000; // milliseconds until a picture that is sent is given up
 
 function start() {
-  const state = (window.sgmStand = { data: {}, touched: performance.now(), leaving: false });
+  const state = (window.sgmStand = { data: {}, touched: performance.now(), connected: performance.now() });
   state.veil = Object.assign(document.createElement("div"), { className: "veil", hidden: true });
   state.veil.setAttribute("role", "alert");
+  state.veil.append(document.createElement("b"), document.createElement("p"));
   document.body.append(state.veil);
-  const touch = () => {
-    state.touched = performance.now();
-    rest(state);
-  };
+  const touch = () => (state.touched = performance.now());
   for (const name of ["pointerdown", "keydown", "wheel", "touchmove"]) document.addEventListener(name, touch, { capture: true, passive: true });
   document.addEventListener("click", (event) => choose(event.target.closest("[data-source]")?.dataset.source));
   document.addEventListener("change", (event) => take(event, state), true);
   document.documentElement.classList.toggle("camera", "capture" in document.createElement("input"));
-  setInterval(() => rest(state), 500);
+  setInterval(() => {
+    look(state);
+    describe();
+  }, 500);
   return state;
 }
 
@@ -29,35 +31,39 @@ function choose(source) {
 
 function take(event, state) {
   if (!event.target.matches?.('[data-testid="stFileUploader"] input[type="file"]') || !event.target.files.length) return;
-  if (event.target.files[0].size <= state.data.megabytes * 2 ** 20) return veil(state, state.data.said.reading, "", true);
+  if (event.target.files[0].size <= state.data.megabytes * 2 ** 20) {
+    state.reading = performance.now();
+    return look(state);
+  }
   event.stopImmediatePropagation();
   event.target.value = "";
-  veil(state, state.data.unreadable);
+  state.now.setTriggerValue("refused", true);
 }
 
-// reading: a picture is on its way, so a touch does not take the veil away.
-function veil(state, title = "", text = "", reading = false) {
-  Object.assign(state, { reading });
-  const shown = [title, text].join("\n");
-  if (state.shown !== shown) {
-    state.veil.replaceChildren(Object.assign(document.createElement("b"), { textContent: title }), Object.assign(document.createElement("p"), { textContent: text }));
-    state.shown = shown;
-  }
+function veil(state, title = "", text = "") {
+  const [head, body] = state.veil.children;
+  if (head.textContent !== title) head.textContent = title;
+  if (body.textContent !== text) body.textContent = text;
   state.veil.hidden = !title;
 }
 
-async function rest(state) {
-  const { data, reading } = state;
-  const connected = document.querySelector('.stApp[data-test-connection-state="CONNECTED"]');
-  const rested = (performance.now() - state.touched) / 1000;
-  const left = data.rest - rested;
-  if (!connected) state.lost ??= performance.now();
-  else state.lost = undefined;
-  if (state.lost && performance.now() - state.lost > 1500) return veil(state, data.said.moment);
-  if (reading) return rested > 60 && veil(state);
+function look(state) {
+  const { data, reading } = state, now = performance.now();
+  const isConnected = document.querySelector('.stApp[data-test-connection-state="CONNECTED"]');
+  if (isConnected) state.connected = now;
+  if (!state.veil.hidden && now - state.touched < 400) return; // or what lies below would be clicked
+  const left = data.rest - (now - state.touched) / 1000;
+  if (now - state.connected > 1500) return veil(state, data.said.moment);
   if (data.rest && left <= 0) return leave(state);
+  if (reading && now - reading < SLOWEST) return veil(state, data.said.reading);
   if (data.rest && left < Math.min(WARNED, data.rest / 3)) return veil(state, data.said.still_there, data.said.touch);
-  if (!(rested < 4 && state.shown?.startsWith(data.unreadable))) veil(state);
+  veil(state);
+}
+
+function describe() {
+  for (const button of document.querySelectorAll(".st-key-moods button, .st-key-languages button"))
+    button.setAttribute("aria-pressed", button.getAttribute("kind") === "primary");
+  for (const video of document.querySelectorAll("video")) if (video.paused) video.play().catch(() => {});
 }
 
 // A new page is a new visit: nothing of the one before is left in it. While there is no server, the old one stays.
@@ -78,19 +84,17 @@ function remember(token) {
   document.cookie = `${cookie}=${token}; path=/; SameSite=Strict${token ? "" : "; max-age=0"}`;
 }
 
-export default function ({ data }) {
-  const state = window.sgmStand ?? start();
-  const moved = state.data.stage !== data.stage || state.data.token !== data.token;
-  Object.assign(state, { data });
+export default function (component) {
+  const { data } = component, state = window.sgmStand ?? start();
+  const moved = state.data.stage !== data.stage;
+  Object.assign(state, { data, now: component });
   if (moved) {
     state.touched = performance.now();
-    state.reading = false;
+    state.reading = 0;
     document.querySelector(".stMain")?.scrollTo(0, 0);
   }
   remember(data.token);
   document.documentElement.lang = data.language;
-  for (const mood of document.querySelectorAll('.st-key-moods button, .st-key-languages button'))
-    mood.setAttribute("aria-pressed", mood.getAttribute("kind") === "primary");
-  for (const video of document.querySelectorAll("video")) video.muted = true, video.play().catch(() => {});
-  rest(state);
+  look(state);
+  describe();
 }

@@ -76,6 +76,11 @@ def uploader() -> str:
     return f"upload_{st.session_state.get('uploads', 0)}"
 
 
+def step() -> str:
+    """Another text with each step of the visit."""
+    return f"{token()} {uploader()} {chosen() is None}"
+
+
 def choose_language(code: str) -> None:
     st.session_state["language"] = code
 
@@ -94,7 +99,7 @@ def choose_upload() -> None:
             raise PictureError("It is a clip without its picture.")
         _choose(picture, "")
     except UserError as error:
-        _refuse(error)
+        refuse(error)
     st.session_state["uploads"] = st.session_state.get("uploads", 0) + 1
 
 
@@ -104,7 +109,7 @@ def choose_picture(number: int) -> None:
     try:
         _choose(picture.open(), picture.title(language()))
     except UserError as error:
-        _refuse(error)
+        refuse(error)
 
 
 def _choose(image: Image.Image, title: str) -> None:
@@ -115,8 +120,10 @@ def _choose(image: Image.Image, title: str) -> None:
     st.session_state.pop("problem", None)
 
 
-def _refuse(error: UserError) -> None:
-    log.warning("A picture cannot be read: %s", error)
+def refuse(error: UserError | None = None) -> None:
+    """Say that a picture cannot be read; without an error, that it is too large."""
+    if error:
+        log.warning("A picture cannot be read: %s", error)
     st.session_state["problem"] = "unreadable", {"megabytes": LARGEST}
 
 
