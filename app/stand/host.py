@@ -46,9 +46,9 @@ def open_stand(
 ) -> Stand:
     """Note what the host has chosen, and begin to delete what visitors have left as it expires.
 
-    folder: of pictures; None for the app's samples. host, port: where the server listens. say: called with the line that
-    names files which are left out. choices: of Stand's fields, where they are not to be the defaults. Raises UserError
-    for a folder without pictures that can be shown, and for an address that is none.
+    folder: of pictures; None for the app's samples. host, port: where the server listens. say: called with the line
+    that names the files which are left out. choices: of Stand's fields, where they are not to be the defaults. Raises
+    UserError for a folder without pictures that can be shown, and for an address that is none.
     """
     global _stand
     choices["address"] = checked_address(choices.get("address", "")) or reachable(host, port)

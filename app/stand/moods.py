@@ -10,8 +10,8 @@ from app.presets import CALM, LIVELY
 from sgm import VERSIONS, VideoRequest, all_fields, best_version
 
 MOODS = ("calm", "lively", "surprise")
-# What looks good: below these motion buckets hardly anything moves, and above them pictures tear; cameras that go out, up
-# or down show much that is not in the picture.
+# What looks good: below these motion buckets hardly anything moves, and above them pictures tear; cameras that go out,
+# up or down show much that is not in the picture.
 _MOTIONS, _CAMERAS = (80, 190), ("auto", "zoom_in", "pan_left", "pan_right", "roll_left", "roll_right")
 _chance = random.SystemRandom()
 
@@ -23,8 +23,8 @@ def request_of(mood: str, size: tuple[int, int], version: str = "") -> VideoRequ
     """
     version = version or best_version()
     width, height = _nearest_size(version, size)
-    values: dict[str, Any] = {"width": width, "height": height, "seed": _chance.randrange(int(all_fields()["seed"].high))}
-    return VideoRequest.fitting(version, values | _movement(mood))
+    seed = _chance.randrange(int(all_fields()["seed"].high))
+    return VideoRequest.fitting(version, {"width": width, "height": height, "seed": seed} | _movement(mood))
 
 
 def _movement(mood: str) -> dict[str, Any]:

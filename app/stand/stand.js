@@ -3,7 +3,7 @@ const WARNED = 15; // seconds before the page starts anew, at most a third of it
 const SLOWEST = 60_000; // milliseconds until a picture that is sent is given up
 
 function start() {
-  const state = (window.sgmStand = { data: {}, touched: performance.now(), connected: performance.now() });
+  const state = (window.sgmStand = { data: {}, touched: performance.now(), connected: performance.now(), lost: -Infinity });
   state.veil = Object.assign(document.createElement("div"), { className: "veil", hidden: true });
   state.veil.setAttribute("role", "alert");
   state.veil.append(document.createElement("b"), document.createElement("p"));
@@ -53,7 +53,8 @@ function look(state) {
   if (isConnected) state.connected = now;
   if (!state.veil.hidden && now - state.touched < 400) return; // or what lies below would be clicked
   const left = data.rest - (now - state.touched) / 1000;
-  if (now - state.connected > 1500) return veil(state, data.said.moment);
+  if (now - state.connected > 1500) state.lost = now;
+  if (now - state.lost < 2500) return veil(state, data.said.moment); // the first touch of a new connection may be lost
   if (data.rest && left <= 0) return leave(state);
   if (reading && now - reading < SLOWEST) return veil(state, data.said.reading);
   if (data.rest && left < Math.min(WARNED, data.rest / 3)) return veil(state, data.said.still_there, data.said.touch);

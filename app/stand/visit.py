@@ -146,7 +146,7 @@ def make() -> None:
 
 
 def start_again() -> None:
-    """Forget picture and film. The visitor stays the same, and speaks the same language, until the screen is at rest."""
+    """Forget picture and film. Visitor and language stay the same until the screen is at rest."""
     for key in ("picture", "mood", "problem"):
         st.session_state.pop(key, None)
     st.session_state["token"] = ""

@@ -70,7 +70,9 @@ def app(
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     if stand:
         # By its name: the library knows no page.
-        import_module("app.stand.host").open_stand(stand_pictures, host, port, echo_stderr, **choices)
+        found = import_module("app.stand.host").open_stand(stand_pictures, host, port, echo_stderr, **choices)
+        how = f"from {found.address}" if found.address else "from nowhere: add --host 0.0.0.0"
+        echo_stderr(f"Phones fetch their films {how}.")
     serve(root, port, address, not no_browser, host, network, stand)
 
 
@@ -85,8 +87,8 @@ def _checked_network(host: str, trusted: bool, stand: bool) -> str:
     if stand and not trusted:
         if not listening.is_unspecified:
             raise UserError(
-                f"With --host {host} nobody could open the stand: phones only fetch films there. Use --host 0.0.0.0 for a "
-                "screen at this machine or, for tablets of the network, add --trust-network."
+                f"With --host {host} nobody could open the stand, since phones only fetch films there. Use --host "
+                "0.0.0.0 for a screen of this machine; for tablets of the network, add --trust-network."
             )
         return "films"
     keys = [key.strip() for key in os.environ.get("SGM_API_KEYS", "").split(",") if key.strip()]

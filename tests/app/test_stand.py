@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
+from streamlit.testing.v1 import AppTest
 
 import app.jobs
 from app.jobs import Job, Table
@@ -131,6 +132,20 @@ def test_a_film_is_found_by_its_token_until_it_is_deleted(jobs: Table, monkeypat
     app.jobs.table().close()
 
 
+def test_a_film_that_fails_is_said_in_the_visitors_language(jobs: Table) -> None:
+    token = visits.submit(open_picture(LAKE), "none", "calm", visits.visitor(), limit=2)
+    job = visits.find(token)
+    assert job is not None
+    jobs.wait(job.id)
+    page = AppTest.from_file(str(ROOT / "app" / "stand_main.py"), default_timeout=60)
+    page.session_state["token"], page.session_state["language"] = token, "es"
+    page.run()
+    assert "Lo sentimos, no ha funcionado." in " ".join(part.body for part in page.get("html"))
+    page.button(key="again").click().run()
+    assert page.button(key="picture_0").label == "Ciudad"
+    assert not page.exception
+
+
 def test_no_other_page_can_be_reached(jobs: Table) -> None:
     visitor = TestClient(routes.application(), follow_redirects=False)
     for path in ("/history", "/create", "/compare", "/sweep", "/docs", "/api/jobs", "/v1/videos", "/x/y"):
@@ -176,43 +191,70 @@ def test_the_address_for_phones(listening: str, address: str) -> None:
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
 BROWSER = next(filter(None, map(shutil.which, ("/usr/bin/chromium", "chromium", "google-chrome", "chrome"))), None)
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
---disable-component-update --disable-sync""".split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed (Debian: chromium)")
 LATER = 120_000  # milliseconds
 SMALL = """import dataclasses, sys
-from sgm import versions
-versions.VERSIONS["svd_tiny"] = dataclasses.replace(versions.VERSIONS["svd_tiny"], width=160, height=96, frames=5, steps=2)
-sys.argv = ["sgm", "app", "--no-browser", "--stand", *sys.argv[1:]]
+from sgm.versions import VERSIONS
+VERSIONS["svd_tiny"] = dataclasses.replace(VERSIONS["svd_tiny"], width=160, height=96, frames=5, steps=int(sys.argv[1]))
+sys.argv = ["sgm", "app", "--no-browser", "--stand", *sys.argv[2:]]
 from sgm.cli import main
 main()"""
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A stand for small films of the real model, two an hour."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    options = ["--port", str(port), "--stand-address", address, "--stand-limit", "2"]
-    environment = {"PYTHONPATH": str(ROOT), "SGM_OUTPUTS": str(tmp_path_factory.mktemp("stand") / "outputs")}
-    process = subprocess.Popen([sys.executable, "-c", SMALL, *options], cwd=ROOT, env=os.environ | environment)
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{address}/_stcore/health", timeout=2).close()
-                break
-            except OSError:
-                assert process.poll() is None
-                time.sleep(0.1)
-        yield address
-    finally:
-        process.kill()
-        process.wait()
+class Site:
+    """A stand for small films of the real model, two an hour; on this machine, which it takes for its network."""
+
+    def __init__(self, outputs: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.address, self.outputs = f"http://127.0.0.1:{self.port}", outputs
+
+    def start(self, steps: int = 2) -> None:
+        options = ["--port", str(self.port), "--stand-address", self.address, "--stand-limit", "2"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "SGM_OUTPUTS": str(self.outputs)}
+        self.process = subprocess.Popen([sys.executable, "-c", SMALL, str(steps), *options], env=environment)
+        until(self.answers)
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None
+        try:
+            urllib.request.urlopen(f"{self.address}/_stcore/health", timeout=2).close()
+        except OSError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        self.process.kill()  # SIGKILL
+        self.process.wait()
+
+
+def until(happens: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
-def page(address: str) -> Iterator[Any]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    site = Site(tmp_path_factory.mktemp("stand") / "outputs")
+    site.start()
+    yield site
+    site.kill()
+
+
+@pytest.fixture(scope="module")
+def page(site: Site) -> Iterator[Any]:
     """A phone's page in German, with a camera; its clock can be put forward."""
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
@@ -223,7 +265,7 @@ def page(address: str) -> Iterator[Any]:
         page = context.new_page()
         page.set_default_timeout(LATER)
         page.clock.install()
-        page.goto(address)
+        page.goto(site.address)
         yield page
         browser.close()
 
@@ -241,7 +283,7 @@ def check_looks(page: Any) -> None:
 
 
 @needs_browser
-def test_from_a_picture_to_a_film_on_a_phone(page: Any, address: str) -> None:
+def test_from_a_picture_to_a_film_on_a_phone(page: Any, site: Site) -> None:
     expect = sync_api.expect
     page.get_by_role("heading", name="Bring ein Bild in Bewegung").wait_for()
     check_looks(page)
@@ -268,12 +310,13 @@ def test_from_a_picture_to_a_film_on_a_phone(page: Any, address: str) -> None:
 
     screen = cv2.imdecode(np.frombuffer(page.screenshot(), np.uint8), cv2.IMREAD_COLOR)
     code, *_ = cv2.QRCodeDetector().detectAndDecode(screen)
-    assert re.fullmatch(rf"{address}/clip/[0-9a-f]{{16}}", code)
+    assert re.fullmatch(rf"{site.address}/clip/[0-9a-f]{{16}}", code)
     with page.context.expect_page() as opened:
         page.get_by_role("link", name="Save the film").tap()
     assert opened.value.url == code
     with opened.value.expect_download() as download:
         opened.value.get_by_role("link").tap()
+    assert len(list(site.outputs.glob("*/job.json"))) == 1  # the double click made one
     frames, rate = read_frames(Path(download.value.path()))
     assert (frames.shape, rate) == ((5, 96, 160, 3), 7)
     opened.value.close()
@@ -286,7 +329,7 @@ def rest(page: Any, seconds: int) -> None:
 
 
 @needs_browser
-def test_the_screen_at_rest_forgets_its_visitor(page: Any, address: str) -> None:
+def test_the_screen_at_rest_forgets_its_visitor(page: Any, site: Site) -> None:
     """The film of the test before is on it."""
     expect = sync_api.expect
     page.reload()
@@ -308,21 +351,20 @@ def test_the_screen_at_rest_forgets_its_visitor(page: Any, address: str) -> None
     link = page.get_by_role("link", name="Film speichern").get_attribute("href")
     rest(page, 61)
     page.get_by_role("button", name="See").wait_for()
-    for _ in range(100):
-        with urllib.request.urlopen(address + link, timeout=10) as answer:
-            if b"<video" in answer.read():
-                break
-        time.sleep(0.1)
-    else:
-        pytest.fail("the film was not made")
+
+    def is_there() -> bool:
+        with urllib.request.urlopen(site.address + link, timeout=10) as answer:
+            return b"<video" in answer.read()
+
+    until(is_there)
 
 
 @needs_browser
-def test_limit_and_other_addresses(page: Any, address: str) -> None:
+def test_other_addresses_and_the_limit(page: Any, site: Site) -> None:
     expect = sync_api.expect
-    page.goto(f"{address}/history")
+    page.goto(f"{site.address}/history")
     page.get_by_role("button", name="See").wait_for()
-    assert page.url == f"{address}/"
+    assert page.url == f"{site.address}/"
     for _ in range(2):
         page.get_by_role("button", name="See").tap()
         page.get_by_role("button", name="Los geht’s").tap()
@@ -330,3 +372,20 @@ def test_limit_and_other_addresses(page: Any, address: str) -> None:
     page.get_by_role("button", name="See").tap()
     page.get_by_role("button", name="Los geht’s").tap()
     expect(page.get_by_text(re.compile(r"Dein nächster Film ist in (59|60) min möglich\."))).to_be_visible()
+
+
+@needs_browser
+def test_a_server_that_is_killed_goes_on(page: Any, site: Site) -> None:
+    """The last test here: afterwards the server is another, which takes longer."""
+    page.goto(site.address)
+    page.get_by_role("button", name="See").wait_for()
+    site.kill()
+    page.get_by_text("Einen Moment bitte").wait_for()
+    site.start(steps=40)
+    page.get_by_role("button", name="See").tap()  # once the veil is away
+    page.get_by_role("button", name="Los geht’s").tap()
+    page.locator(".progress").wait_for()
+    link = page.get_by_role("link", name="Film speichern").get_attribute("href")
+    site.kill()
+    site.start()
+    page.locator(f'video[src^="{link}/"]').first.wait_for()
