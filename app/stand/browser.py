@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import secrets
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -48,7 +49,7 @@ def attend(stage: str, rest: float, language: str, token: str, say: Say, refuse:
     """
     said = {key: say(key) for key in ("still_there", "touch", "moment", "reading")}
     data = {"stage": stage, "rest": rest, "language": language, "token": token, "cookie": COOKIE, "said": said}
-    data["megabytes"] = LARGEST
+    data |= {"megabytes": LARGEST, "session": st.session_state.setdefault("session", secrets.token_hex(4))}
     with st.container(key="attendant"):
         v2.component("sgm_stand", js=_code("js"), isolate_styles=False)(
             key="stand", data=data, on_refused_change=refuse

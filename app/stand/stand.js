@@ -53,8 +53,9 @@ function look(state) {
   if (isConnected) state.connected = now;
   if (!state.veil.hidden && now - state.touched < 400) return; // or what lies below would be clicked
   const left = data.rest - (now - state.touched) / 1000;
-  if (now - state.connected > 1500) state.lost = now;
-  if (now - state.lost < 2500) return veil(state, data.said.moment); // the first touch of a new connection may be lost
+  if (now - state.connected > 1500) Object.assign(state, { lost: now, session: data.session });
+  // Until a new server has drawn the page, touches would be lost. (One that had not gone draws nothing.)
+  if (data.session === state.session && now - state.lost < 8000) return veil(state, data.said.moment);
   if (data.rest && left <= 0) return leave(state);
   if (reading && now - reading < SLOWEST) return veil(state, data.said.reading);
   if (data.rest && left < Math.min(WARNED, data.rest / 3)) return veil(state, data.said.still_there, data.said.touch);
