@@ -7,11 +7,14 @@ from .conditioning.camera import CAMERA_MOVES as CAMERA_MOVES
 from .conditioning.memo import Memo as Memo
 from .config import instantiate_from_config as instantiate_from_config
 from .convert import convert_weights as convert_weights
+from .devices import DeviceFailed as DeviceFailed
+from .devices import choose_device as choose_device
+from .devices import choose_devices as choose_devices
+from .devices import describe_device as describe_device
 from .diffusion.discretization import SCHEDULES as SCHEDULES
 from .diffusion.guidance import GUIDERS as GUIDERS
 from .diffusion.sampling import SAMPLERS as SAMPLERS
 from .engine import check_weights as check_weights
-from .engine import choose_device as choose_device
 from .engine import load_engine as load_engine
 from .errors import UserError as UserError
 from .errors import printable as printable
@@ -85,6 +88,8 @@ from .versions import DEFAULT_VERSION as DEFAULT_VERSION
 from .versions import VERSIONS as VERSIONS
 from .versions import Version as Version
 from .weights import quick_hash as quick_hash
+from .workers import Worker as Worker
+from .workers import workers_on as workers_on
 
 __all__: list[str]
 __version__: str

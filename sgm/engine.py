@@ -17,8 +17,9 @@ from torch.nn.modules.module import (
 )
 
 from sgm.config import ConfigError, instantiate_from_config, load_config
+from sgm.devices import choose_device
 from sgm.diffusion.denoiser import Denoiser
-from sgm.errors import UserError, enough_memory, printable
+from sgm.errors import UserError, enough_memory
 from sgm.fast.decoder import MAX_VALUES, decode, frame_values
 from sgm.fast.ops import channels_last
 from sgm.fast.unet import FastUNet
@@ -300,22 +301,3 @@ def copy_to(module: nn.Module, device: torch.device, dtype: torch.dtype | None =
         name: child if child is None else copy_to(child, device, dtype) for name, child in module._modules.items()
     }
     return copy
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device of that name, or the fastest available. Raises UserError for one that cannot be used here."""
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    there = [*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
-    if name is None:
-        name = there[0].partition(":")[0]
-    try:
-        if name.partition(":")[0] not in ("cuda", "mps", "xpu", "cpu"):
-            raise RuntimeError("no kind of device that networks run on")
-        if name.startswith("mps") and "mps" not in there:
-            raise RuntimeError("this machine has no Apple GPU, or this torch is not built for it")
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = printable(str(error).partition("\n")[0].partition(". ")[0], 120)
-        raise UserError(f"Device '{name}' cannot be used ({reason}); here are: {', '.join(there)}.") from None
-    return device

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sgm.conditioning.memo import Memo
+from sgm.devices import current
 from sgm.diffusion.guidance import guided
 from sgm.engine import DiffusionEngine
 from sgm.errors import UserError, enough_memory
@@ -54,6 +55,19 @@ def generate(
     """
     if engine.version not in ("", request.version):
         raise UserError(f"The request is for {request.version}, the engine is {engine.version}; load that version.")
+    with current(engine.device):
+        return _generate(engine, request, image, on_step, check, low_memory, memo)
+
+
+def _generate(
+    engine: DiffusionEngine,
+    request: VideoRequest,
+    image: Image.Image,
+    on_step: OnStep | None,
+    check: Callable[[], None] | None,
+    low_memory: bool,
+    memo: Memo | None,
+) -> Clip:
     run, family = Run(engine, request, on_step, check, low_memory, memo), request.family
     generator = torch.Generator().manual_seed(request.seed)
 

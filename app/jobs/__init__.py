@@ -5,22 +5,24 @@ Jobs outlive the page that submitted them and the server: they are stored in the
 
 from __future__ import annotations
 
+import os
 import threading
 
 from app.jobs.estimate import doing
 from app.jobs.queue import LONGEST_CHAIN, Table, next_seed
 from app.jobs.record import Job, open_stored, still, stored_picture
-from app.jobs.runner import EngineRunner, Runner, device
+from app.jobs.runner import EngineRunner, Runner, runners_on
+from app.jobs.seat import DeviceState
 from sgm.outputs import FolderInUse, outputs_folder
 
 __all__ = [
     "LONGEST_CHAIN",
+    "DeviceState",
     "EngineRunner",
     "FolderInUse",
     "Job",
     "Runner",
     "Table",
-    "device",
     "doing",
     "next_seed",
     "open_stored",
@@ -36,10 +38,11 @@ _table_lock = threading.Lock()
 def table(address: str = "") -> Table:
     """The process's table of jobs. Streamlit imports this module once, so that reruns and reloads keep the table.
 
-    address: of the page, for the message to a second process. Raises FolderInUse or UserError as `Table`.
+    Its workers are on the devices that SGM_DEVICES names, or on all. address: of the page, for the message to a second
+    process. Raises FolderInUse or UserError as `Table`, UserError for a device that cannot be used.
     """
     global _table
     with _table_lock:
         if _table is None:
-            _table = Table(outputs_folder(), address=address)
+            _table = Table(outputs_folder(), runners_on(os.environ.get("SGM_DEVICES") or "all"), address)
         return _table

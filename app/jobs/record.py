@@ -64,6 +64,7 @@ _SAVED: dict[str, Callable[[Any], bool]] = {
     "seconds": _is_seconds,
     "ended": _is_date,
     "resumed": lambda value: isinstance(value, bool),
+    "device": lambda value: isinstance(value, str),
     "settings": lambda value: isinstance(value, dict),
     "phases": lambda value: isinstance(value, dict) and all(map(_is_seconds, value.values())),
     "files": lambda value: isinstance(value, dict) and all(type(size) is int for size in value.values()),
@@ -87,7 +88,8 @@ class Job:
     created: float = field(default_factory=time.time)  # seconds since 1970
     seconds: float = 0.0  # that it ran
     ended: float = 0.0  # seconds since 1970; 0 until then, and of clips from before this was noted
-    resumed: bool = False  # it ran when the server was killed, and waits or runs once more
+    resumed: bool = False  # it ran when the server was killed or its device failed, and waits or runs once more
+    device: str = ""  # on which it runs or ran, as "cuda:1"
     message: str = ""  # what went wrong, for people
     settings: dict[str, Any] = field(default_factory=dict)  # the clip's recipe
     owner: str = ""  # the browser session: owners take turns in the queue
@@ -159,10 +161,15 @@ class Job:
             return False
         return stat.S_ISREG(found.st_mode) and found.st_size == (self.files.get(path.name) or found.st_size or -1)
 
-    def start(self) -> None:
-        """Set the state to running."""
-        self.state, self.started = "running", time.monotonic()
+    def start(self, device: str = "") -> None:
+        """Set the state to running, on a device."""
+        self.state, self.started, self.device = "running", time.monotonic(), device
         self.enter("load")
+
+    def put_back(self) -> None:
+        """Set the state to queued once more: the device failed that the job ran on."""
+        self.state, self.resumed, self.device = "queued", True, ""
+        self.phase, self.progress, self.phases, self.preview, self.fraction = "", None, {}, b"", 0.0
 
     def enter(self, phase: str, progress: Progress | None = None) -> None:
         """Set the running phase, and its first progress if there is one."""

@@ -19,6 +19,9 @@ LowMemory = Annotated[
     bool, typer.Option("--low-memory", help="Take as little of the GPU's memory as can be; a bit slower.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Unless given, the fastest.")]
+Devices = Annotated[
+    str | None, typer.Option(help="Spread the pictures over several: all, or names as cuda:0,cuda:1 or cpu,cpu.")
+]
 Dtype = Annotated[
     Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="Unless given, what suits the device.")
 ]

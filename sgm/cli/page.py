@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 import sys
 from importlib import import_module
@@ -14,6 +15,7 @@ import typer
 
 from sgm.cli.console import echo_stderr, path_option
 from sgm.errors import UserError, shown
+from sgm.process import importing_torch
 from sgm.versions import bundle
 
 _STAND = "The stand"  # heading of its options
@@ -22,9 +24,21 @@ _STAND = "The stand"  # heading of its options
 def app(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8501,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SGM_DEVICES",
+            help="On which clips are made, one at a time on each: all, or names as cuda:0,cuda:1 or cpu,cpu. "
+            "Unless given, all GPUs or, without any, the processor.",
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on. Another than 127.0.0.1 needs keys in SGM_API_KEYS, for the API.")
     ] = "127.0.0.1",
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="A site whose pages may use the API, as https://example.org. Can be given more than once."),
+    ] = None,
     trust_network: Annotated[
         bool, typer.Option("--trust-network", help="Let all who reach --host use page and API, without a key.")
     ] = False,
@@ -57,6 +71,10 @@ def app(
     choices = {name: value for name, value in choices.items() if value is not None}
     if (choices or stand_pictures) and not stand:
         raise UserError("--stand-… belongs to the stand: add --stand.")
+    origins = [_checked_origin(origin) for origin in allow_origin or []]
+    if devices is not None:
+        _check_devices(devices)
+        os.environ["SGM_DEVICES"] = devices  # which the table of jobs reads
     from sgm.outputs import outputs_folder, reserve
 
     address = f"http://127.0.0.1:{port}"
@@ -73,7 +91,7 @@ def app(
         found = import_module("app.stand.host").open_stand(stand_pictures, host, port, echo_stderr, **choices)
         how = f"from {found.address}" if found.address else "from nowhere: add --host 0.0.0.0"
         echo_stderr(f"Phones fetch their films {how}.")
-    serve(root, port, address, not no_browser, host, network, stand)
+    serve(root, port, address, not no_browser, host, network, origins, stand)
 
 
 def _checked_network(host: str, trusted: bool, stand: bool) -> str:
@@ -98,6 +116,21 @@ def _checked_network(host: str, trusted: bool, stand: bool) -> str:
             "API alone; or, where everybody on the network may use page and API, add --trust-network."
         )
     return "trusted" if trusted else "keys"
+
+
+def _checked_origin(origin: str) -> str:
+    """A site's origin, as browsers send it. Raises UserError for what is none."""
+    if not re.fullmatch(r"https?://[^/\s*@?#]+/?", origin):
+        raise UserError(f"--allow-origin must be a site's address, as https://example.org; got {shown(origin)}.")
+    return origin.rstrip("/").lower()
+
+
+def _check_devices(devices: str) -> None:
+    """Raise UserError for devices that cannot be used."""
+    with importing_torch():
+        from sgm import choose_devices
+
+    choose_devices(devices)
 
 
 def _check_port(port: int, address: str) -> None:

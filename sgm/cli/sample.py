@@ -12,8 +12,9 @@ import typer.core
 
 from sgm.cli.batch import Batch
 from sgm.cli.console import echo_stderr, errors_as_sentences, path_argument, path_option
-from sgm.cli.options import BackgroundModel, Base, Checkpoint, Device, Dtype, LowMemory, ModelVersion, Recipe
+from sgm.cli.options import BackgroundModel, Base, Checkpoint, Device, Devices, Dtype, LowMemory, ModelVersion, Recipe
 from sgm.cli.recipe import stored_picture
+from sgm.cli.spread import Spread
 from sgm.errors import UserError
 from sgm.paths import check_writable, exists, is_folder, write_new
 from sgm.process import importing_torch
@@ -105,6 +106,7 @@ def sample(
     orbit_plot: Annotated[Path | None, path_option("Write a picture of the orbit there, a .png.")] = None,
     low_memory: LowMemory = False,
     device: Device = None,
+    devices: Devices = None,
     dtype: Dtype = None,
     checkpoint: Checkpoint = None,
     base: Base = None,
@@ -114,7 +116,7 @@ def sample(
     With --recipe, the settings of a video that was made here; those given beside it override. Without a picture, that
     video's own frame stands in for it.
     """
-    from sgm import check_weights, choose_device, load_engine, video_encoder
+    from sgm import check_weights, choose_device, choose_devices, load_engine, video_encoder, workers_on
 
     with errors_as_sentences(code=2):
         if picture is None and recipe is None:
@@ -129,7 +131,12 @@ def sample(
             raise UserError(f"--orbit-plot {orbit_plot} needs an SV3D version and a name ending in .png.")
         for note in request.notes:
             echo_stderr(note)
-        kind = dtype or dtype_of_recipe(settings, choose_device(device))
+        if device and devices:
+            raise UserError(
+                "--device is where all are made, --devices over which they are spread: give one of the two."
+            )
+        chosen_devices = choose_devices(devices) if devices is not None else [choose_device(device)]
+        kind = dtype or dtype_of_recipe(settings, chosen_devices[0])
         sources = _sources(picture, recipe, request)
     # What can be known before the work, in the order of its cost.
     work = Batch(request, out, to_file, background_model, turntable, low_memory, settings)
@@ -142,8 +149,13 @@ def sample(
     unfilled = check_weights(request.version, **weights)
     if orbit_plot is not None:
         _plot_orbit(request, orbit_plot)
-    load = partial(load_engine, request.version, **weights, device=device, dtype=kind, unfilled=unfilled)
-    failed = sum(not made for made in work.run(sources, load))
+    load = partial(load_engine, **weights, dtype=kind)
+    if devices is None or len(chosen_devices[: len(sources)]) == 1:
+        filled = partial(load, request.version, device=str(chosen_devices[0]), unfilled=unfilled)
+        made = work.run(sources, filled)
+    else:
+        made = Spread(work, workers_on(chosen_devices, load), len(sources)).run(sources)
+    failed = sum(not one for one in made)
     if failed and len(sources) > 1:
         echo_stderr(f"{failed} of {len(sources)} pictures failed.")
     raise typer.Exit(1 if failed else 0)
