@@ -81,7 +81,7 @@ def sweep(page: Any, server: Server) -> None:
 def stand(browser: Any, folder: Path) -> None:
     """Four stages of the stand, side by side."""
     site, shots = Site(folder / "stand"), []
-    site.start("")
+    site.start("", "--stand-rest", "3600")
     try:
         with opened_in(browser, viewport=STAND, color_scheme="light", locale="en") as page, opened_in(browser) as other:
             page.add_init_script("HTMLInputElement.prototype.capture ??= ''")  # as on a tablet

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import secrets
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,8 @@ from app.stand.texts import Say
 from app.upload import LARGEST
 
 COOKIE = "sgm_film"  # holds the token of the film that the screen shows, over a reload and a new start of the server
+
+_KEY = "stand"
 
 
 @cache
@@ -49,8 +50,13 @@ def attend(stage: str, rest: float, language: str, token: str, say: Say, refuse:
     """
     said = {key: say(key) for key in ("still_there", "touch", "moment", "reading")}
     data = {"stage": stage, "rest": rest, "language": language, "token": token, "cookie": COOKIE, "said": said}
-    data |= {"megabytes": LARGEST, "session": st.session_state.setdefault("session", secrets.token_hex(4))}
+    data |= {"megabytes": LARGEST, "mark": st.session_state.get("mark", "")}
     with st.container(key="attendant"):
         v2.component("sgm_stand", js=_code("js"), isolate_styles=False)(
-            key="stand", data=data, on_refused_change=refuse
+            key=_KEY, data=data, on_refused_change=refuse, on_mark_change=_send_back
         )
+
+
+def _send_back() -> None:
+    """Show the script that this server hears it."""
+    st.session_state["mark"] = st.session_state[_KEY]["mark"]

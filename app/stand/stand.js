@@ -3,7 +3,7 @@ const WARNED = 15; // seconds before the page starts anew, at most a third of it
 const SLOWEST = 60_000; // milliseconds until a picture that is sent is given up
 
 function start() {
-  const state = (window.sgmStand = { data: {}, touched: performance.now(), connected: performance.now(), lost: -Infinity });
+  const state = (window.sgmStand = { data: {}, touched: performance.now(), connected: performance.now() });
   state.veil = Object.assign(document.createElement("div"), { className: "veil", hidden: true });
   state.veil.setAttribute("role", "alert");
   state.veil.append(document.createElement("b"), document.createElement("p"));
@@ -53,9 +53,14 @@ function look(state) {
   if (isConnected) state.connected = now;
   if (!state.veil.hidden && now - state.touched < 400) return; // or what lies below would be clicked
   const left = data.rest - (now - state.touched) / 1000;
-  if (now - state.connected > 1500) Object.assign(state, { lost: now, session: data.session });
-  // Until a new server has drawn the page, touches would be lost. (One that had not gone draws nothing.)
-  if (data.session === state.session && now - state.lost < 8000) return veil(state, data.said.moment);
+  if (now - state.connected > 1500) Object.assign(state, { mark: `${now}`, asked: 0 });
+  if (state.mark && state.mark !== data.mark) { // until the server sends it back, touches would be lost
+    if (isConnected && now - state.asked > 4000) {
+      state.asked = now;
+      state.now.setTriggerValue("mark", state.mark);
+    }
+    return veil(state, data.said.moment);
+  }
   if (data.rest && left <= 0) return leave(state);
   if (reading && now - reading < SLOWEST) return veil(state, data.said.reading);
   if (data.rest && left < Math.min(WARNED, data.rest / 3)) return veil(state, data.said.still_there, data.said.touch);

@@ -89,8 +89,8 @@ def app(
     if stand:
         # By its name: the library knows no page.
         found = import_module("app.stand.host").open_stand(stand_pictures, host, port, echo_stderr, **choices)
-        how = f"from {found.address}" if found.address else "from nowhere: add --host 0.0.0.0"
-        echo_stderr(f"Phones fetch their films {how}.")
+        reason = "this machine has no address on a network" if network else "add --host 0.0.0.0"
+        echo_stderr(f"Phones fetch their films from {found.address or f'nowhere: {reason}'}.")
     serve(root, port, address, not no_browser, host, network, origins, stand)
 
 

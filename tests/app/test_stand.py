@@ -219,9 +219,9 @@ class Site:
             self.port = free.getsockname()[1]
         self.address, self.outputs = f"http://127.0.0.1:{self.port}", outputs
 
-    def start(self, before: str = SMALL.format(2)) -> None:
+    def start(self, before: str = SMALL.format(2), *more: str) -> None:
         code = f"{before}\nfrom sgm.cli import main\nmain()"
-        options = ["--port", str(self.port), "--stand-address", self.address, "--stand-limit", "2"]
+        options = ["--port", str(self.port), "--stand-address", self.address, "--stand-limit", "2", *more]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "SGM_OUTPUTS": str(self.outputs)}
         command = [sys.executable, "-c", code, "app", "--no-browser", "--stand", *options]
         self.process = subprocess.Popen(command, env=environment)
