@@ -84,6 +84,8 @@ def stand(browser: Any, folder: Path) -> None:
     site.start("", "--stand-rest", "3600")
     try:
         with opened_in(browser, viewport=STAND, color_scheme="light", locale="en") as page, opened_in(browser) as other:
+            page.context.set_default_timeout(LATER)
+            other.context.set_default_timeout(LATER)
             page.add_init_script("HTMLInputElement.prototype.capture ??= ''")  # as on a tablet
 
             def shoot(there: str) -> None:

@@ -204,7 +204,7 @@ FLAGS = [
     "--disable-sync",
 ]
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed (Debian: chromium)")
-LATER = 60_000  # milliseconds
+LATER = 100_000  # milliseconds
 SMALL = """import dataclasses
 from sgm.versions import VERSIONS
 VERSIONS["svd_tiny"] = dataclasses.replace(VERSIONS["svd_tiny"], width=160, height=96, frames=5, steps={})
@@ -383,11 +383,11 @@ def test_a_server_that_is_killed_goes_on(page: Any, site: Site) -> None:
     page.wait_for_function("window.sgmStand")
     site.kill()
     page.get_by_text("Einen Moment bitte").wait_for()
-    site.start(SMALL.format(40))
+    site.start(SMALL.format(40), "--stand-rest", "3600")
     page.get_by_role("button", name="See").tap()  # once the veil is away
     page.get_by_role("button", name="Los geht’s").tap()
     page.locator(".progress").wait_for()
     link = page.get_by_role("link", name="Film speichern").get_attribute("href")
     site.kill()
-    site.start()
+    site.start(SMALL.format(2), "--stand-rest", "3600")
     page.locator(f'video[src^="{link}/"]').first.wait_for()
