@@ -81,7 +81,7 @@ def sweep(page: Any, server: Server) -> None:
 def stand(browser: Any, folder: Path) -> None:
     """Four stages of the stand, side by side."""
     site, shots = Site(folder / "stand"), []
-    site.start("", "--stand-rest", "3600")
+    site.start("--stand-rest", "3600", before="")
     try:
         with opened_in(browser, viewport=STAND, color_scheme="light", locale="en") as page, opened_in(browser) as other:
             page.context.set_default_timeout(LATER)
