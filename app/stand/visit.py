@@ -133,16 +133,19 @@ def make() -> None:
     if token() or picture is None:  # the second click of a double click
         return
     who = visits.visitor(phone()) if phone() else st.session_state.setdefault("visitor", visits.visitor())
+    name, chosen_mood, limit, made = picture.title or "picture", mood(), stand().limit, visits.new_token()
+    # First: a second click ends this run where it next looks at the session's state.
+    st.session_state["token"] = made
     try:
-        made = visits.submit(picture.image, picture.title or "picture", mood(), who, stand().limit)
+        visits.submit(picture.image, name, chosen_mood, who, limit, made)
+        return
     except visits.TooMany as error:
-        st.session_state["problem"] = "limit", {"minutes": error.minutes}
+        problem = "limit", {"minutes": error.minutes}
     except UserError as error:
         log.warning("A film cannot be queued: %s", error)
-        st.session_state["problem"] = "failed", {}
-    else:
-        start_again()
-        st.session_state["token"] = made
+        problem = "failed", {}
+    st.session_state["token"] = ""
+    st.session_state["problem"] = problem
 
 
 def start_again() -> None:

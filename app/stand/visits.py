@@ -41,10 +41,15 @@ def visitor(address: str = "") -> str:
     return hmac.digest(_salt, address.encode(), "sha256").hex()[:8]
 
 
-def submit(picture: Image.Image, name: str, mood: str, visitor: str, limit: int) -> str:
+def new_token() -> str:
+    """A token that cannot be guessed."""
+    return secrets.token_hex(8)
+
+
+def submit(picture: Image.Image, name: str, mood: str, visitor: str, limit: int, token: str = "") -> str:
     """Queue a film. Returns the token by which it is found. limit: films an hour of a visitor.
 
-    Raises TooMany; UserError where it cannot be stored.
+    token: one to use, of `new_token`. Raises TooMany; UserError where it cannot be stored.
     """
     request = request_of(mood, picture.size)
     with _submitting:
@@ -52,7 +57,7 @@ def submit(picture: Image.Image, name: str, mood: str, visitor: str, limit: int)
         recent = sorted(created for created in before if created > time.time() - HOUR)
         if len(recent) >= limit:
             raise TooMany(max(1, math.ceil((recent[-limit] + HOUR - time.time()) / 60)))
-        token = secrets.token_hex(8)
+        token = token or new_token()
         table().submit(request, picture, name, f"{STAND_OWNER}{visitor}-{token}")
     return token
 
