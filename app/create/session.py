@@ -34,7 +34,7 @@ def _open_address(address: dict[str, str]) -> None:
     st.session_state["job"] = linked = address.get("job")
     job = table().get(linked) if linked else None
     if job:
-        if job.owner and not job.by_api:
+        if job.owner and not (job.by_api or job.at_stand):
             st.session_state.setdefault("owner", job.owner)  # a reload: it has the same jobs
         picture.open_job_picture(job)
     if address.get("sample") in look.SAMPLES:

@@ -27,6 +27,7 @@ from app.create.fields import (
     with_options,
 )
 from app.create.orbit import choose_orbit, show_orbit, without_effect
+from app.presets import CALM, LIVELY
 from sgm import VERSIONS, Field, UserError, Version, VideoRequest, all_fields, best_version, version_status
 
 _FIRST = ("camera", "orbit", "motion_bucket", "depth", "elevation", "fps", "steps", "seed")
@@ -34,8 +35,8 @@ _WITH_PICTURE = ("fit",)
 _SWITCHES = ("new_seed", "whole_ranges", "research")
 _PRESETS = {
     "Balanced": ("The model's own values.", {}),
-    "Calm": ("Motion 60: little moves, and little tears.", {"motion_bucket": 60}),
-    "Lively": ("Motion 200: much moves.", {"motion_bucket": 200}),
+    "Calm": ("Motion 60: little moves, and little tears.", CALM),
+    "Lively": ("Motion 200: much moves.", LIVELY),
     "Quick draft": ("{draft} steps instead of {steps}: to see what a picture may become.", {"steps": 0}),
 }
 
