@@ -82,9 +82,15 @@ def set_value(field: Field, version: Version, value: Any) -> None:
     put(key, field.text(value) if field.kind is tuple else value)
 
 
+def speed_key(version: Version) -> str:
+    """Where the speed stands at whose defaults a version's widgets were set."""
+    return f"speed_of:{version.name}"
+
+
 def set_all(request: VideoRequest, version: Version) -> None:
     """Set every field to the request's value, and fields that the request does not have to their defaults."""
     st.session_state["widened"] = {}
+    st.session_state[speed_key(version)] = request.speed
     choices, fields = request.choices(), request.fields()
     for name, field in all_fields().items():
         if name in fields:

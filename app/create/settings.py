@@ -23,6 +23,7 @@ from app.create.fields import (
     put,
     set_all,
     set_value,
+    speed_key,
     value_of,
     with_options,
 )
@@ -77,6 +78,7 @@ def choose_settings(version: Version) -> VideoRequest:
     """
     fields = base_fields(version.name)
     _follow_version(version)
+    _follow_speed(version)
     _choose_preset(version)
     if "camera" in fields:
         draw(fields["camera"], version)
@@ -249,6 +251,17 @@ def _follow_version(version: Version) -> None:
         field = all_fields()[name]
         if value_of(field, before) == getattr(before, name):
             set_value(field, version, getattr(version, name))
+
+
+def _follow_speed(version: Version) -> None:
+    """After a change of speed, give steps and noise schedule the new speed's default, unless they were set."""
+    fields = base_fields(version.name)
+    before, now = st.session_state.get(speed_key(version), "exact"), value_of(fields["speed"], version)
+    st.session_state[speed_key(version)] = now
+    old, new = (VideoRequest(version.name, speed=speed) for speed in (before, now))
+    for name in ("steps", "schedule"):
+        if now != before and value_of(fields[name], version) == getattr(old, name):
+            set_value(fields[name], version, getattr(new, name))
 
 
 def _choose_preset(version: Version) -> None:

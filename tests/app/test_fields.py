@@ -123,6 +123,19 @@ def test_a_sampler_added_at_run_time_is_on_the_page(stage: Stage, monkeypatch: p
     assert dropped(linked({}), job.settings).number_input(key="strength").value == 1.25
 
 
+def test_steps_and_schedule_follow_the_speed_until_they_are_set(stage: Stage) -> None:
+    page = linked({"version": "svd_xt"})
+    schedule, speed = page.selectbox(key="schedule:svd_xt"), page.selectbox(key="speed")
+    ok(speed.set_value("ays_cached").run())
+    assert address(page) == {"version": "svd_xt", "speed": "ays_cached"}
+    assert (page.slider(key="steps:svd_xt").value, schedule.value) == (10, "ays")
+    ok(page.slider(key="steps:svd_xt").set_value(20).run())
+    ok(speed.set_value("exact").run())
+    assert address(page) == {"version": "svd_xt", "steps": "20"}
+    again = linked({"version": "svd_xt", "speed": "ays", "steps": "30"})
+    assert address(again) == {"version": "svd_xt", "speed": "ays", "steps": "30"}
+
+
 def test_a_sampler_with_another_s_title_can_be_told_apart(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SAMPLERS, "mine", type("Mine", (EulerEDMSampler,), {}))
     page = linked({"version": "svd_tiny", "sampler": "mine"})
