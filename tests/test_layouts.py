@@ -12,7 +12,8 @@ from sgm.versions import VERSIONS
 
 DATA = Path(__file__).parent / "data"
 LAYOUTS = DATA / "goldens" / "layouts"
-OURS = {f"ours-{version.name}": version.config_path for version in VERSIONS.values() if version.repo}
+INFERENCE = VERSIONS["svd"].config_path.parent
+OURS = {f"ours-{path.stem}": path for path in sorted(INFERENCE.glob("*.yaml")) if path.stem != "svd_tiny"}
 OFFICIAL = {f"official-{path.stem}": path for path in sorted((DATA / "official_configs").glob("*.yaml"))}
 CONFIGS = OURS | OFFICIAL
 
@@ -41,6 +42,6 @@ def test_builds_the_official_layout_without_memory(config: Path) -> None:
 
 
 def test_all_configs_and_layouts_are_here() -> None:
-    assert len(OURS) == 8
-    assert len(OFFICIAL) == 11
+    assert len(OURS) == 11
+    assert len(OFFICIAL) == 14
     assert {layout_of(path) for path in CONFIGS.values()} == set(LAYOUTS.glob("*.txt"))

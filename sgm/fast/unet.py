@@ -21,7 +21,8 @@ from sgm.layers.attention import GEGLU, BasicTransformerBlock, CrossAttention, F
 from sgm.layers.embeddings import timestep_embedding
 from sgm.layers.residual import ResBlock, TemporalConv, Upsample
 from sgm.layers.video import AlphaBlender, SpatialVideoTransformer, VideoResBlock
-from sgm.unet.video_unet import Block, VideoUNet
+from sgm.unet.unet import Block
+from sgm.unet.video_unet import VideoUNet
 from sgm.unet.wrapper import OpenAIWrapper
 
 # Values of the largest activations: enough to keep a large GPU busy, in no more memory than decoding needs.
@@ -114,10 +115,10 @@ class _Biases:
 
     def __init__(self, block: VideoResBlock, next_layer: nn.Module | None, temporal_weight: float) -> None:
         self.spatial, self.temporal = (
-            layer_bias(b.emb_layers[1]) + layer_bias(b.in_layers[2]) for b in (block, block.time_stack)
+            layer_bias(b.emb_layers[1]) + layer_bias(b.in_layers[2]) for b in (block, block.temporal)
         )
         last = layer_bias(block.out_layers[3])
-        folded = temporal_weight * layer_bias(block.time_stack.out_layers[3]).float()
+        folded = temporal_weight * layer_bias(block.temporal.out_layers[3]).float()
         if isinstance(next_layer, SpatialVideoTransformer):
             folded = folded + layer_bias(next_layer.proj_out)
         output = folded + last
@@ -249,7 +250,7 @@ class _Conditioned:
 
     def residual(self, block: VideoResBlock, parts: list[Tensor], emb: Tensor) -> Tensor:
         """A spatial and a temporal residual block, blended. The output includes a following transformer's last bias."""
-        ops, frames, stack, biases = self.ops, self.frames, block.time_stack, self.biases[block]
+        ops, frames, stack, biases = self.ops, self.frames, block.temporal, self.biases[block]
         size, inputs = parts[0].shape[-2:], [tokens(part) for part in parts]
         parts.clear()
         conv_1, conv_2 = cast(nn.Conv2d, block.in_layers[2]), cast(nn.Conv2d, block.out_layers[3])
