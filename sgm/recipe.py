@@ -18,7 +18,7 @@ from sgm import __version__
 from sgm.errors import UserError, reason_of
 from sgm.media.kinds import UNKNOWN, kind_of
 from sgm.paths import is_file, refusals_explained
-from sgm.request import VideoRequest
+from sgm.request import VideoRequest, request_class
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,7 +35,7 @@ _BEFORE_MARK = {"version", "frames", "height", "width", "steps", "fps", "motion_
 
 
 def settings_of(
-    request: VideoRequest, engine: DiffusionEngine, picture: Image.Image, frames: np.ndarray
+    request: VideoRequest, engine: DiffusionEngine, picture: Image.Image | np.ndarray, frames: np.ndarray
 ) -> dict[str, Any]:
     """The recipe of a clip: the values of all fields and, under "sgm", everything else that decides the frames.
 
@@ -138,10 +138,10 @@ def request_of(settings: Mapping[str, Any]) -> VideoRequest:
     values = {name: value for name, value in settings.items() if name not in _NOT_FIELDS}
     name = values.pop("version")
     if MARK not in settings:
-        return VideoRequest.fitting(name, values)
+        return request_class(name).fitting(name, values)
     if (form := settings[MARK]["format"]) > FORMAT:
         raise UserError(f"These settings are a newer program's (format {form}; known: {FORMAT}): update sgm-video.")
-    return VideoRequest(name, **values)
+    return request_class(name)(name, **values)
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

@@ -6,16 +6,16 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sgm.config import instantiate_from_config, load_config
 from sgm.diffusion.discretization import SCHEDULES, Discretization
 from sgm.diffusion.guidance import GUIDERS, Guider
 from sgm.diffusion.sampling import ALIASES, SAMPLERS, Sampler
 from sgm.errors import UserError, shown
-from sgm.families import FAMILIES, FITS, ImageFamily
+from sgm.families import FAMILIES, FITS, ImageFamily, ViewsFamily
 from sgm.fields import Field, is_number
-from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
+from sgm.versions import ALL_VERSIONS, DEFAULT_VERSION, VERSIONS, VIEW_VERSIONS, Version
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,7 +88,7 @@ def _fields_with_owners() -> Iterator[tuple[Field, str, str]]:
 
 
 def _version_fields() -> Iterator[tuple[Field, str, str]]:
-    for version in VERSIONS.values():
+    for version in ALL_VERSIONS.values():
         yield from ((field, "version", version.name) for field in (*COMMON, *FAMILIES[version.family].fields))
 
 
@@ -101,6 +101,8 @@ class VideoRequest:
     A list of `sigmas` says how many steps there are; a zero at its end is left out.
     Raises UserError, saying what was given and what was expected, or which choices have a field that these lack.
     """
+
+    versions: ClassVar[Mapping[str, Version]] = VERSIONS  # that it can be of
 
     version: str
     seed: int
@@ -121,7 +123,7 @@ class VideoRequest:
         self._fill(version, choices, {})
 
     def __repr__(self) -> str:
-        return f"VideoRequest({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
 
     @classmethod
     def fitting(cls, version: str, values: Mapping[str, Any]) -> VideoRequest:
@@ -132,14 +134,14 @@ class VideoRequest:
 
     def _fill(self, version: str, choices: Mapping[str, Any], optional: Mapping[str, Any]) -> None:
         """Resolve and check all values. optional: values that are ignored where the request has no such field."""
-        if not isinstance(version, str) or version not in VERSIONS:
-            raise UserError(f"version must be one of {', '.join(VERSIONS)}; got {shown(version)}.")
+        if not isinstance(version, str) or version not in self.versions:
+            raise UserError(f"version must be one of {', '.join(self.versions)}; got {shown(version)}.")
         values: dict[str, Any] = {"version": version}
         for field in _fields_for(version, values):
             value = next((source[field.name] for source in (choices, optional) if field.name in source), None)
             if field.name in choices or value is not None:
                 if field.unit == "pixels":
-                    _check_size(field, value, VERSIONS[version].multiple)
+                    _check_size(field, value, self.versions[version].multiple)
                 values[field.name] = field.check(value)
             else:
                 values[field.name] = _default(field, values)
@@ -189,7 +191,7 @@ class VideoRequest:
     @property
     def model(self) -> Version:
         """The model version with its defaults and weights."""
-        return VERSIONS[self.version]
+        return self.versions[self.version]
 
     @property
     def family(self) -> ImageFamily:
@@ -200,6 +202,11 @@ class VideoRequest:
     def size(self) -> tuple[int, int]:
         """(width, height), pixels."""
         return self.width, self.height
+
+    @property
+    def rows(self) -> int:
+        """How many frames the network evaluates together."""
+        return self.frames
 
     def fields(self) -> dict[str, Field]:
         """Its fields by name: the common ones, then its family's, fit's, sampler's, guider's and schedule's."""
@@ -221,8 +228,8 @@ class VideoRequest:
 
         Raises UserError as the constructor does.
         """
-        request = object.__new__(VideoRequest)
         version = choices.pop("version", self.version)
+        request = object.__new__(request_class(version))
         request._fill(version, choices, {name: v for name, v in self.choices().items() if name not in choices})
         return request
 
@@ -267,7 +274,7 @@ class VideoRequest:
 
     def build_guider(self) -> Guider:
         guider = GUIDERS[self.guider]
-        return guider.of(self.frames, **self._parameters(guider.options))
+        return guider.of(self.rows, **self._parameters(guider.options))
 
     def build_sampler(self) -> Sampler:
         sampler = SAMPLERS[self.sampler]
@@ -275,6 +282,27 @@ class VideoRequest:
 
     def _parameters(self, options: Mapping[str, Field]) -> dict[str, Any]:
         return {parameter: getattr(self, field.name) for parameter, field in options.items()}
+
+
+class ViewsRequest(VideoRequest):
+    """The settings of one clip seen by several cameras: a `VideoRequest` of one of VIEW_VERSIONS."""
+
+    versions = VIEW_VERSIONS
+
+    @property
+    def family(self) -> ViewsFamily:  # pyright: ignore[reportIncompatibleMethodOverride]
+        family = FAMILIES[self.model.family]
+        assert isinstance(family, ViewsFamily)
+        return family
+
+    @property
+    def rows(self) -> int:
+        return self.model.times * self.model.num_views
+
+
+def request_class(version: object) -> type[VideoRequest]:
+    """The class of a version's requests."""
+    return ViewsRequest if version in ViewsRequest.versions else VideoRequest
 
 
 def prepare_picture(image: Image.Image, request: VideoRequest, scale: int = 1) -> Image.Image:
@@ -288,7 +316,7 @@ def prepare_picture(image: Image.Image, request: VideoRequest, scale: int = 1) -
 
 def _fields_for(version: str, values: Mapping[str, Any]) -> Iterator[Field]:
     """The fields of a version, then those of its fit, sampler, guider, schedule and orbit, held by `values` by then."""
-    queue = [*COMMON, *FAMILIES[VERSIONS[version].family].fields]
+    queue = [*COMMON, *FAMILIES[ALL_VERSIONS[version].family].fields]
     for field in queue:  # grows by the options of what is chosen
         yield field
         if field.choices:
@@ -301,7 +329,7 @@ def _default(field: Field, values: Mapping[str, Any]) -> Any:
         return field.default
     if field.name == "decode_chunk":
         return values["frames"]
-    version = VERSIONS[values["version"]]
+    version = ALL_VERSIONS[values["version"]]
     schedule = _own_schedule(version.name)
     if field.name == "schedule":
         return next(name for name, choice in SCHEDULES.items() if choice is type(schedule))
@@ -314,7 +342,7 @@ def _default(field: Field, values: Mapping[str, Any]) -> Any:
 
 def default_of(field: Field, version: str) -> Any:
     """A field's value where nothing else is chosen; also of an option that the version's own choices do not have."""
-    return _default(field, {"version": version, "frames": VERSIONS[version].frames})
+    return _default(field, {"version": version, "frames": ALL_VERSIONS[version].frames})
 
 
 @cache
@@ -325,8 +353,10 @@ def _own_schedule(version: str) -> Discretization:
 
 @cache
 def _schedule_config(version: str) -> dict[str, Any]:
-    params = load_config(VERSIONS[version].config_path)["model"]["params"]["sampler_config"]["params"]
-    return params["discretization_config"]
+    model = ALL_VERSIONS[version]
+    config = load_config(model.config_path)["model"]["params"]["sampler_config"]["params"]["discretization_config"]
+    own = {"sigma_max": model.sigma_max} if model.sigma_max else {}
+    return {**config, "params": {**config.get("params", {}), **own}}
 
 
 def takers(name: str) -> str:
@@ -335,7 +365,7 @@ def takers(name: str) -> str:
     for field, chooser, owner in _fields_with_owners():
         if field.name == name:
             owners.setdefault(chooser, []).append(owner)
-    if not owners or owners.get("version") == list(VERSIONS):
+    if not owners or owners.get("version") == list(ALL_VERSIONS):
         return ""
     return " or ".join(f"{chooser} {_joined(names)}" for chooser, names in owners.items())
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm.conditioning.views import dense_passes, view_angles, views_batch, window_passes
+from sgm.conditioning.views import Pass, dense_passes, view_angles, views_batch, window_passes
 from sgm.config import instantiate_from_config
 from sgm.diffusion.discretization import EDMDiscretization
 from sgm.diffusion.guidance import Denoise, Guider, LinearPredictionGuider, SpatiotemporalPredictionGuider, guided
@@ -37,6 +37,12 @@ class Model:
 
     def pictures(self, z: Tensor) -> Tensor:
         return self.engine.decode(z, len(z))
+
+
+def fill(matrix: Matrix, model: Model, step: Pass, *settings: Any) -> Tensor:
+    z = matrix.sample(model, step, *settings)
+    matrix.put(step, model.pictures(z))
+    return z
 
 
 class Recorder(EulerEDMSampler):
@@ -136,11 +142,11 @@ def compute_dense(engine: DiffusionEngine, golden: Tensors, meta: Meta) -> Itera
     )
     anchors, *windows = dense_passes(times)
     settings = guider_of(meta), sampler, schedule(meta)
-    yield "latents.anchors", matrix.fill(model, anchors, golden["noise.anchors"], *settings)
+    yield "latents.anchors", fill(matrix, model, anchors, golden["noise.anchors"], *settings)
     for i, window in enumerate(windows):
         if f"latents.window_{i}.steps" not in golden:
             break
-        matrix.fill(model, window, golden[f"noise.window_{i}"][list(window.times), 1:].flatten(0, 1), *settings)
+        fill(matrix, model, window, golden[f"noise.window_{i}"][list(window.times), 1:].flatten(0, 1), *settings)
         rows = torch.stack(sampler.steps).unflatten(1, (times, views))
         rows[0::2] = rows[0::2].flip(1)  # as the steps in reverse saw them
         yield f"latents.window_{i}.steps", rows.flatten(1, 2)
@@ -162,7 +168,7 @@ def compute_windows(engine: DiffusionEngine, golden: Tensors, meta: Meta) -> Ite
         if i > 0:
             yield f"cond_view.window_{i}", matrix.pictures[window.times[0], 1:].clone()
         settings = guider_of(meta), EulerEDMSampler(), schedule(meta)
-        yield f"latents.window_{i}", matrix.fill(model, window, golden[f"noise.window_{i}"], *settings)
+        yield f"latents.window_{i}", fill(matrix, model, window, golden[f"noise.window_{i}"], *settings)
         if i > 0:
             yield f"c.cond_view.window_{i}", model.given[-1][0]["cond_view"]
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SIGMA = 1e-5  # of the noise on all pictures that are encoded, as `ZeroSampler` has it
-
 
 @dataclass(frozen=True)
 class Pass:
@@ -76,18 +74,23 @@ def view_angles(
 
 
 def views_batch(
-    clip: Tensor, views: Tensor, angles: tuple[Tensor, Tensor], noise: Callable[[str, Tensor], Tensor]
+    clip: Tensor,
+    views: Tensor,
+    angles: tuple[Tensor, Tensor],
+    noise: Callable[[str, Tensor], Tensor],
+    cond_aug: float = 1e-5,
 ) -> dict[str, Tensor]:
     """The conditioner's inputs of a pass, by name.
 
     clip: the input's pictures at the pass's times (t, 3, h, w), views: those of all new views at one time (v, 3, h, w),
-    all in [-1, 1]. angles: see `view_angles`. noise(name, pictures): standard normal noise of the pictures' shape.
+    all in [-1, 1]. angles: see `view_angles`. noise(name, pictures): standard normal noise of the pictures' shape, of
+    which cond_aug times as much is added to all that are encoded; the level that the network is told is always 1e-5.
     """
     t, v = len(clip), len(views)
     pictures = {"cond_frames": clip.repeat_interleave(v, 0), "cond_view": views, "cond_motion": clip}
     return {
         "cond_frames_without_noise": clip,
-        **{name: x + SIGMA * noise(name, x) for name, x in pictures.items()},
+        **{name: x + cond_aug * noise(name, x) for name, x in pictures.items()},
         "polar_rad": angles[0].repeat(t),
         "azimuth_rad": angles[1].repeat(t),
     }
