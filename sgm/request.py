@@ -299,6 +299,17 @@ class ViewsRequest(VideoRequest):
     def rows(self) -> int:
         return self.model.times * self.model.num_views
 
+    @property
+    def first(self) -> VideoRequest | None:
+        """The request of the orbit around the first frame's object with which a version begins; None where none does.
+
+        Its picture is the first frame as `family.prepare_clip` gives it.
+        """
+        if not self.family.orbit:
+            return None
+        same = {name: getattr(self, name) for name in ("seed", "steps", "width", "height", "cond_aug")}
+        return VideoRequest(self.family.orbit, fit="crop", **same)
+
 
 def request_class(version: object) -> type[VideoRequest]:
     """The class of a version's requests."""

@@ -78,7 +78,7 @@ class Version:
     @property
     def base_path(self) -> Path | None:
         """Path of the weights that supply the rest where a file holds the network alone."""
-        return VERSIONS[self.base or self.name].checkpoint_path
+        return VERSIONS[self.base].checkpoint_path if self.base else self.checkpoint_path
 
     @property
     def hub_file(self) -> str:

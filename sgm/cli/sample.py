@@ -17,7 +17,7 @@ from sgm.cli.recipe import stored_picture
 from sgm.errors import UserError
 from sgm.paths import check_writable, exists, is_folder, write_new
 from sgm.process import importing_torch
-from sgm.versions import DEFAULT_VERSION
+from sgm.versions import DEFAULT_VERSION, VIEW_VERSIONS
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ def sample(
     ctx: typer.Context,
     picture: Annotated[
         Path | None,
-        path_argument("A picture, or a folder of pictures: each becomes a video.", show_default=False),
+        path_argument("A picture, or a folder of pictures: each becomes a video. SV4D: a clip.", show_default=False),
     ] = None,
     version: ModelVersion = None,
     recipe: Recipe = None,
@@ -113,8 +113,12 @@ def sample(
 
     With --recipe, the settings of a video that was made here; those given beside it override. Without a picture, that
     video's own frame stands in for it.
+
+    SV4D's versions take a clip, a video, an animation or a folder of its frames, and make a folder of clips: the same
+    motion from other sides.
     """
-    from sgm import check_weights, choose_device, load_engine, video_encoder
+    from sgm import ViewsRequest, check_weights, choose_device, load_engine, video_encoder
+    from sgm.cli.views import ViewsWork, clip_asked
 
     with errors_as_sentences(code=2):
         if picture is None and recipe is None:
@@ -122,7 +126,7 @@ def sample(
         batch = picture is not None and is_folder(picture)
         to_file = _is_file_name(out, batch)
         start, settings = starting_point(recipe)
-        request = start.replace(**chosen(version, ctx.meta["fields"]))
+        request = start.replace(**chosen(version or start.version, ctx.meta["fields"]))
         if turntable and not request.family.orbits:
             raise UserError(f"--turntable needs an orbit, which {request.version} does not make: take an SV3D version.")
         if orbit_plot and not (request.family.orbits and orbit_plot.suffix.lower() == ".png"):
@@ -130,7 +134,13 @@ def sample(
         for note in request.notes:
             echo_stderr(note)
         kind = dtype or dtype_of_recipe(settings, choose_device(device))
-        sources = _sources(picture, recipe, request)
+        clip = clip_asked(request, picture, out) if isinstance(request, ViewsRequest) else None
+        sources = [] if clip else _sources(picture, recipe, request)
+    if clip and isinstance(request, ViewsRequest):
+        weights = {"checkpoint": checkpoint, "base": base}
+        load = partial(load_engine, device=device, dtype=kind)
+        ViewsWork(request, clip, out, background_model, low_memory, weights, load).run()
+        return
     # What can be known before the work, in the order of its cost.
     work = Batch(request, out, to_file, background_model, turntable, low_memory, settings)
     work.check_places(sources)
@@ -170,7 +180,7 @@ def starting_point(recipe: Path | None) -> tuple[VideoRequest, dict[str, Any] | 
 
 def chosen(version: str | None, choices: dict[str, Any]) -> dict[str, Any]:
     """What options say: the values of fields, and the version if it is given."""
-    if "orbit" not in choices and ("elevations" in choices or "azimuths" in choices):
+    if "orbit" not in choices and version not in VIEW_VERSIONS and ("elevations" in choices or "azimuths" in choices):
         choices = {**choices, "orbit": "list"}
     if "schedule" not in choices and "sigmas" in choices:
         choices = {**choices, "schedule": "custom"}

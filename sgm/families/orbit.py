@@ -43,8 +43,8 @@ LISTS = {
         "azimuths",
         tuple,
         "Azimuths",
-        "A degree for each frame, 0 to 360, rising; the last is the picture's own view. Empty: evenly around. SV4D 2.0: "
-        "one for each view in any order, the clip's own first.",
+        "A degree for each frame, 0 to 360, rising; the last is the picture's own view. Empty: evenly around. SV4D "
+        "2.0: one for each view in any order, the clip's own first.",
         0,
         360,
         (),

@@ -27,6 +27,7 @@ class ViewsFamily(ImageFamily):
     """SV4D 2.0: windows over a clip, each shown what the one before made; elevations and azimuths can be chosen."""
 
     fields = tuple(LISTS.values())
+    orbit = ""  # the version whose orbit of the first frame must be given
 
     def check(self, request: VideoRequest) -> None:
         times, views = request.model.times, 1 + request.model.num_views
@@ -58,13 +59,14 @@ class ViewsFamily(ImageFamily):
         request: VideoRequest,
         background_model: str | None = None,
         on_frame: Callable[[int, int], None] = lambda done, of: None,
+        on_cut: Callable[[Sequence[Image.Image]], object] = lambda cut: None,
     ) -> list[Image.Image]:
         """A clip's frames as the model sees them, RGB of the request's size: as many as the request has.
 
         For a fit of "object", the object is cut out and placed by one crop for all frames, else each is fitted as a
-        picture. Of a longer clip the first frames are taken, a shorter one runs back and forth. on_frame(done, of): is
-        called while backgrounds are removed, which is slow. Raises UserError for fewer than two frames and for frames
-        of several sizes, PictureError where no object is found.
+        picture. Of a longer clip the first frames are taken, a shorter one runs back and forth. on_frame(done, of) is
+        called while backgrounds are removed, which is slow, on_cut with the frames that are cut out, RGBA. Raises
+        UserError for fewer than two frames and for frames of several sizes, PictureError where no object is found.
         """
         if len(frames) < 2:
             raise UserError("A single picture does not move: give a clip of two frames or more.")
@@ -74,6 +76,7 @@ class ViewsFamily(ImageFamily):
         frames = frames[: request.frames]
         if request.fit == "object":
             cut = cut_out_clip(frames, *([background_model] if background_model else []), on_frame=on_frame)
+            on_cut(cut)
             placed = place_clip(cut, *request.size, request.image_frame_ratio)
         else:
             how = request.fit, (request.crop_x, request.crop_y)
@@ -100,7 +103,7 @@ class DenseViewsFamily(ViewsFamily):
     """SV4D: the views of the first frame come from SV3D's orbit, the others of few frames from these, then all."""
 
     fields = (ELEVATION,)
-    orbit = "sv3d_u"  # the version that makes the orbit
+    orbit = "sv3d_u"
     # Of the orbit, beginning with the input's view: pictures, and numbers of all pictures.
     chosen, around = (0, 2, 5, 7, 9, 12, 14, 16, 19), 21
 
