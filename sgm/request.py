@@ -78,17 +78,17 @@ def all_fields() -> dict[str, Field]:
     return by_name
 
 
-def _fields_with_owners() -> Iterator[tuple[Field, str, str]]:
+def _fields_with_owners(versions: Mapping[str, Version] = ALL_VERSIONS) -> Iterator[tuple[Field, str, str]]:
     """Every field, once for each owner: a version, as in ("version", "svd"), or a choice, as in ("fit", "crop")."""
-    yield from _version_fields()
-    choosers = {field.name: field.choices for field, *_ in _version_fields() if field.choices}
+    yield from _version_fields(versions)
+    choosers = {field.name: field.choices for field, *_ in _version_fields(versions) if field.choices}
     for chooser, choices in choosers.items():
         for name, choice in choices().items():
             yield from ((field, chooser, name) for field in choice.options.values())
 
 
-def _version_fields() -> Iterator[tuple[Field, str, str]]:
-    for version in ALL_VERSIONS.values():
+def _version_fields(versions: Mapping[str, Version]) -> Iterator[tuple[Field, str, str]]:
+    for version in versions.values():
         yield from ((field, "version", version.name) for field in (*COMMON, *FAMILIES[version.family].fields))
 
 
@@ -336,11 +336,11 @@ def _fields_for(version: str, values: Mapping[str, Any]) -> Iterator[Field]:
 
 def _default(field: Field, values: Mapping[str, Any]) -> Any:
     """A field's default, given the values of the fields before it."""
+    version = ALL_VERSIONS[values["version"]]
     if field.default is not None:
-        return field.default
+        return getattr(version, field.name, field.default)
     if field.name == "decode_chunk":
         return values["frames"]
-    version = ALL_VERSIONS[values["version"]]
     schedule = _own_schedule(version.name)
     if field.name == "schedule":
         return next(name for name, choice in SCHEDULES.items() if choice is type(schedule))
@@ -383,13 +383,16 @@ def takers(name: str) -> str:
 
 def _refusal(name: str, values: Mapping[str, Any]) -> str:
     """The message for a field that the request does not have: who takes it, or that there is none of this name."""
-    owners = [(chooser, owner) for field, chooser, owner in _fields_with_owners() if field.name == name]
-    if not owners:
+    for versions in (request_class(values["version"]).versions, ALL_VERSIONS):
+        owners = [(chooser, owner) for field, chooser, owner in _fields_with_owners(versions) if field.name == name]
+        if owners:
+            break
+    else:
         return no_such_field(name)
     chooser, names = owners[0][0], _joined([owner for _, owner in owners])
     if chooser in values:
         return f"{name} does not belong to {chooser} {values[chooser]!r}, but to {names}."
-    versions = _joined([owner for field, _, owner in _version_fields() if field.name == chooser])
+    versions = _joined([owner for field, _, owner in _version_fields(versions) if field.name == chooser])
     return f"{name} does not belong to version {values['version']!r}, but to {versions} with {chooser} {names}."
 
 

@@ -150,7 +150,7 @@ class SpatiotemporalPredictionGuider(LinearPredictionGuider):
     options: ClassVar = {
         **RISE,
         "num_views": Field(
-            "num_views", int, "Views", "Views a moment; the frames are a multiple of it.", 1, 200, step=1
+            "num_views", int, "Views", "Views a moment; the frames are a multiple of it.", 1, 200, default=1, step=1
         ),
     }
 
