@@ -20,6 +20,7 @@ from sgm.fast.decoder import decode
 from sgm.fast.ops import Ops, for_device
 from sgm.fast.torch_ops import TorchOps
 from sgm.layers.residual import TemporalConv
+from sgm.unet.unet import UNet
 from sgm.unet.video_unet import VideoUNet
 from tests import small_model
 
@@ -255,13 +256,15 @@ def test_the_network_of_several_views(
     made_up: Callable[[str], DiffusionEngine], case: str, size: tuple[int, int]
 ) -> None:
     engine, times, views, cpu = made_up(case), 3, 4, torch.device("cpu")
-    frames = times * views
+    unet, frames = engine.model.diffusion_model, times * views
+    assert isinstance(unet, UNet)
+    assert unet.vector_channels
     noise = torch.linspace(-1, 1, 2).repeat_interleave(frames)
     x, concat = draw(2 * frames, 4, *size, device=cpu), draw(2 * frames, 4, *size, device=cpu)
     c = {
         "concat": concat.flip(0),
         "crossattn": draw(2, times, small_model.ARCH["embed_dim"], device=cpu),
-        "vector": draw(2 * frames, engine.model.diffusion_model.vector_channels, device=cpu),
+        "vector": draw(2 * frames, unet.vector_channels, device=cpu),
         "cond_view": draw(2 * views, 4, 8, 12, device=cpu),
     }
     checks: list[None] = []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from sgm import (
+    VERSIONS,
     VIEW_VERSIONS,
     Progress,
     UserError,
@@ -166,23 +168,31 @@ def test_weights_are_told_apart_by_their_tensors(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small model of sv4d2's kind in its place, whose windows have 3 frames; its weights are made up."""
-    config = small_model.write_config(tmp_path / "small.yaml", "sv4d2_small")
-
-    class Small(Version):
-        config_path = property(lambda self: config)
-
-    row = {field.name: getattr(VIEW_VERSIONS["sv4d2"], field.name) for field in dataclasses.fields(Version)}
-    monkeypatch.setitem(VIEW_VERSIONS, "sv4d2", Small(**{**row, "times": 3, "frames": 5}))
+def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts a small model of a golden case's kind, with made-up weights, in a version's place."""
     monkeypatch.setenv("SGM_CHECKPOINTS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    save_file(small_model.state_of(small_model.made_up(config)), tmp_path / "sv4d2.safetensors")
-    return tmp_path
+
+    def put(name: str, case: str, **changes: Any) -> None:
+        config = small_model.write_config(tmp_path / f"{name}.yaml", case)
+        versions = VIEW_VERSIONS if name in VIEW_VERSIONS else VERSIONS
+
+        class Small(Version):
+            config_path = property(lambda self: config)
+
+        row = {field.name: getattr(versions[name], field.name) for field in dataclasses.fields(Version)}
+        monkeypatch.setitem(versions, name, Small(**{**row, **changes}))
+        save_file(small_model.state_of(small_model.made_up(config)), tmp_path / f"{name}.safetensors")
+
+    return put
 
 
-def test_a_clip_becomes_views_and_they_can_be_made_again(small: Path) -> None:
-    saved(small / "walk.mp4", drawn(7))
+SV4D2 = {"times": 3, "frames": 5}
+
+
+def test_a_clip_becomes_views_and_they_can_be_made_again(put: Callable[..., None]) -> None:
+    put("sv4d2", "sv4d2_small", **SV4D2)
+    saved(Path("walk.mp4"), drawn(7))
     options = ["--version", "sv4d2", "--width", "64", "--height", "64", "--steps", "1"]
 
     def sample(*args: str):
@@ -210,7 +220,8 @@ def test_a_clip_becomes_views_and_they_can_be_made_again(small: Path) -> None:
     assert "several: give a folder" in sample(*options, "--out", "x.mp4").stderr
 
 
-def test_progress_runs_over_all_windows_and_cancels_in_any(small: Path) -> None:
+def test_progress_runs_over_all_windows_and_cancels_in_any(put: Callable[..., None]) -> None:
+    put("sv4d2", "sv4d2_small", **SV4D2)
     engine, request = load_engine("sv4d2"), ViewsRequest("sv4d2", steps=2, **SIZE)
     clip = request.family.prepare_clip(drawn(5), request)
     seen: list[Progress] = []
@@ -249,3 +260,22 @@ def test_sv4d_begins_with_the_orbit_of_sv3d() -> None:
     assert shown == [99, 1, 4, 6, 8, 11, 13, 15, 18]  # the orbit's last picture is the input's view
     with pytest.raises(ValueError, match="needs first views"):
         request.family.matrix([], request, None)
+
+
+def test_sv4d_from_a_folder_of_frames(put: Callable[..., None]) -> None:
+    put("sv4d", "sv4d_small", times=3, num_views=4, frames=7)
+    put("sv3d_u", "sv3d_p_small", family="elevated orbit")  # as sv3d_u, but for what its network is told
+    saved(Path("frames"), drawn(6, background=CLEAR))
+    words = ["sample", "frames", "--version", "sv4d", "--width", "64", "--height", "64", "--steps", "2"]
+    run = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert run.exit_code == 0, run.stderr
+    assert "frames has 6 frames: they run back and forth to make 7." in run.stderr
+    assert "sv3d_u makes the views of the first frame." in run.stderr
+    folder = Path("outputs") / "frames-sv4d-23"
+    views = [f"view-{i}.mp4" for i in range(1, 5)]
+    assert sorted(path.name for path in folder.iterdir()) == ["grid.mp4", "input.mp4", *views]
+    assert read_frames(folder / "view-4.mp4")[0].shape == (7, 64, 64, 3)
+    Path("sv3d_u.safetensors").unlink()
+    missing = CliRunner().invoke(cli, words)
+    assert missing.exit_code == 1
+    assert "The weights of sv3d_u are missing" in missing.stderr
