@@ -22,7 +22,7 @@ def layout_of(config: Path) -> Path:
     name = config.stem.removeprefix("inference_")
     if name.startswith("svd"):
         name = "svd_image_decoder" if name.endswith("image_decoder") else "svd"
-    return LAYOUTS / f"{name}.txt"
+    return LAYOUTS / f"{name.removesuffix('_8views')}.txt"
 
 
 def read_layout(path: Path) -> dict[str, tuple[int, ...]]:
