@@ -8,8 +8,9 @@
 #   docker build -t sgm-video:cuda --build-arg TORCH_BACKEND=cu128 .
 #   docker run --rm --gpus all -p 127.0.0.1:8501:8501 -v ... sgm-video:cuda
 #
-# Keep the 127.0.0.1 of -p: the page has no login, and inside the container it listens on every interface, or nothing could
-# reach it. That address alone keeps it from the rest of your network.
+# Page and HTTP API use every card (-e SGM_DEVICES=cuda:0 for some). Keep the 127.0.0.1 of -p: the page has no login, and
+# inside the container it listens on every interface, or nothing could reach it. That address alone keeps it from the rest
+# of your network. With -e SGM_API_KEYS=... the API wants one of these keys.
 # Other commands: docker run --rm -e HF_TOKEN -v sgm-checkpoints:/data/checkpoints sgm-video sgm download svd_xt
 # Folders of your own instead of the named volumes (-v "$PWD/outputs:/data/outputs") must be writable by user id 1000.
 
@@ -40,12 +41,11 @@ RUN python -m pip install --no-cache-dir uv \
 
 USER 1000
 WORKDIR /data
-COPY .streamlit .streamlit
 ENV U2NET_HOME=/data/checkpoints/u2net
 VOLUME ["/data/checkpoints", "/data/outputs"]
 EXPOSE 8501
 HEALTHCHECK --start-period=60s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8501/_stcore/health')"]
 
-# Not `sgm app`, which keeps to the machine that it runs on: here, the container. The page answers to 127.0.0.1 and
-# localhost; for another name, as behind a proxy, add --server.allowedHosts=NAME.
-CMD ["streamlit", "run", "/opt/sgm-video/app/main.py", "--server.address=0.0.0.0", "--server.port=8501", "--server.headless=true"]
+# Trusted is whoever -p lets in. Answers go to addresses and localhost alone: a proxy with a name of its own has to send
+# such an address as Host and as Origin.
+CMD ["sgm", "app", "--host=0.0.0.0", "--trust-network", "--no-browser"]

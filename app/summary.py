@@ -25,7 +25,8 @@ def summary(request: VideoRequest) -> str:
     Where the seed has drawn the camera's way, that is said.
     """
     fields, choices = request.fields(), request.choices()
-    usual = [field.name for field in request.family.fields if not _without_effect(request, field.name)]
+    unsaid = "depth" if "depth" not in choices else ""  # a number that tells nothing where it is the usual one
+    usual = [f.name for f in request.family.fields if f.name != unsaid and not _without_effect(request, f.name)]
     parts = [
         request.model.title,
         f"seed {request.seed}",

@@ -10,15 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,18 +109,27 @@ class Clock:
 
 
 def ours(
-    folder: str, steps: int, repeat: int, low: bool = False, limit: float | None = None, triton: bool = True
+    folder: str,
+    steps: int,
+    repeat: int,
+    low: bool = False,
+    limit: float | None = None,
+    triton: bool = True,
+    gpus: int = 1,
+    by_frames: bool = False,
 ) -> dict[str, Any]:
     start = time.time()
     from sgm import VideoRequest, generate, load_engine
 
     if not triton:
         os.environ["SGM_TRITON"] = "0"  # see `sgm.fast.ops`
+    if by_frames:
+        os.environ["SGM_SPLIT"] = "frames"  # see `sgm.fast.shard`
     if limit is not None:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(limit * GIB / total)
     loaded = time.perf_counter()
-    engine = load_engine("svd_xt", checkpoint=folder)
+    engine = load_engine("svd_xt", checkpoint=folder, gpus=gpus)
     loaded = time.perf_counter() - loaded
     notes: list[str] = []
 
@@ -126,13 +138,23 @@ def ours(
             notes.append(at.note)
 
     request, image = VideoRequest("svd_xt", steps=steps), picture()
+    frames: Any = None
 
     def run() -> None:
-        generate(engine, request, image, on_step, low_memory=low)
+        nonlocal frames
+        frames = generate(engine, request, image, on_step, low_memory=low).frames
 
     steps_clock, decode_clock = Clock(engine.denoiser), Clock(engine.decode_clip)
     vars(engine).update(denoiser=steps_clock, decode_clip=decode_clock)
     result = measured(run, repeat, start)
+    kept = Path(tempfile.gettempdir()) / "svd_xt_frames.npy"  # of one card, with which the others are compared
+    if gpus > 1 and kept.exists():
+        apart = abs(np.load(kept).astype(int) - frames)
+        result |= {"levels apart": int(apart.max()), "bytes apart": float((apart > 0).mean())}
+    elif gpus == 1 and not low and limit is None and triton:
+        np.save(kept, frames)
+    if gpus > 1:
+        result |= where_time_goes(lambda: generate(engine, request.replace(steps=5), image))
     return {
         **result,
         "load": loaded,
@@ -140,6 +162,77 @@ def ours(
         "decode": statistics.median(decode_clock.seconds[1:] or decode_clock.seconds),
         "notes": notes,
     }
+
+
+@torch.inference_mode()
+def launching(folder: str, steps: int, repeat: int) -> dict[str, Any]:
+    """Milliseconds of one evaluation, until Python has launched it and until it is done, and whole clips' seconds.
+
+    Launched kernel by kernel, and by CUDA graphs; whether both give the same bits.
+    """
+    import sgm.fast.graph as graph
+    from sgm import VideoRequest, generate, load_engine
+
+    found: dict[str, Any] = {}
+    engine = load_engine("svd_xt", checkpoint=folder)
+    tiny = load_engine("svd_tiny")
+    for frames, h, w, clips in ((25, 72, 128, 2), (25, 72, 128, 1), (14, 40, 72, 2), (14, 24, 40, 2)):
+        n = clips * frames
+        c = {
+            "concat": torch.randn(n, 4, h, w, device="cuda"),
+            "crossattn": torch.randn(clips, 1, 1024, device="cuda").repeat_interleave(frames, 0),
+            "vector": torch.randn(clips, 768, device="cuda").repeat_interleave(frames, 0),
+        }
+        x, noise = torch.randn(n, 4, h, w, device="cuda"), torch.full((n,), 0.3, device="cuda")
+        row, results = [], []
+        for record in (False, True):
+            network = engine.network.conditioned(c, frames, record=record)
+            graph._LAUNCH_SHARE = 0.0
+            times = []
+            for _ in range(11):
+                torch.cuda.synchronize()
+                begin = time.perf_counter()
+                out = network(x, noise)
+                launched = time.perf_counter() - begin
+                torch.cuda.synchronize()
+                times.append((1000 * launched, 1000 * (time.perf_counter() - begin)))
+            results.append(out)
+            row += [round(statistics.median(column), 1) for column in zip(*times[3:], strict=True)]
+        found[f"{frames} frames of {8 * w}x{8 * h}, {clips} clips"] = [*row, bool(results[0].equal(results[1]))]
+    requests = {
+        "svd_xt, 14 frames of 576x320": (engine, VideoRequest("svd_xt", frames=14, width=576, height=320, steps=steps)),
+        "svd_xt, its own size": (engine, VideoRequest("svd_xt", steps=steps)),
+        "svd_tiny": (tiny, VideoRequest("svd_tiny")),
+    }
+    for name, (model, request) in requests.items():
+        seconds, clips = {2.0: [], 0.6: []}, []
+        for _ in range(repeat + 1):
+            for share in seconds:
+                graph._LAUNCH_SHARE = share
+                begin = time.perf_counter()
+                clips.append(generate(model, request, picture()).frames)
+                seconds[share].append(time.perf_counter() - begin)
+        medians = [round(statistics.median(values[1:]), 3) for values in seconds.values()]
+        found[name] = [*medians, bool((clips[0] == clips[1]).all())]
+    return found
+
+
+def where_time_goes(run: Any) -> dict[str, float]:
+    """Seconds of the device's kernels in one run: arithmetic, exchange (with waiting for the others), and neither."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    with torch.profiler.profile(activities=activities) as profile:
+        run()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - begin
+    exchange = arithmetic = 0.0
+    for event in profile.key_averages():
+        if "nccl" in event.key.lower():
+            exchange += event.self_device_time_total / 1e6
+        else:
+            arithmetic += event.self_device_time_total / 1e6
+    return {"profiled": seconds, "exchange": exchange, "arithmetic": arithmetic}
 
 
 def theirs(folder: str, steps: int, repeat: int, offload: bool = False, compiled: bool = False) -> dict[str, Any]:
@@ -273,9 +366,20 @@ CONTENDERS: dict[str, Any] = {
     "ours, limited to 8 GiB": lambda *args: ours(*args, limit=8.0),
     "ours, limited to 10 GiB": lambda *args: ours(*args, limit=10.0),
     "ours, without Triton": lambda *args: ours(*args, triton=False),
+    "ours, 2 GPUs": lambda *args: ours(*args, gpus=2),
+    "ours, 2 GPUs by frames": lambda *args: ours(*args, gpus=2, by_frames=True),
+    "ours, 4 GPUs": lambda *args: ours(*args, gpus=4),
+    "ours, 4 GPUs by frames": lambda *args: ours(*args, gpus=4, by_frames=True),
+    "launching": launching,
     "diffusers, offloaded": lambda *args: theirs(*args, offload=True),
     "diffusers, compiled": lambda *args: theirs(*args, compiled=True),
 }
+
+
+def _fits(contender: str) -> bool:
+    """Whether there are as many GPUs as a contender wants."""
+    wanted = re.search(r"(\d+) GPUs", contender)
+    return wanted is None or int(wanted[1]) <= torch.cuda.device_count()
 
 
 def main() -> None:
@@ -284,8 +388,9 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--weights", type=Path, help="where the made-up weights are kept between runs")
     parser.add_argument(
-        "--only", default=";".join(["errors", *CONTENDERS]), help=f"of: errors; {'; '.join(CONTENDERS)}"
+        "--only", default=";".join(["errors", *filter(_fits, CONTENDERS)]), help=f"of: errors; {'; '.join(CONTENDERS)}"
     )
+    parser.add_argument("--limit", type=float, default=600, help="seconds after which a contender is ended")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -295,7 +400,9 @@ def main() -> None:
         print("RESULT", json.dumps(errors(str(folder))))
         return
     if arguments.run:
-        print("RESULT", json.dumps(CONTENDERS[arguments.run](str(folder), arguments.steps, arguments.repeat)))
+        print(
+            "RESULT", json.dumps(CONTENDERS[arguments.run](str(folder), arguments.steps, arguments.repeat)), flush=True
+        )
         return
     if not (folder / "model_index.json").exists():
         subprocess.run(
@@ -310,12 +417,15 @@ def main() -> None:
         command += ["--repeat", str(arguments.repeat)]
         last: deque[str] = deque(maxlen=30)
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+            limit = threading.Timer(arguments.limit, run.kill)
+            limit.start()
             for line in run.stdout or ():
                 if line.startswith("RESULT "):
                     rows[name] = json.loads(line.removeprefix("RESULT "))
                 elif line.startswith("compiled "):
                     print(f"{name}: {line}", end="", flush=True)
                 last.append(line)
+            limit.cancel()
         print(name, json.dumps(rows[name]) if name in rows else f"failed:\n{''.join(last)}", flush=True)
     base = rows.get("diffusers", {}).get("video")
     print("\n| | video | ratio | step | decode | peak GiB | first video |\n| --- | --- | --- | --- | --- | --- | --- |")
@@ -325,6 +435,7 @@ def main() -> None:
             print(
                 f"| {name} | {row['video']:.2f} s | {ratio} | {row['step']:.3f} s | {row['decode']:.2f} s "
                 f"| {row['peak']:.1f} | {row['first']:.1f} s |"
+                + (f" {row['levels apart']} level apart" if "levels apart" in row else "")
             )
 
 

@@ -3,15 +3,22 @@
 from .charts import curves as curves
 from .charts import guidance_curve as guidance_curve
 from .charts import schedule_curves as schedule_curves
+from .cluster.workers import Cluster as Cluster
+from .cluster.workers import ClusterWorker as ClusterWorker
+from .cluster.workers import cluster_at as cluster_at
 from .conditioning.camera import CAMERA_MOVES as CAMERA_MOVES
 from .conditioning.memo import Memo as Memo
 from .config import instantiate_from_config as instantiate_from_config
 from .convert import convert_weights as convert_weights
+from .devices import DeviceAway as DeviceAway
+from .devices import DeviceFailed as DeviceFailed
+from .devices import choose_device as choose_device
+from .devices import choose_devices as choose_devices
+from .devices import describe_device as describe_device
 from .diffusion.discretization import SCHEDULES as SCHEDULES
 from .diffusion.guidance import GUIDERS as GUIDERS
 from .diffusion.sampling import SAMPLERS as SAMPLERS
 from .engine import check_weights as check_weights
-from .engine import choose_device as choose_device
 from .engine import load_engine as load_engine
 from .errors import UserError as UserError
 from .errors import printable as printable
@@ -71,6 +78,7 @@ from .request import all_fields as all_fields
 from .request import default_of as default_of
 from .request import prepare_picture as prepare_picture
 from .request import takers as takers
+from .request import with_later_fields as with_later_fields
 from .run import Progress as Progress
 from .score import SCORES as SCORES
 from .score import Scores as Scores
@@ -91,6 +99,8 @@ from .versions import VERSIONS as VERSIONS
 from .versions import VIEW_VERSIONS as VIEW_VERSIONS
 from .versions import Version as Version
 from .weights import quick_hash as quick_hash
+from .workers import Worker as Worker
+from .workers import workers_on as workers_on
 
 __all__: list[str]
 __version__: str

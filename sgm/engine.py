@@ -17,12 +17,15 @@ from torch.nn.modules.module import (
 )
 
 from sgm.config import ConfigError, instantiate_from_config, load_config
+from sgm.devices import choose_device
 from sgm.diffusion.denoiser import Denoiser
-from sgm.errors import UserError, enough_memory, printable
+from sgm.errors import UserError, enough_memory
 from sgm.fast.decoder import MAX_VALUES, decode, frame_values
 from sgm.fast.ops import channels_last
+from sgm.fast.shard import Ranks, Shard
 from sgm.fast.unet import FastUNet
 from sgm.paths import user_path
+from sgm.ranks import start_ranks
 from sgm.unet.wrapper import OpenAIWrapper
 from sgm.versions import ALL_VERSIONS
 from sgm.weights import WeightsError, load_weights, open_weights, quick_hash, shapes_of
@@ -64,6 +67,7 @@ class DiffusionEngine(nn.Module):
         self.factor: int = 2 ** (len(self.first_stage_model.decoder.up) - 1)  # downsampling factor, pixels to latents
         self._network: FastUNet | None = None
         self.device = torch.device("cpu")  # the device that computes; weights may be offloaded, see `move_weights`
+        self.ranks = Ranks()  # the processes that compute with this one
         self._weights_lock = threading.Lock()
 
     def freeze(self) -> DiffusionEngine:
@@ -132,17 +136,18 @@ class DiffusionEngine(nn.Module):
         on_block: Callable[[int, int], None] = lambda done, of: None,
         first_stage: nn.Module | None = None,
         check: Callable[[], None] = lambda: None,
+        shard: Shard | None = None,
     ) -> Tensor:
         """Scaled latents (t, c, h, w) of a whole clip -> frames (t, 3, f h, f w), in bounded memory.
 
-        The temporal decoder sees all frames: see `sgm.fast.decoder`, also for on_block and check. frames_at_once: how
-        many frames are decoded at once (default: enough to keep the device busy). first_stage: a copy of
-        `first_stage_model` on z's device, where the weights are offloaded.
+        The temporal decoder sees all frames: see `sgm.fast.decoder`, also for on_block, check and shard.
+        frames_at_once: how many frames are decoded at once (default: enough to keep the device busy). first_stage: a
+        copy of `first_stage_model` on z's device, where the weights are offloaded.
         """
         model: Any = first_stage or self.first_stage_model
         z = model.to_decoder(self._unscaled(z, model))
         limit = MAX_VALUES if frames_at_once is None else frames_at_once * frame_values(model.decoder, *z.shape[-2:])
-        return decode(model.decoder, z, min(limit, MAX_VALUES), on_block, check).float()
+        return decode(model.decoder, z, min(limit, MAX_VALUES), on_block, check, shard).float()
 
     def _unscaled(self, z: Tensor, first_stage: nn.Module | None = None) -> Tensor:
         dtype = next((first_stage or self.first_stage_model).parameters()).dtype
@@ -158,6 +163,7 @@ def load_engine(
     on_progress: Callable[[float], None] | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    gpus: int = 1,
     unfilled: DiffusionEngine | None = None,
 ) -> DiffusionEngine:
     """Build a model version from its YAML and load its weights.
@@ -165,8 +171,10 @@ def load_engine(
     checkpoint: the weights, a file or a diffusers folder (default: the version's own, see `sgm.versions`); parts that
     they lack come from `base` (default: the version's). on_progress(share) is called with the share of the weights
     that is loaded, 0 to 1. device: "cuda", "mps", "cpu" ... (default: the fastest available). dtype: "float32",
-    "float16", "bfloat16" (default: see `default_dtype`). unfilled: what `check_weights` returned for this version, so
-    that it is not built again: it is filled, and becomes the engine.
+    "float16", "bfloat16" (default: see `default_dtype`). gpus: how many compute each clip together, a process each: the
+    device and those after it (on the processor, so many processes). Where they cannot, the device does so alone, and
+    jobs' progress says why. unfilled: what `check_weights` returned for this version, so that it is not built again: it
+    is filled, and becomes the engine.
     Raises UserError for an unknown name, for a base beside a whole model and where memory runs out, WeightsError for
     weights that are missing or do not fit, ValueError for an engine that is filled already.
     """
@@ -177,6 +185,8 @@ def load_engine(
     dtype = dtype or default_dtype(target)
     if dtype not in _DTYPES:
         raise UserError(f"dtype '{dtype}' is unknown; choose one of {', '.join(_DTYPES)}.")
+    files = {"checkpoint": path.absolute(), "base": None if base is None else user_path(base).absolute()}
+    ranks = start_ranks(target, gpus, {"version": version, "dtype": dtype, **files})
     engine = unfilled or build_engine(ALL_VERSIONS[version].config_path)
     used = load_weights(engine, path, target, _DTYPES[dtype], base=base_path, on_progress=on_progress)
     _check_base(path, base, used)
@@ -187,6 +197,8 @@ def load_engine(
     engine.weights = quick_hash(path)
     if used is not None:
         engine.weights["base"] = quick_hash(used)
+    engine.ranks = ranks
+    ranks.join()
     return engine.freeze()
 
 
@@ -300,22 +312,3 @@ def copy_to(module: nn.Module, device: torch.device, dtype: torch.dtype | None =
         name: child if child is None else copy_to(child, device, dtype) for name, child in module._modules.items()
     }
     return copy
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device of that name, or the fastest available. Raises UserError for one that cannot be used here."""
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    there = [*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
-    if name is None:
-        name = there[0].partition(":")[0]
-    try:
-        if name.partition(":")[0] not in ("cuda", "mps", "xpu", "cpu"):
-            raise RuntimeError("no kind of device that networks run on")
-        if name.startswith("mps") and "mps" not in there:
-            raise RuntimeError("this machine has no Apple GPU, or this torch is not built for it")
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = printable(str(error).partition("\n")[0].partition(". ")[0], 120)
-        raise UserError(f"Device '{name}' cannot be used ({reason}); here are: {', '.join(there)}.") from None
-    return device

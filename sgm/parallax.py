@@ -7,8 +7,37 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
+
+from sgm.conditioning.camera import identity_rays, render
+from sgm.conditioning.scene import Scene
+from sgm.families.camera import CameraFamily
+from sgm.families.image import Picture, to_pixels, to_uint8
 
 _LEAST = 0.02  # difference of the layers' gains in the true render below which there is no parallax to be measured
+
+
+@torch.inference_mode()
+def depth_scores(frames: np.ndarray, picture: Picture) -> dict[str, float | None]:
+    """`parallax` and `layered_hold` of a clip, by name; {} where it is no camera's, or its picture has no clear object.
+
+    frames: uint8 (t, h, w, 3), made of the picture. Raises UserError where its object cannot be looked for.
+    """
+    request, family = picture.request, picture.request.family
+    if not isinstance(family, CameraFamily) or len(frames) != request.frames:
+        return {}
+    large = picture.frame(scale=2)
+    scene, path = Scene.of(large), family.path(request)
+    mask = (F.avg_pool2d(scene.matte[:, :1], 2)[0, 0] > 0.5).numpy()
+    if not mask.any():
+        return {}
+    truth = scene.deep(torch.ones(1), path[None], identity_rays(request.height // 8, request.width // 8)).film(path)
+    flat = render(to_pixels(large), path)
+    return {
+        "parallax": parallax(frames, to_uint8(truth), to_uint8(flat), mask),
+        "layered_hold": layered_hold(frames, mask),
+    }
 
 
 def parallax(frames: np.ndarray, truth: np.ndarray, flat: np.ndarray, mask: np.ndarray) -> float | None:
@@ -30,14 +59,14 @@ def parallax(frames: np.ndarray, truth: np.ndarray, flat: np.ndarray, mask: np.n
         return None
     moves = [_flows(clip) for clip in (frames, truth, flat)]
     found = true = 0.0
-    for clip, render, plane in zip(*moves, strict=True):
-        seen = _stays(plane) & _stays(render)
+    for clip, true_flow, plane in zip(*moves, strict=True):
+        seen = _stays(plane) & _stays(true_flow)
         parts = [region & seen for region in regions]
         if min(part.mean() for part in parts) < 0.004:
             continue
         weight = float(np.square(plane[parts[0] | parts[1]]).sum())
         found += weight * (_gain(clip, plane, parts[0]) - _gain(clip, plane, parts[1]))
-        true += weight * (_gain(render, plane, parts[0]) - _gain(render, plane, parts[1]))
+        true += weight * (_gain(true_flow, plane, parts[0]) - _gain(true_flow, plane, parts[1]))
     total = sum(float(np.square(plane[regions[0] | regions[1]]).sum()) for plane in moves[2])
     return found / true if true > _LEAST * total > 0 else None
 

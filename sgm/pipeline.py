@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from sgm.diffusion.guidance import guided
 from sgm.engine import DiffusionEngine
 from sgm.errors import UserError, enough_memory
 from sgm.matrix import Matrix
+from sgm.ranks import FollowersLost
 from sgm.recipe import settings_of
 from sgm.request import VideoRequest, ViewsRequest
 from sgm.run import OnStep, Run, to_frames
@@ -57,7 +59,18 @@ def generate(
     if isinstance(request, ViewsRequest):
         raise UserError(f"{request.version} makes its clips from a clip, not from a picture: use generate_views.")
     _check_version(engine, request)
-    run, family = Run(engine, request, on_step, check, low_memory, memo), request.family
+    arguments = engine, request, image
+    with _on(engine):
+        if not engine.ranks.lost:
+            with suppress(FollowersLost), engine.ranks.job():
+                return _generate(*arguments, Run(engine, request, on_step, check, low_memory, memo, engine.ranks))
+        note = f"Only one device is at work: {engine.ranks.lost}"
+        return _generate(*arguments, Run(engine, request, on_step, check, low_memory, memo, note=note))
+
+
+def _generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image, run: Run) -> Clip:
+    family = request.family
+    run.ranks.begin(request.settings(), image, run.plan)
     generator = torch.Generator().manual_seed(request.seed)
 
     # Prepare the picture.
@@ -113,8 +126,14 @@ def generate_views(
     `generate` does, with the previews of one time and view; steps are counted over all passes.
     """
     _check_version(engine, request)
-    run, family = Run(engine, request, on_step, check, low_memory), request.family
-    generator = torch.Generator().manual_seed(request.seed)
+    with _on(engine):
+        return _generate_views(engine, request, clip, Run(engine, request, on_step, check, low_memory), first)
+
+
+def _generate_views(
+    engine: DiffusionEngine, request: ViewsRequest, clip: Sequence[Image.Image], run: Run, first: np.ndarray | None
+) -> list[Clip]:
+    family, generator = request.family, torch.Generator().manual_seed(request.seed)
 
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator).to(like)
@@ -149,6 +168,11 @@ def generate_views(
         _check_frames(frames, clip[0])
         clips.append(Clip(frames, request.fps, settings_of(request, engine, seen, frames)))
     return clips
+
+
+def _on(engine: DiffusionEngine) -> AbstractContextManager[object]:
+    """A context in which the engine's card is CUDA's current one."""
+    return torch.cuda.device(engine.device) if engine.device.type == "cuda" else nullcontext()
 
 
 def _check_version(engine: DiffusionEngine, request: VideoRequest) -> None:

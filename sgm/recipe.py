@@ -18,7 +18,7 @@ from sgm import __version__
 from sgm.errors import UserError, reason_of
 from sgm.media.kinds import UNKNOWN, kind_of
 from sgm.paths import is_file, refusals_explained
-from sgm.request import VideoRequest, ViewsRequest, request_class
+from sgm.request import VideoRequest, ViewsRequest, request_class, with_later_fields
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -138,10 +138,11 @@ def request_of(settings: Mapping[str, Any]) -> VideoRequest:
     values = {name: value for name, value in settings.items() if name not in _NOT_FIELDS}
     name = values.pop("version")
     if MARK not in settings:
-        return request_class(name).fitting(name, values)
+        return request_class(name).fitting(name, with_later_fields(values))
     if (form := settings[MARK]["format"]) > FORMAT:
         raise UserError(f"These settings are a newer program's (format {form}; known: {FORMAT}): update sgm-video.")
-    return request_class(name)(name, **values)
+    by_program = "program" in settings[MARK]  # else by hand, with what differs from the defaults alone
+    return request_class(name)(name, **(with_later_fields(values) if by_program else values))
 
 
 def request_of_picture(settings: Mapping[str, Any], name: object) -> VideoRequest:

@@ -370,6 +370,14 @@ def _schedule_config(version: str) -> dict[str, Any]:
     return {**config, "params": {**config.get("params", {}), **own}}
 
 
+def with_later_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a clip, as this program or one of before wrote them, with the fields that came later.
+
+    Those have the values that they amount to in clips of before, which are not always their defaults.
+    """
+    return {"depth": 0.0, **settings} if "camera" in settings else dict(settings)
+
+
 def takers(name: str) -> str:
     """The versions, or the choices of another field, that have a field, in words; "" where every version has it."""
     owners: dict[str, list[str]] = {}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sgm.conditioning.memo import Memo
 from sgm.engine import DiffusionEngine, copy_to
 from sgm.errors import UserError
+from sgm.fast.shard import Ranks
 from sgm.fast.unet import FastUNet
 from sgm.memory import GIB, Plan, choose, free_memory
 from sgm.request import VideoRequest
@@ -76,8 +77,9 @@ class Run:
     runs out nevertheless, the smallest plan replaces it and the evaluation that failed is repeated. A part of the
     engine whose result overflows float16 runs again, and from then on, in a dtype of float32's range. `check` is called
     before each block of a network and each chunk of the decoder. Exceptions of `check` and `on_step` end the run and
-    reach the caller. memo: embeddings of the engine's earlier runs. Raises UserError for results that are not finite
-    all the same.
+    reach the caller. memo: embeddings of the engine's earlier runs. ranks: the processes that make this run together.
+    note: the progress's, to which the memory plan is added. Raises UserError for results that are not finite all the
+    same.
     """
 
     def __init__(
@@ -88,23 +90,30 @@ class Run:
         check: Callable[[], None] | None = None,
         low_memory: bool = False,
         memo: Memo | None = None,
+        ranks: Ranks | None = None,
+        note: str = "",
     ) -> None:
         if memo is not None and memo.engine is not engine:
             raise ValueError("The memo is another engine's: make one for each.")
         self.engine, self.request, self.memo = engine, request, memo
         self.on_step, self.check = on_step or _ignore, check or _ignore
         self.estimate: Tensor  # the latest estimate of the middle frame's clean latents (c, h, w)
+        # The network for a condition that is in use, with the network and the plan that it was made from.
+        self._conditioned: dict[object, tuple[FastUNet, Plan, Callable[..., Tensor]] | None] = {}
         # A part of the engine that is offloaded or overflows, the copy's dtype if another, and its copy on the device.
         self._copy: tuple[nn.Module, torch.dtype | None, Any] | None = None
         self._wider: dict[str, torch.dtype] = {}  # part that overflowed -> the dtype that it runs in
         # Of all evaluations of the network: 0 none, 1 the network overflowed, 2 the sampler diverged.
         self._first_fault, self._evaluations = torch.zeros((), dtype=torch.int8, device=engine.device), 0
-        self._clip = request.rows, request.height, request.width, request.build_guider().needs_uc
-        self.plan, self.note = Plan(), ""
+        self.ranks = ranks or Ranks()
+        doubled = self.ranks.size == 1 and request.build_guider().needs_uc
+        self._clip = request.rows, request.height, request.width, doubled
+        self.plan, self.note = Plan(), note
         self._free = free_memory(engine.device)
         if self._free is not None:
-            self.plan = choose(engine, *self._clip, self._free, low_memory)
-            self.note = f"GPU memory: {self.plan} of {self._free / GIB:.1f} GiB."
+            self.plan = self.ranks.plan or choose(engine, *self._clip, self._free, low_memory)
+            on_each = f" on each of {self.ranks.size} GPUs" if self.ranks.size > 1 else ""
+            self.note = f"{note} GPU memory{on_each}: {self.plan} of {self._free / GIB:.1f} GiB.".lstrip()
             logger.info(self.note)
             self._move_weights()
 
@@ -129,17 +138,22 @@ class Run:
     def denoiser(self, cond: Condition) -> Callable[[Tensor, Tensor], Tensor]:
         """The denoiser for a condition of (b t) frames: x (b t, c, h, w), sigma (b t,) -> estimate of the clean x."""
         frames = self.request.rows
-        conditioned: tuple[FastUNet, Plan, Callable[..., Tensor]] | None = None
+        key = object()
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             def evaluate(network: FastUNet) -> Tensor:
-                nonlocal conditioned
-                plan = self.plan
+                plan, conditioned = self.plan, self._conditioned.get(key)
                 if conditioned is None or conditioned[0] is not network or conditioned[1] is not plan:
-                    conditioned = None  # frees the old one's memory before the new one is built
-                    run = network.conditioned(cond, frames, plan.max_values, plan.clip_by_clip, self.check)
-                    conditioned = network, plan, run
-                return self.engine.denoiser(conditioned[2], x, sigma)
+                    conditioned = self._conditioned[key] = (
+                        None  # frees the old one's memory before the new one is built
+                    )
+                    check = self.ranks.gate(self.check)
+                    run = network.conditioned(
+                        cond, frames, plan.max_values, plan.clip_by_clip, check, self.ranks, record=not plan.offload
+                    )
+                    conditioned = self._conditioned[key] = network, plan, run
+                with self.ranks.together():
+                    return self.engine.denoiser(conditioned[2], x, sigma)
 
             estimate = self._with_part("network", evaluate)
             self._watch(x, estimate)
@@ -165,11 +179,19 @@ class Run:
         """Scaled latents (t, c, h, w) -> frames, uint8 (t, h, w, 3)."""
         return to_frames(self.pictures(z, lambda done, of: self.report("decode", done, of)))
 
-    def pictures(self, z: Tensor, on_block: Callable[[int, int], None] = lambda done, of: None) -> Tensor:
-        """Scaled latents (t, c, h, w) -> pictures (t, 3, f h, f w), about [-1, 1]. on_block: see `decode_clip`."""
+    def pictures(self, z: Tensor, report: Callable[[int, int], None] = lambda done, of: None) -> Tensor:
+        """Scaled latents (t, c, h, w) -> pictures (t, 3, f h, f w), about [-1, 1]. report(done, of): of blocks."""
+        self._conditioned.clear()  # frees the recorded evaluations' memory
+        shard = self.ranks.shard(len(z))
+        check, gate = (self.check, _ignore) if shard.size == 1 else (_ignore, self.ranks.gate(self.check))
+
+        def on_block(done: int, of: int) -> None:
+            report(done, of)
+            gate()
 
         def decode_frames(first_stage: nn.Module) -> Tensor:
-            return self.engine.decode_clip(z, self.request.decode_chunk, on_block, first_stage, self.check)
+            with self.ranks.together():
+                return self.engine.decode_clip(z, self.request.decode_chunk, on_block, first_stage, check, shard)
 
         return self._with_part("autoencoder", decode_frames, _finite)
 
@@ -189,7 +211,7 @@ class Run:
                 self._widen(name)
                 continue
             except torch.cuda.OutOfMemoryError:
-                if self._free is None or self.plan.offload:
+                if self._free is None or self.plan.offload or self.ranks.size > 1:
                     raise
             # After the except block, since the exception keeps the tensors of the failed evaluation alive.
             self.plan = choose(self.engine, *self._clip, None, low=True)

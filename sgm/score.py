@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from sgm.conditioning.camera import MOTION_AT_127, motion_bucket
 from sgm.errors import UserError
 from sgm.learned import lpips
 from sgm.media.quality import HIGHEST_PSNR, detail, gradient, psnr, ssim, xpsnr
+from sgm.parallax import depth_scores
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from sgm.request import VideoRequest
 
 Scores = dict[str, float | None]  # name -> figure, in the order of SCORES; None where it is not known
 
@@ -97,6 +99,22 @@ SCORES: dict[str, Score] = {
         "Mean absolute difference of a frame and the one before it, warped by the flow of hold: what changes without "
         "moving. As the warping error of Lai et al. 2018 (arXiv:1808.00449). A steady pan has about 0.6, a zoom 1.8.",
     ),
+    "parallax": Score(
+        "parallax",
+        "",
+        "",
+        2,
+        "Of a clip of svd_tiny whose picture has a clear object: how much more the object moves than its surroundings, "
+        "along the camera's move, over the same of a true render of the scene that its picture's depth is guessed as. "
+        "1: as deep; 0: flat.",
+    ),
+    "layered_hold": Score(
+        "hold2",
+        "dB",
+        "higher",
+        2,
+        "As hold, with a warp of its own for object and surroundings, where a clip has parallax.",
+    ),
     "si": Score(
         "SI",
         "levels of 255",
@@ -161,12 +179,15 @@ def score_clip(
     frames: np.ndarray,
     picture: Image.Image | np.ndarray | None = None,
     reference: np.ndarray | None = None,
+    request: VideoRequest | None = None,
 ) -> Scores:
     """The figures of a clip by name, each of them explained in SCORES; None for those that cannot be known.
 
-    frames: uint8 RGB (t, h, w, 3). picture: as the model saw it (see `prepare_picture`), of the frames' size; `frame0`
-    needs it. reference: the frames of another clip, of the same shape; `psnr`, `ssim`, `xpsnr` and `lpips` need it.
-    Raises UserError where sizes or lengths differ, ValueError for no uint8 frames.
+    frames: uint8 RGB (t, h, w, 3). picture: as the model saw it (see `prepare_picture`), of the frames' size, or, with
+    the `request` that the clip was made by, an image as it was given; `frame0` needs it, `parallax` and `layered_hold`
+    both. reference: the frames of another clip, of the same shape; `psnr`, `ssim`, `xpsnr` and `lpips` need it.
+    Raises UserError where sizes or lengths differ, and as `generate` does for the picture; ValueError for no uint8
+    frames.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise ValueError(f"Frames must be uint8 of shape (t, h, w, 3), not {frames.dtype} of shape {frames.shape}.")
@@ -174,7 +195,11 @@ def score_clip(
     frames = np.ascontiguousarray(frames)  # as OpenCV takes them
     grey = _grey(frames)
     if picture is not None:
-        scores["frame0"] = psnr(frames[0], _of_size(np.asarray(picture), frames))
+        image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+        made_of = None if request is None else request.family.prepare(image, request)
+        shown = np.asarray(made_of.frame() if made_of else image)
+        scores["frame0"] = psnr(frames[0], _of_size(shown, frames))
+        scores |= depth_scores(frames, made_of) if made_of else {}
     scores |= _of_motion(frames, grey)
     scores |= _of_frames(grey)
     if reference is not None:

@@ -48,4 +48,6 @@ def _work(request: VideoRequest, phase: str) -> tuple[float, float]:
         return float(request.evaluations), halves * pixels * request.frames
     if phase == "encode" and "camera" not in request.options:
         return 1.0, pixels
+    if phase == "encode" and request.options.get("depth"):  # the object is found, the scene rendered
+        return 4.0, 1.6 * pixels * request.frames
     return 1.0, pixels * request.frames

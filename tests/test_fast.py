@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sgm.engine import DiffusionEngine
 from sgm.fast.decoder import decode
 from sgm.fast.ops import Ops, for_device
+from sgm.fast.shard import Shard
 from sgm.fast.torch_ops import TorchOps
 from sgm.layers.residual import TemporalConv
 from sgm.unet.unet import UNet
@@ -187,11 +188,11 @@ def test_convolutions_over_frames_and_of_doubled_pictures(ops_and_device: tuple[
     values = F.silu(x.double() * norm[0][:, None].double() + norm[1][:, None].double())
     wanted = F.conv2d(values.view(2, 3, 40, 64).permute(0, 3, 1, 2), over.weight.double().squeeze(-1), padding=(1, 0))
     wanted = wanted.permute(0, 2, 3, 1).reshape(6, 40, 32)
-    assert close(ops.temporal_conv(x, norm, over, 3), wanted)
+    assert close(ops.temporal_conv(x, norm, over, Shard(3)), wanted)
     base = draw(6, 43, 32, device=device)
     for at in (slice(0, 40), slice(2, 42)):
         onto = base.clone()
-        ops.temporal_conv(x, norm, over, 3, residual=onto[:, at], branch_weight=0.3)
+        ops.temporal_conv(x, norm, over, Shard(3), residual=onto[:, at], branch_weight=0.3)
         assert close(onto[:, at], base[:, at].double() + 0.3 * wanted)
         assert torch.equal(onto[:, : at.start], base[:, : at.start])
     picture, conv = draw(2, 3, 5, 64, device=device), affine(nn.Conv2d(64, 32, 3, padding=1).to(device))

@@ -131,7 +131,7 @@ def test_what_cannot_be_known_is_none_and_what_does_not_fit_is_said() -> None:
     frames = pan([1, 1])
     scores = score_clip(frames)
     assert list(scores) == list(SCORES)
-    unknown = ["frame0", "psnr", "ssim", "xpsnr", "lpips"]
+    unknown = ["frame0", "parallax", "layered_hold", "psnr", "ssim", "xpsnr", "lpips"]
     assert [name for name, value in scores.items() if value is None] == unknown
     assert [name for name, value in score_clip(frames[:1]).items() if value is not None] == ["si", "black"]
     assert (score_clip(frames, reference=frames)["lpips"] is None) == bool(lpips_missing())
@@ -163,7 +163,9 @@ def test_a_table_fits_its_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch
         assert done.exit_code == 0, done.stderr
         assert max(map(len, done.stdout.splitlines())) < width  # less, for wide characters
         words = done.stdout.split()
-        known = [score.title for name, score in SCORES.items() if name not in ("frame0", "lpips")]
+        known = [
+            score.title for name, score in SCORES.items() if name not in ("frame0", "parallax", "layered_hold", "lpips")
+        ]
         assert [word for word in words if word in known] == known
         assert done.stdout.count("mean") == done.stdout.count("clips/0.mp4") == done.stdout.count("\n\n") / 2 + 0.5
     assert ("lpips" in done.stderr) == bool(lpips_missing())

@@ -41,7 +41,8 @@ def test_holds_the_page_the_configs_and_the_small_model_only(unpacked: Path) -> 
     for folder in ("app", "configs"):
         assert _files(bundle / folder) == _files(ROOT / folder) != set()
     assert (bundle / ".streamlit" / "config.toml").is_file()
-    assert {p.name for p in (bundle / "checkpoints").iterdir()} == {"README.md", "svd_tiny.safetensors"}
+    shipped = {"README.md", "svd_tiny.safetensors", "u2netp.onnx", "u2netp.LICENSE"}
+    assert {p.name for p in (bundle / "checkpoints").iterdir()} == shipped
     assert {p.name for p in unpacked.iterdir() if not p.name.endswith(".dist-info")} == {"sgm"}
 
 

@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
-from fastapi import Depends, FastAPI
+from fastapi import Depends
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
+from starlette.routing import Mount, Router
+from starlette.types import ASGIApp
 
 from app.api import nvidia, own, stability, videos
 from sgm import __version__
 
 
-def application() -> FastAPI:
+def application() -> ASGIApp:
     """The API as an ASGI application, with its documentation at /docs, which fetches nothing from elsewhere."""
     api = FastAPIOffline(
         title="sgm-video", version=__version__, redoc_url=None, static_url="/docs/static", summary="Picture to video."
@@ -21,4 +23,4 @@ def application() -> FastAPI:
     told = Depends(HTTPBearer(auto_error=False, description="Any key, or one of SGM_API_KEYS."))  # for /docs alone
     for part in (own, stability, videos, nvidia):
         api.include_router(part.router, dependencies=[told])
-    return api
+    return Router([*own.polls, *stability.polls, *videos.polls, Mount("/", api)])

@@ -40,6 +40,7 @@ async def make(request: Request) -> Response:
             if await request.is_disconnected():  # nobody waits for it any more
                 raise Refused(499, "the client has left")
             job = work.find(job.id, work.owner_of(request))
+            work.check_devices()
     finally:
         if job.active:
             with contextlib.suppress(Refused):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -13,7 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from app.api import asked, schema, work
 from app.api.refused import Refused
-from app.api.route import route
+from app.api.route import poll, route
 from app.jobs import Job, doing, still
 from sgm import DEFAULT_VERSION, RECIPE_TEXTS, VERSIONS, UserError, VideoRequest, all_fields, version_status
 
@@ -46,6 +47,11 @@ def fields(version: str = DEFAULT_VERSION) -> list[dict[str, Any]]:
     if version not in VERSIONS:
         raise UserError(f"version must be one of {', '.join(VERSIONS)}; got {version!r}.")
     return [schema.row(field, version) for field in all_fields().values()]
+
+
+@router.get("/devices", summary="The devices that make clips, and those that were taken out, with the reason")
+def devices() -> list[dict[str, Any]]:
+    return [asdict(device) for device in work.the_table().devices()]
 
 
 def _properties() -> dict[str, Any]:
@@ -163,9 +169,13 @@ def state(job: Job) -> dict[str, Any]:
         "fraction": 1.0 if job.state == "done" else job.fraction,
         "seconds_left": job.seconds_left if job.active else None,
         "before": work.the_table().jobs_before(job.id),
+        "device": job.device,
         "doing": doing(job) if job.state == "running" else "",
         "step": progress.step if progress else None,
         "steps": progress.total if progress else None,
         "preview": job.preview_number,
         "settings": job.request.settings(),
     }
+
+
+polls = [poll("/api/jobs/{id}", one, _shape)]

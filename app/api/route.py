@@ -11,49 +11,64 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from app.api import bounds, keys
 from app.api.refused import Refused
 from sgm import UserError
 
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
-def route(shape: Callable[[Refused], Response], bad: int = 400) -> type[APIRoute]:
-    """The class of a contract's routes. They look who asks, bound the body, and answer what is refused in its shape.
+
+def answering(handler: Handler, shape: Callable[[Refused], Response], bad: int = 400) -> Handler:
+    """A handler by a contract: it looks who asks, bounds the body, and answers what is refused in the contract's shape.
 
     bad: the contract's status for a wrong value.
     """
 
-    class ContractRoute(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-            handler = super().get_route_handler()
+    async def handle(request: Request) -> Response:
+        response = await attempt(request)
+        response.headers["x-request-id"] = secrets.token_hex(16)
+        return response
 
-            async def handle(request: Request) -> Response:
-                response = await attempt(request)
-                response.headers["x-request-id"] = secrets.token_hex(16)
-                return response
-
-            async def attempt(request: Request) -> Response:
-                try:
-                    keys.admit(request)
-                    return await handler(Request(request.scope, bounds.bounded(request), request._send))
-                except Refused as refused:
-                    return answer(refused)
-                except UserError as error:
-                    return answer(Refused(bad, str(error)))
-                except RequestValidationError as error:
-                    first = error.errors()[0]
-                    return answer(Refused(bad, str(first["msg"]), str(first["loc"][-1])))
-                except HTTPException as error:  # of the parser of forms
-                    return answer(Refused(error.status_code, str(error.detail), headers=dict(error.headers or {})))
-                except Exception:
-                    logging.getLogger(__name__).exception("%s %s failed", request.method, request.url.path)
-                    return answer(Refused(500, "The server failed. Its log has the details."))
-
-            return handle
+    async def attempt(request: Request) -> Response:
+        try:
+            keys.admit(request)
+            return await handler(Request(request.scope, bounds.bounded(request), request._send))
+        except Refused as refused:
+            return answer(refused)
+        except UserError as error:
+            return answer(Refused(bad, str(error)))
+        except RequestValidationError as error:
+            first = error.errors()[0]
+            return answer(Refused(bad, str(first["msg"]), str(first["loc"][-1])))
+        except HTTPException as error:  # of the parser of forms
+            return answer(Refused(error.status_code, str(error.detail), headers=dict(error.headers or {})))
+        except Exception:
+            logging.getLogger(__name__).exception("%s %s failed", request.method, request.url.path)
+            return answer(Refused(500, "The server failed. Its log has the details."))
 
     def answer(refused: Refused) -> Response:
         response = shape(refused)
         response.headers.update(refused.headers)
         return response
 
+    return handle
+
+
+def route(shape: Callable[[Refused], Response], bad: int = 400) -> type[APIRoute]:
+    """The class of a contract's routes, with `answering` around each."""
+
+    class ContractRoute(APIRoute):
+        def get_route_handler(self) -> Handler:
+            return answering(super().get_route_handler(), shape, bad)
+
     return ContractRoute
+
+
+def poll(path: str, one: Callable[[str, Request], Coroutine[Any, Any, Response]], shape: Any) -> Route:
+    """A contract's route to the state of a job, which is asked for again and again while a clip is made.
+
+    Without FastAPI's way to the function `one(id, request)`, which takes most of a poll's time. `id` is in the path.
+    """
+    return Route(path, answering(lambda request: one(request.path_params["id"], request), shape), methods=["GET"])

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from app.api import asked, schema, work
 from app.api.refused import Refused
-from app.api.route import route
+from app.api.route import poll, route
 from app.jobs import Job
 from sgm import Field
 
@@ -68,3 +68,7 @@ def _answer(job: Job, as_json: bool) -> Response:
         content = {"video": base64.b64encode(video).decode(), "finish_reason": "SUCCESS", "seed": seed}
         return JSONResponse(content, media_type="application/json; type=video/mp4")
     return Response(video, media_type="video/mp4", headers={"finish-reason": "SUCCESS", "seed": str(seed)})
+
+
+_RESULTS = ("/v2beta/image-to-video/result/{id}", "/v2alpha/generation/image-to-video/result/{id}")
+polls = [poll(path, result, _shape) for path in _RESULTS]

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from app.api import asked, schema, work
 from app.api.refused import Refused
-from app.api.route import route
+from app.api.route import poll, route
 from app.jobs import Job, still
 from sgm import VERSIONS, VideoRequest, all_fields, best_version
 
@@ -153,3 +153,6 @@ def state(job: Job) -> dict[str, Any]:
         "seed": asked_for.seed,
         "error": {"code": "generation_failed", "message": work.what_went_wrong(job)} if wrong else None,
     }
+
+
+polls = [poll("/v1/videos/{id}", one, _shape)]

@@ -38,6 +38,12 @@ async def in_turn(make: Any, *args: Any) -> Any:
     return await run_sync(make, *args, limiter=_one)
 
 
+def check_devices() -> None:
+    """Raise Refused 503 where no device is left to make clips."""
+    if none_left := the_table().none_left():
+        raise Refused(503, none_left)
+
+
 def check_room(owner: str) -> None:
     """Raise Refused 429 where the queue is full."""
     waiting = [job.owner for job in the_table().jobs() if job.active and job.by_api]
@@ -46,7 +52,8 @@ def check_room(owner: str) -> None:
 
 
 def submit(request: VideoRequest, picture: Image.Image, name: str, owner: str) -> Job:
-    """Queue a job. Raises Refused 429 where the queue is full, 422 for a version without weights."""
+    """Queue a job. Raises Refused 503 or 429 where it cannot be, 422 for a version without weights."""
+    check_devices()
     check_room(owner)
     status = version_status(request.version)
     if status.state != "ready":

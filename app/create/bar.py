@@ -137,6 +137,8 @@ def _progress_text(job: Job, others: int) -> str:
     if job.stopping:
         return "Stopping, once this part of the model is loaded …" if job.phase == "load" else "Stopping …"
     if job.state == "queued":
+        if job.message:
+            return look.plain(job.message)
         before = table().jobs_before(job.id)
         text = f"Number {before} in line" if before else "Starting"
         return (f"{text}, done in about {left}" if left else text) + more

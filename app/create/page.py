@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
 from app import hands, look, models
 from app.create import bar, picture, result, session, settings
-from app.jobs import device, table
+from app.jobs import table
 from sgm import UserError
 
 
@@ -40,7 +42,7 @@ def show_page() -> None:
     if request:
         session.share(request, job)
     with badges:
-        st.badge(device(), icon=":material/memory:", color="gray")
+        _show_devices()
         if waiting := table().waiting():
             st.badge(f"{waiting} waiting", icon=":material/hourglass_empty:", color="gray")
     with right, st.container(key="result"):
@@ -53,3 +55,16 @@ def show_page() -> None:
         bar.show(place, *asked, job, problem)
         pressed = picture.pressed() | settings.pressed(version)
         hands.lend(bar.said(job), pressed, settings.values(version), settings.unready())
+
+
+def _show_devices() -> None:
+    """A badge for the devices that make clips, and one for each that was taken out."""
+    devices = table().devices()
+    at_work = Counter(state.about for state in devices if not state.reason)
+    if at_work:
+        named = at_work if len(at_work) == 1 else Counter(about.partition(" · ")[0] for about in at_work.elements())
+        text = ", ".join(f"{count} × {about}" if count > 1 else about for about, count in named.items())
+        st.badge(text, icon=":material/memory:", color="gray")
+    for state in devices:
+        if state.reason:
+            st.badge(f"{state.device} is out", icon=":material/error:", color="red", help=look.plain(state.reason))

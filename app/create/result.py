@@ -141,7 +141,8 @@ def _show_clip(job: Job) -> None:
         _offer_compare(job)
         player.offer_link(job)
     film = f"{links} clips joined · last of them: " if links > 1 else ""
-    st.caption(f"What ran: {film}{look.plain(summary(job.request))} · {look.duration(job.seconds)}")
+    took = look.duration(job.seconds) + (f" on {job.device}" if job.device else "")
+    st.caption(f"What ran: {film}{look.plain(summary(job.request))} · {look.plain(took)}")
     if fields.new_seed():
         st.button(
             f"Keep seed {job.request.seed}",

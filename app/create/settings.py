@@ -19,7 +19,7 @@ from app.create.fields import FOLLOWING, base_fields, draw, options_of, put, set
 from app.create.orbit import choose_orbit, show_orbit, without_effect
 from sgm import VERSIONS, Field, UserError, Version, VideoRequest, all_fields, best_version, version_status
 
-_FIRST = ("camera", "orbit", "motion_bucket", "elevation", "fps", "steps", "seed")
+_FIRST = ("camera", "orbit", "motion_bucket", "depth", "elevation", "fps", "steps", "seed")
 _WITH_PICTURE = ("fit",)
 _SWITCHES = ("new_seed", "whole_ranges", "research")
 _PRESETS = {
@@ -70,7 +70,7 @@ def choose_settings(version: Version) -> VideoRequest:
         draw(fields["camera"], version)
     if "orbit" in fields:
         choose_orbit(fields["orbit"], version)
-    for name in ("motion_bucket", "elevation"):
+    for name in ("motion_bucket", "depth", "elevation"):
         if name in fields and name not in without_effect(st.session_state):
             draw(fields[name], version, slider=True)
     orbit = st.container()

@@ -5,22 +5,25 @@ Jobs outlive the page that submitted them and the server: they are stored in the
 
 from __future__ import annotations
 
+import os
 import threading
 
 from app.jobs.estimate import doing
 from app.jobs.queue import LONGEST_CHAIN, Table, next_seed
 from app.jobs.record import Job, open_stored, still, stored_picture
-from app.jobs.runner import EngineRunner, Runner, device
+from app.jobs.runner import EngineRunner, Runner, runners_of, runners_on
+from app.jobs.seat import DeviceState
+from sgm import cluster_at
 from sgm.outputs import FolderInUse, outputs_folder
 
 __all__ = [
     "LONGEST_CHAIN",
+    "DeviceState",
     "EngineRunner",
     "FolderInUse",
     "Job",
     "Runner",
     "Table",
-    "device",
     "doing",
     "next_seed",
     "open_stored",
@@ -36,10 +39,16 @@ _table_lock = threading.Lock()
 def table(address: str = "") -> Table:
     """The process's table of jobs. Streamlit imports this module once, so that reruns and reloads keep the table.
 
-    address: of the page, for the message to a second process. Raises FolderInUse or UserError as `Table`.
+    Its workers are on the cluster that SGM_RAY names, else on the devices of SGM_DEVICES, or on all, SGM_GPUS of them to
+    a worker. address: of the page, for the message to a second process. Raises FolderInUse or UserError as
+    `Table`, UserError for a device or a cluster that cannot be used.
     """
     global _table
     with _table_lock:
         if _table is None:
-            _table = Table(outputs_folder(), address=address)
+            if ray := os.environ.get("SGM_RAY"):
+                runners = runners_of(cluster_at(ray, int(os.environ.get("SGM_RAY_ACTORS", 0)) or None))
+            else:
+                runners = runners_on(os.environ.get("SGM_DEVICES") or "all", int(os.environ.get("SGM_GPUS") or 1))
+            _table = Table(outputs_folder(), runners, address)
         return _table

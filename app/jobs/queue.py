@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +18,30 @@ from PIL import Image
 
 from app.jobs import estimate
 from app.jobs.record import Job, new_id, save_or_log, sizes, stored_picture
-from app.jobs.runner import EngineRunner, Runner, cores, device_type, run
+from app.jobs.runner import EngineRunner, Make, run
+from app.jobs.seat import ALL_AWAY, NONE_LEFT, DeviceState, Seat, seats_for
 from app.jobs.store import Store, clip_frames, film_frames, film_video, is_lossless
-from sgm import JOIN, Clip, UserError, VideoRequest, typical_seconds
+from sgm import JOIN, Clip, DeviceAway, DeviceFailed, UserError, VideoRequest, typical_seconds
 from sgm.process import freeze_objects
 
+log = logging.getLogger(__name__)
+
+MOST_LOST = 3  # times that a job is made again whose machine went away: it may be the one to bring them down
+_LOOK_AGAIN = 1.0  # seconds, at which a device that is away is looked for
 LONGEST_CHAIN = 4  # clips, each an extension of the one before: quality falls with every extension
 
 
 class Table:
-    """All jobs in `folder`, which the table owns until `close`; `workers` of them run at a time.
+    """All jobs in `folder`, which the table owns until `close`; one runs at a time with each runner.
 
-    address: of the page, for the message to a second process. Raises FolderInUse, before any change, if the folder has
-    an owner already; UserError if it cannot be written.
+    runners: runners or functions (default: an EngineRunner). address: of the page, for the message to a second
+    process. Raises FolderInUse, before any change, if the folder has an owner already; UserError if it cannot be
+    written.
     """
 
-    def __init__(self, folder: Path, runner: Runner | None = None, workers: int = 1, address: str = "") -> None:
+    def __init__(self, folder: Path, runners: Make | Sequence[Make] | None = None, address: str = "") -> None:
         self._store = Store(folder, address)
-        self._runner = runner or EngineRunner()
+        self._seats = seats_for(runners or EngineRunner())
         self._changed = threading.Condition()  # guards the attributes below
         try:
             self._jobs = {job.id: job for job in self._store.jobs()}  # in order of submission
@@ -44,8 +52,6 @@ class Table:
             str, float
         ] = {}  # owner or group -> when one of its jobs last started, by the monotonic clock
         self._estimates: dict[Any, dict[str, float]] = {}  # kind of request -> seconds of phases, until a job ends
-        self._workers = workers
-        self._threads: list[threading.Thread] = []  # started with the first job
         self._closed = False
         with self._changed:
             if self._queued():  # jobs that were queued when the server was stopped
@@ -116,8 +122,9 @@ class Table:
         """About how many seconds the rest of a group takes, but for what goes between."""
         with self._changed:
             jobs = [job for job in self._jobs.values() if job.group == group]
-            running = sum(self._left(job) for job in jobs if job.state == "running")
-            return running + sum(self._seconds_for(job.request) for job in jobs if job.state == "queued")
+            running = [self._left(job) for job in jobs if job.state == "running"]
+            queued = [self._seconds_for(job.request) for job in jobs if job.state == "queued"]
+            return max([*running, estimate.seconds_queued(running, queued, self._workers())], default=0.0)
 
     def groups(self) -> list[str]:
         """The ids of all groups, the newest first."""
@@ -223,7 +230,7 @@ class Table:
     def waiting(self) -> int:
         """The number of queued jobs that wait for another to end."""
         with self._changed:
-            return max(0, len(self._queued()) + len(self._running()) - self._workers)
+            return max(0, len(self._queued()) + len(self._running()) - self._workers())
 
     def jobs_before(self, job_id: str) -> int:
         """How many jobs, running ones included, must end before a queued one starts; 0 for a job that is not queued."""
@@ -231,7 +238,21 @@ class Table:
             queue = [job.id for job in self._queued()]
             if job_id not in queue:
                 return 0
-            return max(0, len(self._running()) + queue.index(job_id) - self._workers + 1)
+            return max(0, len(self._running()) + queue.index(job_id) - self._workers() + 1)
+
+    def devices(self) -> list[DeviceState]:
+        """The state of each worker's device."""
+        with self._changed:
+            seats = [replace(seat) for seat in self._seats]
+        return [
+            DeviceState(seat.runner.device, seat.reason or seat.runner.about(), seat.busy, seat.reason)
+            for seat in seats
+        ]
+
+    def none_left(self) -> str:
+        """What to say where every worker was taken out, so that no clip is made; else ""."""
+        with self._changed:
+            return self._none_left()
 
     def seconds_for(self, request: VideoRequest) -> float:
         """About how many seconds a request takes once it runs: with loading, where another model is loaded or none."""
@@ -239,13 +260,15 @@ class Table:
             return self._seconds_for(request)
 
     def seconds_for_all(self, requests: Iterable[VideoRequest]) -> float:
-        """About how many seconds requests take one after the other; a model is loaded once."""
-        loaded = getattr(self._runner, "version", "")
+        """About how many seconds requests take, by as many workers as there are; each loads a model once."""
         with self._changed:
             expected = [(request.version, self._expected(request)) for request in requests]
+            workers = self._workers()
         load = {version: phases.pop("load") for version, phases in expected}
-        load.pop(loaded, 0)
-        return sum(load.values()) + sum(sum(phases.values()) for _, phases in expected)
+        for version in self._loaded():
+            load.pop(version or "", 0)
+        work = [sum(phases.values()) for _, phases in expected]
+        return sum(load.values()) + estimate.seconds_queued([], work, workers)
 
     def cancel(self, job_id: str) -> None:
         """Take a job out of the queue, or stop it at its next check. Jobs that have ended are not changed."""
@@ -273,8 +296,9 @@ class Table:
             for job in self._jobs.values():
                 job.stopping = job.stopping or job.state == "running"
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
+        for seat in self._seats:
+            if seat.thread:
+                seat.thread.join()
         self._store.close()
 
     # Called with the lock held.
@@ -304,29 +328,45 @@ class Table:
             queue = self._queued()
             waiting = [self._seconds_for(other.request) for other in queue[: queue.index(job) + 1]]
             running = [self._left(other) for other in self._running()]
-            job.seconds_left = estimate.seconds_queued(running, waiting, self._workers)
+            job.seconds_left = estimate.seconds_queued(running, waiting, self._workers())
+            if none_left := self._none_left():
+                return replace(job, message=none_left, seconds_left=None)
         return replace(job)
+
+    def _workers(self) -> int:
+        """How many workers there are; 1 where all were taken out, for estimates."""
+        return max(1, sum(not seat.reason for seat in self._seats))
+
+    def _none_left(self) -> str:
+        """What to say where all workers were taken out; else ""."""
+        reasons = dict.fromkeys(seat.reason.rstrip(".") for seat in self._seats)
+        text = ALL_AWAY if any(seat.away for seat in self._seats) else NONE_LEFT
+        return "" if "" in reasons else text.format("; ".join(reasons))
+
+    def _loaded(self) -> list[str | None]:
+        """The versions that are loaded; None where none needs to be."""
+        return [seat.runner.version for seat in self._seats if not seat.reason]
 
     def _left(self, job: Job) -> float:
         return estimate.seconds_left(job, self._expected(job.request), time.monotonic())
 
     def _seconds_for(self, request: VideoRequest) -> float:
         expected = self._expected(request)
-        if getattr(self._runner, "version", request.version) == request.version:
+        if {None, request.version} & set(self._loaded()):
             expected.pop("load")
         return sum(expected.values())
 
     def _expected(self, request: VideoRequest) -> dict[str, float]:
-        kind = request.version, tuple(typical_seconds(request, device_type(), cores()).items())
+        runner = self._seats[0].runner  # all are of one kind
+        kind = _kind(request, runner.kind, runner.cores)
         if kind not in self._estimates:
             finished = reversed(self._jobs.values())
-            self._estimates[kind] = estimate.expected(finished, request, device_type(), cores())
+            self._estimates[kind] = estimate.expected(finished, request, runner.kind, runner.cores)
         return dict(self._estimates[kind])
 
     def _start(self) -> None:
-        while len(self._threads) < self._workers:
-            self._threads.append(threading.Thread(target=self._work, name="clips", daemon=True))
-            self._threads[-1].start()
+        for seat in self._seats:
+            seat.start(self._work)
 
     # Called without the lock.
 
@@ -350,17 +390,24 @@ class Table:
             raise UserError("This clip is no longer on the server. Start a new one.")
         return job
 
-    def _work(self) -> None:
-        while True:
+    def _work(self, seat: Seat) -> None:
+        while self._makes_clips(seat):
             with self._changed:
                 self._changed.wait_for(lambda: self._queued() or self._closed)
                 if self._closed:
                     return
                 job = self._queued()[0]
-                job.start()
+                job.start(seat.runner.device)
                 self._last_started[_taker(job)] = job.started
+                seat.busy = True
             save_or_log(job)
-            outcome = run(job, self._runner, self._write, self._changed)
+            try:
+                outcome = run(job, seat.runner, self._write, self._changed)
+            except DeviceFailed as failure:
+                outcome = self._taken_out(seat, job, failure)
+            if not outcome:
+                save_or_log(job)
+                continue
             ended = replace(
                 job,
                 seconds=time.monotonic() - job.started,
@@ -372,7 +419,42 @@ class Table:
             with self._changed:
                 self._jobs[job.id] = ended
                 self._estimates.clear()
+                seat.busy = False
                 self._changed.notify_all()
+
+    def _makes_clips(self, seat: Seat) -> bool:
+        """Wait while a worker's device is away. False where it is out for good, and where the table is closed."""
+        while not self._closed and (seat.away or not seat.reason):
+            missing = seat.runner.missing()
+            with self._changed:
+                seat.reason, seat.away = missing, bool(missing)
+                if not missing:
+                    return True
+                self._changed.wait_for(lambda: self._closed, timeout=_LOOK_AGAIN)
+        return False
+
+    def _taken_out(self, seat: Seat, job: Job, failure: DeviceFailed) -> dict[str, Any]:
+        """Take out the worker whose device failed, and put its job back in line: once, and unless it was cancelled.
+
+        Returns the outcome of a job that does not go back. Where memory is lacking, the last worker stays: other
+        programs may end. One that is away comes back, and its job goes in line some times: machines come and go.
+        """
+        away = isinstance(failure, DeviceAway)
+        with self._changed:
+            if failure.for_good or self._workers() > 1:
+                seat.reason, seat.away, seat.busy = str(failure), away, False
+                log.error("a worker is taken out: %s", failure)
+            self._estimates.clear()
+            if job.stopping:
+                return {"state": "cancelled", "message": estimate.stopped(job)}
+            job.lost += away
+            if job.lost > MOST_LOST:
+                return {"state": "failed", "message": f"Given up after {job.lost} times: {failure}"}
+            if (job.resumed and not away) or not seat.reason:
+                return {"state": "failed", "message": str(failure)}
+            job.put_back(resumed=job.resumed or not away)
+            self._changed.notify_all()
+            return {}
 
     def _write(self, job: Job, clip: Clip) -> dict[str, Any]:
         return self._store.write_clip(job, clip, self.chain(job.parent) if job.parent else [])
@@ -382,6 +464,12 @@ def next_seed(request: VideoRequest, steps: int = 1) -> VideoRequest:
     """A request with a seed some steps on; after the highest comes the lowest."""
     field = request.fields()["seed"]
     return request.replace(seed=(request.seed + steps) % (int(field.high) + 1))
+
+
+@lru_cache(1 << 14)  # a poll asks it of each job in line
+def _kind(request: VideoRequest, device: str, cores: int) -> tuple[Any, ...]:
+    """What requests have in common that take as long."""
+    return request.version, tuple(typical_seconds(request, device, cores).items())
 
 
 def _taker(job: Job) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 from PIL import Image
 
-from sgm import Clip, Progress, UserError, VideoRequest
+from sgm import Clip, Progress, UserError, VideoRequest, with_later_fields
 from sgm.paths import is_file, replacing
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ _SAVED: dict[str, Callable[[Any], bool]] = {
     "seconds": _is_seconds,
     "ended": _is_date,
     "resumed": lambda value: isinstance(value, bool),
+    "device": lambda value: isinstance(value, str),
     "settings": lambda value: isinstance(value, dict),
     "phases": lambda value: isinstance(value, dict) and all(map(_is_seconds, value.values())),
     "files": lambda value: isinstance(value, dict) and all(type(size) is int for size in value.values()),
@@ -87,7 +88,9 @@ class Job:
     created: float = field(default_factory=time.time)  # seconds since 1970
     seconds: float = 0.0  # that it ran
     ended: float = 0.0  # seconds since 1970; 0 until then, and of clips from before this was noted
-    resumed: bool = False  # it ran when the server was killed, and waits or runs once more
+    resumed: bool = False  # it ran when the server was killed or its device failed, and waits or runs once more
+    lost: int = 0  # how many times the machine went away that it ran on
+    device: str = ""  # on which it runs or ran, as "cuda:1"
     message: str = ""  # what went wrong, for people
     settings: dict[str, Any] = field(default_factory=dict)  # the clip's recipe
     owner: str = ""  # the browser session: owners take turns in the queue
@@ -154,10 +157,15 @@ class Job:
             return False
         return stat.S_ISREG(found.st_mode) and found.st_size == (self.files.get(path.name) or found.st_size or -1)
 
-    def start(self) -> None:
-        """Set the state to running."""
-        self.state, self.started = "running", time.monotonic()
+    def start(self, device: str = "") -> None:
+        """Set the state to running, on a device."""
+        self.state, self.started, self.device = "running", time.monotonic(), device
         self.enter("load")
+
+    def put_back(self, resumed: bool = True) -> None:
+        """Set the state to queued once more: the device failed that the job ran on."""
+        self.state, self.resumed, self.device = "queued", resumed, ""
+        self.phase, self.progress, self.phases, self.preview, self.fraction = "", None, {}, b"", 0.0
 
     def enter(self, phase: str, progress: Progress | None = None) -> None:
         """Set the running phase, and its first progress if there is one."""
@@ -241,7 +249,8 @@ def _recorded(folder: Path, saved: dict[str, Any]) -> Job:
             raise ValueError(f"its {name} is {reprlib.repr(saved[name])}" if name in saved else f"it has no {name}")
     values = saved["request"]
     # Earlier programs may have had other fields.
-    request = VideoRequest.fitting(values["version"], {name: values[name] for name in values if name != "version"})
+    chosen = with_later_fields({name: values[name] for name in values if name != "version"})
+    request = VideoRequest.fitting(values["version"], chosen)
     return Job(folder.name, folder, request, **{name: saved[name] for name in _SAVED if name in saved})
 
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
-import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -19,52 +18,137 @@ from PIL import Image
 
 from app.jobs import estimate
 from app.jobs.record import Job, small_jpeg, stored_picture
-from sgm import Clip, Memo, Progress, UserError, choose_device, generate, load_engine
+from sgm import (
+    Clip,
+    Cluster,
+    ClusterWorker,
+    DeviceFailed,
+    Progress,
+    UserError,
+    Worker,
+    choose_devices,
+    describe_device,
+    load_engine,
+    workers_on,
+)
 from sgm.process import collect_and_freeze, reuse_freed_memory
 
 log = logging.getLogger(__name__)
 
-# (job, on_step, check) -> clip. Both functions may raise; `check` is to be called often.
-Runner = Callable[[Job, Callable[[Progress], None], Callable[[], None]], Clip]
 _PREVIEW_EVERY = 0.8  # seconds, less than the interval at which the page looks for a new one
+Make = Callable[[Job, Callable[[Progress], None], Callable[[], None]], Clip]  # as `Runner.__call__`
 
 
 class Cancelled(Exception):
     """Raised in a runner's thread when its job has been cancelled."""
 
 
-class EngineRunner:
+class Runner(ABC):
+    """Makes clips, one at a time. The table has a worker, which is a thread, for each runner.
+
+    device: its name, for people, noted with each job. kind: torch's type of device; cores: of the processor, that a job
+    takes there: both for estimates.
+    """
+
+    device, kind, cores = "", "cpu", 1
+
+    @property
+    def version(self) -> str | None:
+        """The version whose model is loaded; "" where there is none, None where none needs to be."""
+        return None
+
+    def about(self) -> str:
+        """The device, as the page shows it."""
+        return self.device
+
+    def missing(self) -> str:
+        """Why no clip can be made now, where that may pass, or "". Called before each job; may take seconds."""
+        return ""
+
+    @abstractmethod
+    def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
+        """Make a job's clip. `on_step` and `check`, to be called often, may raise: that ends the job.
+
+        Raises DeviceFailed where this runner makes no more clips: the table takes its worker out, and the job goes back
+        in line once; DeviceAway where it makes none until `missing` says so. UserError and any other error is the job's
+        own.
+        """
+
+
+class FunctionRunner(Runner):
+    """The runner of a function."""
+
+    def __init__(self, make: Make) -> None:
+        self._make = make
+
+    def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
+        return self._make(job, on_step, check)
+
+
+class EngineRunner(Runner):
     """The runner with real models, which keeps the engine of the latest version loaded."""
 
-    def __init__(self) -> None:
-        self._engine: Any = None
-        self._memo: Memo | None = None  # what the latest clips of a picture, as those of a sweep, have in common
-        self._loading = threading.Lock()
+    def __init__(self, worker: Worker | None = None, gpus: int = 1) -> None:
+        self._gpus = gpus  # that compute each clip together
+        self._worker = worker or workers_on(choose_devices()[:1], load_and_freeze)[0]
+        self.device, self.kind = str(self._worker.device), self._worker.device.type
+        self.cores = self._worker.threads
 
     @property
     def version(self) -> str:
-        """The version whose engine is loaded; "" where there is none."""
-        return self._engine.version if self._engine else ""
+        return self._worker.version
+
+    def about(self) -> str:
+        others = f" · with the {self._gpus - 1} after it" if self._gpus > 1 else ""
+        return describe_device(self._worker.device) + others
 
     def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
-        picture = stored_picture(job)
-        with self._loading:
-            engine, memo = self._loaded(job.request.version, on_step)
-        check()
         with reuse_freed_memory():
-            return generate(engine, job.request, picture, on_step, check, memo=memo)
+            return self._worker.generate(job.request, stored_picture(job), on_step, check)
 
-    def _loaded(self, version: str, on_step: Callable[[Progress], None]) -> tuple[Any, Memo | None]:
-        if self._engine is None or self._engine.version != version:
-            self._engine = self._memo = None  # unload first: two models at once may not fit
-            collect_and_freeze()
-            on_step(Progress("load", 0, 100))
-            self._engine = load_engine(
-                version, on_progress=lambda share: on_step(Progress("load", math.floor(100 * share), 100))
-            )
-            self._memo = Memo(self._engine, most=4)
-            collect_and_freeze()
-        return self._engine, self._memo
+
+class ClusterRunner(Runner):
+    """The runner of a device of a Ray cluster."""
+
+    def __init__(self, worker: ClusterWorker) -> None:
+        self._worker = worker
+        self.kind, self.cores = worker.kind, worker.threads
+
+    @property
+    def device(self) -> str:
+        return self._worker.name
+
+    @property
+    def version(self) -> str:
+        return self._worker.version
+
+    def about(self) -> str:
+        return self._worker.about()
+
+    def missing(self) -> str:
+        return self._worker.missing()
+
+    def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
+        return self._worker.generate(job.request, stored_picture(job), on_step, check)
+
+
+def runners_of(cluster: Cluster) -> list[Runner]:
+    """A runner for each worker of a Ray cluster."""
+    return [ClusterRunner(worker) for worker in cluster.workers]
+
+
+def runners_on(devices: str, gpus: int = 1) -> list[Runner]:
+    """A runner for each device, or for each `gpus` of them. Both as for `sgm.choose_devices`; raises as that does."""
+    load = functools.partial(load_and_freeze, gpus=gpus)
+    return [EngineRunner(worker, gpus) for worker in workers_on(choose_devices(devices, gpus), load)]
+
+
+def load_and_freeze(version: str, **options: Any) -> Any:
+    """`sgm.load_engine`, with the garbage of the engine before collected, and the new one never searched for any."""
+    collect_and_freeze()
+    engine = load_engine(version, **options)
+    collect_and_freeze()
+    return engine
 
 
 def run(
@@ -75,7 +159,8 @@ def run(
 ) -> dict[str, Any]:
     """Run a job until it is done, failed or cancelled. Returns the job's fields that describe the outcome.
 
-    write_clip: stores the clip; returns further fields. changing: a lock, held while the job's progress is changed.
+    Raises DeviceFailed as the runner does. write_clip: stores the clip; returns further fields. changing: a lock, held
+    while the job's progress is changed.
     """
     drawn = 0.0
 
@@ -120,31 +205,10 @@ def run(
         return {"state": "done", "settings": clip.settings, **outcome}
     except Cancelled:
         return {"state": "cancelled", "message": estimate.stopped(job)}
+    except DeviceFailed:
+        raise
     except UserError as error:
         return {"state": "failed", "message": str(error)}
     except BaseException as error:  # of any kind: the worker goes on with the next job
         log.exception("job %s failed", job.id)
         return {"state": "failed", "message": f"{type(error).__name__}: {error}. The server's log has the details."}
-
-
-@functools.cache
-def device_type() -> str:
-    """torch's type of the device that makes clips: "cpu", "cuda" or "mps"."""
-    return choose_device(None).type
-
-
-def cores() -> int:
-    """How many cores of a processor a job uses."""
-    import torch
-
-    return torch.get_num_threads()
-
-
-def device() -> str:
-    """The device that makes clips, and its free memory, for people."""
-    import torch
-
-    if torch.cuda.is_available():
-        free, total = (value / 2**30 for value in torch.cuda.mem_get_info())
-        return f"{torch.cuda.get_device_name().removeprefix('NVIDIA ')} · {free:.0f} of {total:.0f} GB free"
-    return "Apple GPU" if torch.backends.mps.is_available() else "CPU"

@@ -11,7 +11,7 @@ from app import look
 from app.jobs import Job, stored_picture, table
 from app.lab.player import letters
 from app.summary import differing
-from sgm import SCORES, Scores, UserError, prepare_picture, score_clip
+from sgm import SCORES, Scores, UserError, score_clip
 
 _known: dict[tuple[str, str], Scores] = {}  # ids of a clip and of the one that it is compared with: for all sessions
 
@@ -54,9 +54,10 @@ def scores_of(job: Job, reference: Job) -> Scores:
         try:
             frames, _ = table().frames(job)
             first, *_ = table().chain(job.id) or [job]
-            picture = None if job.request.family.orbits else prepare_picture(stored_picture(first), first.request)
+            picture = None if job.request.family.orbits else stored_picture(first)
             other = table().frames(reference)[0] if job.id != reference.id else None
-            _known[key] = score_clip(frames, picture, other if other is None or other.shape == frames.shape else None)
+            other = other if other is None or other.shape == frames.shape else None
+            _known[key] = score_clip(frames, picture, other, first.request)
         except UserError:
             return {}
     return _known[key]

@@ -78,11 +78,13 @@ class Batch:
 
         Raises UserError where the disk is full.
         """
+        from sgm import generate
+
         engine = None
         for stem, source in sources:
             name = source.name if isinstance(source, Path) else stem
             try:
-                image, shown = self._open(source, name)
+                image, shown = self.open(source, name)
             except Exception as error:
                 tell_failure(error, name, alone=len(sources) == 1)
                 yield False
@@ -94,7 +96,10 @@ class Batch:
                     if (seconds := time.perf_counter() - start) > 5:
                         echo_stderr(f"The weights took {seconds:.0f} s to load.")
                 try:
-                    self._make(engine, image, shown, self._target(stem), show)
+                    with reuse_freed_memory():
+                        follow = partial(show_step, show, self.notes)
+                        clip = generate(engine, self.request, image, follow, low_memory=self.low_memory)
+                    self.write(clip, shown, stem)
                 except Exception as error:
                     tell_failure(error, name, alone=len(sources) == 1)
                     yield False
@@ -108,7 +113,7 @@ class Batch:
         tail = f"-{self.request.version}-{self.request.seed}"
         return self.out / f"{plain_stem(stem, min(_LONGEST_STEM, _LONGEST_NAME - _ROOM - len(tail)))}{tail}.mp4"
 
-    def _open(self, source: Path | Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
+    def open(self, source: Path | Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
         """Open a picture and print how it is fitted. For a fit of "object", also remove its background.
 
         -> the picture, and for such a fit what the model is shown of it.
@@ -124,16 +129,15 @@ class Batch:
         picture = request.family.prepare(image, request, self.background_model)
         return picture.image, picture.frame()
 
-    def _make(self, engine: Any, image: Image.Image, shown: Image.Image | None, target: Path, show: Any) -> None:
-        """Generate a video, write it and what belongs beside it, and print its path."""
-        from sgm import differences, generate, write_video
+    def write(self, clip: Clip, shown: Image.Image | None, stem: str) -> None:
+        """Write a video and what belongs beside it, and print its path. shown, stem: of its picture, see `open`."""
+        from sgm import differences, write_video
 
-        with reuse_freed_memory():
-            follow = partial(show_step, show, self.notes)
-            clip = generate(engine, self.request, image, follow, low_memory=self.low_memory)
         for sentence in differences(self.settings or {}, clip.settings):
             echo_stderr(sentence)
-        written = write_new(target, partial(write_video, frames=clip.frames, fps=clip.fps, settings=clip.settings))
+        written = write_new(
+            self._target(stem), partial(write_video, frames=clip.frames, fps=clip.fps, settings=clip.settings)
+        )
         echo_result(written)
         if shown is not None:
             beside = write_new(written.with_name(f"{written.stem}-input.png"), shown.save)

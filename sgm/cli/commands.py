@@ -10,6 +10,7 @@ import typer
 
 from sgm import __version__
 from sgm.cli.console import Commands
+from sgm.cli.options import RayCommand
 from sgm.cli.page import app
 from sgm.cli.recipe import recipe
 from sgm.cli.repeat import repeat
@@ -50,5 +51,6 @@ def _prepare(
 for command in (sample, sweep):
     cli.command(cls=SampleCommand)(command)
 cli.command(cls=ScoreCommand)(score)
-for command in (repeat, recipe, models, download, convert, app, train):
+cli.command(cls=RayCommand)(app)
+for command in (repeat, recipe, models, download, convert, train):
     cli.command()(command)

@@ -102,7 +102,7 @@ class Making:
                 if scored:
                     self.folder.add_scores(scored[0], scored[1].result())
                 self.folder.write(cells)
-                scored = (cell, pool.submit(self._scores, cell, self._shown(cell))) if cell in self.made else None
+                scored = (cell, pool.submit(self._scores, cell, self._picture(cell))) if cell in self.made else None
             if scored:
                 self.folder.add_scores(scored[0], scored[1].result())
                 self.folder.write(cells)
@@ -171,12 +171,10 @@ class Making:
         if not sys.stdout.isatty():  # there, the bar would be in its line
             echo_result(path)
 
-    def _shown(self, cell: Cell) -> Image.Image | None:
-        """A cell's picture as the model saw it; None where its file has gone meanwhile."""
-        from sgm import prepare_picture
-
+    def _picture(self, cell: Cell) -> Image.Image | None:
+        """A cell's picture; None where its file has gone meanwhile."""
         try:
-            return prepare_picture(self.pictures.of(cell), cell.request)
+            return self.pictures.of(cell)
         except UserError:
             return None
 
@@ -187,7 +185,8 @@ class Making:
         reference = self.compared.get(cell)
         path = self.made.get(reference) if reference else None
         try:
-            scores = score_clip(read_frames(self.made[cell])[0], picture, read_frames(path)[0] if path else None)
+            frames, other = read_frames(self.made[cell])[0], read_frames(path)[0] if path else None
+            scores = score_clip(frames, picture, other, cell.request)
         except UserError as error:  # somebody took the file away; other clips have scores
             echo_stderr(f"{self.made[cell]} has no scores: {error}")
             return {}

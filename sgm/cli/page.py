@@ -4,32 +4,65 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 import sys
 from typing import Annotated
 
 import typer
 
+from sgm.cli.console import echo_stderr
+from sgm.cli.options import Ray, RayActors
 from sgm.errors import UserError, shown
+from sgm.process import importing_torch
 from sgm.versions import bundle
 
 
 def app(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8501,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SGM_DEVICES",
+            help="On which clips are made, one at a time on each: all, or names as cuda:0,cuda:1 or cpu,cpu. "
+            "Unless given, all GPUs or, without any, the processor.",
+        ),
+    ] = None,
+    gpus: Annotated[
+        int,
+        typer.Option(envvar="SGM_GPUS", min=1, max=16, help="How many of the GPUs compute each clip together."),
+    ] = 1,
+    ray: Ray = None,
+    ray_actors: RayActors = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on. Another than 127.0.0.1 needs keys in SGM_API_KEYS, for the API.")
     ] = "127.0.0.1",
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="A site whose pages may use the API, as https://example.org. Can be given more than once."),
+    ] = None,
     trust_network: Annotated[
         bool, typer.Option("--trust-network", help="Let all who reach --host use page and API, without a key.")
     ] = False,
 ) -> None:
     """Open the page in your browser, and serve the HTTP API beside it. Both are for this machine only."""
     network = _checked_network(host, trust_network)
+    origins = [_checked_origin(origin) for origin in allow_origin or []]
+    if ray is not None and (devices is not None or gpus > 1):
+        raise UserError(
+            "--devices and --gpus, or SGM_DEVICES and SGM_GPUS, are of this machine, --ray of a cluster: give one."
+        )
+    if devices is not None:
+        _check_devices(devices, gpus)
+        os.environ["SGM_DEVICES"] = devices  # which the table of jobs reads
+    os.environ["SGM_GPUS"] = str(gpus)
     from sgm.outputs import outputs_folder, reserve
 
     address = f"http://127.0.0.1:{port}"
     _check_port(port, address)
+    if ray is not None:
+        _connect(ray, ray_actors)
     reserve(outputs_folder(), address)  # the app takes the lock over
     from sgm.cli.server import serve
 
@@ -37,7 +70,7 @@ def app(
     # `import app` must work here and in processes that the page starts.
     sys.path.insert(0, str(root))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    serve(root, port, address, not no_browser, host, network)
+    serve(root, port, address, not no_browser, host, network, origins)
 
 
 def _checked_network(host: str, trusted: bool) -> str:
@@ -55,6 +88,32 @@ def _checked_network(host: str, trusted: bool) -> str:
             "API alone; or, where everybody on the network may use page and API, add --trust-network."
         )
     return "trusted" if trusted else "keys"
+
+
+def _checked_origin(origin: str) -> str:
+    """A site's origin, as browsers send it. Raises UserError for what is none."""
+    if not re.fullmatch(r"https?://[^/\s*@?#]+/?", origin):
+        raise UserError(f"--allow-origin must be a site's address, as https://example.org; got {shown(origin)}.")
+    return origin.rstrip("/").lower()
+
+
+def _check_devices(devices: str, gpus: int) -> None:
+    """Raise UserError for devices that cannot be used."""
+    with importing_torch():
+        from sgm import choose_devices
+
+    choose_devices(devices, gpus)
+
+
+def _connect(ray: str, actors: int | None) -> None:
+    """Connect to a Ray cluster, for the table of jobs. Raises UserError as `Cluster` does."""
+    echo_stderr("Connecting to Ray.")
+    with importing_torch():
+        from sgm import cluster_at
+
+    cluster = cluster_at(ray, actors)
+    os.environ |= {"SGM_RAY": ray, "SGM_RAY_ACTORS": str(actors or 0)}
+    echo_stderr(f"Clips are made by {len(cluster.workers)} actors of the Ray cluster at {cluster.address}.")
 
 
 def _check_port(port: int, address: str) -> None:

@@ -8,12 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import typer.core
 
 from sgm.cli.batch import Batch
 from sgm.cli.console import echo_stderr, errors_as_sentences, path_argument, path_option
-from sgm.cli.options import BackgroundModel, Base, Checkpoint, Device, Dtype, LowMemory, ModelVersion, Recipe
+from sgm.cli.options import (
+    BackgroundModel,
+    Base,
+    Checkpoint,
+    Device,
+    Devices,
+    Dtype,
+    Gpus,
+    LowMemory,
+    ModelVersion,
+    Ray,
+    RayActors,
+    RayCommand,
+    Recipe,
+)
 from sgm.cli.recipe import stored_picture
+from sgm.cli.spread import Spread
 from sgm.errors import UserError
 from sgm.paths import check_writable, exists, is_folder, write_new
 from sgm.process import importing_torch
@@ -27,7 +41,7 @@ if TYPE_CHECKING:
     from sgm.cli.batch import Source
 
 
-class SampleCommand(typer.core.TyperCommand):
+class SampleCommand(RayCommand):
     """A command with an option for each field of a request, including those of samplers and guiders."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -105,6 +119,10 @@ def sample(
     orbit_plot: Annotated[Path | None, path_option("Write a picture of the orbit there, a .png.")] = None,
     low_memory: LowMemory = False,
     device: Device = None,
+    devices: Devices = None,
+    gpus: Gpus = 1,
+    ray: Ray = None,
+    ray_actors: RayActors = None,
     dtype: Dtype = None,
     checkpoint: Checkpoint = None,
     base: Base = None,
@@ -117,7 +135,16 @@ def sample(
     SV4D's versions take a clip, a video, an animation or a folder of its frames, and make a folder of clips: the same
     motion from other sides.
     """
-    from sgm import ViewsRequest, check_weights, choose_device, load_engine, video_encoder
+    from sgm import (
+        Cluster,
+        ViewsRequest,
+        check_weights,
+        choose_device,
+        choose_devices,
+        load_engine,
+        video_encoder,
+        workers_on,
+    )
     from sgm.cli.views import ViewsWork, clip_asked
 
     with errors_as_sentences(code=2):
@@ -133,13 +160,23 @@ def sample(
             raise UserError(f"--orbit-plot {orbit_plot} needs an SV3D version and a name ending in .png.")
         for note in request.notes:
             echo_stderr(note)
-        kind = dtype or dtype_of_recipe(settings, choose_device(device))
+        if sum(option is not None for option in (device, devices, ray)) > 1:
+            raise UserError(
+                "--device is where all are made, --devices and --ray over which they are spread: give one of them."
+            )
+        if ray is not None and gpus > 1:
+            raise UserError("--gpus are of this machine, --ray is a cluster's, a GPU for each actor: give one.")
+        if isinstance(request, ViewsRequest) and (devices is not None or ray is not None or gpus > 1):
+            raise UserError(f"{request.version} works on one device: leave out --devices, --gpus and --ray.")
+        chosen_devices = choose_devices(devices, gpus) if devices is not None else [choose_device(device)]
+        kind = dtype or dtype_of_recipe(settings, chosen_devices[0])
         clip = clip_asked(request, picture, out) if isinstance(request, ViewsRequest) else None
         sources = [] if clip else _sources(picture, recipe, request)
     if clip and isinstance(request, ViewsRequest):
-        weights = {"checkpoint": checkpoint, "base": base}
         load = partial(load_engine, device=device, dtype=kind)
-        ViewsWork(request, clip, out, background_model, low_memory, weights, load).run()
+        ViewsWork(
+            request, clip, out, background_model, low_memory, {"checkpoint": checkpoint, "base": base}, load
+        ).run()
         return
     # What can be known before the work, in the order of its cost.
     work = Batch(request, out, to_file, background_model, turntable, low_memory, settings)
@@ -149,11 +186,22 @@ def sample(
         exists(orbit_plot)
     video_encoder()
     weights = {"checkpoint": checkpoint, "base": base}
-    unfilled = check_weights(request.version, **weights)
+    unfilled = check_weights(request.version, **weights) if ray is None else None  # the nodes have their own
     if orbit_plot is not None:
         _plot_orbit(request, orbit_plot)
-    load = partial(load_engine, request.version, **weights, device=device, dtype=kind, unfilled=unfilled)
-    failed = sum(not made for made in work.run(sources, load))
+    load = partial(load_engine, **weights, dtype=kind, gpus=gpus)
+    if ray is not None:
+        paths = {name: path.absolute() for name, path in weights.items() if path}
+        echo_stderr("Connecting to Ray.")
+        cluster = Cluster(ray, ray_actors, {**paths, "dtype": dtype})
+        ctx.call_on_close(cluster.close)
+        made = Spread(work, cluster.workers, len(sources)).run(sources)
+    elif devices is None or len(chosen_devices[: len(sources)]) == 1:
+        filled = partial(load, request.version, device=str(chosen_devices[0]), unfilled=unfilled)
+        made = work.run(sources, filled)
+    else:
+        made = Spread(work, workers_on(chosen_devices, load), len(sources)).run(sources)
+    failed = sum(not one for one in made)
     if failed and len(sources) > 1:
         echo_stderr(f"{failed} of {len(sources)} pictures failed.")
     raise typer.Exit(1 if failed else 0)

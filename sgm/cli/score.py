@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from sgm import VideoRequest
+
 Row = dict[str, Any]  # "clip", the figures of SCORES, and "error"
 _LONGEST_NAME = 26  # columns of the terminal for a clip's name
 
@@ -83,7 +85,8 @@ def score(
             row: Row = {"clip": str(path), **dict.fromkeys(SCORES), "error": None}
             try:
                 frames = read_frames(path)[0]
-                row |= score_clip(frames, _picture(path, frames, picture), other)
+                source, request = _made_of(path, frames, picture)
+                row |= score_clip(frames, source, other, request)
                 lengths[path] = len(frames)
             except (UserError, OSError) as error:
                 row["error"] = str(error) if str(path) in str(error) else f"{path}: {error}"
@@ -131,22 +134,22 @@ def _expanded(paths: list[Path]) -> Iterator[Path]:
         yield from files_of(path, "clip", echo_stderr) if is_folder(path) else [path]
 
 
-def _picture(path: Path, frames: np.ndarray, given: Path | None) -> Image.Image | None:
-    """What a clip's model saw of its picture: fitted as its recipe says, cropped where it has none.
+def _made_of(path: Path, frames: np.ndarray, given: Path | None) -> tuple[Image.Image | None, VideoRequest | None]:
+    """What a clip was made of, cropped where it has no recipe, and its recipe's request.
 
-    None where the picture is not known, or its first frame shows another: with SV3D, and in a film of several clips.
+    None where that is not known, or its first frame shows another: with SV3D, and in a film of several clips.
     """
-    from sgm import fit_picture, open_picture, prepare_picture, read_settings, request_of
+    from sgm import fit_picture, open_picture, read_settings, request_of
 
     size = frames.shape[2], frames.shape[1]
     try:
         request = request_of(read_settings(path) or {})
     except UserError:  # there is no recipe, or none that can be used
-        return None if given is None else fit_picture(open_picture(given), *size)
+        return None if given is None else fit_picture(open_picture(given), *size), None
     source = given or (stored_picture(path) if len(frames) == request.frames else None)
     if source is None or request.family.input_frame != 0 or request.size != size:
-        return None
-    return prepare_picture(open_picture(source, keep_alpha=request.fit == "object"), request)
+        return None, None
+    return open_picture(source, keep_alpha=request.fit == "object"), request
 
 
 def _distance(lengths: dict[Path, int], real: list[Path], show: Callable[[str, float], None]) -> float:

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
@@ -22,16 +22,19 @@ import typer
 from anyio.to_thread import run_sync
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 from streamlit import config, file_util
 from streamlit.errors import Error
 
+from sgm.cli.heads import bound_heads
 from sgm.errors import UserError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _OWN_HOST = re.compile(r"(?:127\.0\.0\.1|localhost)(?::\d+)?")
+_ANSWERED = ("finish-reason", "seed", "retry-after", "location", "x-request-id")  # headers that the API answers with
 _API = re.compile(r"/(?:api|v1|v2alpha|v2beta|docs)(?:/.*)?|/openapi\.json")
 
 
@@ -43,11 +46,11 @@ class OwnPageOnly:
     one, to have its buttons pressed unseen.
 
     network: who else may ask. "": nobody. "keys": programs of other machines, for the API, which looks at their keys.
-    "trusted": whoever reaches this machine by its address or name.
+    "trusted": whoever reaches this machine by its address or name. origins: other sites', whose pages may use the API.
     """
 
-    def __init__(self, app: ASGIApp, network: str = "") -> None:
-        self.app, self.network = app, network
+    def __init__(self, app: ASGIApp, network: str = "", origins: Collection[str] = ()) -> None:
+        self.app, self.network, self.origins = app, network, frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def unframed(message: Message) -> None:
@@ -66,11 +69,14 @@ class OwnPageOnly:
         hosts, origins = headers.getlist("host"), set(headers.getlist("origin"))
         if len(hosts) != 1:
             return False
+        for_api = scope["type"] == "http" and bool(_API.fullmatch(scope["path"]))
+        if for_api:
+            origins -= self.origins
         client = (scope.get("client") or ("127.0.0.1",))[0]
         if _OWN_HOST.fullmatch(hosts[0]) and _is_loopback(client):
             return origins <= {f"http://{hosts[0]}"}
         if self.network == "keys":
-            return scope["type"] == "http" and not origins and bool(_API.fullmatch(scope["path"]))
+            return for_api and not origins
         return self.network == "trusted" and _is_of_here(hosts[0]) and origins <= {f"http://{hosts[0]}"}
 
 
@@ -110,12 +116,20 @@ class WithApi:
         await self.api(scope, receive, send)
 
 
-def serve(root: Path, port: int, address: str, open_browser: bool, host: str = "127.0.0.1", network: str = "") -> None:
+def serve(
+    root: Path,
+    port: int,
+    address: str,
+    open_browser: bool,
+    host: str = "127.0.0.1",
+    network: str = "",
+    origins: Collection[str] = (),
+) -> None:
     """Serve page and API at a port of `host` until Ctrl-C (KeyboardInterrupt) or SIGTERM (SystemExit).
 
     root: the folder that holds `app/` and `.streamlit/`; the current folder's `.streamlit/` is not read, and what
-    files and variables of Streamlit's say elsewhere yields to the values passed here. network: as of OwnPageOnly.
-    Raises UserError where Streamlit cannot read them.
+    files and variables of Streamlit's say elsewhere yields to the values passed here. network, origins: as of
+    OwnPageOnly. Raises UserError where Streamlit cannot read them.
     """
 
     @asynccontextmanager
@@ -135,7 +149,10 @@ def serve(root: Path, port: int, address: str, open_browser: bool, host: str = "
     sys.argv = [str(script)]  # beside which Streamlit looks for the theme
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # raised when the server has ended
     try:
-        middleware = [Middleware(OwnPageOnly, network), Middleware(WithApi, address)]
+        bound_heads()
+        every: Any = {"allow_methods": ["*"], "allow_headers": ["*"], "expose_headers": _ANSWERED}
+        shared = [Middleware(CORSMiddleware, allow_origins=list(origins), **every)] if origins else []
+        middleware = [Middleware(OwnPageOnly, network, origins), *shared, Middleware(WithApi, address)]
         st.App(script, middleware=middleware, lifespan=announced).run(config=settings)
     except (Error, UnicodeDecodeError) as error:
         raise UserError(f"Streamlit does not start ({error}): look at .streamlit/config.toml in your home.") from error

@@ -13,7 +13,7 @@ from sgm.cli.batch import BYTES_PER_PIXEL
 from sgm.cli.console import duration, echo_result, echo_stderr, errors_as_sentences, path_argument, path_option
 from sgm.cli.folder import TABLE, Pictures, SweepFolder
 from sgm.cli.making import Making
-from sgm.cli.options import BackgroundModel, Base, Checkpoint, Device, Dtype, LowMemory, ModelVersion, Recipe
+from sgm.cli.options import BackgroundModel, Base, Checkpoint, Device, Dtype, Gpus, LowMemory, ModelVersion, Recipe
 from sgm.cli.sample import chosen, dtype_of_recipe, pictures_of, starting_point
 from sgm.errors import UserError
 from sgm.paths import check_writable, is_file
@@ -61,6 +61,7 @@ def sweep(
     background_model: BackgroundModel = "u2net",
     low_memory: LowMemory = False,
     device: Device = None,
+    gpus: Gpus = 1,
     dtype: Dtype = None,
     checkpoint: Checkpoint = None,
     base: Base = None,
@@ -86,7 +87,7 @@ def sweep(
     folder = SweepFolder(out, plan.axes, plan.files, opened)
     extra = set(order) - set(plan.cells)
     places = {cell: folder.find(cell, reference=cell in extra) for cell in order}
-    load = partial(load_engine, checkpoint=checkpoint, base=base, device=device, dtype=kind)
+    load = partial(load_engine, checkpoint=checkpoint, base=base, device=device, gpus=gpus, dtype=kind)
     price = partial(_price, device=target.type)
     making = Making(folder, opened, order, places, plan.compared, price, load, low_memory)
     say = echo_result if dry_run else echo_stderr

@@ -122,6 +122,11 @@ def render(picture: Tensor, path: Tensor) -> Tensor:
     points = rays(path, identity_rays(h, w).to(picture))
     grid = torch.stack([points[:, 0] * 2, points[:, 1] * 2 * w / h], dim=-1)
     views = F.grid_sample(picture.expand(len(path), -1, -1, -1), grid, padding_mode="reflection", align_corners=False)
+    return halved(views)
+
+
+def halved(views: Tensor) -> Tensor:
+    """Views (n, c, 2 h, 2 w) at half their size, without aliasing."""
     return F.interpolate(views, scale_factor=0.5, mode="bicubic", antialias=True)
 
 

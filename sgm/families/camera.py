@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from sgm.conditioning.camera import CAMERA_MOVES, camera_path, direction, identity_rays, motion_of_bucket, rays, render
 from sgm.families.image import Batch, ImageFamily, Picture, conditioning_frames, per_frame, to_pixels
@@ -22,12 +23,23 @@ CAMERA = Field(
     default="auto",
     choices=lambda: {name: Named(_TITLES.get(name, "")) for name in CAMERA_MOVES},
 )
+DEPTH = Field(
+    "depth",
+    float,
+    "Depth",
+    "How much more near things move than far ones, as guessed from the picture. 0: the picture is flat.",
+    0,
+    2,
+    default=1.0,
+    usual=(0, 2),
+    step=0.05,
+)
 
 
 class CameraFamily(ImageFamily):
-    """svd_tiny: as SVD, with a camera move."""
+    """svd_tiny: as SVD, with a camera move through a picture with depth."""
 
-    fields = (*ImageFamily.fields, CAMERA)
+    fields = (*ImageFamily.fields, CAMERA, DEPTH)
 
     def drawn(self, request: VideoRequest) -> str:
         """Where the camera goes if the seed decides, such as "in to the lower left, rolling right"."""
@@ -44,13 +56,28 @@ class CameraFamily(ImageFamily):
     def batch(self, picture: Picture, factor: int, generator: torch.Generator) -> Batch:
         """As SVD's, but cond_frames (t, 3, h, w) are the camera's views; camera: ray maps (t, 2, h / f, w / f)."""
         request = picture.request
-        w, h = (side // factor for side in request.size)
-        motion = torch.tensor([float(motion_of_bucket(request.motion_bucket))])
-        move = direction(request.camera, generator=generator)
-        path = camera_path(move, motion, request.frames, request.height, request.width)[0]
-        views = render(to_pixels(picture.frame(scale=2)), path)
+        base = identity_rays(request.height // factor, request.width // factor)
+        path, large = self.path(request, generator), picture.frame(scale=2)
+        if request.depth:
+            from sgm.conditioning.scene import Scene  # imported here, since OpenCV's import takes a while
+
+            scene = Scene.of(large).deep(torch.tensor([request.depth]), path[None], base)
+            views, maps = scene.film(path), torch.cat([scene.rays(moves, base, True) for moves in path.split(1)])
+        else:
+            views, maps = render(to_pixels(large), path), rays(path, base)
         return {
             **per_frame(request, fps_id=request.fps - 1, motion_bucket_id=request.motion_bucket),
             **conditioning_frames(request, to_pixels(picture.frame()), views, generator),
-            "camera": rays(path, identity_rays(h, w)),
+            "camera": maps,
         }
+
+    @staticmethod
+    def path(request: VideoRequest, generator: torch.Generator | None = None) -> Tensor:
+        """The camera's positions (frames, 6), as in `sgm.conditioning.camera`, which take a generator's first numbers.
+
+        generator: as it is once seeded by the request, which is the default.
+        """
+        generator = generator or torch.Generator().manual_seed(request.seed)
+        motion = torch.tensor([float(motion_of_bucket(request.motion_bucket))])
+        move = direction(request.camera, generator=generator)
+        return camera_path(move, motion, request.frames, request.height, request.width)[0]

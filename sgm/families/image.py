@@ -132,3 +132,8 @@ def conditioning_frames(request: VideoRequest, clean: Tensor, frames: Tensor, ge
 def to_pixels(picture: Image.Image) -> Tensor:
     """A picture as a tensor, (1, 3, h, w) in [-1, 1]."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def to_uint8(pixels: Tensor) -> np.ndarray:
+    """Pictures (n, 3, h, w) in [-1, 1] as uint8 (n, h, w, 3)."""
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgm.fast.ops import Ops, for_device
+from sgm.fast.shard import Shard
 from sgm.layers.attention import GEGLU, BasicTransformerBlock, CrossAttention, FeedForward, VideoTransformerBlock
 from sgm.layers.embeddings import timestep_embedding
 from sgm.layers.residual import ResBlock, TemporalConv, Upsample
@@ -24,6 +25,7 @@ from sgm.layers.video import SpatialVideoTransformer, VideoResBlock
 from sgm.layers.views import ViewTimeTransformer
 from sgm.unet.unet import Block, UNet
 
+SHALLOW = 1  # how many of the output blocks, and of the input blocks, are always evaluated
 Transformer = SpatialVideoTransformer | ViewTimeTransformer
 
 
@@ -61,7 +63,7 @@ def contiguous(parts: list[Tensor]) -> bool:
 
 
 class Conditioned:
-    """The network for one condition, on n frames of whole clips.
+    """The network for one condition, on n frames of whole clips, or on a shard of one clip.
 
     alphas: the weight of the spatial branch in each blend. biases: of each residual block. c: what the network takes
     beside x, in its dtype: "crossattn" (n, 1, d), the single token of each frame, perhaps "vector" (n, a).
@@ -74,15 +76,16 @@ class Conditioned:
         alphas: Mapping[nn.Module, float],
         biases: Mapping[nn.Module, Biases],
         c: Mapping[str, Tensor],
-        frames: int,
+        shard: Shard,
         max_values: int,
         check: Callable[[], None],
         upsample_weights: dict[nn.Module, Tensor] | None,
     ) -> None:
-        self.unet, self.alphas, self.biases, self.frames, self.check = unet, alphas, biases, frames, check
+        self.unet, self.alphas, self.biases, self.shard, self.check = unet, alphas, biases, shard, check
         self.ops: Ops = for_device(c["crossattn"].device)
         self.max_values = min(max_values, self.ops.max_chunk)
-        self.label = unet.label_emb(c["vector"]) if "vector" in c else None
+        self.kept: Any = None
+        self.label = shard.cut(unet.label_emb(c["vector"])) if "vector" in c else None
         self.upsample_weights = upsample_weights or {
             module: self.ops.fused_upsample_weight(module.conv.weight)
             for module in unet.modules()
@@ -95,10 +98,12 @@ class Conditioned:
         """For each of a transformer's blocks, the offsets of its residual streams at each point where they are read.
 
         (n, c) each: at the spatial feed-forward; on the temporal branch at the first feed-forward, the attention and
-        the last feed-forward; at the blend of both branches. Summed in float32, rounded once.
+        the last feed-forward; at the blend of both branches. Those of the temporal branch are of all frames, the others
+        of the shard's. Summed in float32, rounded once.
         """
         assert isinstance(layer, SpatialVideoTransformer)
-        context, frames, alpha = c["crossattn"][:, 0], self.frames, self.alphas[layer.time_mixer]
+        cut, frames, alpha = self.shard.cut, self.shard.frames, self.alphas[layer.time_mixer]
+        context = c["crossattn"][:, 0]
         first = context[::frames].repeat_interleave(frames, 0)  # the temporal branch's context: each clip's first frame
         position = timestep_embedding(torch.arange(frames, device=context.device), layer.in_channels)
         position = layer.time_pos_embed(position.to(context.dtype)).repeat(len(context) // frames, 1)
@@ -108,23 +113,32 @@ class Conditioned:
             at_ff = to_one_token(spatial.attn2, context).float() + layer_bias(spatial.attn1.to_out[0])
             offset = at_ff + layer_bias(spatial.ff.net[2])
             *points, last = branch_offsets(temporal, offset + position, to_one_token(temporal.attn2, first))
-            points = [at_ff, *points, alpha * offset + (1 - alpha) * last]
+            points = [cut(at_ff), *points, cut(alpha * offset + (1 - alpha) * last)]
             offsets.append([point.to(context.dtype) for point in points])
         return offsets
 
-    def __call__(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        """(n, c, h, w) channels-last, (n,) -> (n, out_channels, h, w)."""
-        unet = self.unet
+    def __call__(self, x: Tensor, c_noise: Tensor, whole: bool = True, keep: bool = False) -> Tensor:
+        """(n, c, h, w) channels-last, (n,) -> (n, out_channels, h, w), or the shard's frames of it.
+
+        keep: keep what enters the shallow output blocks. Not `whole`: take that instead of evaluating the deep blocks.
+        """
+        unet, x, c_noise = self.unet, self.shard.cut(x), self.shard.cut(c_noise)
+        last = len(unet.output_blocks) - SHALLOW
         emb = unet.time_embed(timestep_embedding(c_noise, unet.model_channels).to(x.dtype))
         emb = emb if self.label is None else emb + self.label
         self.begin(emb)
         emb = F.silu(emb)
         skips = []
-        for block in unet.input_blocks:
+        for block in unet.input_blocks[: None if whole else SHALLOW]:
             x = self.block(cast(Block, block), [x], emb)
             skips.append(x)
-        x = self.block(unet.middle_block, [x], emb)
-        for block in unet.output_blocks:
+        if whole:
+            x = self.block(unet.middle_block, [x], emb)
+        for i, block in enumerate(unet.output_blocks[0 if whole else last :], 0 if whole else last):
+            if i == last and keep:
+                if whole and self.kept is None:
+                    self.kept = torch.empty_like(x)  # one place, which recorded evaluations know
+                x = self.kept.copy_(x) if whole else self.kept
             parts = [x, skips.pop()]
             del x
             x = self.block(cast(Block, block), parts, emb)
@@ -151,7 +165,7 @@ class Conditioned:
 
     def residual(self, block: VideoResBlock, parts: list[Tensor], emb: Tensor) -> Tensor:
         """A spatial and a temporal residual block, blended. The output includes a following transformer's last bias."""
-        ops, frames, stack, biases = self.ops, self.frames, block.temporal, self.biases[block]
+        ops, shard, stack, biases = self.ops, self.shard, block.temporal, self.biases[block]
         size, inputs = parts[0].shape[-2:], [tokens(part) for part in parts]
         parts.clear()
         conv_1, conv_2 = cast(nn.Conv2d, block.in_layers[2]), cast(nn.Conv2d, block.out_layers[3])
@@ -169,12 +183,12 @@ class Conditioned:
         del skip, inputs
         conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
         embedded, temporal_weight = _embedded(stack, emb, biases.temporal), 1 - self.alphas[block.time_mixer]
-        step = max(self.max_values // (3 * frames * y[0].numel()), 1) * frames
+        step = max(self.max_values // (3 * shard.frames * y[0].numel()), 1) * shard.frames
         for part, add in zip(y.split(step), embedded.split(step), strict=True):
-            norm = ops.moments(part).norm(cast(nn.GroupNorm, stack.in_layers[0]), frames, biases.minus_folded)
-            z = ops.temporal_conv(part, norm, conv_1, frames)
-            norm = ops.moments(z).norm(cast(nn.GroupNorm, stack.out_layers[0]), frames, add)
-            ops.temporal_conv(z, norm, conv_2, frames, residual=part, branch_weight=temporal_weight)
+            norm = shard.norm(ops.moments(part), cast(nn.GroupNorm, stack.in_layers[0]), biases.minus_folded)
+            z = ops.temporal_conv(part, norm, conv_1, shard)
+            norm = shard.norm(ops.moments(z), cast(nn.GroupNorm, stack.out_layers[0]), add)
+            ops.temporal_conv(z, norm, conv_2, shard, residual=part, branch_weight=temporal_weight)
         return feature_maps(y, size)
 
     def transformer(self, layer: Transformer, x: Tensor) -> Tensor:
@@ -195,12 +209,12 @@ class Conditioned:
             at_ff, *points, at_blend = offsets
             self.over_pixels(y, spatial, at_ff)
             z = self.branch(y, temporal, points, self.among_frames)
-            y = self.ops.blend(y, z, alpha, 1 - alpha, at_blend, out=y)
+            y = self.ops.blend(y, self.shard.to_frames(z, y.shape[1]), alpha, 1 - alpha, at_blend, out=y)
         return y
 
     def among_frames(self, qkv: Tensor, heads: int) -> Tensor:
         """Attention among the frames of each pixel. qkv: (n, s, 3 c) -> (n, s, c)."""
-        return self.ops.temporal_attention(qkv, heads, self.frames)
+        return self.ops.temporal_attention(qkv, heads, self.shard.frames)
 
     def over_pixels(self, y: Tensor, block: BasicTransformerBlock, at_ff: Tensor) -> None:
         """Attention over the pixels of each frame, and its feed-forward layer, added to y (n, s, c) in place."""
@@ -223,7 +237,7 @@ class Conditioned:
         offset.
         """
         at_ff_in, at_attention, at_ff = points
-        z = y.clone()
+        z = self.shard.to_pixels(y)
         if block.ff_in is not None and block.norm_in is not None:
             self.feed_forward(z, at_ff_in, block.norm_in, block.ff_in)
         parts = qkv(self.ops.layer_norm(z, block.norm1, at_attention), block.attn1)

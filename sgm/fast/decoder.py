@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sgm.autoencoder.blocks import AttnBlock, ResnetBlock, VideoConv, VideoResnetBlock
 from sgm.autoencoder.coders import Decoder, Level
 from sgm.fast.ops import Moments, Ops, for_device
+from sgm.fast.shard import Shard
 from sgm.layers.residual import TemporalConv, Upsample, frames_first, frames_in_batch
 
 MAX_VALUES = 2**28  # values of the activations of one chunk, beside the buffer
@@ -30,15 +31,19 @@ def decode(
     max_values: int = MAX_VALUES,
     on_block: Callable[[int, int], None] = lambda done, of: None,
     check: Callable[[], None] = lambda: None,
+    shard: Shard | None = None,
 ) -> Tensor:
     """Latents of one clip (t, z_channels, h, w) -> its frames (t, out_ch, f h, f w), in z's dtype.
 
-    max_values: how many values the activations of a chunk may hold; fewer are slower, and a spatial layer takes one
-    frame at least. on_block(done, of) is called before each of the decoder's `of` blocks and after the last, check
-    before each chunk; exceptions of both end the decoding.
+    shard: the frames that this process decodes; all processes get all. max_values: how many values the activations of
+    a chunk may hold; fewer are slower, and a spatial layer takes one frame at least. on_block(done, of) is called
+    before each of the decoder's `of` blocks and after the last, check before each chunk; exceptions of both end the
+    decoding.
     """
     ops = for_device(z.device)
     max_values = min(max_values, ops.max_chunk)
+    shard = shard or Shard(len(z))
+    z = shard.cut(z)
     t, _, h, w = z.shape
     levels = [cast(Level, level) for level in reversed(decoder.up)]
     size, scale = decoder.conv_in.out_channels, 1
@@ -75,20 +80,24 @@ def decode(
                 _spatial(ops, block, x[i : i + step], out[i : i + step], upsample, upsample_weight)
             x, upsample = out, None
             if isinstance(block, VideoResnetBlock):
-                _temporal(ops, block, x.flatten(1, 2), max_values, check)
+                _temporal(ops, block, x.flatten(1, 2), shard, max_values, check)
         else:
             upsample, upsample_weight = block, None if block is None else ops.fused_upsample_weight(block.conv.weight)
     step = max(max_values // (3 * x[0].numel()), 1)
-    frames = []
+    video = []
     for part in x.split(step):
         check()
-        frames.append(_output(ops, decoder, part))
-    video = torch.cat(frames)
+        video.append(_output(ops, decoder, part))
+    video = torch.cat(video)
     on_block(len(blocks), len(blocks))
-    last = decoder.conv_out
-    if not isinstance(last, VideoConv):
-        return video
-    return frames_in_batch(last.time_mix_conv(frames_first(video, t)), *video.shape[-2:])
+    if isinstance(decoder.conv_out, VideoConv):
+        conv, halo = decoder.conv_out.time_mix_conv, 0
+        if shard.size > 1:
+            halo = conv.kernel_size[0] // 2
+            video = F.pad(video, (0, 0, 0, 0, 0, 0, halo, halo)).contiguous()
+            shard.fill_halo(video, halo)
+        video = frames_in_batch(conv(frames_first(video, len(video))), *video.shape[-2:])[halo : halo + t]
+    return video if shard.size == 1 else shard.gathered(video)
 
 
 def frame_values(decoder: Decoder, h: int, w: int) -> int:
@@ -135,29 +144,32 @@ def _temporal_weight(block: VideoResnetBlock) -> float:
     return float(torch.sigmoid(block.mix_factor))
 
 
-def _temporal(ops: Ops, block: VideoResnetBlock, x: Tensor, max_values: int, check: Callable[[], None]) -> None:
+def _temporal(
+    ops: Ops, block: VideoResnetBlock, x: Tensor, shard: Shard, max_values: int, check: Callable[[], None]
+) -> None:
     """The temporal residual block and the blend with its input, in place. x: (t, s, c), with `_temporal_bias` added."""
     t, s, c = x.shape
+    values = shard.frames * s * c  # of the whole clip, since all processes must take the same parts
     stack = block.time_stack
     norm_1, norm_2 = (cast(nn.GroupNorm, layers[0]) for layers in (stack.in_layers, stack.out_layers))
     conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
     weight = _temporal_weight(block)
-    step = max(max_values // (4 * t * c) // Moments.tile, 1) * Moments.tile
+    step = max(max_values // (4 * shard.frames * c) // Moments.tile, 1) * Moments.tile
     parts = [slice(i, min(i + step, s)) for i in range(0, s, step)]
-    first = ops.moments(x).norm(norm_1, t, -_temporal_bias(block))
+    first = shard.norm(ops.moments(x), norm_1, -_temporal_bias(block))
     moments = ops.empty_moments(t, s, c, x.device)
     stored: list[Tensor] = []
     for part in parts:
         check()
-        y = ops.temporal_conv(x[:, part], first, conv_1, t)
+        y = ops.temporal_conv(x[:, part], first, conv_1, shard)
         moments.measure(y, part.start)
-        if len(parts) == 1 or x.numel() <= _MAX_STORED:  # the whole activation takes as much memory as x
+        if len(parts) == 1 or values <= _MAX_STORED:  # the whole activation takes as much memory as x
             stored.append(y)
-    second = moments.norm(norm_2, t, conv_1.bias)
+    second = shard.norm(moments, norm_2, conv_1.bias)
     for part in reversed(parts):
         check()
-        y = stored.pop() if stored else ops.temporal_conv(x[:, part], first, conv_1, t)
-        ops.temporal_conv(y, second, conv_2, t, residual=x[:, part], branch_weight=weight)
+        y = stored.pop() if stored else ops.temporal_conv(x[:, part], first, conv_1, shard)
+        ops.temporal_conv(y, second, conv_2, shard, residual=x[:, part], branch_weight=weight)
 
 
 def _attention(ops: Ops, block: AttnBlock, x: Tensor) -> Tensor:

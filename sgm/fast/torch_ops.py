@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgm.fast.moments import CACHE_VALUES, Moments, ProcessorMoments, per_frame
+from sgm.fast.shard import Shard
 from sgm.layers.residual import TemporalConv
 
 
@@ -97,21 +98,28 @@ class TorchOps:
         x: Tensor,
         norm: tuple[Tensor, Tensor],
         conv: TemporalConv,
-        frames: int,
+        shard: Shard,
         residual: Tensor | None = None,
         branch_weight: float = 1.0,
     ) -> Tensor:
         """A convolution over frames of SiLU(x * scale + shift), without its bias. x: (b t, s, c) -> (b t, s, c').
 
-        norm: scale and shift, (b t, c). residual: `branch_weight` times the result is added to it, in place.
+        x: the shard's frames of b clips; one clip where it is divided. norm: scale and shift, (b t, c). residual:
+        `branch_weight` times the result is added to it, in place.
         """
-        y = self.scale_shift(x, *norm).unflatten(0, (-1, frames)).permute(0, 3, 1, 2)
-        y = self._conv_over_frames(y, conv).permute(0, 2, 3, 1).flatten(0, 1)
+        padding = conv.kernel_size[0] // 2
+        halo, n = padding if shard.size > 1 else 0, len(x)
+        y = torch.empty((n + 2 * halo, *x.shape[1:]), dtype=x.dtype, device=x.device)
+        self.scale_shift(x, *norm, out=y[halo : halo + n])
+        if halo:
+            shard.fill_halo(y, halo)
+        y = y.unflatten(0, (-1, len(y) if halo else shard.frames)).permute(0, 3, 1, 2)
+        y = self._conv_over_frames(y, conv, padding - halo).permute(0, 2, 3, 1).flatten(0, 1)
         return y if residual is None else self.blend(residual, y, 1.0, branch_weight, None, out=residual)
 
-    def _conv_over_frames(self, x: Tensor, conv: TemporalConv) -> Tensor:
+    def _conv_over_frames(self, x: Tensor, conv: TemporalConv, padding: int) -> Tensor:
         """x: (b, c, t, s). As a video one pixel high: cuDNN takes up to five times as long over any other layout."""
-        return F.conv3d(x[:, :, :, None], conv.weight, padding=(conv.kernel_size[0] // 2, 0, 0)).squeeze(3)
+        return F.conv3d(x[:, :, :, None], conv.weight, padding=(padding, 0, 0)).squeeze(3)
 
     def spatial_conv(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
         """A 3x3 convolution, (n, h, w, c) -> (n, h w, c'), and the bias where it is not yet added to the result.
@@ -203,6 +211,6 @@ class ProcessorOps(TorchOps):
             super().blend(a[frame], b[frame], weight_a, weight_b, add[frame], out[frame])
         return out
 
-    def _conv_over_frames(self, x: Tensor, conv: TemporalConv) -> Tensor:
+    def _conv_over_frames(self, x: Tensor, conv: TemporalConv, padding: int) -> Tensor:
         """x: (b, c, t, s). As a 2D convolution of a picture t high and s across, with a kernel (k, 1)."""
-        return F.conv2d(x, conv.weight.squeeze(-1), padding=(conv.kernel_size[0] // 2, 0))
+        return F.conv2d(x, conv.weight.squeeze(-1), padding=(padding, 0))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from itertools import count
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from sgm.fast.conditioned import Biases, Conditioned, contiguous, qkv_weights
+from sgm.fast.graph import Checks, Recorded
 from sgm.fast.ops import channels_last
+from sgm.fast.shard import Ranks
 from sgm.fast.views import ConditionedViews
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.layers.video import AlphaBlender, VideoResBlock
@@ -69,35 +73,50 @@ class FastUNet:
         max_values: int = MAX_VALUES,
         clip_by_clip: bool = False,
         check: Callable[[], None] = no_check,
+        ranks: Ranks | None = None,
+        record: bool = False,
+        cache_interval: int = 1,
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """The network for one condition, (x, c_noise) -> output. Terms common to all steps are computed here.
 
         c: as for `OpenAIWrapper.forward`, for (b t) frames. max_values: how many values the largest activations may
         have. clip_by_clip: evaluate the clips of a batch, such as the two of guidance, one after the other: half the
         memory and, where one clip keeps the device busy, hardly more time. check: called before each block; an
-        exception that it raises ends the evaluation.
+        exception that it raises ends the evaluation. ranks: processes that all make this call, and divide the work.
+        record: launch by CUDA graphs where that is faster (see `Recorded`), at the cost of some memory. cache_interval:
+        the whole network is evaluated every so many times; in between, its shallow blocks alone, on what the deep ones
+        gave last (DeepCache, arXiv:2312.00858), which is faster and not exact.
         """
         if not self.supports(c):
             return lambda x, c_noise: self.model(x, c_noise, c, num_video_frames=num_video_frames)
         unet = cast(UNet, self.model.diffusion_model)
         dtype, kind = next(self.model.parameters()).dtype, _KINDS[type(unet)]
         inputs = {key: value.to(dtype) for key, value in c.items() if key != "concat"}
-        parts = len(c["vector" if "vector" in c else "crossattn"]) // num_video_frames if clip_by_clip else 1
+        rows = len(c["vector" if "vector" in c else "crossattn"])
+        parts = rows // num_video_frames if clip_by_clip or ranks else 1
+        ranks = ranks or Ranks()
+        mine, shard = ranks.share(parts, num_video_frames)
+        checks = Checks(check)
         clips: list[Conditioned] = []
-        for part in range(parts):
-            own = {key: value.chunk(parts)[part] for key, value in inputs.items()}
-            upsample_weights = clips[0].upsample_weights if clips else None
-            settings = num_video_frames, max_values, check, upsample_weights
-            clips.append(kind(unet, self.alphas, self.biases, own, *settings))
+        for i in mine:
+            own = {key: value.chunk(parts)[i] for key, value in inputs.items()}
+            shared = clips[0].upsample_weights if clips else None
+            clips.append(kind(unet, self.alphas, self.biases, own, shard, max_values, checks.check, shared))
 
-        def evaluate(x: Tensor, c_noise: Tensor) -> Tensor:
+        def evaluate(whole: bool, x: Tensor, c_noise: Tensor) -> Tensor:
             h = torch.cat([x, c["concat"]], dim=1) if "concat" in c else x
             h = h.to(dtype=dtype, memory_format=torch.channels_last)
-            pieces = zip(clips, h.chunk(parts), c_noise.chunk(parts), strict=True)
-            out = [clip(piece, noise) for clip, piece, noise in pieces]
-            return (out[0] if len(out) == 1 else torch.cat(out)).to(x.dtype)
+            pieces = list(zip(h.chunk(parts), c_noise.chunk(parts), strict=True))
+            out = [clip(*pieces[i], whole, keep=cache_interval > 1) for clip, i in zip(clips, mine, strict=True)]
+            return ranks.joined(out, parts, shard).to(x.dtype)
 
-        return evaluate
+        # Exchanges of several clips could not be recorded on GPUs (NCCL 2.28).
+        can_record = c["crossattn"].is_cuda and (shard.size == 1 or len(mine) == 1)
+        variants = [partial(evaluate, whole) for whole in (True, False)]
+        if record and can_record:
+            variants = [Recorded(variant, checks, early=shard.size > 1) for variant in variants]
+        evaluations = count()
+        return lambda x, c_noise: variants[next(evaluations) % cache_interval > 0](x, c_noise)
 
 
 def _blocks(unet: UNet) -> list[Block]:

@@ -24,7 +24,7 @@ BACKGROUND_MODEL = "u2net"
 _WORKING_SIZE = 768  # pixels along the longer side while the background is removed, as in SV3D's own code
 _VISIBLE = 25  # of 255: pixels with a smaller alpha are no part of the object
 _fetching = threading.Lock()  # so that rembg's large model is downloaded once
-_SIZES = {"u2net": 176, "u2netp": 5}  # MB, of the models that rembg downloads
+_SIZES = {"u2net": 176}  # MB, of the models that rembg downloads
 
 
 def cut_out(image: Image.Image, model: str = BACKGROUND_MODEL) -> Image.Image:
@@ -45,14 +45,6 @@ def cut_out(image: Image.Image, model: str = BACKGROUND_MODEL) -> Image.Image:
         cutout = _rembg().remove(picture, session=session, alpha_matting=True)
     assert isinstance(cutout, Image.Image)
     return cutout.convert("RGBA")
-
-
-def saliency(image: Image.Image, model: str = BACKGROUND_MODEL) -> Image.Image:
-    """Where rembg's `model` sees the picture's object, 0 to 255, of the picture's size. See `cut_out`."""
-    with _torch_threads_kept():
-        with _fetching:
-            session = _session(model)
-        return session.predict(image.convert("RGB"))[0]
 
 
 def fetched_first(image: Image.Image, model: str = BACKGROUND_MODEL) -> str:

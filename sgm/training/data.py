@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgm.conditioning.camera import camera_path, direction, identity_rays, motion_bucket, rays, reflect
+from sgm.conditioning.camera import camera_path, direction, halved, identity_rays, motion_bucket, rays, reflect
+from sgm.conditioning.layers import Layers, layers
+from sgm.conditioning.scene import Scene
 from sgm.errors import UserError
 from sgm.media.image import fit_picture, open_picture
 from sgm.media.kinds import files_of, listed
 from sgm.media.reading import open_video
-from sgm.training.scenes import Layers, Scene, layers
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -111,7 +112,7 @@ class PictureClips:
         fps = (torch.randint(5, 31, (n,)).float() - 1).to(device)
 
         def flat_view(points: Tensor) -> Tensor:
-            return _halved(F.grid_sample(flat, grid(points), padding_mode="reflection", align_corners=False))
+            return halved(F.grid_sample(flat, grid(points), padding_mode="reflection", align_corners=False))
 
         if not self.deep:
             points = [rays(path[:, t], fine) for t in range(frames)]
@@ -125,9 +126,9 @@ class PictureClips:
         video, known, first, coarse = [], [], [], []
         for moves in path.unbind(1):
             picture, where = scene.view(moves, fine)
-            video.append(_halved(picture))
+            video.append(halved(picture))
             known.append((F.avg_pool2d(where, 16) > 0.95).float())
-            first.append(_halved(guessed.view(moves, fine)[0]) if warped else video[-1])
+            first.append(halved(guessed.view(moves, fine)[0]) if warped else video[-1])
             coarse.append(guessed.rays(moves, small))
         stacked = [torch.stack(parts, dim=1) for parts in (video, first, coarse, known)]
         return ClipBatch(*stacked, motion_bucket_id=bucket.to(device), fps_id=fps)
@@ -149,10 +150,6 @@ class PictureClips:
             return torch.stack([points[:, 0] * flip.view(-1, 1, 1) * 2, points[:, 1] * 2 * canvas_w / canvas_h], dim=-1)
 
         return self.scenes(torch.randint(len(self.colour), (n,)), grid), grid
-
-
-def _halved(views: Tensor) -> Tensor:
-    return F.interpolate(views, scale_factor=0.5, mode="bicubic", antialias=True)
 
 
 def _directions(n: int) -> Tensor:

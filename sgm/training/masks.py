@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from PIL import Image
+
+from sgm.conditioning.saliency import saliency
 from sgm.errors import UserError
 from sgm.media.image import open_picture
 from sgm.media.kinds import files_of
-from sgm.media.object import fetched_first, saliency
 from sgm.paths import check_writable, replacing, user_path
 
 
-def write_masks(pictures: str | Path, masks: str | Path, model: str = "u2netp") -> list[Path]:
-    """Write the mask of each picture's object, by rembg's `model`, as MASKS/NAME.png; those that are there stay.
+def write_masks(pictures: str | Path, masks: str | Path) -> list[Path]:
+    """Write the mask of each picture's object as MASKS/NAME.png; those that are there stay.
 
     Look at them, and delete those that are wrong: a picture without a mask is one without an object before the rest.
     Pictures that cannot be read are named on stderr. Returns the masks' paths. Raises UserError as `files_of` does.
@@ -31,11 +33,9 @@ def write_masks(pictures: str | Path, masks: str | Path, model: str = "u2netp") 
         target = folder / f"{path.stem}.png"
         try:
             if not target.exists():
-                picture = open_picture(path)
-                if download := fetched_first(picture, model):
-                    say(download)
+                mask = Image.fromarray(saliency(open_picture(path)))
                 with replacing(target) as unfinished:
-                    saliency(picture, model).save(unfinished)
+                    mask.save(unfinished)
             written.append(target)
         except UserError as error:
             say(error)

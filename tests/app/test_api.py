@@ -7,6 +7,7 @@ import base64
 import contextlib
 import http.client
 import io
+import itertools
 import json
 import os
 import re
@@ -25,12 +26,14 @@ import uvicorn
 from openai import BadRequestError, NotFoundError, OpenAI
 from PIL import Image
 
-from app.api import application, bounds, keys, stability, work
+from app.api import application, asked, bounds, keys, stability, videos, work
 from app.jobs import Job
 from sgm import VERSIONS, VideoRequest, all_fields, is_clip, read_frames, read_settings
+from sgm.cli import heads
 from sgm.cli.server import OwnPageOnly
 
 ROOT = Path(__file__).resolve().parents[2]
+FRIEND = "https://friend.example"  # whose pages may use the server's API
 LIMIT = 60.0  # seconds, for what takes a few
 SMALL = {"frames": "2", "steps": "1", "width": "64", "height": "64"}
 LONG = SMALL | {"steps": "1000", "frames": "14"}
@@ -58,6 +61,7 @@ class Server:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "sgm.cli", "app", "--no-browser", "--port", str(self.port)]
+        command += ["--allow-origin", f"{FRIEND}/", "--devices", "cpu"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "SGM_OUTPUTS": str(self.folder)}
         environment.pop("SGM_API_KEYS", None)
         self.process = subprocess.Popen(command, cwd=self.folder.parent, env=environment, stdout=subprocess.DEVNULL)
@@ -110,7 +114,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def clip(server: Server) -> str:
     """The id of a finished clip, started as by contract A."""
-    answer = server.start_a({**SMALL, "seed": "4294967294", "cfg_scale": "1.8001", "motion_bucket_id": "180"})
+    told = {f"stability-client-{name}": "anything" for name in ("id", "user-id", "version")}
+    values = {**SMALL, "seed": "4294967294", "cfg_scale": "1.8001", "motion_bucket_id": "180"}
+    answer = server.start_a(values, headers={"accept": "application/json", **told})
     assert answer.status_code == 200
     assert answer.json().keys() == {"id"}
     assert len(answer.json()["id"]) == 64
@@ -207,6 +213,10 @@ def test_a_knows_neither_others_jobs_nor_unknown_ones(server: Server, clip: str)
 def test_a_shape_that_svd_tiny_has_not(shape: tuple[int, int], size: tuple[int, int]) -> None:
     assert work.nearest_size("svd_tiny", shape) == size
     assert work.nearest_size("svd_xt", (1024, 576)) == (1024, 576)
+    assert asked.opened(asked.Asked({}, picture(shape)), "image", stability.SIZES).size == shape
+    absent = work.hosted_values({}, stability.FIELDS)
+    assert absent.pop("seed") != 0
+    assert absent == {"max_guidance": 1.8, "min_guidance": 1.0, "motion_bucket": 127}
     values = work.hosted_values({"cfg_scale": "0.5"}, stability.FIELDS)
     request = work.hosted(values, shape)
     assert (request.size, request.options["min_guidance"], request.options["max_guidance"]) == (size, 0.5, 0.5)
@@ -273,6 +283,18 @@ def test_b_refuses(server: Server, values: Any, status: int, said: str) -> None:
     assert answer.status_code == status
     assert said in answer.json()["error"]["message"]
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_b_takes_json(server: Server) -> None:
+    values = {"input_reference": DATA_URL, "seconds": "0.4", "fps": 5, "size": "64x64", "steps": 1, "prompt": "a lake"}
+    video = server.ask("POST", "/v1/videos", json=values).json()
+    assert (video["seconds"], video["size"], video["status"] in ("queued", "in_progress")) == ("0.4", "64x64", True)
+    assert "prompt" in video["note"]
+    job_id = video["id"].removeprefix("video_")
+    assert server.ended(job_id)["settings"]["frames"] == 2
+    job = Job(job_id, ROOT, VideoRequest(), "b", state="failed", message="no memory")
+    assert videos.state(job)["status"] == "failed"
+    assert videos.state(job)["error"] == {"code": "generation_failed", "message": "no memory"}
 
 
 def test_b_content_that_is_not_there_yet(server: Server) -> None:
@@ -345,6 +367,8 @@ def test_own_routes(server: Server, clip: str) -> None:
         "pixels",
     )
     assert "euler_edm" in fields["sampler"]["enum"]
+    assert server.ask("GET", "/api/devices").json() == [{"device": "cpu", "about": "CPU", "busy": False, "reason": ""}]
+    assert server.job(clip)["device"] == "cpu"
     recipe = server.ask("GET", f"/api/jobs/{clip}/recipe").json()
     assert VideoRequest.fitting("svd_tiny", {n: recipe[n] for n in all_fields() if n in recipe}).seed == 2**32 - 2
     assert "--seed 4294967294" in server.ask("GET", f"/api/jobs/{clip}/recipe?form=command").text
@@ -392,6 +416,18 @@ def test_pages_of_others_start_nothing(server: Server, headers: dict[str, str]) 
     assert server.ask("GET", "/v1/videos", headers=own).status_code == 200
 
 
+def test_pages_of_a_friend_may_use_the_api(server: Server, clip: str) -> None:
+    origin = {"origin": FRIEND}
+    wants = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    before = server.ask("OPTIONS", "/v2beta/image-to-video", headers=origin | wants)
+    assert (before.status_code, before.headers["access-control-allow-origin"]) == (200, FRIEND)
+    assert "authorization" in before.headers["access-control-allow-headers"]
+    video = server.ask("GET", f"/v2beta/image-to-video/result/{work.long_id(clip)}", headers=origin)
+    assert (video.status_code, video.headers["access-control-allow-origin"]) == (200, FRIEND)
+    assert "seed" in video.headers["access-control-expose-headers"]
+    assert server.ask("GET", "/", headers=origin).status_code == 403  # the page is not the API
+
+
 def test_a_picture_of_too_many_pixels(server: Server) -> None:
     file = io.BytesIO()
     Image.new("1", (12_000, 12_000)).save(file, "PNG")
@@ -431,17 +467,44 @@ def test_a_full_queue(server: Server) -> None:
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of the API without page and queue, with keys, and little time for bodies."""
+    """The address of the API without page and queue, with keys, and little time for heads and bodies."""
     monkeypatch.setenv("SGM_API_KEYS", "right, also right")
     monkeypatch.setattr(bounds, "SLOWEST", 0.1)
     monkeypatch.setattr(keys, "WITHIN", 3600.0)
-    server = uvicorn.Server(uvicorn.Config(application(), port=0, log_level="error"))
+    monkeypatch.setattr(heads, "SLOWEST", 0.3)
+    protocol: Any = heads.BoundedHeads
+    server = uvicorn.Server(uvicorn.Config(application(), port=0, log_level="error", http=protocol))
     thread = threading.Thread(target=server.run)
     thread.start()
     until(lambda: server.started)
     yield f"127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join()
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /api/fields HTTP/1.1\r\nhost: x\r\nauthorization: Bearer right\r\n\r\n"])
+def test_a_head_that_does_not_end(alone: str, before: bytes) -> None:
+    """A byte now and then holds no connection, be it new or used before; nor does a head without an end."""
+    host, port = alone.split(":")
+
+    def sends(pieces: Iterator[bytes], pause: float) -> float:
+        """Send until the server closes the connection; the seconds that it took."""
+        with socket.create_connection((host, int(port)), timeout=LIMIT) as client:
+            client.sendall(before)
+            while before and b'"name":"seed"' not in client.recv(1 << 20).replace(b" ", b""):
+                pass
+            start = time.monotonic()
+            with contextlib.suppress(ConnectionError):
+                for piece in pieces:
+                    client.sendall(piece)
+                    time.sleep(pause)
+                pytest.fail("the connection is still open")
+            return time.monotonic() - start
+
+    line = itertools.cycle(b"GET /api/fields HTTP/1.1\r\nx: ")
+    assert sends((bytes([next(line)]) for _ in range(200)), 0.05) > heads.SLOWEST - 0.1
+    more = (b"x-%d: %s\r\n" % (number, b"y" * 1000) for number in range(10_000))
+    sends(itertools.chain([b"GET /api/fields HTTP/1.1\r\n"], more), 0)
 
 
 def test_keys_slow_bodies_and_too_many_requests(alone: str) -> None:
@@ -460,10 +523,10 @@ def test_keys_slow_bodies_and_too_many_requests(alone: str) -> None:
     assert said.startswith(b"HTTP/1.1 408")
     with requests.Session() as session:
         session.headers["authorization"] = "Bearer also right"  # which has asked once
-        asked = [session.get(f"http://{alone}/api/fields?version=", timeout=LIMIT) for _ in range(keys.MOST)]
-    assert {answer.status_code for answer in asked[:-1]} == {400}
-    assert (asked[-1].status_code, asked[-1].json()["name"]) == (429, "rate_limit_exceeded")
-    assert 1 <= int(asked[-1].headers["retry-after"]) <= keys.WITHIN
+        answers = [session.get(f"http://{alone}/api/fields?version=", timeout=LIMIT) for _ in range(keys.MOST)]
+    assert {answer.status_code for answer in answers[:-1]} == {400}
+    assert (answers[-1].status_code, answers[-1].json()["name"]) == (429, "rate_limit_exceeded")
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= keys.WITHIN
 
 
 @pytest.mark.parametrize(
@@ -480,6 +543,9 @@ def test_keys_slow_bodies_and_too_many_requests(alone: str) -> None:
         ("trusted", "192.0.2.9", socket.gethostname(), "/", None, True),
         ("trusted", "192.0.2.9", "evil.example", "/", "http://evil.example", False),
         ("trusted", "192.0.2.9", "192.0.2.1:8501", "/", "http://evil.example", False),
+        ("", "127.0.0.1", "localhost:8501", "/v1/videos", "https://friend.example", True),
+        ("keys", "192.0.2.9", "192.0.2.1:8501", "/v1/videos", "https://friend.example", True),
+        ("", "127.0.0.1", "localhost:8501", "/_stcore/stream", "https://friend.example", False),
     ],
 )
 def test_who_else_may_ask(network: str, client: str, host: str, path: str, origin: str | None, allowed: bool) -> None:
@@ -493,7 +559,7 @@ def test_who_else_may_ask(network: str, client: str, host: str, path: str, origi
 
     headers = [(b"host", host.encode()), *([(b"origin", origin.encode())] if origin else [])]
     scope = {"type": "http", "method": "GET", "client": (client, 1), "path": path, "headers": headers}
-    asyncio.run(OwnPageOnly(behind, network)(scope, None, send))  # pyright: ignore
+    asyncio.run(OwnPageOnly(behind, network, ["https://friend.example"])(scope, None, send))  # pyright: ignore
     assert (len(passed), refused[:1]) == ((1, []) if allowed else (0, [403]))
 
 

@@ -287,10 +287,10 @@ def test_no_error_while_saving_loses_the_clip_or_ends_the_worker(
 
 @pytest.mark.parametrize("settings", [{"a": object()}, {"a": math.nan}])
 def test_settings_that_json_cannot_hold(tmp_path: Path, settings: dict[str, Any]) -> None:
-    with opened(tmp_path / "outputs") as table:
-        table._runner = lambda job, *_: Clip(draw(job).frames, 7, settings)
-        assert made(table).state == "done"
-        assert made(table).state == "done"
+    table = Table(tmp_path / "outputs", lambda job, *_: Clip(draw(job).frames, 7, settings))
+    assert made(table).state == "done"
+    assert made(table).state == "done"
+    table.close()
 
 
 def test_a_folder_that_is_deleted_while_its_job_waits_or_runs(tmp_path: Path) -> None:

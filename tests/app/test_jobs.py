@@ -259,7 +259,7 @@ def test_owners_take_turns(held: tuple[Table, Held], picture: Image.Image) -> No
 
 def test_two_workers_make_two_clips_at_once(tmp_path: Path, picture: Image.Image) -> None:
     runner = Held()
-    table = Table(tmp_path, runner, workers=2)
+    table = Table(tmp_path, [runner, runner])
     submitted = [table.submit(REQUEST, picture, owner=owner) for owner in ("many", "many", "many", "one")]
     runner.reach_step()
     runner.reach_step()
@@ -412,18 +412,18 @@ def test_one_model_is_unloaded_before_the_next_is_loaded(
     living: weakref.WeakSet[Engine] = weakref.WeakSet()
     loads: list[tuple[str, int]] = []
 
-    def load(version: str, on_progress: object) -> Engine:
+    def load(version: str, **_: object) -> Engine:
         loads.append((version, len(living)))
         engine = Engine(version)
         living.add(engine)
         return engine
 
-    def generate(engine: Engine, request: VideoRequest, image: Image.Image, *_: object, memo: Any) -> Clip:
-        assert memo.engine is engine
+    def generate(engine: Engine, request: VideoRequest, image: Image.Image, *rest: Any) -> Clip:
+        assert rest[-1].engine is engine
         return Clip(np.asarray(image)[None], 8, request.settings())
 
     monkeypatch.setattr("app.jobs.runner.load_engine", load)
-    monkeypatch.setattr("app.jobs.runner.generate", generate)
+    monkeypatch.setattr("sgm.workers.generate", generate)
     table = Table(tmp_path)
     for version in ("svd_tiny", "svd_tiny", "svd", "svd_tiny"):
         job = table.submit(VideoRequest(version=version), picture)

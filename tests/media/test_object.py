@@ -148,7 +148,6 @@ def test_rembg_removes_the_background_with_a_model_from_its_folder(home: Path) -
 
 
 def test_masks_for_training_are_written_once(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copy(DARK_OBJECT, home / "u2netp.onnx")
     pictures = home / "pictures"
     pictures.mkdir()
     picture = Image.new("RGB", (300, 200), "white")
@@ -159,8 +158,8 @@ def test_masks_for_training_are_written_once(home: Path, capsys: pytest.CaptureF
     assert write_masks(pictures, home / "masks") == masks
     mask = np.asarray(Image.open(masks[0]))
     assert mask.shape == (200, 300)
-    assert mask[60, 240] > 250
-    assert mask[150, 50] < 5
+    assert mask[60, 240] > 230
+    assert mask[150, 50] < 25
     assert "damaged.jpg" in capsys.readouterr().err
     masks[0].write_bytes(b"mine")
     assert write_masks(pictures, home / "masks") == masks

@@ -1,0 +1,45 @@
+"""Seat: a worker's place in the table, with its runner, until its device fails."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from app.jobs.runner import FunctionRunner, Make, Runner
+
+NONE_LEFT = "No device is left to make clips, and the line waits: {}. Mend that, and start the program again."
+ALL_AWAY = "No device makes clips at present, and the line waits: {}. It goes on by itself once that is mended."
+
+
+@dataclass
+class Seat:
+    """A worker: its runner, its thread once there was a job, and why it was taken out, or "". away: for a while."""
+
+    runner: Runner
+    thread: threading.Thread | None = None
+    reason: str = ""
+    away: bool = False
+    busy: bool = False
+
+    def start(self, work: Callable[[Seat], None]) -> None:
+        """Start the thread, which calls `work(self)`, unless it has been."""
+        if self.thread is None:
+            self.thread = threading.Thread(target=work, args=(self,), name="clips", daemon=True)
+            self.thread.start()
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """What page and API say of a worker. about: the device, for people; reason: why it is out of work, or ""."""
+
+    device: str
+    about: str
+    busy: bool
+    reason: str
+
+
+def seats_for(runners: Make | Sequence[Make]) -> list[Seat]:
+    """A seat for each runner or function that makes clips."""
+    listed = runners if isinstance(runners, Sequence) else [runners]
+    return [Seat(runner if isinstance(runner, Runner) else FunctionRunner(runner)) for runner in listed]

@@ -1,0 +1,49 @@
+"""`python -m sgm.follower`: a process that computes clips together with its leader (see `sgm.ranks`)."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from typing import Any
+
+from sgm.engine import load_engine
+from sgm.errors import UserError
+from sgm.pipeline import generate
+from sgm.ranks import Follower, Stopped
+from sgm.request import VideoRequest
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is no answer
+
+    def answer(reason: str) -> None:
+        """Tell the leader that this process is ready, or why it fails."""
+        pickle.dump(reason, answers)
+        answers.flush()
+
+    start: dict[str, Any] = pickle.load(sys.stdin.buffer)
+    load = start.pop("load")
+    follower = Follower(**start, words=sys.stdin.buffer)
+    try:
+        engine = load_engine(**load, device=start["device"])
+        answer("")
+        follower.join()
+        engine.ranks = follower
+        while True:
+            settings, image, follower.plan = follower.next_job()
+            try:
+                generate(engine, VideoRequest(**settings), image)
+            except Stopped:
+                pass
+            except UserError:
+                if not follower.wait_for_stop():
+                    raise
+    except BaseException as error:
+        answer(f"{type(error).__name__}: {error}")
+        raise
+
+
+if __name__ == "__main__":
+    main()
