@@ -16,7 +16,7 @@ from sgm.fast.conditioned import Conditioned, Transformer, branch_offsets, layer
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.layers.views import ViewTimeTransformer
 
-_MOST_SEQUENCES = 2**15  # of one call of attention: CUDA's kernels number them, times the heads, in 16 bits
+_MOST_SEQUENCES = 2**15  # of one call of attention: CUDA counts blocks along all axes but one in 16 bits
 
 
 class ConditionedViews(Conditioned):
@@ -76,7 +76,7 @@ class ConditionedViews(Conditioned):
     def _among_neighbours(self, qkv: Tensor, heads: int) -> Tensor:
         """Attention within runs of v tokens of a time's row of (view, pixel), see `ViewTimeTransformer.camera`."""
         runs = qkv.view(-1, self.v, qkv.shape[2])
-        parts = [self.ops.attention(part, heads) for part in runs.split(max(_MOST_SEQUENCES // heads, 1))]
+        parts = [self.ops.attention(part, heads) for part in runs.split(_MOST_SEQUENCES)]
         return torch.cat(parts).view(*qkv.shape[:2], -1)
 
     def _over_times(self, qkv: Tensor, heads: int) -> Tensor:
