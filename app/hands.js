@@ -50,9 +50,9 @@ function tellRefusedNumbers(state) {
 }
 
 function tellProgress(state) {
-  const bar = document.querySelector(".st-key-bar [role=progressbar]");
+  const bar = document.querySelector(":is(.st-key-bar, .st-key-filling) [role=progressbar]");
   const quarter = bar ? Math.floor(bar.getAttribute("aria-valuenow") / 25) : 0;
-  if (quarter > state.quarter) say(state.voice, `${25 * quarter} percent of the clip is made.`);
+  if (quarter > state.quarter) say(state.voice, `${25 * quarter} percent of the ${bar.closest(".st-key-bar") ? "clip is" : "clips are"} made.`);
   state.quarter = quarter;
 }
 
@@ -85,7 +85,7 @@ function start() {
   noteFocus(document.activeElement);
   on("focusin", (event) => noteFocus(event.target));
   on("pointerdown", () => (state.focused = {})); // the hand moves it now
-  on("click", ({ target }) => target.closest('[data-testid="stFileUploader"] [aria-label^="Remove "]') && state.now.setTriggerValue("removed", true));
+  on("click", ({ target }) => target.closest('[data-testid="stFileUploader"] [aria-label^="Remove "]') && state.now.setStateValue("removed", Date.now()));
   on("click", ({ target }) => target.closest(".goto") && document.querySelector(".st-key-result").scrollIntoView({ behavior: "smooth" }));
   let waiting = false;
   new MutationObserver(() => {

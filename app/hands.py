@@ -19,46 +19,50 @@ from app.upload import LARGEST
 _KEY = "hands"
 
 
-_PREVIEW = """export default ({ data }) => {
-  for (const picture of data ? document.querySelectorAll("img[data-job]") : []) {
-    const { job } = picture.dataset;
-    Object.assign(picture, { src: data, alt: job && `A preview of the clip of ${job}` });
-  }
-};"""
-
-
 @cache
 def _code() -> str:
     return (Path(__file__).parent / "hands.js").read_text(encoding="utf-8")
 
 
-def _component(name: str, code: str) -> Callable[..., object]:
+def component(name: str, code: str) -> Callable[..., object]:
+    """A component whose JavaScript works on the page itself."""
     # Registered at every run: each runtime of Streamlit, as in tests, has a list of its own.
     return v2.component(f"sgm_{name}", js=code, isolate_styles=False)
 
 
-def lend(said: str, pressed: Mapping[str, bool], values: Mapping[str, str], notes: Mapping[str, str]) -> None:
+def lend(
+    said: str,
+    pressed: Mapping[str, bool],
+    values: Mapping[str, str],
+    notes: Mapping[str, str],
+    take_out: Callable[[], None],
+) -> None:
     """Give the page its hands; once a run.
 
     said: announced to those who hear the page, where it is another text than before. pressed: keys of buttons, and
     whether each is the chosen one of its group. values: labels of number fields, and the value that would run. notes:
-    titles of choices in lists, and what is said beside them.
+    titles of choices in lists, and what is said beside them. take_out: called when an upload is taken out by hand. Of
+    one that is replaced, the uploader says the same, so the click is told: as a state, which no later message can
+    overtake.
     """
+
+    def on_removed() -> None:
+        clicks = st.session_state[_KEY].get("removed")
+        if clicks and clicks != st.session_state.get("removed"):
+            st.session_state["removed"] = clicks
+            take_out()
+
     data = {"said": said, "pressed": dict(pressed), "values": dict(values), "notes": dict(notes)}
     data["megabytes"] = LARGEST
     with st.container(key="hands_place"):
-        _component(_KEY, _code())(key=_KEY, data=data, on_refused_change=_note_refused, on_removed_change=_note_removed)
-
-
-def show_preview(address: str) -> None:
-    """Put a picture in the place of the active job's pictures, unless it is ""."""
-    _component("preview", _PREVIEW)(key="preview", data=address, height=1)
+        component(_KEY, _code())(
+            key=_KEY,
+            data=data,
+            on_refused_change=_note_refused,
+            on_removed_change=on_removed,
+            on_ended_change=lambda: None,  # all is drawn anew: see app/create/progress.js
+        )
 
 
 def _note_refused() -> None:
     st.session_state["too_large"] = str(st.session_state[_KEY]["refused"])
-
-
-def _note_removed() -> None:
-    """Note that an upload is taken out by hand, not replaced: of both the uploader says the same, before or after."""
-    st.session_state["removed"] = st.session_state.pop("replaced", None) is None

@@ -9,7 +9,6 @@ import streamlit as st
 
 from app import history, look, places
 from app.create import page as create
-from app.create.settings import keeping
 from app.jobs import FolderInUse, table
 from app.lab import compare, drafts, sweep
 from sgm import UserError
@@ -21,7 +20,7 @@ if origin and origin.partition("://")[2] != host and origin not in st.get_option
     st.error("Only this page's own address may ask here.", icon=":material/lock:")
     st.stop()
 st.html(look.style())
-if "kept" not in st.session_state and st.context.url:
+if "places" not in st.session_state and st.context.url:
     time.sleep(0.12)  # until the browser has it: what is drawn before would move
 try:
     table(look.address())
@@ -33,5 +32,4 @@ except UserError as error:
 pages = [create.page(), history.page(), compare.page(), sweep.page(), drafts.page()]
 places.know(pages)
 page = st.navigation(pages, position="top")
-with keeping(page.url_path):
-    page.run()
+page.run()

@@ -1,7 +1,11 @@
-"""What a visitor uploads: a picture, or a clip whose settings are to be restored. Does not import Streamlit."""
+"""What a visitor uploads: a picture, or a clip whose settings are to be restored. Does not import Streamlit.
+
+The latest uploads stay in memory, since a browser loses its own when the page is reloaded.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +15,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 LARGEST = 20  # MB
+_MOST_KEPT = 100  # MB, of all uploads
+_kept: dict[str, tuple[bytes, str]] = {}  # id -> content and name, the latest one last
+_keeping = threading.Lock()
 _one_at_a_time = threading.Lock()  # the largest picture takes a gigabyte while it is read
 
 
@@ -34,3 +41,20 @@ def read_upload(content: bytes, name: str) -> Upload:
             return Upload(open_picture(content, name, keep_alpha=True))
         restored = restore_clip(content, name)
     return Upload(restored.picture, restored.request, f"Settings of {name} restored. {restored.note}")
+
+
+def keep(content: bytes, name: str) -> str:
+    """Keep an upload, in place of the oldest ones where there are too many. Returns its id, of its content and name."""
+    upload_id = hashlib.sha256(b"\0".join((name.encode("utf-8", "replace"), content))).hexdigest()[:16]
+    with _keeping:
+        _kept.pop(upload_id, None)
+        _kept[upload_id] = content, name
+        while sum(len(content) for content, _ in _kept.values()) > _MOST_KEPT << 20:
+            del _kept[next(iter(_kept))]
+    return upload_id
+
+
+def kept(upload_id: str) -> tuple[bytes, str] | None:
+    """The content and the name of an upload; None for one that is not kept any more."""
+    with _keeping:
+        return _kept.get(upload_id)

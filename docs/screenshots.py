@@ -29,8 +29,10 @@ from tests.app.test_browser import (  # noqa: E402
     opened_in,
     start,
 )
+from tests.app.test_stand import Site  # noqa: E402
 
 DESKTOP, PHONE = {"width": 1280, "height": 980}, {"width": 390, "height": 844}
+STAND = {"width": 1080, "height": 1920}
 
 
 def save(page: Any, name: str, settled: bool = True) -> None:
@@ -76,6 +78,43 @@ def sweep(page: Any, server: Server) -> None:
     button(page, "Grid as MP4").wait_for()
 
 
+def stand(browser: Any, folder: Path) -> None:
+    """Four stages of the stand, side by side."""
+    site, shots = Site(folder / "stand"), []
+    site.start("--stand-rest", "3600", before="")
+    try:
+        with opened_in(browser, viewport=STAND, color_scheme="light", locale="en") as page, opened_in(browser) as other:
+            page.context.set_default_timeout(LATER)
+            other.context.set_default_timeout(LATER)
+            page.add_init_script("HTMLInputElement.prototype.capture ??= ''")  # as on a tablet
+
+            def shoot(there: str) -> None:
+                page.locator(there).last.wait_for(timeout=LATER)
+                page.wait_for_timeout(1500)
+                shots.append(Image.open(io.BytesIO(page.screenshot())).resize((250, 444), Image.Resampling.LANCZOS))
+
+            page.goto(site.address)
+            shoot(".st-key-pictures")
+            page.locator(".st-key-picture_3 button").click()
+            shoot(".st-key-moods")
+            for tab in (other, other.context.new_page()):  # two before it, so that its number is seen
+                tab.goto(site.address)
+                tab.locator(".st-key-picture_1 button").click()
+                tab.locator(".st-key-make button").click()
+                tab.locator(".st-key-stage_making").wait_for()
+                tab.context.clear_cookies()
+            page.locator(".st-key-make button").click()
+            shoot(".number")
+            shoot("video")
+    finally:
+        site.kill()
+    row = Image.new("RGB", (250 * len(shots), 444))
+    for i, shot in enumerate(shots):
+        row.paste(shot, (250 * i, 0))
+    row.save(HERE / "stand.webp", quality=82, method=6)
+    print("stand.webp", flush=True)
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         server = Server(Path(folder) / "outputs")
@@ -108,6 +147,7 @@ def main() -> None:
                     page.goto(f"{server.address}?job={jobs['Lake' if name == 'dark' else 'Kitten']}")
                     page.locator("video").wait_for()
                     save(page, name)
+            stand(browser, Path(folder))
         finally:
             server.stop()
             browser.close()

@@ -14,13 +14,13 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from sgm.errors import UserError
 from sgm.hub_errors import DownloadError, RefusedError, errors_explained, of_http
-from sgm.paths import check_writable, exists, is_file, refusals_explained, rename_new, user_path
+from sgm.paths import check_writable, exists, is_file, locked, refusals_explained, rename_new, user_path
 from sgm.versions import ALL_VERSIONS, Version, checkpoint_folders
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ def download_weights(
         logger.warning("%s is whole, but could not be compared with the hub's: %s", target, error)
         return target
     report = on_progress or (lambda phase, share: None)
-    with _lock(version, target):
+    busy = f"Another download of {version} to {target.parent} is running: wait for it."
+    with locked(target.with_name(f".{version}.lock"), busy, "--to", DownloadError):
         if is_file(target) and not (damage := _damage(target)):
             if (there := target.stat().st_size) != size:
                 raise DownloadError(
@@ -111,31 +112,6 @@ def _check_address(address: str, said: str) -> None:
         right = False
     if not right:
         raise DownloadError(f"{said}, which is no address of a server: it must be like https://huggingface.co.")
-
-
-@contextlib.contextmanager
-def _lock(version: str, target: Path) -> Iterator[None]:
-    """Exclusive right to write a file, until its process ends. Raises DownloadError where another has it."""
-    from filelock import FileLock, Timeout
-
-    path = target.with_name(f".{version}.lock")
-    with refusals_explained(target.parent, "choose another place with --to"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FileLock(path, timeout=0)
-            lock.acquire()
-        except Timeout:
-            raise DownloadError(f"Another download of {version} to {target.parent} is running: wait for it.") from None
-        except NotImplementedError as error:
-            raise DownloadError(
-                f"{target.parent} is on a disk without file locks: choose another with --to."
-            ) from error
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink()  # still locked: whoever has it open sees that, and makes a new one
-        lock.release()
 
 
 def _download(

@@ -130,6 +130,32 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def locked(path: Path, busy: str, option: str, error: type[UserError] = UserError) -> Iterator[None]:
+    """The exclusive right to what a lock file stands for, until the block or its process ends; the file is removed.
+
+    Raises `error` with the sentence `busy` where another process has it, and where the disk knows no locks; then, and
+    where nothing can be written, `option` is said to name another place.
+    """
+    from filelock import FileLock, Timeout
+
+    with refusals_explained(path.parent, f"choose another place with {option}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(path, timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise error(busy) from None
+        except NotImplementedError as missing:
+            raise error(f"{path.parent} is on a disk without file locks: choose another with {option}.") from missing
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()  # still locked: whoever has it open sees that, and makes a new one
+        lock.release()
+
+
 def rename_new(temporary: Path, path: Path) -> None:
     """Rename a file or folder. Raises FileExistsError where the new name is taken, whoever takes it when."""
     if os.name == "nt":

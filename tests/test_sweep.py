@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import sgm as library
 from sgm import Axis, Memo, UserError, VideoRequest, cells, grid_pages, making_order, references_of
@@ -219,8 +220,18 @@ def test_a_sweep_makes_what_sample_makes_and_goes_on_where_it_was() -> None:
     clips[0].write_bytes(whole[: len(whole) * 2 // 3])
     clips[1].unlink()
     clips[2].write_bytes(b"mine")
+    old = [Path("out", name) for name in ("grid-2.mp4", "grid-2.png", "grid-3.png")]  # of more pictures
+    for path in old:
+        path.touch()
+    with FileLock(Path("out", ".sweep.lock")):
+        busy = sgm(*command)
+    assert (busy.exit_code, busy.stderr.splitlines()[-1]) == (
+        1,
+        "Error: Another sgm sweep is at work in out: wait for it, or name another folder with --out.",
+    )
     again = sgm(*command)
     assert again.exit_code == 0
+    assert not any(map(Path.exists, old))
     assert "6 clips, 2 of them references, 3 there already; 4 evaluations" in again.stderr
     assert (clips[0].read_bytes(), clips[2].read_bytes(), clips[3].stat().st_mtime_ns) == (whole, b"mine", kept)
     assert [row["file"] for row in rows_of(Path("out"))][2] == "clips/b_steps=1-2.mp4"
@@ -297,6 +308,21 @@ def test_what_cannot_be_swept_is_one_sentence(args: list[str], said: str) -> Non
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert [path.name for path in Path().iterdir()] == ["photo.png"]
+
+
+def test_a_recipe_brings_its_own_picture_where_the_page_kept_it(tmp_path: Path) -> None:
+    save_picture(Path("input.png"))
+    frames = np.zeros((2, 64, 64, 3), np.uint8)
+    library.write_video(Path("clip.mp4"), frames, 7, library.VideoRequest("svd_tiny", seed=3).settings())
+    command = ("sweep", "--recipe", "clip.mp4", "--vary", "steps=1,2", "--dry-run")
+    lone = sgm(*command)
+    assert (lone.exit_code, lone.stderr) == (
+        2,
+        "Error: clip.mp4 has no picture beside it: give pictures, as in sgm sweep photo.jpg …\n",
+    )
+    Path("job.json").write_text("{}")  # as in a folder of the page's
+    assert "2 clips; 3 evaluations" in sgm(*command).stdout
+    assert "Missing argument 'PICTURE'" in sgm("sweep", "--vary", "steps=1,2").stderr
 
 
 def test_a_grid_that_no_sweep_made_is_not_lost() -> None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import html
-import time
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app import hands, look
-from app.create import session, settings, stills
+from app import look
+from app.create import progress, session, settings, stills
 from app.create.picture import Picture
-from app.jobs import Job, doing, table
+from app.jobs import Job, table
 from app.summary import varied
 from sgm import VideoRequest
-
-_PREVIEW_EVERY = 2.0  # seconds: to draw a picture costs the browser more than all else
 
 
 def offer(request: VideoRequest | None, picture: Picture | None) -> tuple[DeltaGenerator, str]:
@@ -46,7 +43,7 @@ def show(
     with place:
         if lead:
             _thumb(stills.preview(lead, small=True), f"Go to the preview of {lead.name}")
-            _show_progress(lead.id, lead.state, sum(other.id != lead.id for other in mine))
+            progress.show(lead.id, sum(other.id != lead.id for other in mine))
             if job is None or lead.id != job.id:
                 about = f"Show how the clip of {look.plain(lead.name)} comes along."
                 st.button("Show", help=about, on_click=session.follow, args=(lead.id,))
@@ -82,37 +79,6 @@ def _announced(job: Job) -> str:
     return f"Making the clip of {job.name}." if job.active else f"The clip of {job.name} was not made."
 
 
-@st.fragment(run_every=look.POLL)
-def _show_progress(job_id: str, state: str, others: int) -> None:
-    """Progress and Cancel of an active job, redrawn at every poll; the whole page is redrawn when its state changes."""
-    job = table().get(job_id)
-    if job is None or job.state != state:
-        st.rerun()
-    with st.container(horizontal=True, vertical_alignment="center", key="progress"):
-        st.progress(job.fraction if job.state == "running" else 0.0, _progress_text(job, others))
-        st.button(
-            "Cancel",
-            icon=":material/close:",
-            on_click=table().cancel,
-            args=(job_id,),
-            disabled=job.stopping,
-            key="cancel",
-        )
-    if job.progress and job.progress.note:
-        st.caption(job.progress.note)
-    hands.show_preview(_new_preview(job))
-
-
-def _new_preview(job: Job) -> str:
-    """The address of a preview that the browser has not; "" where there is none, or it has had one just now."""
-    mark, now = (job.id, hash(job.preview)), time.monotonic()
-    sent, when = st.session_state.get("preview_sent", (None, 0.0))
-    if not job.preview or mark == sent or now - when < _PREVIEW_EVERY:
-        return ""
-    st.session_state["preview_sent"] = mark, now
-    return look.inline(job.preview)
-
-
 def _thumb(picture: str, about: str, word: str = "") -> None:
     """Show a small picture that leads to the result, where a small screen has it out of sight."""
     label = f"<b>{word}</b>" if word else ""
@@ -128,18 +94,3 @@ def _will_run(request: VideoRequest | None, picture: Picture | None) -> str:
         return "This cannot run yet: see Movement."
     cost = f"{request.frames / request.fps:.1f} s of video, made in about {look.duration(table().seconds_for(request))}"
     return look.plain(" · ".join(filter(None, [cost, varied(request, seed_known=not settings.new_seed())])))
-
-
-def _progress_text(job: Job, others: int) -> str:
-    """The job's position in the queue or its phase, the time left, and how many of the session's jobs are to come."""
-    left = "" if job.seconds_left is None else look.duration(job.seconds_left)
-    more = f" · {others} more to come" if others else ""
-    if job.stopping:
-        return "Stopping, once this part of the model is loaded …" if job.phase == "load" else "Stopping …"
-    if job.state == "queued":
-        if job.message:
-            return look.plain(job.message)
-        before = table().jobs_before(job.id)
-        text = f"Number {before} in line" if before else "Starting"
-        return (f"{text}, done in about {left}" if left else text) + more
-    return (f"{doing(job)} · {left} left" if left else doing(job)) + more

@@ -14,7 +14,6 @@ from sgm import SCHEDULES, VideoRequest, curves, guidance_curve, schedule_curves
 _COLOURS = ("#1a9a94", "#c8741a", "#8a6fd1", "#c6507a", "#6f7f92")
 _DASHES = ([12, 3], [7, 3], [2, 2], [8, 3, 2, 3], [4, 2])
 _SOLID = [1, 0]
-_LOG, _LINEAR = alt.Scale(type="log"), alt.Scale(zero=False)
 
 
 def show_curves(request: VideoRequest) -> None:
@@ -28,19 +27,19 @@ def show_curves(request: VideoRequest) -> None:
         "Noise (sigma) at each step",
         {titles[name]: sigmas[name] for name in titles if name in sigmas},
         "Step",
-        _LOG,
         titles[request.schedule],
+        log=True,
     )
     with st.container(horizontal=True, key="charts"):
-        draw_lines("Guidance scale of each frame", {"": scales}, "Frame", _LINEAR)
+        draw_lines("Guidance scale of each frame", {"": scales}, "Frame")
         if set(guidance) != {max(scales)}:
-            draw_lines("Largest guidance scale at each step", {"": guidance}, "Step", _LINEAR)
+            draw_lines("Largest guidance scale at each step", {"": guidance}, "Step")
     if set(scales) == {1.0}:
         st.caption("Every scale is 1: guidance is off, which halves the work.")
 
 
 def draw_lines(
-    title: str, lines: Mapping[str, Sequence[float]], axis: str, scale: alt.Scale, chosen: str | None = None
+    title: str, lines: Mapping[str, Sequence[float]], axis: str, chosen: str | None = None, log: bool = False
 ) -> None:
     """Draw a chart of lines over 1, 2, 3, …, with a legend where there are several; one of them may be emphasised.
 
@@ -68,6 +67,9 @@ def draw_lines(
     is_chosen = alt.datum.line == chosen
     ticks = alt.Axis(tickMinStep=1, tickCount=6, grid=False, format="d")
     longest = max(map(len, lines.values()))
+    # Without domains of their own, Vega warns of infinite extents while it has no data yet.
+    low, high = min(map(min, lines.values())), max(map(max, lines.values()))
+    scale = alt.Scale(type="log" if log else "linear", domain=[low, high if high > low else low + 1])
     base = alt.Chart(alt.Data(values=points)).encode(
         x=alt.X(f"{axis}:Q", axis=ticks, scale=alt.Scale(domain=[1, max(2, longest)])),
         y=alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=4, format="~g")),

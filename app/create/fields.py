@@ -13,6 +13,7 @@ from sgm import Field, Version, VideoRequest, all_fields, default_of
 
 # Fields with a default for each version, but one value for all versions once it is set.
 FOLLOWING = ("motion_bucket",)
+KEPT = "session"  # `persist_state` of widgets: their values outlive runs, and pages, in which they are not drawn
 _EMPTY = {"decode_chunk": "All frames"}  # fields that may stay empty, and what that means
 _RUNS = 2  # after code has set a field, in which the browser is told its value
 _EXACT = "%.15g"  # 15 digits, without trailing zeros
@@ -58,10 +59,21 @@ def value_of(field: Field, version: Version) -> Any:
 
 
 def put(key: str, value: Any) -> None:
-    """Set a widget's value before it is drawn; also that which is kept for it where it is not (`settings.keeping`)."""
-    st.session_state[key] = st.session_state.setdefault("kept", {})[key] = value
+    """Set a widget's value before it is drawn."""
+    st.session_state[key] = value
     if key.partition(":")[0] in _EMPTY:
         st.session_state.setdefault("told", {})[key] = 0
+
+
+def keep_reshaped(key: str, shape: object) -> None:
+    """Set a widget to its own value where its range or choices are others than before.
+
+    To Streamlit it is another widget then, which has the value that was kept when it last became another.
+    """
+    shapes: dict[str, object] = st.session_state.setdefault("shapes", {})
+    if shapes.get(key, shape) != shape:
+        put(key, st.session_state[key])
+    shapes[key] = shape
 
 
 def set_value(field: Field, version: Version, value: Any) -> None:
@@ -92,7 +104,9 @@ def draw(
         titles = _titles(field)
         if len(titles) > 3:
             names = list(titles)
-            st.selectbox(field.label, names, names.index(value), titles.__getitem__, key, about, on_change)
+            st.selectbox(
+                field.label, names, names.index(value), titles.__getitem__, key, about, on_change, persist_state=KEPT
+            )
         else:
             st.segmented_control(
                 field.label,
@@ -103,12 +117,15 @@ def draw(
                 key=key,
                 help=about,
                 on_change=on_change,
+                persist_state=KEPT,
             )
     elif field.kind is tuple:
         if field.unit:  # a list with a number for each frame
-            st.text_area(f"{field.label}, in {field.unit}", value, key=key, help=about, height="content")
+            st.text_area(
+                f"{field.label}, in {field.unit}", value, key=key, help=about, height="content", persist_state=KEPT
+            )
         else:
-            st.text_input(field.label, value, key=key, help=about)
+            st.text_input(field.label, value, key=key, help=about, persist_state=KEPT)
     elif slider and field.usual:
         _draw_slider(field, key, value, about, disabled)
     else:
@@ -133,6 +150,7 @@ def draw(
             on_change,
             placeholder=_EMPTY.get(field.name),
             disabled=disabled,
+            persist_state=KEPT,
         )
 
 
@@ -144,10 +162,11 @@ def _draw_slider(field: Field, key: str, value: Any, about: str, disabled: bool)
     low, high = widened.get(key, (value, value))
     widened[key] = low, high = min(low, value), max(high, value)
     step = field.kind(field.step or 1)
+    ends = field.kind(min(low, shown[0])), field.kind(max(high, shown[1]))
+    keep_reshaped(key, ends)
     st.slider(
         field.label,
-        field.kind(min(low, shown[0])),
-        field.kind(max(high, shown[1])),
+        *ends,
         value,
         step,
         "%d" if field.kind is int else _EXACT + ("°" if field.unit == "degrees" else ""),
@@ -156,6 +175,7 @@ def _draw_slider(field: Field, key: str, value: Any, about: str, disabled: bool)
         on_change=None if field.kind is int else _round_to_step,
         args=(key, step),
         disabled=disabled,
+        persist_state=KEPT,
     )
     if not usual[0] <= value <= usual[1]:
         st.caption(f":material/warning: Outside the usual range, {usual[0]:g} to {usual[1]:g}.")

@@ -54,7 +54,7 @@ def show_page() -> None:
     with st.bottom:
         bar.show(place, *asked, job, problem)
         pressed = picture.pressed() | settings.pressed(version)
-        hands.lend(bar.said(job), pressed, settings.values(version), settings.unready())
+        hands.lend(bar.said(job), pressed, settings.values(version), settings.unready(), picture.take_out)
 
 
 def _show_devices() -> None:

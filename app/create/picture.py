@@ -9,7 +9,7 @@ from PIL import Image
 
 from app import look, upload
 from app.create import cutout, settings
-from app.create.fields import base_fields, draw, key_of, options_of, value_of
+from app.create.fields import KEPT, base_fields, draw, keep_reshaped, key_of, options_of, value_of
 from app.jobs import Job, open_stored, table
 from sgm import Field, PictureError, UserError, Version, describe_fit, fit_picture, open_picture
 
@@ -81,6 +81,12 @@ def chosen_sample() -> str:
     return opened.key if opened and opened.key in look.SAMPLES else ""
 
 
+def chosen_upload() -> str:
+    """The id of the chosen upload; "" for another picture, or none."""
+    opened: Opened | None = st.session_state.get("opened")
+    return opened.key if opened and upload.kept(opened.key) else ""
+
+
 def open_sample(name: str) -> None:
     """Choose a sample."""
     _open(name, open_picture(look.SAMPLES[name]), f"{name}.jpg")
@@ -98,6 +104,16 @@ def open_job_picture(job: Job) -> None:
         st.session_state["opened"] = None
 
 
+def open_upload(upload_id: str) -> None:
+    """Choose the picture of an earlier upload, or say that it is gone."""
+    content, name = upload.kept(upload_id) or (b"", "")
+    image = upload.read_upload(content, name).picture if content else None
+    if image:
+        _open(upload_id, image, name)
+    else:
+        refuse("The picture of this address is gone.", "Uploads are kept while the server runs: choose it again.")
+
+
 def refuse(headline: str, reason: str) -> None:
     """Show an error below the upload until another picture is opened."""
     st.session_state["refused"] = headline, reason
@@ -108,29 +124,33 @@ def _open(key: str, image: Image.Image, name: str) -> None:
     st.session_state["refused"] = st.session_state["restored"] = None
 
 
+def take_out() -> None:
+    """Leave the session without its upload, which has been taken out of the uploader by hand: see app/hands.py."""
+    opened: Opened | None = st.session_state.get("opened")
+    if opened and opened.key == st.session_state.get("uploaded"):
+        st.session_state["opened"] = None
+    st.session_state["refused"] = st.session_state["restored"] = None
+
+
 def _open_upload() -> None:
     """Read the upload: a picture, or a clip with a recipe, whose settings and input frame are restored.
 
-    Nothing is changed by a file that cannot be read.
+    Nothing is changed by a file that cannot be read, nor by none: so a browser says that another one is to come.
     """
     file = st.session_state["upload"]
-    opened: Opened | None = st.session_state.get("opened")
-    st.session_state["refused"] = st.session_state["restored"] = None
-    if file is None:  # taken out by hand, or about to be replaced, which the browser says in two steps
-        by_hand = st.session_state.pop("removed", False)  # see app/hands.py
-        if opened and opened.key == st.session_state.get("uploaded"):
-            st.session_state["opened"], st.session_state["replaced"] = None, None if by_hand else opened
+    if file is None:
         return
-    st.session_state["removed"] = False
-    st.session_state["opened"] = opened or st.session_state.pop("replaced", None)
-    st.session_state["uploaded"] = file.file_id
+    content = file.getvalue()
+    st.session_state["refused"] = st.session_state["restored"] = None
+    st.session_state["uploaded"] = ""
     try:
-        found = upload.read_upload(file.getvalue(), file.name)
+        found = upload.read_upload(content, file.name)
     except UserError as error:
         _refuse_upload(_UNREADABLE if isinstance(error, PictureError) else _NOT_RESTORED, str(error))
         return
     if found.picture:
-        _open(file.file_id, found.picture, file.name)
+        st.session_state["uploaded"] = key = upload.keep(content, file.name)
+        _open(key, found.picture, file.name)
     if found.request:
         settings.restore(found.request)
     st.session_state["restored"] = found.note
@@ -173,13 +193,16 @@ def _choose_position(field: Field, version: Version) -> None:
     key = key_of(field, version)
     value = st.session_state[key]
     names = {i / 4: name for i, name in enumerate(_POSITIONS[field.name])}
+    positions = sorted({*names, value})
+    keep_reshaped(key, positions)
     st.select_slider(
         field.label,
-        sorted({*names, value}),
+        positions,
         value,
         format_func=lambda position: names.get(position) or field.text(position),
         key=key,
         help=field.help,
+        persist_state=KEPT,
     )
 
 

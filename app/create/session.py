@@ -34,11 +34,13 @@ def _open_address(address: dict[str, str]) -> None:
     st.session_state["job"] = linked = address.get("job")
     job = table().get(linked) if linked else None
     if job:
-        if job.owner and not job.by_api:
+        if job.owner and not (job.by_api or job.at_stand):
             st.session_state.setdefault("owner", job.owner)  # a reload: it has the same jobs
         picture.open_job_picture(job)
     if address.get("sample") in look.SAMPLES:
         picture.open_sample(address["sample"])
+    elif "upload" in address:
+        picture.open_upload(address["upload"])
     taken = taken_from(address, job and job.request)
     settings.restore(taken.request, switched_on=address)
     if taken.refused:
@@ -51,10 +53,17 @@ def share(request: VideoRequest, job: Job | None) -> None:
     address = address_of(request, job and job.request) | settings.switched_on()
     if (sample := picture.chosen_sample()) and not (job and job.name == f"{sample}.jpg"):
         address["sample"] = sample
+    if (upload := picture.chosen_upload()) and not (job and _uploads().get(job.id) == upload):
+        address["upload"] = upload
     if st.session_state["job"]:
         address["job"] = st.session_state["job"]
     if address != st.query_params.to_dict():
         st.query_params.from_dict(address)
+
+
+def _uploads() -> dict[str, str]:
+    """The ids of the uploads that the session's jobs were made of: these jobs have the picture, too."""
+    return st.session_state.setdefault("uploads", {})
 
 
 def my_jobs() -> list[Job]:
@@ -106,6 +115,7 @@ def generate(request: VideoRequest, chosen: picture.Picture) -> str:
     except UserError as error:
         return str(error)
     st.session_state["asked"] = asked, time.monotonic(), job.id
+    _uploads()[job.id] = picture.chosen_upload()
     if before and before.active:
         st.session_state["unseen"] = [*st.session_state.get("unseen", ()), job.id]
     else:
@@ -120,6 +130,7 @@ def submit(make: Callable[[str, str], Job], job_id: str) -> None:
     except UserError as error:
         picture.refuse("That cannot be made.", str(error))
         return
+    _uploads()[job.id] = _uploads().get(job_id, "")
     settings.restore(job.request)
     follow(job.id)
 

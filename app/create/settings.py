@@ -7,16 +7,27 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Container, Iterable
+from contextlib import suppress
 from itertools import groupby
 
 import streamlit as st
-from streamlit.errors import StreamlitAPIException
 
 from app.create.charts import show_curves
-from app.create.fields import FOLLOWING, base_fields, draw, options_of, put, set_all, set_value, value_of, with_options
+from app.create.fields import (
+    FOLLOWING,
+    KEPT,
+    base_fields,
+    draw,
+    options_of,
+    put,
+    set_all,
+    set_value,
+    value_of,
+    with_options,
+)
 from app.create.orbit import choose_orbit, show_orbit, without_effect
+from app.presets import CALM, LIVELY
 from sgm import VERSIONS, Field, UserError, Version, VideoRequest, all_fields, best_version, version_status
 
 _FIRST = ("camera", "orbit", "motion_bucket", "depth", "elevation", "fps", "steps", "seed")
@@ -24,8 +35,8 @@ _WITH_PICTURE = ("fit",)
 _SWITCHES = ("new_seed", "whole_ranges", "research")
 _PRESETS = {
     "Balanced": ("The model's own values.", {}),
-    "Calm": ("Motion 60: little moves, and little tears.", {"motion_bucket": 60}),
-    "Lively": ("Motion 200: much moves.", {"motion_bucket": 200}),
+    "Calm": ("Motion 60: little moves, and little tears.", CALM),
+    "Lively": ("Motion 200: much moves.", LIVELY),
     "Quick draft": ("{draft} steps instead of {steps}: to see what a picture may become.", {"steps": 0}),
 }
 
@@ -54,6 +65,7 @@ def choose_version() -> Version:
         list(VERSIONS).index(current_version().name),
         format_func=_version_title,  # constant, since Streamlit identifies choices by their titles
         key="version",
+        persist_state=KEPT,
     )
     return current_version()
 
@@ -82,7 +94,7 @@ def choose_settings(version: Version) -> VideoRequest:
     left, right = st.columns(2, vertical_alignment="bottom")
     with left:
         draw(fields["seed"], version, disabled=bool(st.session_state.get("new_seed")))
-    right.toggle("New seed each time", bool(st.session_state.get("new_seed")), key="new_seed")
+    right.toggle("New seed each time", new_seed(), key="new_seed", persist_state=KEPT)
     request = _request(version)
     if request.family.orbits:
         with orbit:
@@ -98,7 +110,8 @@ def current_request() -> VideoRequest:
 def choose_research(version: Version, request: VideoRequest | None) -> None:
     """Draw the fold of the other fields' widgets, and beside them the charts of the request, if there is one."""
     # Its state is kept in Python, so that it is as it was left, and nobody pays for charts in a fold.
-    research = st.expander("Research settings", key="research", on_change="rerun")
+    st.session_state["fold"] = bool(st.session_state.get("research"))
+    research = st.expander("Research settings", key="fold", on_change=_note_fold)
     with research:
         left, right = st.columns(2, gap="large")
         with left:
@@ -108,6 +121,10 @@ def choose_research(version: Version, request: VideoRequest | None) -> None:
         if research.open and request:
             with right, st.container(key="charts_place"):
                 show_curves(request)
+
+
+def _note_fold() -> None:
+    st.session_state["research"] = st.session_state["fold"]
 
 
 def draft_steps(version: Version) -> int:
@@ -176,37 +193,6 @@ def labelled(message: str) -> str:
     return re.sub(pattern, lambda name: labels[name[0]], message)
 
 
-@contextmanager
-def keeping(page: str) -> Iterator[None]:
-    """Keep what was set, by hand or not, over runs in which widgets are not drawn: Streamlit forgets their values.
-
-    It does so before another page's script starts, so the values of each run are noted at its end. page: which runs.
-    """
-    kept: dict[str, object] = st.session_state.setdefault("kept", {})
-    before, st.session_state["page"] = st.session_state.get("page"), page
-    undrawn = st.session_state.get("undrawn", ())
-    # A run that is broken off may leave values forgotten that no whole run has noted as undrawn.
-    for key in [key for key in kept if page != before or key in undrawn or key not in st.session_state]:
-        put(key, kept[key])
-    try:
-        yield
-    finally:
-        names = {"version", *_SWITCHES, *all_fields()}
-        keys = [key for key in map(str, st.session_state) if key.partition(":")[0] in names]
-        kept.update({key: st.session_state[key] for key in keys})
-    # Only of a whole run: one that is broken off by the next has not drawn all.
-    st.session_state["undrawn"] = [key for key in keys if _is_undrawn(key)]
-
-
-def _is_undrawn(key: str) -> bool:
-    """Whether a key's widget is not drawn in this run. Its value is set, so that Streamlit knows no older one."""
-    try:
-        st.session_state[key] = st.session_state[key]
-    except StreamlitAPIException:
-        return False
-    return True
-
-
 def _follow_list(version: Version) -> bool:
     """Whether a list of sigmas says how many steps there are; then these are set to its length."""
     fields = {field.name: field for field in with_options(base_fields(version.name).values(), version)}
@@ -251,8 +237,8 @@ def _choose_ranges(version: Version) -> None:
         for field in sliders
         if field.usual != (field.low, field.high)
     )
-    is_on = bool(st.session_state.get("whole_ranges"))
-    st.toggle("Sliders over the whole range", is_on, key="whole_ranges", help=f"All that is accepted: {ends}.")
+    is_on, about = bool(st.session_state.get("whole_ranges")), f"All that is accepted: {ends}."
+    st.toggle("Sliders over the whole range", is_on, key="whole_ranges", help=about, persist_state=KEPT)
 
 
 def _follow_version(version: Version) -> None:

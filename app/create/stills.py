@@ -23,7 +23,7 @@ def preview(job: Job, small: bool = False) -> str:
         return "<div></div>"
     about = f"{'A preview of the clip of' if job.preview else 'The picture'} {job.name}"
     alt, name = ("" if small else html.escape(text) for text in (about, job.name))
-    active = f' data-job="{name}"' if job.active else ""  # later previews replace it: see app/hands.py
+    active = f' data-job="{name}"' if job.active else ""  # later previews replace it: see progress.js
     return f'<div class="stage live"><img src="{address}" alt="{alt}"{active}></div>'
 
 

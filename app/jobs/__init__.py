@@ -39,8 +39,8 @@ _table_lock = threading.Lock()
 def table(address: str = "") -> Table:
     """The process's table of jobs. Streamlit imports this module once, so that reruns and reloads keep the table.
 
-    Its workers are on the cluster that SGM_RAY names, else on the devices of SGM_DEVICES, or on all, SGM_GPUS of them to
-    a worker. address: of the page, for the message to a second process. Raises FolderInUse or UserError as
+    Its workers are on the cluster that SGM_RAY names, else on the devices of SGM_DEVICES, or on all, SGM_GPUS of them
+    to a worker. address: of the page, for the message to a second process. Raises FolderInUse or UserError as
     `Table`, UserError for a device or a cluster that cannot be used.
     """
     global _table

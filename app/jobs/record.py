@@ -29,7 +29,7 @@ from sgm.paths import is_file, replacing
 log = logging.getLogger(__name__)
 
 ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
-API_OWNER = "api-"  # what the owners of the HTTP API's jobs begin with
+API_OWNER, STAND_OWNER = "api-", "stand-"  # what the owners of the HTTP API's and the stand's jobs begin with
 STATES = ("queued", "running", "done", "failed", "cancelled", "interrupted")
 _LARGEST_RECORD = 2**20  # bytes of a job.json
 _DEEPEST_RECORD = 12  # levels: a film's recipe has 5
@@ -124,6 +124,11 @@ class Job:
         return self.owner.startswith(API_OWNER)
 
     @property
+    def at_stand(self) -> bool:
+        """Whether a passer-by asked for it at the stand."""
+        return self.owner.startswith(STAND_OWNER)
+
+    @property
     def picture(self) -> Path:
         return self.folder / "input.png"
 
@@ -198,9 +203,9 @@ def save_or_log(job: Job) -> None:
 def restore(folder: Path) -> Job | None:
     """The job of an earlier run of the server; None for a folder that is not named like a job's.
 
-    A queued job stays queued. A running one becomes interrupted or, of the HTTP API, where nobody is there to press
-    "Run again", queued once more. Its incomplete files are deleted. Raises Unreadable, without any change, for a record
-    that this program cannot have written, whatever it holds.
+    A queued job stays queued. A running one becomes interrupted or, of the HTTP API and the stand, where nobody is
+    there to press "Run again", queued once more. Its incomplete files are deleted. Raises Unreadable, without any
+    change, for a record that this program cannot have written, whatever it holds.
     """
     if not ID.fullmatch(folder.name):
         return None
@@ -214,7 +219,7 @@ def restore(folder: Path) -> Job | None:
         for incomplete in (*folder.glob("*.tmp"), *folder.glob(".*")):
             with contextlib.suppress(OSError):
                 incomplete.unlink()
-    if job.state == "running" and job.by_api and not job.resumed:
+    if job.state == "running" and (job.by_api or job.at_stand) and not job.resumed:
         job.state, job.resumed = "queued", True
         save_or_log(job)
     elif job.state == "running":

@@ -30,8 +30,11 @@ class Base(NamedTuple):
         return look.plain(f"{self.picture.name} · {summary(self.request)}")
 
 
-def choose() -> Base:
-    """Draw the fold of all widgets of the page Create, which have one state on all pages, and their charts."""
+def choose(group: str) -> Base:
+    """Draw the fold of all widgets of the page Create, which have one state on all pages, and their charts.
+
+    group: whose grid the page shows.
+    """
     session.current_job()  # a new session starts with the defaults there as here
     request, problem = None, ""
     opened = bool(st.session_state.get("opened"))
@@ -49,7 +52,7 @@ def choose() -> Base:
                 st.error(look.plain(problem))
         settings.choose_research(version, request)
     pressed = picture.pressed() | settings.pressed(version)
-    hands.lend("", pressed, settings.values(version), settings.unready())
+    hands.lend(grid.said(group), pressed, settings.values(version), settings.unready(), picture.take_out)
     return Base(request if ready else None, chosen)
 
 

@@ -42,7 +42,10 @@ class Player {
 
   async show({ data, setTriggerValue }) {
     const round = (this.round = Symbol()), clips = data.clips.filter((clip) => clip?.url);
-    this.ask = setTriggerValue;
+    clearInterval(this.looking);
+    if (data.every) this.looking = setInterval(() => setTriggerValue("look", true), data.every);
+    // No look follows an action until its answer is there: where the action leads to another page, it would empty that.
+    this.ask = (word, id) => (clearInterval(this.looking), setTriggerValue(word, id));
     for (const [address, sheet] of this.sheets)
       if (!clips.some(({ url }) => url === address)) {
         this.sheets.delete(address);
@@ -237,5 +240,6 @@ export default function (component) {
   return () => {
     document.removeEventListener("keydown", player.onkey);
     cancelAnimationFrame(player.request);
+    clearInterval(player.looking);
   };
 }

@@ -25,7 +25,7 @@ def show_page() -> None:
     st.title("Drafts", anchor=False)
     above, fold = st.container(), st.container()
     with fold:
-        start = base.choose()
+        start = base.choose(group)
     with above, st.container(key="start"):
         _show_start(start)
     grid.show_failure()

@@ -48,6 +48,14 @@ def show_failure() -> None:
         st.error(look.plain(reason))
 
 
+def said(group: str) -> str:
+    """What is announced to those who hear the page of a group whose making was watched, once that has ended."""
+    jobs = table().group(group) if group == st.session_state.get("watched") else []
+    if not jobs or any(job.active for job in jobs):
+        return ""
+    return f"{sum(job.state == 'done' for job in jobs)} of {len(jobs)} clips are made."
+
+
 def show(group: str, actions: Sequence[player.Action], does: Mapping[str, Callable[[str], object]]) -> None:
     """Draw a group's grid and what can be done with it. actions, does: of its cells, beside those of every grid."""
     jobs = table().group(group)
@@ -60,12 +68,12 @@ def show(group: str, actions: Sequence[player.Action], does: Mapping[str, Callab
         if len(pages) > 1:
             number = st.number_input(f"Page of {len(pages)}", 1, len(pages), key=f"grid_page_{group}", width=140)
     active = any(job.active for job in jobs)
-    watch = st.fragment(_show_page, run_every=look.POLL if active else None)
-    watch(group, number - 1, actions, does, active)
+    _show_page(group, number - 1, actions, does, active)
     if not active:
         _offer(jobs, pages[number - 1])
 
 
+@st.fragment
 def _show_page(
     group: str,
     number: int,
@@ -80,7 +88,8 @@ def _show_page(
         st.rerun()
     done, left = sum(job.state == "done" for job in jobs), table().seconds_left_of(group)
     if was_active:
-        with st.container(horizontal=True, vertical_alignment="center"):
+        st.session_state["watched"] = group
+        with st.container(horizontal=True, vertical_alignment="center", key="filling"):
             made = f"{done} of {len(jobs)} made" + (f" · {look.duration(left)} left" if left else "")
             st.progress(done / len(jobs), made)
             st.button("Cancel", icon=":material/close:", on_click=table().cancel_group, args=(group,), key="cancel")
@@ -100,7 +109,8 @@ def _show_page(
             has = [player.OPEN, ("added", "+", "Add to compare"), *actions] if job.state == "done" else [player.OPEN]
             tiles.append(player.tile(job, str(job.cell + 1), _label(job), has, scale, note=note))
     does = {"added": _compare, **does}
-    if opened := player.play(f"grid_{group}", tiles, does, columns=columns, heads=page.columns, sides=page.rows):
+    labels = {"columns": columns, "heads": page.columns, "sides": page.rows}
+    if opened := player.play(f"grid_{group}", tiles, does, watched=was_active, **labels):
         places.open_clip(opened)
 
 

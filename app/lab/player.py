@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from streamlit.components import v2
 
 from app.jobs import Job, table
 from app.lab.sheets import Sheet, draw_sheet, scale_of
+from app.look import POLL
 from sgm import UserError, printable
 
 Action = tuple[str, str, str]  # name, what its button shows, and what it does, for people
@@ -67,12 +69,14 @@ def play(
     columns: int = 0,
     heads: Sequence[str] = (),
     sides: Sequence[str] = (),
+    watched: bool = False,
 ) -> str:
     """Play clips in step. Returns the id of one that is to be opened, or "".
 
     tiles: in rows of `columns`, or of 3; None for an empty place. does: what an action does with a clip's id; it may
     return the id of another one, to be opened. view: "grid", or of two clips "wipe" or "difference", of which each
-    value is multiplied by `gain`, a power of two. heads, sides: labels of columns and rows.
+    value is multiplied by `gain`, a power of two. heads, sides: labels of columns and rows. watched: run the fragment
+    around it at every poll. The player asks for that, since it knows when not to.
     """
 
     def on(name: str) -> Callable[[], None]:
@@ -86,8 +90,10 @@ def play(
     view = view if all(some and "url" in some for some in tiles) else "grid"
     data = {"view": view, "gain": gain, "columns": columns, "clips": tiles}
     data |= {name: list(labels) if any(labels) else [] for name, labels in (("heads", heads), ("sides", sides))}
+    if watched:
+        data |= {"every": 1000 * POLL, "at": time.monotonic()}  # other data each time, so that the player goes on
     changes: dict[str, Any] = {f"on_{name}_change": on(name) for name in does}
-    state = mount(key=key, data=data, on_open_change=lambda: None, **changes)
+    state = mount(key=key, data=data, on_open_change=lambda: None, on_look_change=lambda: None, **changes)
     return str(state.get("open") or st.session_state.pop("player_opens", None) or "")
 
 

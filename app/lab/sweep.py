@@ -30,7 +30,7 @@ def show_page() -> None:
     st.title("Sweep", anchor=False)
     above, fold = st.container(), st.container()
     with fold:
-        start = base.choose()
+        start = base.choose(group)
     with above:
         left, right = st.columns([10, 7], gap="large")
         with left:

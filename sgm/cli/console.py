@@ -33,9 +33,9 @@ def path_argument(about: str, **options: Any) -> Any:
     return typer.Argument(parser=_named_path, help=about, **options)
 
 
-def path_option(about: str) -> Any:
+def path_option(about: str, **options: Any) -> Any:
     """The metadata of an option whose value is a path, as of `path_argument`."""
-    return typer.Option(parser=_named_path, help=about)
+    return typer.Option(parser=_named_path, help=about, **options)
 
 
 def echo_stderr(message: str) -> None:

@@ -81,6 +81,14 @@ class SweepFolder:
         with refusals_explained(path, "make room there or choose another place"), replacing(path) as temporary:
             picture.save(temporary)
 
+    def remove_pages(self, first: int) -> None:
+        """Remove the grid's pages from a number on, from 0: an earlier run of this sweep had more."""
+        for suffix in (".mp4", ".png"):
+            pages = (self.grid(page, suffix) for page in itertools.count(first))
+            for path in itertools.takewhile(is_file, pages):
+                with refusals_explained(path, "remove it"):
+                    path.unlink()
+
     def find(self, cell: Cell, reference: bool = False) -> tuple[Path, dict[str, Any] | None]:
         """Where a cell's clip lies, and its recipe; or where it is to be written, and None.
 

@@ -205,10 +205,14 @@ class Making:
             with progress_bar() as show:
                 drawn = partial(_show_drawn, show, f"grid {number + 1}/{len(pages)}")
                 grid = ClipGrid(clips, page.columns, page.rows, page.captions, title + of, drawn)
+                if (letters := grid.escaped) and letters not in self._said:
+                    self._said.add(letters)
+                    echo_stderr(f"No font here has {letters}: labels show escapes. Install one, as Noto Sans CJK.")
                 write_video(self.folder.grid(number, ".mp4"), grid, grid.fps, quick=True)
                 self.folder.write_picture(number, grid.picture())
             for suffix in (".mp4", ".png"):
                 echo_result(self.folder.grid(number, suffix))
+        self.folder.remove_pages(len(pages))
 
 
 @contextmanager

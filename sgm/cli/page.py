@@ -7,15 +7,19 @@ import os
 import re
 import socket
 import sys
+from importlib import import_module
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sgm.cli.console import echo_stderr
+from sgm.cli.console import echo_stderr, path_option
 from sgm.cli.options import Ray, RayActors
 from sgm.errors import UserError, shown
 from sgm.process import importing_torch
 from sgm.versions import bundle
+
+_STAND = "The stand"  # heading of its options
 
 
 def app(
@@ -45,9 +49,35 @@ def app(
     trust_network: Annotated[
         bool, typer.Option("--trust-network", help="Let all who reach --host use page and API, without a key.")
     ] = False,
+    stand: Annotated[
+        bool,
+        typer.Option("--stand", help="A page for passers-by in place of the page and the API.", rich_help_panel=_STAND),
+    ] = False,
+    stand_pictures: Annotated[
+        Path | None, path_option("Folder of pictures to offer; their names are the titles.", rich_help_panel=_STAND)
+    ] = None,
+    stand_limit: Annotated[
+        int | None, typer.Option(min=1, help="Films an hour of a visitor: 10 unless given.", rich_help_panel=_STAND)
+    ] = None,
+    stand_keep: Annotated[
+        int | None,
+        typer.Option(min=1, max=8760, help="Hours until films are deleted: 24 unless given.", rich_help_panel=_STAND),
+    ] = None,
+    stand_rest: Annotated[
+        int | None,
+        typer.Option(min=5, help="Seconds without a touch until it starts anew: 60.", rich_help_panel=_STAND),
+    ] = None,
+    stand_address: Annotated[
+        str | None,
+        typer.Option(help="How phones reach this server, if not by --host, as http://NAME.", rich_help_panel=_STAND),
+    ] = None,
 ) -> None:
     """Open the page in your browser, and serve the HTTP API beside it. Both are for this machine only."""
-    network = _checked_network(host, trust_network)
+    network = _checked_network(host, trust_network, stand)
+    choices = {"limit": stand_limit, "keep": stand_keep, "rest": stand_rest, "address": stand_address}
+    choices = {name: value for name, value in choices.items() if value is not None}
+    if (choices or stand_pictures) and not stand:
+        raise UserError("--stand-… belongs to the stand: add --stand.")
     origins = [_checked_origin(origin) for origin in allow_origin or []]
     if ray is not None and (devices is not None or gpus > 1):
         raise UserError(
@@ -70,17 +100,29 @@ def app(
     # `import app` must work here and in processes that the page starts.
     sys.path.insert(0, str(root))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    serve(root, port, address, not no_browser, host, network, origins)
+    if stand:
+        # By its name: the library knows no page.
+        found = import_module("app.stand.host").open_stand(stand_pictures, host, port, echo_stderr, **choices)
+        reason = "this machine has no address on a network" if network else "add --host 0.0.0.0"
+        echo_stderr(f"Phones fetch their films from {found.address or f'nowhere: {reason}'}.")
+    serve(root, port, address, not no_browser, host, network, origins, stand)
 
 
-def _checked_network(host: str, trusted: bool) -> str:
+def _checked_network(host: str, trusted: bool, stand: bool) -> str:
     """Who else may ask, for OwnPageOnly. Raises UserError for what is no address, or is open to anybody."""
     try:
-        loopback = ipaddress.ip_address(host).is_loopback
+        listening = ipaddress.ip_address(host)
     except ValueError:
         raise UserError(f"--host must be an address, such as 127.0.0.1 or 0.0.0.0; got {shown(host)}.") from None
-    if loopback:
+    if listening.is_loopback:
         return ""
+    if stand and not trusted:
+        if not listening.is_unspecified:
+            raise UserError(
+                f"With --host {host} nobody could open the stand, since phones only fetch films there. Use --host "
+                "0.0.0.0 for a screen of this machine; for tablets of the network, add --trust-network."
+            )
+        return "films"
     keys = [key.strip() for key in os.environ.get("SGM_API_KEYS", "").split(",") if key.strip()]
     if not (keys or trusted):
         raise UserError(

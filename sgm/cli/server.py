@@ -23,7 +23,9 @@ from anyio.to_thread import run_sync
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 from streamlit import config, file_util
 from streamlit.errors import Error
 
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 _OWN_HOST = re.compile(r"(?:127\.0\.0\.1|localhost)(?::\d+)?")
 _ANSWERED = ("finish-reason", "seed", "retry-after", "location", "x-request-id")  # headers that the API answers with
 _API = re.compile(r"/(?:api|v1|v2alpha|v2beta|docs)(?:/.*)?|/openapi\.json")
+# At the stand: all but its page and what that is made of.
+_STAND = re.compile(r"/(?!$|(?:_stcore|static|media|component|app/static)/|favicon\.png$|manifest\.json$).*")
+_FILMS = re.compile(r"/clip/.*")
 
 
 class OwnPageOnly:
@@ -46,7 +51,8 @@ class OwnPageOnly:
     one, to have its buttons pressed unseen.
 
     network: who else may ask. "": nobody. "keys": programs of other machines, for the API, which looks at their keys.
-    "trusted": whoever reaches this machine by its address or name. origins: other sites', whose pages may use the API.
+    "films": those at the stand who have a film's token, for that film. "trusted": whoever reaches this machine by its
+    address or name. origins: other sites', whose pages may use the API.
     """
 
     def __init__(self, app: ASGIApp, network: str = "", origins: Collection[str] = ()) -> None:
@@ -77,7 +83,9 @@ class OwnPageOnly:
             return origins <= {f"http://{hosts[0]}"}
         if self.network == "keys":
             return for_api and not origins
-        return self.network == "trusted" and _is_of_here(hosts[0]) and origins <= {f"http://{hosts[0]}"}
+        if self.network == "films" and not (scope["type"] == "http" and _FILMS.fullmatch(scope["path"])):
+            return False
+        return self.network in ("trusted", "films") and _is_of_here(hosts[0]) and origins <= {f"http://{hosts[0]}"}
 
 
 def _is_loopback(address: str) -> bool:
@@ -97,23 +105,23 @@ def _is_of_here(host: str) -> bool:
         return name.lower().removesuffix(".local") in ("localhost", socket.gethostname().lower().removesuffix(".local"))
 
 
-class WithApi:
-    """ASGI middleware that has the paths of the HTTP API answered by `app.api`, which is imported when it is needed.
+class WithRoutes:
+    """ASGI middleware that has some paths answered by `application()` of a module, imported when it is needed.
 
     address: of the page, for the table of jobs.
     """
 
-    def __init__(self, app: ASGIApp, address: str) -> None:
-        self.page, self.api, self.address = app, None, address
+    def __init__(self, app: ASGIApp, address: str, paths: re.Pattern[str], module: str) -> None:
+        self.page, self.routes, self.address, self.paths, self.module = app, None, address, paths, module
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not _API.fullmatch(scope["path"]):
+        if scope["type"] != "http" or not self.paths.fullmatch(scope["path"]):
             await self.page(scope, receive, send)
             return
-        if self.api is None:
-            await run_sync(_resume, self.address)
-            self.api = self.api or import_module("app.api").application()
-        await self.api(scope, receive, send)
+        if self.routes is None:
+            await run_sync(_resume, self.address, self.module)
+            self.routes = self.routes or import_module(self.module).application()
+        await self.routes(scope, receive, send)
 
 
 def serve(
@@ -124,8 +132,9 @@ def serve(
     host: str = "127.0.0.1",
     network: str = "",
     origins: Collection[str] = (),
+    stand: bool = False,
 ) -> None:
-    """Serve page and API at a port of `host` until Ctrl-C (KeyboardInterrupt) or SIGTERM (SystemExit).
+    """Serve page and API, or the stand, at a port of `host` until Ctrl-C (KeyboardInterrupt) or SIGTERM (SystemExit).
 
     root: the folder that holds `app/` and `.streamlit/`; the current folder's `.streamlit/` is not read, and what
     files and variables of Streamlit's say elsewhere yields to the values passed here. network, origins: as of
@@ -137,14 +146,16 @@ def serve(
         typer.echo(f"The page is at {address}; Ctrl-C ends it.")
         if open_browser:
             threading.Thread(target=typer.launch, args=(address,), daemon=True).start()
-        threading.Thread(target=_resume, args=(address,), daemon=True).start()
+        threading.Thread(target=_resume, args=(address, module), daemon=True).start()
         yield
 
     # No option of Streamlit's does this.
     file_util.get_project_streamlit_file_path = lambda *names: str(root.joinpath(".streamlit", *names))
-    script = root / "app" / "main.py"
+    script = root / "app" / ("stand_main.py" if stand else "main.py")
+    paths, module = (_STAND, "app.stand.routes") if stand else (_API, "app.api")
     settings = {**_settings(root), "server.address": host, "server.port": port, "browser.serverPort": port}
     settings |= {"server.headless": True} | ({"server.allowedHosts": ["*"]} if network == "trusted" else {})
+    settings |= {"client.toolbarMode": "minimal"} if stand else {}
     os.environ["STREAMLIT_SERVER_COOKIE_SECRET"] = secrets.token_hex()  # the one value that `run` does not take
     sys.argv = [str(script)]  # beside which Streamlit looks for the theme
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # raised when the server has ended
@@ -152,16 +163,23 @@ def serve(
         bound_heads()
         every: Any = {"allow_methods": ["*"], "allow_headers": ["*"], "expose_headers": _ANSWERED}
         shared = [Middleware(CORSMiddleware, allow_origins=list(origins), **every)] if origins else []
-        middleware = [Middleware(OwnPageOnly, network, origins), *shared, Middleware(WithApi, address)]
-        st.App(script, middleware=middleware, lifespan=announced).run(config=settings)
+        mounted = Middleware(WithRoutes, address, paths, module)
+        middleware = [Middleware(OwnPageOnly, network, origins), *shared, mounted]
+        routes = [] if stand else [Route("/progress/{id}", _progress)]
+        st.App(script, routes=routes, middleware=middleware, lifespan=announced).run(config=settings)
     except (Error, UnicodeDecodeError) as error:
         raise UserError(f"Streamlit does not start ({error}): look at .streamlit/config.toml in your home.") from error
 
 
-def _resume(address: str) -> None:
+async def _progress(request: Request) -> Response:
+    """How a job comes along, for the page, which has imported what answers."""
+    return await import_module("app.create.progress").answer(request)
+
+
+def _resume(address: str, module: str) -> None:
     """Open the table of jobs, so that what waited goes on before anybody opens the page, which then opens sooner."""
     try:
-        import_module("app.api")  # by its name: the library knows no page
+        import_module(module)  # by its name: the library knows no page
         import_module("app.jobs").table(address)
     except Exception as error:  # the page says it
         logging.getLogger(__name__).warning("The jobs cannot be resumed: %s", error)

@@ -14,9 +14,10 @@ from sgm.cli.console import duration, echo_result, echo_stderr, errors_as_senten
 from sgm.cli.folder import TABLE, Pictures, SweepFolder
 from sgm.cli.making import Making
 from sgm.cli.options import BackgroundModel, Base, Checkpoint, Device, Dtype, Gpus, LowMemory, ModelVersion, Recipe
+from sgm.cli.recipe import stored_picture
 from sgm.cli.sample import chosen, dtype_of_recipe, pictures_of, starting_point
 from sgm.errors import UserError
-from sgm.paths import check_writable, is_file
+from sgm.paths import check_writable, is_file, locked
 from sgm.versions import VERSIONS
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ class _Plan(NamedTuple):
 def sweep(
     ctx: typer.Context,
     pictures: Annotated[
-        list[Path], path_argument("Pictures, or folders of pictures.", show_default=False, metavar="PICTURE")
-    ],
+        list[Path] | None, path_argument("Pictures, or folders of pictures.", show_default=False, metavar="PICTURE")
+    ] = None,
     vary: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,12 +70,21 @@ def sweep(
     """Make a clip of each picture with each combination of settings, a grid of all in sync, and a table.
 
     The folder then holds clips/, each with its recipe, grid.mp4, grid.png and sweep.csv. Once stopped, the same command
-    goes on where it was. Each setting below can be varied, or set for all.
+    goes on where it was. Each setting below can be varied, or set for all. With --recipe, the settings of a video that
+    was made here, and without a picture, the page's copy of its own.
     """
     from sgm import check_weights, choose_device, grid_pages, load_engine, making_order, video_encoder
 
     with errors_as_sentences(code=2):
-        plan = _plan(ctx.meta["fields"], pictures, vary or [], reference or [], version, recipe, max_cells)
+        plan = _plan(
+            ctx.meta["fields"],
+            pictures or _pictures_of(recipe),
+            vary or [],
+            reference or [],
+            version,
+            recipe,
+            max_cells,
+        )
         order = making_order(plan.cells, plan.compared)
         versions = list(dict.fromkeys(cell.request.version for cell in order))
         if checkpoint and len(versions) > 1:
@@ -105,15 +115,17 @@ def sweep(
     if dry_run:
         return
     go_on = f"What is made stays in {out}, and the same command goes on from there."
-    try:
-        making.run(plan.cells)
-        making.draw(grid_pages(plan.cells, plan.axes, [path.name for path in plan.files]), _title(plan))
-    except KeyboardInterrupt:
-        echo_stderr(f"Stopped after {len(making.made)} of {len(order)} clips. {go_on}")
-        raise typer.Exit(130) from None
-    except (UserError, OSError) as error:
-        reason = error if isinstance(error, UserError) else f"{error.filename or out}: {error.strerror or error}."
-        raise UserError(f"{reason} {go_on}") from error
+    busy = f"Another sgm sweep is at work in {out}: wait for it, or name another folder with --out."
+    with locked(out / ".sweep.lock", busy, "--out"):
+        try:
+            making.run(plan.cells)
+            making.draw(grid_pages(plan.cells, plan.axes, [path.name for path in plan.files]), _title(plan))
+        except KeyboardInterrupt:
+            echo_stderr(f"Stopped after {len(making.made)} of {len(order)} clips. {go_on}")
+            raise typer.Exit(130) from None
+        except (UserError, OSError) as error:
+            reason = error if isinstance(error, UserError) else f"{error.filename or out}: {error.strerror or error}."
+            raise UserError(f"{reason} {go_on}") from error
     echo_result(out / TABLE)
     if failed := len(order) - len(making.made):
         echo_stderr(f"{failed} of {len(order)} clips failed; the same command tries them again.")
@@ -148,6 +160,15 @@ def _plan(
         raise UserError(f"--reference {several[0]} has several values: give one, with which the others are compared.")
     values = {name: value for name, (value,) in others.items()}
     return _Plan(files, axes, made, references_of(made, values) if values else {}, settings)
+
+
+def _pictures_of(recipe: Path | None) -> list[Path]:
+    """The picture of a recipe. Raises UserError where there is none."""
+    stored = recipe and stored_picture(recipe)
+    if not stored:
+        lack = f"{recipe} has no picture beside it" if recipe else "Missing argument 'PICTURE'"
+        raise UserError(f"{lack}: give pictures, as in sgm sweep photo.jpg …")
+    return [stored]
 
 
 def _files(pictures: Iterable[Path]) -> list[Path]:

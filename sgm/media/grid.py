@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from sgm.media.lettering import escaped, line
 from sgm.media.reading import MAX_FRAMES, Video, open_video
 
 MAX_WIDTH, MAX_HEIGHT = 3840, 2160  # of a grid, pixels: what players decode everywhere
@@ -87,6 +88,11 @@ class ClipGrid:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def escaped(self) -> str:
+        """The letters of labels that no font of this computer has: they are drawn as escapes, "\\u6e56"."""
+        return escaped([*self.columns, *self.rows, *itertools.chain(*self.captions), self.title])
+
     def __iter__(self) -> Iterator[np.ndarray]:
         """The frames, uint8 (H, W, 3). Each is a new array."""
         canvas = self._canvas()
@@ -133,11 +139,12 @@ class ClipGrid:
 
     def _scaled(self, width: int, height: int) -> _Layout:
         text = round(min(max(14, width / 18), 30))
-        font, gap, line = _font(text), max(4, text // 3), round(1.5 * text)
-        wide = max((font.getlength(part) for label in self.rows for part in label.split("\n")), default=0)
+        gap, height_of_line = max(4, text // 3), round(1.5 * text)
+        lines = [line(part, text) for label in self.rows for part in label.split("\n")]
+        wide = max((font.getlength(shown) for shown, font in lines), default=0)
         left = min(math.ceil(wide) + text, max(width, 12 * text)) if any(self.rows) else 0
-        caption = line if self.captions else 0
-        top = (round(1.9 * text) if self.title else 0) + (line if any(self.columns) else 0)
+        caption = height_of_line if self.captions else 0
+        top = (round(1.9 * text) if self.title else 0) + (height_of_line if any(self.columns) else 0)
         across, down = max(map(len, self.clips)), len(self.clips)
         size = left + gap + across * (width + gap), top + gap + down * (height + caption + gap)
         even = size[0] + size[0] % 2, size[1] + size[1] % 2
@@ -147,29 +154,33 @@ class ClipGrid:
         """The grid without its clips: labels, and empty places."""
         layout, (width, height) = self._layout, self._layout.tile
         image = Image.new("RGB", layout.size, _PAPER)
-        draw, font = ImageDraw.Draw(image), _font(layout.text)
+        draw = ImageDraw.Draw(image)
+
+        def write(x: float, y: float, label: str, most: float, anchor: str, colour: str = _INK) -> None:
+            shown, font = line(label, layout.text, most)
+            draw.text((x, y), shown, colour, font, anchor)
+
         if self.title:
-            title = _shortened(self.title, font, layout.size[0] - 2 * layout.gap)
-            draw.text((layout.left, layout.text), title, _QUIET, font, "lm")
+            write(layout.left, layout.text, self.title, layout.size[0] - 2 * layout.gap, "lm", _QUIET)
         for j, label in enumerate(self.columns):
             x, y = layout.corner(0, j)[0] + width / 2, layout.top - layout.gap - 0.6 * layout.text
-            draw.text((x, y), _shortened(label, font, width), _INK, font, "mm")
+            write(x, y, label, width, "mm")
         for i, label in enumerate(self.rows):
-            lines = [_shortened(part, font, layout.left - layout.text) for part in label.split("\n")]
+            lines = label.split("\n")
             y = layout.corner(i, 0)[1] + height / 2 - 0.65 * layout.text * (len(lines) - 1)
-            for line in lines:
-                draw.text((layout.left - 0.6 * layout.text, y), line, _INK, font, "rm")
+            for part in lines:
+                write(layout.left - 0.6 * layout.text, y, part, layout.left - layout.text, "rm")
                 y += 1.3 * layout.text
         for i, row in enumerate(self.clips):
             for j, clip in enumerate(row):
                 x, y = layout.corner(i, j)
                 caption = self.captions[i][j] if self.captions and j < len(self.captions[i]) else ""
-                draw.text((x, y - 0.6 * layout.text), _shortened(caption, font, width), _INK, font, "lm")
+                write(x, y - 0.6 * layout.text, caption, width, "lm")
                 if clip is not None:
                     draw.rectangle((x, y, x + width - 1, y + height - 1), _BARS)
                 elif caption or not self.captions:  # not the places behind the last caption
                     draw.rectangle((x, y, x + width - 1, y + height - 1), _EMPTY)
-                    draw.text((x + width / 2, y + height / 2), "no clip", _QUIET, font, "mm")
+                    write(x + width / 2, y + height / 2, "no clip", width, "mm", _QUIET)
         return np.array(image)
 
 
@@ -198,24 +209,3 @@ def _length(clip: Source) -> _Length:
 
 def _paste(canvas: np.ndarray, x: int, y: int, pixels: np.ndarray) -> None:
     canvas[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans, which comes with matplotlib: Pillow's own font has the letters of ASCII only."""
-    import matplotlib
-
-    try:
-        return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
-    except OSError:
-        return ImageFont.load_default(size)
-
-
-def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
-    """A line of text that is at most `width` pixels wide, with an ellipsis in its middle where it was longer."""
-    keep = len(text)
-    line = text
-    while keep > 1 and font.getlength(line) > width:
-        keep -= 1
-        line = f"{text[: math.ceil(keep / 2)]}…{text[len(text) - keep // 2 :]}"
-    return line

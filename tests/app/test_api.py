@@ -543,6 +543,11 @@ def test_keys_slow_bodies_and_too_many_requests(alone: str) -> None:
         ("trusted", "192.0.2.9", socket.gethostname(), "/", None, True),
         ("trusted", "192.0.2.9", "evil.example", "/", "http://evil.example", False),
         ("trusted", "192.0.2.9", "192.0.2.1:8501", "/", "http://evil.example", False),
+        ("films", "192.0.2.9", "192.0.2.1:8501", "/clip/0123456789abcdef", None, True),
+        ("films", "192.0.2.9", "evil.example", "/clip/0123456789abcdef", None, False),
+        ("films", "192.0.2.9", "192.0.2.1:8501", "/", None, False),
+        ("films", "192.0.2.9", "192.0.2.1:8501", "/_stcore/stream", None, False),
+        ("films", "127.0.0.1", "127.0.0.1:8501", "/", None, True),
         ("", "127.0.0.1", "localhost:8501", "/v1/videos", "https://friend.example", True),
         ("keys", "192.0.2.9", "192.0.2.1:8501", "/v1/videos", "https://friend.example", True),
         ("", "127.0.0.1", "localhost:8501", "/_stcore/stream", "https://friend.example", False),
@@ -564,11 +569,18 @@ def test_who_else_may_ask(network: str, client: str, host: str, path: str, origi
 
 
 @pytest.mark.parametrize(
-    ("host", "said"), [("0.0.0.0", "SGM_API_KEYS"), ("example.org", "--host must be an address"), ("::", "--trust")]
+    ("options", "said"),
+    [
+        ("--host 0.0.0.0", "SGM_API_KEYS"),
+        ("--host example.org", "--host must be an address"),
+        ("--host ::", "--trust"),
+        ("--stand --host 192.0.2.1", "Use --host 0.0.0.0"),
+        ("--stand-limit 3", "add --stand"),
+    ],
 )
-def test_the_network_is_let_in_on_purpose_only(host: str, said: str) -> None:
+def test_the_network_is_let_in_on_purpose_only(options: str, said: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "SGM_API_KEYS"} | {"COLUMNS": "500"}
-    command = [sys.executable, "-m", "sgm.cli", "app", "--no-browser", "--host", host]
+    command = [sys.executable, "-m", "sgm.cli", "app", "--no-browser", *options.split()]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
     assert ended.returncode == 1
     assert said in ended.stderr

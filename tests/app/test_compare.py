@@ -19,8 +19,8 @@ from app.jobs import Job, Table
 from app.lab.sheets import MOST_PIXELS, draw_sheet, scale_of
 from app.summary import differing, told_apart
 from sgm import Clip, VideoRequest
+from tests.app.pages import LIMIT, address, ok, visited
 
-LIMIT = 20.0  # seconds
 TINY: dict[str, Any] = {"frames": 4, "width": 64, "height": 64}
 
 
@@ -49,25 +49,13 @@ def opened(**address: str) -> AppTest:
 
         compare.show_page()
 
-    page = AppTest.from_function(show_compare, default_timeout=LIMIT)
-    for name, value in address.items():
-        page.query_params[name] = value
-    return ok(page.run())
-
-
-def ok(page: AppTest) -> AppTest:
-    assert not page.exception, page.exception[0]
-    return page
+    return visited(show_compare, **address)
 
 
 def played(page: AppTest) -> dict[str, Any]:
     """What the player was told."""
     (player,) = page.get("bidi_component")
     return json.loads(player.proto.json)
-
-
-def address(page: AppTest) -> dict[str, str]:
-    return {name: "".join(value) for name, value in page.query_params.items()}
 
 
 def test_a_link_plays_its_clips_and_tells_what_differs(clips: list[str]) -> None:

@@ -17,7 +17,7 @@ from streamlit.testing.v1 import AppTest
 from app import jobs
 from app.api import work
 from app.api.refused import Refused
-from app.create.bar import _progress_text
+from app.create.progress import _text
 from app.jobs import EngineRunner, Job, Runner, Table
 from app.jobs.runner import runners_on
 from sgm import Clip, DeviceFailed, Progress, UserError, VideoRequest, choose_devices, generate, load_engine
@@ -107,7 +107,7 @@ def test_a_card_that_fails_is_taken_out_and_its_job_made_by_another(
     assert waits.message.startswith("No device is left to make clips, and the line waits: cuda:0 does not compute")
     assert "cuda:1 fell off the bus" in waits.message
     monkeypatch.setattr(jobs, "_table", table)
-    assert _progress_text(waits, 0).startswith("No device is left")
+    assert _text(waits).startswith("No device is left")
     with pytest.raises(Refused, match="No device is left") as refused:
         work.submit(REQUEST, PICTURE, "a", "api-x")
     assert refused.value.status == 503

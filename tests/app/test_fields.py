@@ -80,8 +80,9 @@ def linked(address: Mapping[str, str]) -> AppTest:
 
 
 def address(page: AppTest) -> dict[str, str]:
-    """The page's query parameters."""
-    return {name: value if isinstance(value, str) else value[0] for name, value in page.query_params.items()}
+    """The page's query parameters, without that of an upload."""
+    given = {name: value if isinstance(value, str) else value[0] for name, value in page.query_params.items()}
+    return {name: value for name, value in given.items() if name != "upload"}
 
 
 def dropped(page: AppTest, settings: Mapping[str, Any], name: str = "clip.mp4") -> AppTest:

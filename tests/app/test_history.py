@@ -15,8 +15,8 @@ from app import history, jobs
 from app.jobs import Job, Table
 from app.summary import matches, summary, varied
 from sgm import Clip, VideoRequest
+from tests.app.pages import LIMIT, address, ok, visited
 
-LIMIT = 20.0  # seconds
 TINY: dict[str, Any] = {"frames": 2, "steps": 1, "width": 64, "height": 64}
 NAMES = ("lake.jpg", "[x](https://evil.example) www.evil.example\n# \u202e*IMG_2041*.jpg", "road at night.jpg")
 
@@ -44,15 +44,7 @@ def show_history() -> None:
 
 
 def opened(**address: str) -> AppTest:
-    page = AppTest.from_function(show_history, default_timeout=LIMIT)
-    for name, value in address.items():
-        page.query_params[name] = value
-    return ok(page.run())
-
-
-def ok(page: AppTest) -> AppTest:
-    assert not page.exception, page.exception[0]
-    return page
+    return visited(show_history, **address)
 
 
 def cards(page: AppTest) -> list[str]:
@@ -61,10 +53,6 @@ def cards(page: AppTest) -> list[str]:
 
 def pressed(page: AppTest, label: str) -> AppTest:
     return ok(next(button for button in page.button if button.label.startswith(label)).click().run())
-
-
-def address(page: AppTest) -> dict[str, str]:
-    return {name: "".join(value) for name, value in page.query_params.items()}
 
 
 JOB = Job(

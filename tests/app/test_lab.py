@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,16 @@ from app import jobs
 from app.jobs import Job, Table
 from app.lab.sweep import command
 from sgm import Axis, Clip, UserError, VideoRequest
+from tests.app.pages import LIMIT, ok, visited
 
-LIMIT = 20.0  # seconds
+go_on = Event()  # of the worker
+go_on.set()
 
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Table]:
     def draw(job: Job, *_: Any) -> Clip:
+        assert go_on.wait(LIMIT)
         if job.request.seed == 13:
             raise UserError("Bad luck.")
         width, height = job.request.size
@@ -48,16 +52,8 @@ def show_drafts() -> None:
 
 
 def opened(show: Any, **address: Any) -> AppTest:
-    page = AppTest.from_function(show, default_timeout=LIMIT)
-    for name, value in address.items():
-        page.query_params[name] = value
-    ok(page.run())
+    page = visited(show, **address)
     ok(page.button(key="sample_lake").click().run())
-    return page
-
-
-def ok(page: AppTest) -> AppTest:
-    assert not page.exception, page.exception[0]
     return page
 
 
@@ -70,21 +66,25 @@ def pressed(page: AppTest, label: str) -> AppTest:
     return ok(next(button for button in page.button if button.label == label).click().run())
 
 
-def grid(page: AppTest) -> dict[str, Any]:
-    """What the player of the grid was told."""
-    players = [found.proto for found in page.get("bidi_component") if "sgm_player" in found.proto.component_name]
-    return json.loads(players[0].json)
+def grid(page: AppTest, component: str = "sgm_player") -> dict[str, Any]:
+    """What the player of the grid, or another component, was told."""
+    told = [found.proto for found in page.get("bidi_component") if component in found.proto.component_name]
+    return json.loads(told[0].json)
 
 
 def test_a_sweep_has_a_price_a_command_and_a_grid(table: Table) -> None:
     page = opened(show_sweep, vary=["steps=1..2", "seed=12,13,14"])
     assert "**6 clips** · 9 evaluations of the network · about **" in said(page)
     assert "sgm sweep PICTURE --version svd_tiny --vary steps=1,2 --vary seed=12,13,14" in said(page)
+    go_on.clear()
     pressed(page, "Start")
+    assert grid(page, "sgm_hands")["said"] == ""
+    go_on.set()
     (group,) = table.groups()
     for job in table.group(group):
         table.wait(job.id, LIMIT)
     ok(page.run())
+    assert grid(page, "sgm_hands")["said"] == "4 of 6 clips are made."  # to those who hear the page
     shown = grid(page)
     assert (shown["columns"], shown["heads"]) == (3, ["seed 12", "seed 13", "seed 14"])
     assert shown["sides"] == ["steps 1", "steps 2"]

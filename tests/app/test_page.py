@@ -37,10 +37,10 @@ from sgm import (
     read_frames,
     read_settings,
 )
+from tests.app.pages import LIMIT, ok
 from tests.small_model import official_layout, write_empty
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 20.0  # seconds
 
 
 class Stage:
@@ -84,16 +84,10 @@ def stage(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     table.close()
 
 
-def opened(job: str | None = None) -> AppTest:
+def opened(job: str | None = None, **address: Any) -> AppTest:
     page = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)
-    if job:
-        page.query_params["job"] = job
+    page.query_params.update(address | ({"job": job} if job else {}))
     return ok(page.run())
-
-
-def ok(page: AppTest) -> AppTest:
-    assert not page.exception, page.exception[0]
-    return page
 
 
 def generate(page: AppTest) -> Any:
@@ -112,7 +106,8 @@ def labels(page: AppTest) -> set[str]:
 def said(page: AppTest) -> str:
     blocks = (page.caption, page.info, page.warning, page.error, page.get("html"))
     texts = [getattr(element, "value", None) or element.proto.body for elements in blocks for element in elements]
-    return "\n".join([*texts, *(bar.proto.text for bar in page.get("progress"))])
+    told = [json.loads(component.proto.json) for component in page.get("bidi_component")]
+    return "\n".join([*texts, *(some["text"] + some["more"] for some in told if "text" in some)])
 
 
 def clips(page: AppTest) -> int:
@@ -257,6 +252,23 @@ def test_an_upload_that_is_no_picture(stage: Stage, content: bytes, sentence: st
     ok(page.file_uploader[0].set_value(("again.png", content, "image/png")).run())
     assert page.error[0].value.endswith("good.png stays chosen.")
     assert not generate(page).disabled
+
+
+def test_an_upload_outlives_a_reload(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = opened()
+    ok(page.file_uploader[0].set_value(("tall.png", photograph(400, 900), "image/png")).run())
+    ok(page.slider(key="motion_bucket").set_value(60).run())
+    again = opened(**page.query_params)
+    assert "Cropped 400×900 to 400×240 (5:3)" in said(again)
+    assert again.slider(key="motion_bucket").value == 60
+    ok(generate(again).click().run())
+    assert "upload" not in again.query_params  # the job has it
+    stage.go_on.set()
+    assert ended(job_of(again)).name == "tall.png"
+    monkeypatch.setattr("app.upload._MOST_KEPT", 0)  # as after many others
+    ok(page.file_uploader[0].set_value(("wide.png", photograph(900, 400), "image/png")).run())
+    assert "upload" not in page.query_params
+    assert "The picture of this address is gone." in opened(upload="0" * 16).error[0].value
 
 
 def test_a_very_small_picture_is_told(stage: Stage) -> None:
@@ -511,9 +523,7 @@ def test_settings_beyond_the_sliders_are_kept_and_shown(stage: Stage) -> None:
 
 def test_a_field_that_is_drawn_late_shows_its_value(stage: Stage) -> None:
     """A browser takes a field's own start value where a click came before it could draw what an earlier run told."""
-    page = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)
-    page.query_params.update({"version": "sv3d_p", "orbit": "dynamic", "steps": "9", "seed": "5", "guider": "cfg"})
-    ok(page.run())
+    page = opened(version="sv3d_p", orbit="dynamic", steps="9", seed="5", guider="cfg")
     for version in ("sv3d_p", "svd_tiny"):
         ok(page.selectbox(key="version").set_value(version).run())
         for slider in page.slider:
@@ -543,9 +553,7 @@ def test_an_address_holds_the_settings(stage: Stage) -> None:
     address = {name: value if isinstance(value, str) else value[0] for name, value in page.query_params.items()}
     changed = {"motion_bucket": "60", "sampler": "euler_ancestral", "eta": "0.5", "sigma_max": "40"}
     assert address == changed | {"version": "svd_tiny"}  # named, for another may be the best one tomorrow
-    again = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)
-    again.query_params.update(address)
-    ok(again.run())
+    again = opened(**address)
     assert again.slider(key="motion_bucket").value == 60
     ok(again.button(key="sample_road").click().run())
     ok(generate(again).click().run())
@@ -555,11 +563,7 @@ def test_an_address_holds_the_settings(stage: Stage) -> None:
 
 
 def test_nonsense_in_an_address_is_told_and_ignored(stage: Stage) -> None:
-    page = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=LIMIT)
-    page.query_params.update(
-        {"steps": "many", "colour": "blue", "fps": "9", "max_guidance": "3", "min_guidance": "2.9"}
-    )
-    ok(page.run())
+    page = opened(steps="many", colour="blue", fps="9", max_guidance="3", min_guidance="2.9")
     assert "Some settings in the address were ignored." in page.error[0].value
     assert "steps must be a whole number; got 'many'" in page.error[0].value.replace("\\", "")
     assert page.slider(key="steps:svd_tiny").value == 6

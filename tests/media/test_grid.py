@@ -6,11 +6,15 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib.ft2font import FT2Font
+from PIL import ImageFont
 
 from sgm import ClipGrid, UserError, read_frames, write_video
 from sgm.media import grid as module
+from sgm.media import lettering
 
 
 def clip(path: Path, levels: Sequence[int], fps: float, size: tuple[int, int] = (64, 48)) -> Path:
@@ -68,6 +72,20 @@ def test_labels_are_beside_their_clips_and_do_not_move_them(tmp_path: Path) -> N
         assert ink[: named._layout.top, x : x + 320].any()
     captions = ClipGrid([[path, path], [path, None]], captions=[["one", "two"], ["three"]])
     assert set(levels(captions, 1, 1)) == {255}  # nothing stands where no caption is
+
+
+def test_labels_have_all_letters_that_a_font_here_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, fonts = clip(tmp_path / "clip.mp4", [128], 5, (320, 192)), Path(matplotlib.get_data_path(), "fonts", "ttf")
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [str(fonts / "STIXGeneral.ttf")])
+    lettering._with_letters.cache_clear()
+    have = {name: set(FT2Font(str(fonts / name)).get_charmap()) for name in ("DejaVuSans.ttf", "STIXGeneral.ttf")}
+    other = chr(min(have["STIXGeneral.ttf"] - have["DejaVuSans.ttf"]))
+    for text, drawn, file in ((f"a {other}", f"a {other}", "STIXGeneral.ttf"), ("湖 1", "\\u6e56 1", "DejaVuSans.ttf")):
+        shown, font = lettering.line(text, 20)
+        assert isinstance(font, ImageFont.FreeTypeFont)
+        assert (shown, Path(str(font.path)).name) == (drawn, file)
+    assert ClipGrid([[path]], [other], ["湖\nb"], title="é").escaped == "湖"
+    lettering._with_letters.cache_clear()
 
 
 def test_a_grid_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

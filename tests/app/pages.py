@@ -1,0 +1,28 @@
+"""A page alone, run by Streamlit's test runner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from streamlit.testing.v1 import AppTest
+
+LIMIT = 20.0  # seconds
+
+
+def visited(show: Callable[[], None], **address: Any) -> AppTest:
+    """The page that a function draws, at an address with these query parameters. The function's code stands alone."""
+    page = AppTest.from_function(show, default_timeout=LIMIT)
+    for name, value in address.items():
+        page.query_params[name] = value
+    return ok(page.run())
+
+
+def ok(page: AppTest) -> AppTest:
+    assert not page.exception, page.exception[0]
+    return page
+
+
+def address(page: AppTest) -> dict[str, str]:
+    """The page's query parameters."""
+    return {name: "".join(value) for name, value in page.query_params.items()}
