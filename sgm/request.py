@@ -229,6 +229,8 @@ class VideoRequest:
         Raises UserError as the constructor does.
         """
         version = choices.pop("version", self.version)
+        if not isinstance(version, str) or version not in ALL_VERSIONS:
+            raise UserError(f"version must be one of {', '.join(ALL_VERSIONS)}; got {shown(version)}.")
         request = object.__new__(request_class(version))
         request._fill(version, choices, {name: v for name, v in self.choices().items() if name not in choices})
         return request
@@ -313,7 +315,7 @@ class ViewsRequest(VideoRequest):
 
 def request_class(version: object) -> type[VideoRequest]:
     """The class of a version's requests."""
-    return ViewsRequest if version in ViewsRequest.versions else VideoRequest
+    return ViewsRequest if isinstance(version, str) and version in ViewsRequest.versions else VideoRequest
 
 
 def prepare_picture(image: Image.Image, request: VideoRequest, scale: int = 1) -> Image.Image:

@@ -56,7 +56,7 @@ class RayCommand(typer.core.TyperCommand):
     """A command whose `--ray` means "auto" where the next word is no address, but a picture, say."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        for i, (word, following) in enumerate(zip(args, [*args[1:], ""], strict=True)):
+        for i, (word, following) in enumerate(zip(args, [*args[1:], ""], strict=False)):
             if word == "--":
                 break
             if word == "--ray" and not _RAY_ADDRESS.fullmatch(following):

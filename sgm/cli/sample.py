@@ -153,7 +153,7 @@ def sample(
         batch = picture is not None and is_folder(picture)
         to_file = _is_file_name(out, batch)
         start, settings = starting_point(recipe)
-        request = start.replace(**chosen(version or start.version, ctx.meta["fields"]))
+        request = start.replace(**chosen(start.version if version is None else version, ctx.meta["fields"]))
         if turntable and not request.family.orbits:
             raise UserError(f"--turntable needs an orbit, which {request.version} does not make: take an SV3D version.")
         if orbit_plot and not (request.family.orbits and orbit_plot.suffix.lower() == ".png"):
