@@ -9,10 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 from app.jobs import Job
-from sgm import GUIDERS, SAMPLERS, SCHEDULES, VideoRequest, all_fields, made_by
+from sgm import GUIDERS, SAMPLERS, SCHEDULES, SPEEDS, VideoRequest, all_fields, made_by
 
 _SEED = "seed"
-_CHOSEN = {"sampler": SAMPLERS, "guider": GUIDERS, "schedule": SCHEDULES}
+_CHOSEN = {"sampler": SAMPLERS, "guider": GUIDERS, "schedule": SCHEDULES, "speed": SPEEDS}
 _LABELS = {"seed": "seed", "motion": "motion_bucket", "steps": "steps", "frames": "frames", "fps": "fps"}
 # "seed 5", "motion: 127", "steps=6": a number that belongs to its word.
 _LABELLED = re.compile(rf"\b({'|'.join(_LABELS)})\s*[:=]?\s*(\d+)\b")

@@ -83,6 +83,7 @@ from .run import Progress as Progress
 from .score import SCORES as SCORES
 from .score import Scores as Scores
 from .score import score_clip as score_clip
+from .speeds import SPEEDS as SPEEDS
 from .sweep import MAX_CELLS as MAX_CELLS
 from .sweep import Axis as Axis
 from .sweep import Cell as Cell

@@ -15,6 +15,7 @@ from sgm.diffusion.sampling import ALIASES, SAMPLERS, Sampler
 from sgm.errors import UserError, shown
 from sgm.families import FAMILIES, FITS, ImageFamily, ViewsFamily
 from sgm.fields import Field, is_number
+from sgm.speeds import SPEEDS
 from sgm.versions import ALL_VERSIONS, DEFAULT_VERSION, VERSIONS, VIEW_VERSIONS, Version
 
 if TYPE_CHECKING:
@@ -26,6 +27,14 @@ COMMON: tuple[Field, ...] = (
     Field("seed", int, "Seed", "The same seed and settings give the same clip.", 0, 2**32 - 2, 23, step=1),
     Field(
         "fps", int, "Frames a second", "The clip's frame rate; SVD is conditioned on it.", 1, 120, usual=(5, 30), step=1
+    ),
+    Field(
+        "speed",
+        str,
+        "Speed",
+        "What the clip may lose for time. All but exact draw a somewhat different clip.",
+        default="exact",
+        choices=lambda: SPEEDS,
     ),
     Field("steps", int, "Steps", "Sampling steps. More take longer and draw finer.", 1, 1000, usual=(1, 200), step=1),
     Field("frames", int, "Frames", "How many frames the clip has.", 1, 200, usual=(1, 60), step=1),
@@ -107,6 +116,7 @@ class VideoRequest:
     version: str
     seed: int
     fps: int
+    speed: str
     steps: int
     frames: int
     width: int
@@ -248,6 +258,11 @@ class VideoRequest:
         return len(self.levels)
 
     @property
+    def cache_interval(self) -> int:
+        """The whole network is evaluated every so many times, in between its shallow blocks alone."""
+        return SPEEDS[self.speed].cache_interval
+
+    @property
     def guided_evaluations(self) -> int:
         """How many of the evaluations estimate without the picture, too, and so take twice as long."""
         guider = self.build_guider()
@@ -343,13 +358,16 @@ def _default(field: Field, values: Mapping[str, Any]) -> Any:
         return getattr(version, field.name, field.default)
     if field.name == "decode_chunk":
         return values["frames"]
-    schedule = _own_schedule(version.name)
+    schedule, speed = _own_schedule(version.name), SPEEDS[values.get("speed", "exact")]
+    if field.name == "schedule" and speed.schedule:
+        return speed.schedule
     if field.name == "schedule":
         return next(name for name, choice in SCHEDULES.items() if choice is type(schedule))
     if field.name == "sigmas":
         return tuple(float(f"{sigma:.4g}") for sigma in schedule(version.steps, do_append_zero=False).tolist())
     if field.name == "steps":
-        return len(values["sigmas"]) if "sigmas" in values else version.steps
+        own = min(version.steps, speed.steps or version.steps)
+        return len(values["sigmas"]) if "sigmas" in values else own
     return getattr(schedule if hasattr(schedule, field.name) else version, field.name)
 
 

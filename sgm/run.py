@@ -149,7 +149,14 @@ class Run:
                     )
                     check = self.ranks.gate(self.check)
                     run = network.conditioned(
-                        cond, frames, plan.max_values, plan.clip_by_clip, check, self.ranks, record=not plan.offload
+                        cond,
+                        frames,
+                        plan.max_values,
+                        plan.clip_by_clip,
+                        check,
+                        self.ranks,
+                        record=not plan.offload,
+                        cache_interval=self.request.cache_interval,
                     )
                     conditioned = self._conditioned[key] = network, plan, run
                 with self.ranks.together():

@@ -25,6 +25,7 @@ _MEASURED = {
     ("cuda", "svd_tiny"): {phase: (a, b / 10) for phase, (a, b) in _SVD_GPU.items()},
     ("cuda", "svd"): _SVD_GPU,
 }
+_SHALLOW = 0.25  # the network's shallow blocks, of an evaluation's time
 
 
 def typical_seconds(request: VideoRequest, device: str, cores: int = 1) -> dict[str, tuple[float, float]]:
@@ -44,8 +45,10 @@ def _work(request: VideoRequest, phase: str) -> tuple[float, float]:
     """What `a` and `b` of a phase are multiplied by."""
     pixels = float(request.height * request.width)
     if phase == "sample":
+        whole = 1 / request.cache_interval
+        share = whole + (1 - whole) * _SHALLOW
         halves = request.evaluations + request.guided_evaluations
-        return float(request.evaluations), halves * pixels * request.frames
+        return share * request.evaluations, share * halves * pixels * request.frames
     if phase == "encode" and "camera" not in request.options:
         return 1.0, pixels
     if phase == "encode" and request.options.get("depth"):  # the object is found, the scene rendered

@@ -242,6 +242,12 @@ def test_the_network(made_up: Callable[[str], DiffusionEngine]) -> None:
         several = engine.network(x, noise, tokens, num_video_frames=frames)
         wanted_changed = engine.model(x, noise, other, num_video_frames=frames)
         wanted_several = engine.model(x, noise, tokens, num_video_frames=frames)
+        # Of the same input, the shallow blocks give the same on what the deep ones gave before; of another, nearly.
+        cached = engine.network.conditioned(c, frames, cache_interval=3)
+        reused = [cached(x, noise), cached(x, noise), cached(1.01 * x, noise), cached(1.01 * x, noise)]
+    assert torch.equal(reused[0], reused[1])
+    assert torch.equal(reused[0], whole[0])
+    assert 0 < relative(reused[2], reused[3]) < 0.1
     assert torch.equal(*whole)
     assert relative(whole[0], wanted) < 1e-5
     assert relative(halves, wanted) < 1e-5

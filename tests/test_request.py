@@ -19,6 +19,7 @@ from sgm import (
     GUIDERS,
     SAMPLERS,
     SCHEDULES,
+    SPEEDS,
     VERSIONS,
     Field,
     Progress,
@@ -85,6 +86,7 @@ def test_settings_come_back_the_same_through_json(request_: VideoRequest) -> Non
         ("schedule", SCHEDULES),
         ("camera", CAMERA_MOVES),
         ("fit", FITS),
+        ("speed", SPEEDS),
     ],
 )
 @pytest.mark.parametrize("given", ["nonsense", "", 3, ["crop"]])
@@ -97,6 +99,19 @@ def test_names_are_checked(name: str, known: Any, given: Any) -> None:
     assert repr(given) in message
     for right in known:
         assert getattr(VideoRequest(**{name: right}), name) == right
+
+
+def test_a_speed_says_what_is_not_said() -> None:
+    fast = VideoRequest("svd_xt", speed="ays_cached")
+    assert (fast.steps, fast.schedule, fast.cache_interval) == (10, "ays", 2)
+    assert VideoRequest("svd_xt", speed="ays", steps=20, schedule="edm").choices().keys() == {
+        "speed",
+        "steps",
+        "schedule",
+    }
+    exact = fast.replace(speed="exact")
+    assert (exact.steps, exact.schedule, exact.cache_interval) == (30, "edm", 1)
+    assert exact == VideoRequest("svd_xt")
 
 
 WHOLE = {
