@@ -14,7 +14,7 @@ from typing import Any
 PAGE = Path(__file__).resolve().with_suffix(".md")
 sys.path.insert(0, str(PAGE.parents[1]))
 
-from sgm import VERSIONS, Field, VideoRequest, all_fields, takers  # noqa: E402
+from sgm import VERSIONS, VIEW_VERSIONS, Field, VideoRequest, ViewsRequest, all_fields, takers  # noqa: E402
 
 BEGIN, END = "<!-- Written by docs/recipe.py: begin -->", "<!-- end -->"
 HEADINGS = {"": "What every version takes", "version": "What some versions take"}
@@ -53,8 +53,8 @@ def own_values(fields: Iterable[Field]) -> Iterator[str]:
     """What a request holds where nothing is chosen; versions that agree share a column."""
     columns: dict[tuple[str, ...], list[str]] = {}
     fields = list(fields)
-    for version in VERSIONS:
-        request = VideoRequest(version)
+    for version in (*VERSIONS, *VIEW_VERSIONS):
+        request = (ViewsRequest if version in VIEW_VERSIONS else VideoRequest)(version)
         own = request.fields()
         key = tuple(shown(field, getattr(request, field.name)) if field.name in own else "" for field in fields)
         columns.setdefault(key, []).append(f"`{version}`")

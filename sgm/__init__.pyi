@@ -34,6 +34,8 @@ from .installed import version_status as version_status
 from .learned import fvd as fvd
 from .learned import fvd_missing as fvd_missing
 from .learned import lpips_missing as lpips_missing
+from .media.clip import frames_cut_off as frames_cut_off
+from .media.clip import open_clip as open_clip
 from .media.export import EXPORTS as EXPORTS
 from .media.export import JOIN as JOIN
 from .media.export import stitch as stitch
@@ -60,6 +62,7 @@ from .media.video import write_frames as write_frames
 from .media.video import write_video as write_video
 from .pipeline import Clip as Clip
 from .pipeline import generate as generate
+from .pipeline import generate_views as generate_views
 from .recipe import RECIPE_TEXTS as RECIPE_TEXTS
 from .recipe import differences as differences
 from .recipe import hash_of as hash_of
@@ -70,6 +73,7 @@ from .recipe import read_recipe as read_recipe
 from .recipe import request_of as request_of
 from .recipe import restore_clip as restore_clip
 from .request import VideoRequest as VideoRequest
+from .request import ViewsRequest as ViewsRequest
 from .request import all_fields as all_fields
 from .request import default_of as default_of
 from .request import prepare_picture as prepare_picture
@@ -90,8 +94,10 @@ from .sweep import making_order as making_order
 from .sweep import references_of as references_of
 from .sweep import sweep_fields as sweep_fields
 from .timing import typical_seconds as typical_seconds
+from .versions import ALL_VERSIONS as ALL_VERSIONS
 from .versions import DEFAULT_VERSION as DEFAULT_VERSION
 from .versions import VERSIONS as VERSIONS
+from .versions import VIEW_VERSIONS as VIEW_VERSIONS
 from .versions import Version as Version
 from .weights import quick_hash as quick_hash
 from .workers import Worker as Worker

@@ -22,7 +22,7 @@ from sgm.formats.folder import LEFTOVERS
 from sgm.installed import recognise
 from sgm.matching import Shapes
 from sgm.paths import check_writable, exists, replacing, user_path, writes_explained
-from sgm.versions import VERSIONS
+from sgm.versions import ALL_VERSIONS
 from sgm.weights import WeightsError, open_weights, shapes_of
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def convert_weights(
     if dtype is not None:
         _one_of("--dtype", dtype, DTYPES)
     if version is not None:
-        _one_of("--version", version, VERSIONS)
+        _one_of("--version", version, ALL_VERSIONS)
     if version is not None and config is not None:
         raise UserError(f"--version {version} and --config {config} both say what model it is: give one of them.")
     taken = UserError(f"{target} exists already: give a new name.")
@@ -68,7 +68,7 @@ def convert_weights(
     if to == "sgm" and target.suffix != ".safetensors":
         raise UserError(f"{target} must end in .safetensors.")
     check_writable(target.parent)
-    model = VERSIONS[version or _recognised(source, base)] if config is None else None
+    model = ALL_VERSIONS[version or _recognised(source, base)] if config is None else None
     path = model.config_path if model else user_path(str(config))
     expected = shapes_of(build_engine(path))
     params = load_config(path)["model"]["params"]
@@ -160,7 +160,7 @@ def _recognised(source: Path, base: str | Path | None) -> str:
         names = [name for name in names if name in recognise(base)]
     if not names:
         raise WeightsError(
-            f"{source} fits none of {', '.join(VERSIONS)}: what its network takes, or its decoder's kind, differs. "
+            f"{source} fits none of {', '.join(ALL_VERSIONS)}: what its network takes, or its decoder's kind, differs. "
             "Give the model's YAML with --config."
         )
     if len(names) > 1:

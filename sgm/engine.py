@@ -27,7 +27,7 @@ from sgm.fast.unet import FastUNet
 from sgm.paths import user_path
 from sgm.ranks import start_ranks
 from sgm.unet.wrapper import OpenAIWrapper
-from sgm.versions import VERSIONS
+from sgm.versions import ALL_VERSIONS
 from sgm.weights import WeightsError, load_weights, open_weights, quick_hash, shapes_of
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -187,7 +187,7 @@ def load_engine(
         raise UserError(f"dtype '{dtype}' is unknown; choose one of {', '.join(_DTYPES)}.")
     files = {"checkpoint": path.absolute(), "base": None if base is None else user_path(base).absolute()}
     ranks = start_ranks(target, gpus, {"version": version, "dtype": dtype, **files})
-    engine = unfilled or build_engine(VERSIONS[version].config_path)
+    engine = unfilled or build_engine(ALL_VERSIONS[version].config_path)
     used = load_weights(engine, path, target, _DTYPES[dtype], base=base_path, on_progress=on_progress)
     _check_base(path, base, used)
     for embedder in engine.conditioner.embedders:
@@ -210,7 +210,7 @@ def check_weights(
     Returns the engine that they fit, still without values: `load_engine` takes it as `unfilled`.
     """
     path, base_path = _paths(version, checkpoint, base)
-    engine = build_engine(VERSIONS[version].config_path)
+    engine = build_engine(ALL_VERSIONS[version].config_path)
     with open_weights(path, shapes_of(engine), base_path) as weights:
         _check_base(path, base, weights.base)
     return engine
@@ -218,16 +218,16 @@ def check_weights(
 
 def _paths(version: str, checkpoint: str | Path | None, base: str | Path | None) -> tuple[Path, Path | None]:
     """Where a version's weights and their base lie. Raises UserError for unknown versions and missing weights."""
-    if version not in VERSIONS:
-        raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")
-    model = VERSIONS[version]
+    if version not in ALL_VERSIONS:
+        raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(ALL_VERSIONS)}.")
+    model = ALL_VERSIONS[version]
     path = model.checkpoint_path if checkpoint is None else user_path(checkpoint)
     if path is None:
         raise WeightsError(f"The weights of {version} are missing. {model.how_to_get}")
     base_path = model.base_path if base is None else user_path(base)
     if model.base and checkpoint is None and base_path is None:
         raise WeightsError(
-            f"{version} is laid over {model.base}, whose weights are missing. {VERSIONS[model.base].how_to_get}"
+            f"{version} is laid over {model.base}, whose weights are missing. {ALL_VERSIONS[model.base].how_to_get}"
         )
     return path, base_path
 

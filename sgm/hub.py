@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from sgm.errors import UserError
 from sgm.hub_errors import DownloadError, RefusedError, errors_explained, of_http
 from sgm.paths import check_writable, exists, is_file, locked, refusals_explained, rename_new, user_path
-from sgm.versions import VERSIONS, Version, checkpoint_folders
+from sgm.versions import ALL_VERSIONS, Version, checkpoint_folders
 
 logger = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -48,9 +48,9 @@ def download_weights(
     content than it announced; for another download of the same file that is running; for a whole file of another size
     that lies there; and for a disk that is full or cannot be written.
     """
-    if version not in VERSIONS:
-        raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")
-    model = VERSIONS[version]
+    if version not in ALL_VERSIONS:
+        raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(ALL_VERSIONS)}.")
+    model = ALL_VERSIONS[version]
     if model.repo is None:
         raise UserError(f"{version} is not to be downloaded. {model.how_to_get}")
     target = (user_path(folder) if folder is not None else checkpoint_folders()[0]) / f"{version}.safetensors"

@@ -11,7 +11,7 @@ from sgm.errors import printable
 from sgm.formats.diffusers import FIRST_STAGE, UNET
 from sgm.kinds import other_kind, unusable, versions_of
 from sgm.paths import user_path
-from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
+from sgm.versions import ALL_VERSIONS, DEFAULT_VERSION, Version
 from sgm.weights import WeightsError, stored_tensors
 
 # The best one first; without SV3D, which needs an object, and svd_xt_lcm, which trades quality for time.
@@ -52,7 +52,7 @@ def version_status(version: str) -> VersionStatus:
 
     Weights that cannot be read, whatever is wrong with them, are "on disk", with the problem.
     """
-    model = VERSIONS[version]
+    model = ALL_VERSIONS[version]
     page = f"https://huggingface.co/{model.repo}" if model.repo else ""
     download = f"sgm download {version}" if model.repo else ""
     path = model.checkpoint_path

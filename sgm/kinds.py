@@ -11,7 +11,7 @@ import torch
 from sgm.config import load_config
 from sgm.errors import printable
 from sgm.formats.diffusers import FIRST_STAGE, UNET, is_temporal
-from sgm.versions import VERSIONS
+from sgm.versions import ALL_VERSIONS
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -49,27 +49,31 @@ _TEXT = re.compile(r"cond_stage_model\.|text_model\.|conditioner\.embedders\.\d+
 _CONTROL = re.compile(r"control_model\.|controlnet_|input_hint_block\.|zero_convs\.")
 _NETWORK = re.compile(r"(^|[./])(input_blocks|down_blocks)\.")
 _TRANSFORMER = re.compile(r"(^|[./])(double_blocks|joint_blocks|transformer_blocks|blocks)\.\d+\.")
-_TEMPORAL = re.compile(r"time_stack\.|temporal_|motion_modules\.")
+_VIEW_LAYERS = "motion_blocks.", "time_mixer_motion."  # that networks for several views alone have, some of them both
+_TEMPORAL = re.compile(r"time_stack\.|time_mix_blocks\.|temporal_|motion_modules\.")
 
 
 def versions_of(shapes: Shapes) -> list[str]:
-    """The versions whose weights these can be, by the network's inputs and, unless it is alone, the decoder's type."""
+    """The versions whose weights these can be, by the network's inputs and layers and, if it is there, the decoder."""
     label = next((shape for name, shape in shapes.items() if name.endswith(_LABELS) and "ema" not in name), None)
     decoder = [name for name in shapes if FIRST_STAGE in name or name.startswith(("vae/", "vae."))]
+    found = label, *(any(layer in name for name in shapes) for layer in _VIEW_LAYERS)
     return [
         name
-        for name in VERSIONS
-        if _fingerprint(name)[0] == label and (not decoder or _fingerprint(name)[1] == is_temporal(decoder))
+        for name in ALL_VERSIONS
+        if _fingerprint(name)[0] == found and (not decoder or _fingerprint(name)[1] == is_temporal(decoder))
     ]
 
 
 @lru_cache
-def _fingerprint(version: str) -> tuple[tuple[int, int], bool]:
-    """Shape of the network's `label_emb` weight, and whether the decoder is temporal."""
-    params = load_config(VERSIONS[version].config_path)["model"]["params"]
+def _fingerprint(version: str) -> tuple[tuple[tuple[int, int], bool, bool], bool]:
+    """Shape of the network's `label_emb` weight and which of _VIEW_LAYERS it has; whether the decoder is temporal."""
+    params = load_config(ALL_VERSIONS[version].config_path)["model"]["params"]
     network = params["network_config"]["params"]
     decoder = params["first_stage_config"]["params"].get("decoder_config", {}).get("target", "")
-    return (4 * network["model_channels"], network["adm_in_channels"]), decoder.endswith("VideoDecoder")
+    label = 4 * network["model_channels"], network["adm_in_channels"]
+    views = "motion_context_dim" in network, network.get("separate_motion_merge_factor", False)
+    return (label, *views), decoder.endswith("VideoDecoder")
 
 
 def unusable(dtypes: Mapping[str, torch.dtype], used: Collection[str]) -> str | None:
@@ -94,7 +98,7 @@ def mismatch(shapes: Shapes, expected: Shapes, faults: str) -> str:
     """Why tensors do not fit a model that expects others: what they are, if that is known, else `faults`."""
     names, fits, wanted = list(shapes), versions_of(shapes), versions_of(expected)
     whole = any(FIRST_STAGE in name or name.startswith("vae") for name in names)
-    fits = [name for name in fits if not (whole and VERSIONS[name].base)]
+    fits = [name for name in fits if not (whole and ALL_VERSIONS[name].base)]
     if fits and wanted and not set(fits) & set(wanted):
         *others, last = fits
         choice = f"{', '.join(others)} or {last}" if others else last

@@ -9,7 +9,7 @@ from torch import nn
 
 from sgm.engine import DiffusionEngine
 from sgm.fast.unet import MAX_VALUES
-from sgm.versions import VERSIONS
+from sgm.versions import ALL_VERSIONS
 
 GIB = 2**30
 _RESERVE = 0.08  # share of the free memory that is left to the libraries' workspaces and to fragmentation
@@ -56,7 +56,7 @@ def predict(engine: DiffusionEngine, frames: int, height: int, width: int, guide
     Activations follow from the version's bytes for each latent and for each pixel, measured in half precision (see
     benchmarks/README.md).
     """
-    model, size = VERSIONS.get(engine.version, VERSIONS["svd"]), engine.dtype.itemsize / 2
+    model, size = ALL_VERSIONS.get(engine.version, ALL_VERSIONS["svd"]), engine.dtype.itemsize / 2
     weights = {name: sum(value.nbytes for value in _values(part)) for name, part in engine.parts.items()}
     clips = 2 if guided and not plan.clip_by_clip else 1
     latents, pixels = clips * frames * height * width // engine.factor**2, frames * height * width

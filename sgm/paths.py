@@ -198,6 +198,19 @@ def write_new(path: Path, write: Callable[[Path], object]) -> Path:
     return name
 
 
+def make_folder(path: Path) -> Path:
+    """Make a new folder, `path` or with -2, -3, ... at its end where that is taken. Returns it; errors: `write_new`."""
+    name, numbers = path, itertools.count(2)
+    with writes_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                name.mkdir()
+                return name
+            except FileExistsError:
+                name = path.with_name(f"{path.name}-{next(numbers)}")
+
+
 def _mode(path: Path) -> int | None:
     """The kind of file at a path, as os.stat gives it; None where nothing is."""
     with refusals_explained(path):

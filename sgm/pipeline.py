@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sgm.conditioning.memo import Memo
+from sgm.conditioning.views import Pass
 from sgm.diffusion.guidance import guided
 from sgm.engine import DiffusionEngine
 from sgm.errors import UserError, enough_memory
+from sgm.matrix import Matrix
 from sgm.ranks import FollowersLost
 from sgm.recipe import settings_of
-from sgm.request import VideoRequest
-from sgm.run import OnStep, Run
+from sgm.request import VideoRequest, ViewsRequest
+from sgm.run import OnStep, Run, to_frames
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,10 +56,11 @@ def generate(
     Raises UserError for a request of another version than the engine's, where memory runs out, and for a result that is
     not finite, of one colour or without any motion; PictureError for a picture that cannot be used.
     """
-    if engine.version not in ("", request.version):
-        raise UserError(f"The request is for {request.version}, the engine is {engine.version}; load that version.")
+    if isinstance(request, ViewsRequest):
+        raise UserError(f"{request.version} makes its clips from a clip, not from a picture: use generate_views.")
+    _check_version(engine, request)
     arguments = engine, request, image
-    with torch.cuda.device(engine.device) if engine.device.type == "cuda" else nullcontext():
+    with _on(engine):
         if not engine.ranks.lost:
             with suppress(FollowersLost), engine.ranks.job():
                 return _generate(*arguments, Run(engine, request, on_step, check, low_memory, memo, engine.ranks))
@@ -103,6 +106,78 @@ def _generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image
     _check_frames(frames, picture.frame())
     frames = family.finish(frames, picture)
     return Clip(frames, request.fps, settings_of(request, engine, picture.frame(), frames))
+
+
+@enough_memory()
+@torch.inference_mode()
+def generate_views(
+    engine: DiffusionEngine,
+    request: ViewsRequest,
+    clip: Sequence[Image.Image],
+    on_step: OnStep | None = None,
+    check: Callable[[], None] | None = None,
+    low_memory: bool = False,
+    first: np.ndarray | None = None,
+) -> list[Clip]:
+    """Turn a clip of an object into clips of the same motion from several sides, the first of them the clip itself.
+
+    clip: its frames as `request.family.prepare_clip` gives them. first: for SV4D, the frames of sv3d_u's orbit around
+    the object in the clip's first frame, uint8 (21, h, w, 3). Raises UserError and calls on_step and check as
+    `generate` does, with the previews of one time and view; steps are counted over all passes.
+    """
+    _check_version(engine, request)
+    with _on(engine):
+        return _generate_views(engine, request, clip, Run(engine, request, on_step, check, low_memory), first)
+
+
+def _generate_views(
+    engine: DiffusionEngine, request: ViewsRequest, clip: Sequence[Image.Image], run: Run, first: np.ndarray | None
+) -> list[Clip]:
+    family, generator = request.family, torch.Generator().manual_seed(request.seed)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator).to(like)
+
+    run.report("encode", 0, 1)
+    pictures = family.matrix(clip, request, first)
+    matrix = Matrix(pictures, family.angles(request), lambda name, like: noise(like), request.cond_aug)
+    passes = family.passes(request)
+    w, h = (side // engine.factor for side in request.size)
+    sigmas = request.build_schedule()(request.steps, device=engine.device)
+    for number, step in enumerate(passes):
+        state = generator.get_state()
+
+        def report(i: int, n: int, number: int = number) -> None:
+            picture, latent = matrix.example
+            draw = lambda: preview(run.estimate / engine.scale_factor, latent, picture)  # noqa: E731
+            run.report("sample", number * n + i, len(passes) * n, draw)
+
+        def sample(step: Pass = step, state: Tensor = state) -> Tensor:
+            generator.set_state(state)
+            x = torch.randn(request.rows, engine.latent_channels, h, w, generator=generator).to(engine.device)
+            settings = request.build_guider(), request.build_sampler(), sigmas, noise
+            return matrix.sample(run, step, x, *settings, on_step=report)
+
+        matrix.put(step, run.pictures(run.sample(sample)))
+    run.report("decode", 1, 1)
+
+    seen = np.stack([np.asarray(frame) for frame in clip])
+    clips = [Clip(seen, request.fps, settings_of(request, engine, seen, seen))]
+    for view in pictures[:, 1:].unbind(1):
+        frames = to_frames(view)
+        _check_frames(frames, clip[0])
+        clips.append(Clip(frames, request.fps, settings_of(request, engine, seen, frames)))
+    return clips
+
+
+def _on(engine: DiffusionEngine) -> AbstractContextManager[object]:
+    """A context in which the engine's card is CUDA's current one."""
+    return torch.cuda.device(engine.device) if engine.device.type == "cuda" else nullcontext()
+
+
+def _check_version(engine: DiffusionEngine, request: VideoRequest) -> None:
+    if engine.version not in ("", request.version):
+        raise UserError(f"The request is for {request.version}, the engine is {engine.version}; load that version.")
 
 
 def _check_frames(frames: np.ndarray, picture: Image.Image) -> None:

@@ -18,7 +18,7 @@ from sgm import __version__
 from sgm.errors import UserError, reason_of
 from sgm.media.kinds import UNKNOWN, kind_of
 from sgm.paths import is_file, refusals_explained
-from sgm.request import VideoRequest, with_later_fields
+from sgm.request import VideoRequest, ViewsRequest, request_class, with_later_fields
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,7 +35,7 @@ _BEFORE_MARK = {"version", "frames", "height", "width", "steps", "fps", "motion_
 
 
 def settings_of(
-    request: VideoRequest, engine: DiffusionEngine, picture: Image.Image, frames: np.ndarray
+    request: VideoRequest, engine: DiffusionEngine, picture: Image.Image | np.ndarray, frames: np.ndarray
 ) -> dict[str, Any]:
     """The recipe of a clip: the values of all fields and, under "sgm", everything else that decides the frames.
 
@@ -96,7 +96,7 @@ def restore_clip(source: str | Path | bytes, name: str | None = None) -> Restore
     name = name or ("The file" if isinstance(source, bytes) else str(source))
     with open_video(source, name) as video:
         settings = _ours(video.settings, name)
-        request = request_of(settings)
+        request = request_of_picture(settings, name)
         try:
             frame, which = input_frame(video, request)
         except UserError as error:
@@ -138,11 +138,22 @@ def request_of(settings: Mapping[str, Any]) -> VideoRequest:
     values = {name: value for name, value in settings.items() if name not in _NOT_FIELDS}
     name = values.pop("version")
     if MARK not in settings:
-        return VideoRequest.fitting(name, with_later_fields(values))
+        return request_class(name).fitting(name, with_later_fields(values))
     if (form := settings[MARK]["format"]) > FORMAT:
         raise UserError(f"These settings are a newer program's (format {form}; known: {FORMAT}): update sgm-video.")
     by_program = "program" in settings[MARK]  # else by hand, with what differs from the defaults alone
-    return VideoRequest(name, **(with_later_fields(values) if by_program else values))
+    return request_class(name)(name, **(with_later_fields(values) if by_program else values))
+
+
+def request_of_picture(settings: Mapping[str, Any], name: object) -> VideoRequest:
+    """As `request_of`, for what needs a clip's picture. Raises UserError for a view of another clip, too."""
+    request = request_of(settings)
+    if isinstance(request, ViewsRequest):
+        raise UserError(
+            f"{name} is a view that {request.version} made of another clip, not of a picture: "
+            f"`sgm sample CLIP --recipe {name}` makes it again."
+        )
+    return request
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -256,6 +267,20 @@ def as_python(settings: Mapping[str, Any], picture: str = "PICTURE") -> str:
     request = request_of(settings)
     choices = "".join(f", {name}={value!r}" for name, value in _seed_and_choices(request).items())
     dtype = made_by(settings).get("dtype")
+    if isinstance(request, ViewsRequest):
+        return f"""from pathlib import Path
+
+from sgm import ViewsRequest, generate, generate_views, load_engine, open_clip, write_video
+
+request = ViewsRequest({request.version!r}{choices})
+clip = request.family.prepare_clip(open_clip(Path({picture!r}), request.frames).frames, request)
+first = None
+if request.first:  # the views of the first frame
+    first = generate(load_engine(request.first.version), request.first, clip[0]).frames
+engine = load_engine({request.version!r}{f", dtype={dtype!r}" if dtype else ""})
+for number, view in enumerate(generate_views(engine, request, clip, first=first)):
+    write_video(f"view-{{number}}.mp4", view.frames, view.fps, view.settings)
+"""
     return f"""from sgm import VideoRequest, generate, load_engine, open_picture, write_video
 
 engine = load_engine({request.version!r}{f", dtype={dtype!r}" if dtype else ""})

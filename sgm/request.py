@@ -6,17 +6,17 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sgm.config import instantiate_from_config, load_config
 from sgm.diffusion.discretization import SCHEDULES, Discretization
 from sgm.diffusion.guidance import GUIDERS, Guider
 from sgm.diffusion.sampling import ALIASES, SAMPLERS, Sampler
 from sgm.errors import UserError, shown
-from sgm.families import FAMILIES, FITS, ImageFamily
+from sgm.families import FAMILIES, FITS, ImageFamily, ViewsFamily
 from sgm.fields import Field, is_number
 from sgm.speeds import SPEEDS
-from sgm.versions import DEFAULT_VERSION, VERSIONS, Version
+from sgm.versions import ALL_VERSIONS, DEFAULT_VERSION, VERSIONS, VIEW_VERSIONS, Version
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -87,17 +87,17 @@ def all_fields() -> dict[str, Field]:
     return by_name
 
 
-def _fields_with_owners() -> Iterator[tuple[Field, str, str]]:
+def _fields_with_owners(versions: Mapping[str, Version] = ALL_VERSIONS) -> Iterator[tuple[Field, str, str]]:
     """Every field, once for each owner: a version, as in ("version", "svd"), or a choice, as in ("fit", "crop")."""
-    yield from _version_fields()
-    choosers = {field.name: field.choices for field, *_ in _version_fields() if field.choices}
+    yield from _version_fields(versions)
+    choosers = {field.name: field.choices for field, *_ in _version_fields(versions) if field.choices}
     for chooser, choices in choosers.items():
         for name, choice in choices().items():
             yield from ((field, chooser, name) for field in choice.options.values())
 
 
-def _version_fields() -> Iterator[tuple[Field, str, str]]:
-    for version in VERSIONS.values():
+def _version_fields(versions: Mapping[str, Version]) -> Iterator[tuple[Field, str, str]]:
+    for version in versions.values():
         yield from ((field, "version", version.name) for field in (*COMMON, *FAMILIES[version.family].fields))
 
 
@@ -110,6 +110,8 @@ class VideoRequest:
     A list of `sigmas` says how many steps there are; a zero at its end is left out.
     Raises UserError, saying what was given and what was expected, or which choices have a field that these lack.
     """
+
+    versions: ClassVar[Mapping[str, Version]] = VERSIONS  # that it can be of
 
     version: str
     seed: int
@@ -131,7 +133,7 @@ class VideoRequest:
         self._fill(version, choices, {})
 
     def __repr__(self) -> str:
-        return f"VideoRequest({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
 
     @classmethod
     def fitting(cls, version: str, values: Mapping[str, Any]) -> VideoRequest:
@@ -142,14 +144,14 @@ class VideoRequest:
 
     def _fill(self, version: str, choices: Mapping[str, Any], optional: Mapping[str, Any]) -> None:
         """Resolve and check all values. optional: values that are ignored where the request has no such field."""
-        if not isinstance(version, str) or version not in VERSIONS:
-            raise UserError(f"version must be one of {', '.join(VERSIONS)}; got {shown(version)}.")
+        if not isinstance(version, str) or version not in self.versions:
+            raise UserError(f"version must be one of {', '.join(self.versions)}; got {shown(version)}.")
         values: dict[str, Any] = {"version": version}
         for field in _fields_for(version, values):
             value = next((source[field.name] for source in (choices, optional) if field.name in source), None)
             if field.name in choices or value is not None:
                 if field.unit == "pixels":
-                    _check_size(field, value, VERSIONS[version].multiple)
+                    _check_size(field, value, self.versions[version].multiple)
                 values[field.name] = field.check(value)
             else:
                 values[field.name] = _default(field, values)
@@ -199,7 +201,7 @@ class VideoRequest:
     @property
     def model(self) -> Version:
         """The model version with its defaults and weights."""
-        return VERSIONS[self.version]
+        return self.versions[self.version]
 
     @property
     def family(self) -> ImageFamily:
@@ -210,6 +212,11 @@ class VideoRequest:
     def size(self) -> tuple[int, int]:
         """(width, height), pixels."""
         return self.width, self.height
+
+    @property
+    def rows(self) -> int:
+        """How many frames the network evaluates together."""
+        return self.frames
 
     def fields(self) -> dict[str, Field]:
         """Its fields by name: the common ones, then its family's, fit's, sampler's, guider's and schedule's."""
@@ -231,8 +238,10 @@ class VideoRequest:
 
         Raises UserError as the constructor does.
         """
-        request = object.__new__(VideoRequest)
         version = choices.pop("version", self.version)
+        if not isinstance(version, str) or version not in ALL_VERSIONS:
+            raise UserError(f"version must be one of {', '.join(ALL_VERSIONS)}; got {shown(version)}.")
+        request = object.__new__(request_class(version))
         request._fill(version, choices, {name: v for name, v in self.choices().items() if name not in choices})
         return request
 
@@ -282,7 +291,7 @@ class VideoRequest:
 
     def build_guider(self) -> Guider:
         guider = GUIDERS[self.guider]
-        return guider.of(self.frames, **self._parameters(guider.options))
+        return guider.of(self.rows, **self._parameters(guider.options))
 
     def build_sampler(self) -> Sampler:
         sampler = SAMPLERS[self.sampler]
@@ -290,6 +299,38 @@ class VideoRequest:
 
     def _parameters(self, options: Mapping[str, Field]) -> dict[str, Any]:
         return {parameter: getattr(self, field.name) for parameter, field in options.items()}
+
+
+class ViewsRequest(VideoRequest):
+    """The settings of one clip seen by several cameras: a `VideoRequest` of one of VIEW_VERSIONS."""
+
+    versions = VIEW_VERSIONS
+
+    @property
+    def family(self) -> ViewsFamily:  # pyright: ignore[reportIncompatibleMethodOverride]
+        family = FAMILIES[self.model.family]
+        assert isinstance(family, ViewsFamily)
+        return family
+
+    @property
+    def rows(self) -> int:
+        return self.model.times * self.model.num_views
+
+    @property
+    def first(self) -> VideoRequest | None:
+        """The request of the orbit around the first frame's object with which a version begins; None where none does.
+
+        Its picture is the first frame as `family.prepare_clip` gives it.
+        """
+        if not self.family.orbit:
+            return None
+        same = {name: getattr(self, name) for name in ("seed", "steps", "width", "height", "cond_aug")}
+        return VideoRequest(self.family.orbit, fit="crop", **same)
+
+
+def request_class(version: object) -> type[VideoRequest]:
+    """The class of a version's requests."""
+    return ViewsRequest if isinstance(version, str) and version in ViewsRequest.versions else VideoRequest
 
 
 def prepare_picture(image: Image.Image, request: VideoRequest, scale: int = 1) -> Image.Image:
@@ -303,7 +344,7 @@ def prepare_picture(image: Image.Image, request: VideoRequest, scale: int = 1) -
 
 def _fields_for(version: str, values: Mapping[str, Any]) -> Iterator[Field]:
     """The fields of a version, then those of its fit, sampler, guider, schedule and orbit, held by `values` by then."""
-    queue = [*COMMON, *FAMILIES[VERSIONS[version].family].fields]
+    queue = [*COMMON, *FAMILIES[ALL_VERSIONS[version].family].fields]
     for field in queue:  # grows by the options of what is chosen
         yield field
         if field.choices:
@@ -312,11 +353,11 @@ def _fields_for(version: str, values: Mapping[str, Any]) -> Iterator[Field]:
 
 def _default(field: Field, values: Mapping[str, Any]) -> Any:
     """A field's default, given the values of the fields before it."""
+    version = ALL_VERSIONS[values["version"]]
     if field.default is not None:
-        return field.default
+        return getattr(version, field.name, field.default)
     if field.name == "decode_chunk":
         return values["frames"]
-    version = VERSIONS[values["version"]]
     schedule, speed = _own_schedule(version.name), SPEEDS[values.get("speed", "exact")]
     if field.name == "schedule" and speed.schedule:
         return speed.schedule
@@ -332,7 +373,7 @@ def _default(field: Field, values: Mapping[str, Any]) -> Any:
 
 def default_of(field: Field, version: str) -> Any:
     """A field's value where nothing else is chosen; also of an option that the version's own choices do not have."""
-    return _default(field, {"version": version, "frames": VERSIONS[version].frames})
+    return _default(field, {"version": version, "frames": ALL_VERSIONS[version].frames})
 
 
 @cache
@@ -343,8 +384,10 @@ def _own_schedule(version: str) -> Discretization:
 
 @cache
 def _schedule_config(version: str) -> dict[str, Any]:
-    params = load_config(VERSIONS[version].config_path)["model"]["params"]["sampler_config"]["params"]
-    return params["discretization_config"]
+    model = ALL_VERSIONS[version]
+    config = load_config(model.config_path)["model"]["params"]["sampler_config"]["params"]["discretization_config"]
+    own = {"sigma_max": model.sigma_max} if model.sigma_max else {}
+    return {**config, "params": {**config.get("params", {}), **own}}
 
 
 def with_later_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -361,20 +404,23 @@ def takers(name: str) -> str:
     for field, chooser, owner in _fields_with_owners():
         if field.name == name:
             owners.setdefault(chooser, []).append(owner)
-    if not owners or owners.get("version") == list(VERSIONS):
+    if not owners or owners.get("version") == list(ALL_VERSIONS):
         return ""
     return " or ".join(f"{chooser} {_joined(names)}" for chooser, names in owners.items())
 
 
 def _refusal(name: str, values: Mapping[str, Any]) -> str:
     """The message for a field that the request does not have: who takes it, or that there is none of this name."""
-    owners = [(chooser, owner) for field, chooser, owner in _fields_with_owners() if field.name == name]
-    if not owners:
+    for versions in (request_class(values["version"]).versions, ALL_VERSIONS):
+        owners = [(chooser, owner) for field, chooser, owner in _fields_with_owners(versions) if field.name == name]
+        if owners:
+            break
+    else:
         return no_such_field(name)
     chooser, names = owners[0][0], _joined([owner for _, owner in owners])
     if chooser in values:
         return f"{name} does not belong to {chooser} {values[chooser]!r}, but to {names}."
-    versions = _joined([owner for field, _, owner in _version_fields() if field.name == chooser])
+    versions = _joined([owner for field, _, owner in _version_fields(versions) if field.name == chooser])
     return f"{name} does not belong to version {values['version']!r}, but to {versions} with {chooser} {names}."
 
 

@@ -107,7 +107,7 @@ class Run:
         self._first_fault, self._evaluations = torch.zeros((), dtype=torch.int8, device=engine.device), 0
         self.ranks = ranks or Ranks()
         doubled = self.ranks.size == 1 and request.build_guider().needs_uc
-        self._clip = request.frames, request.height, request.width, doubled
+        self._clip = request.rows, request.height, request.width, doubled
         self.plan, self.note = Plan(), note
         self._free = free_memory(engine.device)
         if self._free is not None:
@@ -122,7 +122,10 @@ class Run:
         self.on_step(Progress(phase, step, total, self.note, preview))
 
     def conditions(self, batch: Condition) -> tuple[Condition, Condition]:
-        """Condition and unconditional condition, one row for each frame. batch: the conditioner's inputs by name."""
+        """Condition and unconditional condition. batch: the conditioner's inputs by name.
+
+        They have one row for each frame, except those of several views, which have one for each time or view.
+        """
         keys = self.engine.conditioner.input_keys
         inputs = {key: value.to(self.engine.device) for key, value in batch.items() if key in keys}
 
@@ -130,11 +133,11 @@ class Run:
             return conditioner.get_unconditional_conditioning(inputs, check=self.check, memo=self.memo)
 
         c, uc = self._with_part("conditioner", embed, lambda pair: all(_finite(*cond.values()) for cond in pair))
-        return self._per_frame(c), self._per_frame(uc)
+        return (c, uc) if "cond_view" in c else (self._per_frame(c), self._per_frame(uc))
 
     def denoiser(self, cond: Condition) -> Callable[[Tensor, Tensor], Tensor]:
         """The denoiser for a condition of (b t) frames: x (b t, c, h, w), sigma (b t,) -> estimate of the clean x."""
-        frames = self.request.frames
+        frames = self.request.rows
         key = object()
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
@@ -181,20 +184,23 @@ class Run:
 
     def decode(self, z: Tensor) -> np.ndarray:
         """Scaled latents (t, c, h, w) -> frames, uint8 (t, h, w, 3)."""
+        return to_frames(self.pictures(z, lambda done, of: self.report("decode", done, of)))
+
+    def pictures(self, z: Tensor, report: Callable[[int, int], None] = lambda done, of: None) -> Tensor:
+        """Scaled latents (t, c, h, w) -> pictures (t, 3, f h, f w), about [-1, 1]. report(done, of): of blocks."""
         self._conditioned.clear()  # frees the recorded evaluations' memory
         shard = self.ranks.shard(len(z))
         check, gate = (self.check, _ignore) if shard.size == 1 else (_ignore, self.ranks.gate(self.check))
 
         def on_block(done: int, of: int) -> None:
-            self.report("decode", done, of)
+            report(done, of)
             gate()
 
         def decode_frames(first_stage: nn.Module) -> Tensor:
             with self.ranks.together():
                 return self.engine.decode_clip(z, self.request.decode_chunk, on_block, first_stage, check, shard)
 
-        video = self._with_part("autoencoder", decode_frames, _finite)
-        return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return self._with_part("autoencoder", decode_frames, _finite)
 
     def _with_part(
         self, name: str, work: Callable[[Any], T], is_finite: Callable[[T], bool] = lambda result: True
@@ -276,3 +282,8 @@ class Run:
         """A condition with one row for each frame: where there is one for the clip, it is repeated."""
         frames = self.request.frames
         return {k: v if len(v) == frames else v.repeat_interleave(frames, 0) for k, v in cond.items()}
+
+
+def to_frames(pictures: Tensor) -> np.ndarray:
+    """Pictures (t, 3, h, w) in [-1, 1], which they may leave, -> uint8 (t, h, w, 3)."""
+    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

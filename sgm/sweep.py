@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from sgm.errors import UserError, shown
 from sgm.fields import Field, Named
-from sgm.request import VideoRequest, all_fields, no_such_field
+from sgm.request import VideoRequest, ViewsRequest, all_fields, no_such_field
 from sgm.versions import VERSIONS
 
 MAX_CELLS = 1000  # unless more are asked for: a typing error shall not fill a night
@@ -157,6 +157,8 @@ def cells(
     combinations = itertools.product(*(axis.values for axis in axes))
     asked = [dict(zip(names, combination, strict=True)) for combination in combinations]
     requests = [_request(base, {**fixed, **values}, values) for values in asked]
+    if views := next((request.version for request in requests if isinstance(request, ViewsRequest)), ""):
+        raise UserError(f"{views} makes several views of a clip, of which there are no sweeps: use sgm sample.")
     return [Cell(picture, *both) for picture in pictures for both in zip(asked, requests, strict=True)]
 
 

@@ -23,6 +23,7 @@ TARGETS: dict[str, str] = {
     "sgm.modules.diffusionmodules.model.Encoder": _CODERS + "Encoder",
     "sgm.modules.diffusionmodules.model.Decoder": _CODERS + "Decoder",
     "sgm.modules.diffusionmodules.video_model.VideoUNet": "sgm.unet.video_unet.VideoUNet",
+    "sgm.modules.diffusionmodules.video_model.SpatialUNetModelWithTime": "sgm.unet.view_unet.SpatialUNetModelWithTime",
     "sgm.modules.GeneralConditioner": "sgm.conditioning.conditioner.GeneralConditioner",
     "sgm.modules.encoders.modules.GeneralConditioner": "sgm.conditioning.conditioner.GeneralConditioner",
     "sgm.modules.encoders.modules.ConcatTimestepEmbedderND": "sgm.conditioning.scalar.ConcatTimestepEmbedderND",
@@ -90,4 +91,5 @@ TARGETS: dict[str, str] = {
     "sgm.modules.diffusionmodules.loss_weighting.UnitWeighting": _LOSS + "UnitWeighting",
     "sgm.modules.diffusionmodules.sigma_sampling.EDMSampling": _LOSS + "EDMSampling",
     "sgm.modules.diffusionmodules.sigma_sampling.DiscreteSampling": _LOSS + "DiscreteSampling",
+    "sgm.modules.diffusionmodules.sigma_sampling.ZeroSampler": _LOSS + "ZeroSampler",
 }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 _HERE = Path(__file__).resolve().parent
 _STABILITY = "Stability AI Community Licence"
+_SV4D2 = f"see its page; of SV4D: {_STABILITY}"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Version:
     motion_bucket: int = 127
     fit: str = "crop"  # how a picture is brought to the clip's shape: "crop", "pad" or "object"
     family: str = "image"  # name in `sgm.families.FAMILIES`: its settings and conditioning
+    num_views: int = 1  # views of a clip that the network makes at once, at each of `times` times
+    times: int = 0
+    sigma_max: float = 0.0  # of the noise schedule; 0: its YAML's
     multiple: int = 64  # height and width must be multiples of this
     # GPU memory of activations, bytes in half precision: for each latent while sampling, for each pixel while decoding.
     latent_bytes: int = 6460
@@ -73,7 +78,7 @@ class Version:
     @property
     def base_path(self) -> Path | None:
         """Path of the weights that supply the rest where a file holds the network alone."""
-        return VERSIONS[self.base or self.name].checkpoint_path
+        return VERSIONS[self.base].checkpoint_path if self.base else self.checkpoint_path
 
     @property
     def hub_file(self) -> str:
@@ -166,9 +171,31 @@ def _sv3d(name: str, title: str, family: str) -> Version:
     )
 
 
+def _sv4d(name: str, title: str, repo: str, *, views: int, times: int, steps: int, licence: str, **guidance) -> Version:
+    return Version(
+        name=name,
+        title=title,
+        frames=21,
+        height=576,
+        width=576,
+        steps=steps,
+        fps=10,
+        cond_aug=1e-5,
+        licence=licence,
+        repo=f"stabilityai/{repo}",
+        fit="object",
+        family=f"{name.partition('_')[0]} views",
+        num_views=views,
+        times=times,
+        sigma_max=700.0,  # the YAMLs say 500 and other guidance, which never ran: this is the authors' program's
+        **guidance,
+    )
+
+
 _14 = {"frames": 14, "steps": 25, "guidance": (1.0, 2.5)}
 _25 = {"frames": 25, "steps": 30, "guidance": (1.5, 3.0)}
 
+# Those that turn a picture into a clip.
 VERSIONS: dict[str, Version] = {
     version.name: version
     for version in (
@@ -218,4 +245,47 @@ VERSIONS: dict[str, Version] = {
         _sv3d("sv3d_p", "SV3D, chosen elevation", "elevated orbit"),
     )
 }
+# Those that take a clip of an object and make clips of it from other sides.
+VIEW_VERSIONS: dict[str, Version] = {
+    version.name: version
+    for version in (
+        _sv4d(
+            "sv4d",
+            "SV4D, 8 views",
+            "sv4d",
+            views=8,
+            times=5,
+            steps=20,
+            licence=_STABILITY,
+            guider="spatiotemporal",
+            min_guidance=1.0,
+            max_guidance=2.0,
+        ),
+        _sv4d(
+            "sv4d2",
+            "SV4D 2.0, 4 views",
+            "sv4d2.0",
+            views=4,
+            times=12,
+            steps=50,
+            licence=_SV4D2,
+            guider="linear",
+            min_guidance=1.0,
+            max_guidance=2.0,
+        ),
+        _sv4d(
+            "sv4d2_8views",
+            "SV4D 2.0, 8 views",
+            "sv4d2.0",
+            views=8,
+            times=5,
+            steps=50,
+            licence=_SV4D2,
+            guider="spatiotemporal",
+            min_guidance=1.5,
+            max_guidance=2.5,
+        ),
+    )
+}
+ALL_VERSIONS: Mapping[str, Version] = ChainMap(VIEW_VERSIONS, VERSIONS)  # the latter first
 DEFAULT_VERSION = "svd_tiny"

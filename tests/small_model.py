@@ -29,7 +29,7 @@ def write_config(path: Path, case: str = "svd_small", channels: int = 32) -> Pat
     coder = {"ch_mult": [1, 2, 2], "num_res_blocks": 2, "ch": 32}
     first = params["first_stage_config"]["params"]
     for part in ("encoder_config", "decoder_config"):
-        if part in first:
+        if "params" in first.get(part, {}):
             first[part]["params"] |= coder
     if "ddconfig" in first:
         first["ddconfig"] |= coder

@@ -21,6 +21,7 @@ from sgm.fast.ops import Ops, for_device
 from sgm.fast.shard import Shard
 from sgm.fast.torch_ops import TorchOps
 from sgm.layers.residual import TemporalConv
+from sgm.unet.unet import UNet
 from sgm.unet.video_unet import VideoUNet
 from tests import small_model
 
@@ -254,6 +255,35 @@ def test_the_network(made_up: Callable[[str], DiffusionEngine]) -> None:
     assert relative(changed, whole[0]) > 1e-3
     assert torch.equal(several, wanted_several)
     assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
+
+
+@pytest.mark.parametrize("case", ["sv4d_small", "sv4d2_small"])
+@pytest.mark.parametrize("size", [(8, 12), (6, 6)])  # 24 and 9 pixels at the deepest level, of which 4 views divide one
+def test_the_network_of_several_views(
+    made_up: Callable[[str], DiffusionEngine], case: str, size: tuple[int, int]
+) -> None:
+    engine, times, views, cpu = made_up(case), 3, 4, torch.device("cpu")
+    unet, frames = engine.model.diffusion_model, times * views
+    assert isinstance(unet, UNet)
+    assert unet.vector_channels
+    noise = torch.linspace(-1, 1, 2).repeat_interleave(frames)
+    x, concat = draw(2 * frames, 4, *size, device=cpu), draw(2 * frames, 4, *size, device=cpu)
+    c = {
+        "concat": concat.flip(0),
+        "crossattn": draw(2, times, small_model.ARCH["embed_dim"], device=cpu),
+        "vector": draw(2 * frames, unet.vector_channels, device=cpu),
+        "cond_view": draw(2 * views, 4, 8, 12, device=cpu),
+    }
+    checks: list[None] = []
+    with torch.inference_mode():
+        assert engine.network.supports(c)
+        wanted = engine.model(x, noise, c, num_video_frames=frames)
+        whole = engine.network(x, noise, c, num_video_frames=frames)
+        settings = {"max_values": 10**4, "clip_by_clip": True, "check": lambda: checks.append(None)}
+        parts = engine.network.conditioned(c, frames, **settings)(x, noise)
+    assert relative(whole, wanted) < 1e-5
+    assert relative(parts, wanted) < 1e-5
+    assert len(checks) > 10
 
 
 @pytest.mark.parametrize("case", ["svd_small", "svd_image_decoder_small"])

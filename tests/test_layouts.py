@@ -12,7 +12,8 @@ from sgm.versions import VERSIONS
 
 DATA = Path(__file__).parent / "data"
 LAYOUTS = DATA / "goldens" / "layouts"
-OURS = {f"ours-{version.name}": version.config_path for version in VERSIONS.values() if version.repo}
+INFERENCE = VERSIONS["svd"].config_path.parent
+OURS = {f"ours-{path.stem}": path for path in sorted(INFERENCE.glob("*.yaml")) if path.stem != "svd_tiny"}
 OFFICIAL = {f"official-{path.stem}": path for path in sorted((DATA / "official_configs").glob("*.yaml"))}
 CONFIGS = OURS | OFFICIAL
 
@@ -21,7 +22,7 @@ def layout_of(config: Path) -> Path:
     name = config.stem.removeprefix("inference_")
     if name.startswith("svd"):
         name = "svd_image_decoder" if name.endswith("image_decoder") else "svd"
-    return LAYOUTS / f"{name}.txt"
+    return LAYOUTS / f"{name.removesuffix('_8views')}.txt"
 
 
 def read_layout(path: Path) -> dict[str, tuple[int, ...]]:
@@ -41,6 +42,6 @@ def test_builds_the_official_layout_without_memory(config: Path) -> None:
 
 
 def test_all_configs_and_layouts_are_here() -> None:
-    assert len(OURS) == 8
-    assert len(OFFICIAL) == 11
+    assert len(OURS) == 11
+    assert len(OFFICIAL) == 14
     assert {layout_of(path) for path in CONFIGS.values()} == set(LAYOUTS.glob("*.txt"))

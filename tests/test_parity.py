@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ from sgm.diffusion.guidance import (
     guided,
 )
 from sgm.diffusion.sampling import SAMPLERS
+from sgm.engine import DiffusionEngine
+from tests import view_goldens
 
 OWN = Path(__file__).parent / "data" / "goldens"
 FOLDER = Path(os.environ.get("SGM_GOLDENS", OWN))
-CASES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.with_suffix(".safetensors").exists())
+INPUTS = ("x", "frames", "orbit", "unet.varied.vector", "batch.", "noise.")  # a golden's keys, or how they begin
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -44,6 +47,19 @@ def error(ours: Tensor, golden: Tensor) -> float:
     return float((ours.double() - golden.double()).norm() / golden.double().norm().clamp(min=1e-12))
 
 
+def cases(folder: Path) -> dict[str, str]:
+    """A folder's golden cases, and the YAML of each: its own, or the one that its metadata names."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        yaml = path.stem if path.with_suffix(".yaml").exists() else read(path)[1].get("yaml")
+        if yaml and not path.stem.startswith("trace_"):
+            found[path.stem] = yaml
+    return found
+
+
+CASES = cases(FOLDER)
+
+
 def golden_weights(folder: Path):
     spec = importlib.util.spec_from_file_location("golden_weights", folder / "weights.py")
     assert spec is not None
@@ -53,17 +69,26 @@ def golden_weights(folder: Path):
     return module
 
 
-def compute_case(folder: Path, case: str) -> Iterator[tuple[str, Tensor]]:
-    """(key, our value) for each golden tensor of a case."""
-    golden, meta = read(folder / f"{case}.safetensors")
-    frames, steps = int(meta["num_frames"]), int(meta["num_steps"])
-    model = load_config(folder / f"{case}.yaml")["model"]
+@cache
+def golden_engine(folder: Path, yaml: str, salt: str, frames: int) -> DiffusionEngine:
+    model = load_config(folder / f"{yaml}.yaml")["model"]
     guider = model["params"]["sampler_config"]["params"]["guider_config"]
     if "num_frames" not in guider.get("params", {}) and "PredictionGuider" in guider["target"]:
         guider["params"]["num_frames"] = frames
     engine = instantiate_from_config(model)
-    golden_weights(folder).fill(engine, meta["salt"])
-    engine.freeze()
+    golden_weights(folder).fill(engine, salt)
+    return engine.freeze()
+
+
+def compute_case(folder: Path, case: str) -> Iterator[tuple[str, Tensor]]:
+    """(key, our value) for each golden tensor of a case."""
+    golden, meta = read(folder / f"{case}.safetensors")
+    frames, steps = int(meta["num_frames"]), int(meta["num_steps"])
+    yaml = meta.get("yaml", case)
+    engine = golden_engine(folder, yaml, meta["salt"], frames)
+    if "num_views" in meta:
+        yield from view_goldens.compute(engine, golden, read(folder / f"{yaml}.safetensors")[1] | meta)
+        return
     batch = {key.removeprefix("batch."): value for key, value in golden.items() if key.startswith("batch.")}
     c, uc = engine.conditioner.get_unconditional_conditioning(batch)
     for name, cond in (("c", c), ("uc", uc)):
@@ -87,7 +112,7 @@ def compute_case(folder: Path, case: str) -> Iterator[tuple[str, Tensor]]:
         only[1, 0] = 1
         args = (torch.cat([x, x]), torch.full((2 * frames,), 0.3), both)
         yield "unet.image_only", engine.model(*args, num_video_frames=frames, image_only_indicator=only)
-    sampler = instantiate_from_config(model["params"]["sampler_config"])
+    sampler = instantiate_from_config(engine.sampler_config or {})
 
     def denoiser(cond: dict[str, Tensor]) -> Denoise:
         return lambda x, sigma: engine.denoise(x, sigma, cond, num_video_frames=frames)
@@ -106,12 +131,13 @@ def compute_case(folder: Path, case: str) -> Iterator[tuple[str, Tensor]]:
 
 def check_case(folder: Path, case: str) -> None:
     golden, _ = read(folder / f"{case}.safetensors")
-    left = {key for key in golden if key != "x" and not key.startswith("batch.")}
+    left = {key for key in golden if not key.startswith(INPUTS)}
     with torch.inference_mode():
         for key, value in compute_case(folder, case):
             assert key in golden, f"{case}: computed {key}, of which there is no golden"
             left.discard(key)
-            wrong = error(value, golden[key])
+            steps = key.endswith(".steps")
+            wrong = max(map(error, value, golden[key])) if steps else error(value, golden[key])
             assert wrong <= (1e-3 if key.startswith("decoded.") else 1e-4), f"{case}: {key} is off by {wrong:.2e}"
     assert not left, f"{case}: nothing was computed for {sorted(left)}"
 
@@ -175,14 +201,15 @@ def test_case(case: str) -> None:
     check_case(FOLDER, case)
 
 
+@pytest.mark.skipif(not (FOLDER / "samplers.safetensors").exists(), reason="the folder has no goldens of samplers")
 def test_samplers() -> None:
     check_samplers(FOLDER)
 
 
 @pytest.mark.parametrize("key", ["c.vector", "sampled", "decoded.chunk_2", "encoder_moments"])
 def test_a_golden_off_by_one_percent_fails(tmp_path: Path, key: str) -> None:
-    case = CASES[0]
-    for name in ("weights.py", f"{case}.yaml"):
+    case, yaml = next(iter(CASES.items()))
+    for name in ("weights.py", f"{yaml}.yaml"):
         shutil.copy(FOLDER / name, tmp_path)
     golden, meta = read(FOLDER / f"{case}.safetensors")
     key = key if key in golden else next(name for name in golden if name.startswith("decoded"))
@@ -192,5 +219,6 @@ def test_a_golden_off_by_one_percent_fails(tmp_path: Path, key: str) -> None:
 
 
 def test_the_projects_own_goldens_are_whole() -> None:
-    assert {path.stem for path in OWN.glob("*.yaml")} == {"sv3d_p_small", "svd_image_decoder_small", "svd_small"}
+    stills = {"sv3d_p_small", "svd_image_decoder_small", "svd_small"}
+    assert set(cases(OWN)) == stills | {"sv4d_small", "sv4d_dense", "sv4d2_small", "sv4d2_windows"}
     assert json.loads(json.dumps(read(OWN / "samplers.safetensors")[1]))["num_frames"]

@@ -90,13 +90,13 @@ def repeat(
 
 def _recipe(clip: Path) -> tuple[dict[str, Any], VideoRequest]:
     """A clip's recipe and its request. Raises UserError for a YAML, too, which has no frames to compare with."""
-    from sgm import read_recipe, request_of
-    from sgm.recipe import recipe_text
+    from sgm import read_recipe
+    from sgm.recipe import recipe_text, request_of_picture
 
     if recipe_text(clip) is not None:
         raise UserError(f"{clip} holds settings, but no frames to compare with: give a video that was made here.")
     settings = read_recipe(clip)
-    return settings, request_of(settings)
+    return settings, request_of_picture(settings, clip)
 
 
 def _check_out(out: Path) -> None:

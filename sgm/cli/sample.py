@@ -31,7 +31,7 @@ from sgm.cli.spread import Spread
 from sgm.errors import UserError
 from sgm.paths import check_writable, exists, is_folder, write_new
 from sgm.process import importing_torch
-from sgm.versions import DEFAULT_VERSION
+from sgm.versions import DEFAULT_VERSION, VIEW_VERSIONS
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +107,7 @@ def sample(
     ctx: typer.Context,
     picture: Annotated[
         Path | None,
-        path_argument("A picture, or a folder of pictures: each becomes a video.", show_default=False),
+        path_argument("A picture, or a folder of pictures: each becomes a video. SV4D: a clip.", show_default=False),
     ] = None,
     version: ModelVersion = None,
     recipe: Recipe = None,
@@ -131,8 +131,21 @@ def sample(
 
     With --recipe, the settings of a video that was made here; those given beside it override. Without a picture, that
     video's own frame stands in for it.
+
+    SV4D's versions take a clip, a video, an animation or a folder of its frames, and make a folder of clips: the same
+    motion from other sides.
     """
-    from sgm import Cluster, check_weights, choose_device, choose_devices, load_engine, video_encoder, workers_on
+    from sgm import (
+        Cluster,
+        ViewsRequest,
+        check_weights,
+        choose_device,
+        choose_devices,
+        load_engine,
+        video_encoder,
+        workers_on,
+    )
+    from sgm.cli.views import ViewsWork, clip_asked
 
     with errors_as_sentences(code=2):
         if picture is None and recipe is None:
@@ -140,7 +153,7 @@ def sample(
         batch = picture is not None and is_folder(picture)
         to_file = _is_file_name(out, batch)
         start, settings = starting_point(recipe)
-        request = start.replace(**chosen(version, ctx.meta["fields"]))
+        request = start.replace(**chosen(start.version if version is None else version, ctx.meta["fields"]))
         if turntable and not request.family.orbits:
             raise UserError(f"--turntable needs an orbit, which {request.version} does not make: take an SV3D version.")
         if orbit_plot and not (request.family.orbits and orbit_plot.suffix.lower() == ".png"):
@@ -153,9 +166,18 @@ def sample(
             )
         if ray is not None and gpus > 1:
             raise UserError("--gpus are of this machine, --ray is a cluster's, a GPU for each actor: give one.")
+        if isinstance(request, ViewsRequest) and (devices is not None or ray is not None or gpus > 1):
+            raise UserError(f"{request.version} works on one device: leave out --devices, --gpus and --ray.")
         chosen_devices = choose_devices(devices, gpus) if devices is not None else [choose_device(device)]
         kind = dtype or dtype_of_recipe(settings, chosen_devices[0])
-        sources = _sources(picture, recipe, request)
+        clip = clip_asked(request, picture, out) if isinstance(request, ViewsRequest) else None
+        sources = [] if clip else _sources(picture, recipe, request)
+    if clip and isinstance(request, ViewsRequest):
+        load = partial(load_engine, device=device, dtype=kind)
+        ViewsWork(
+            request, clip, out, background_model, low_memory, {"checkpoint": checkpoint, "base": base}, load
+        ).run()
+        return
     # What can be known before the work, in the order of its cost.
     work = Batch(request, out, to_file, background_model, turntable, low_memory, settings)
     work.check_places(sources)
@@ -206,7 +228,7 @@ def starting_point(recipe: Path | None) -> tuple[VideoRequest, dict[str, Any] | 
 
 def chosen(version: str | None, choices: dict[str, Any]) -> dict[str, Any]:
     """What options say: the values of fields, and the version if it is given."""
-    if "orbit" not in choices and ("elevations" in choices or "azimuths" in choices):
+    if "orbit" not in choices and version not in VIEW_VERSIONS and ("elevations" in choices or "azimuths" in choices):
         choices = {**choices, "orbit": "list"}
     if "schedule" not in choices and "sigmas" in choices:
         choices = {**choices, "schedule": "custom"}

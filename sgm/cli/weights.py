@@ -11,7 +11,7 @@ import typer
 from sgm.cli.console import echo_result, echo_stderr, errors_as_sentences, path_argument, path_option, progress_bar
 from sgm.errors import UserError, printable
 from sgm.process import importing_torch
-from sgm.versions import VERSIONS, checkpoint_folders
+from sgm.versions import ALL_VERSIONS, checkpoint_folders
 
 
 def models() -> None:
@@ -21,7 +21,7 @@ def models() -> None:
 
     lines = [f"{'version':<22}{'frames':>6}  {'size':<10}{'steps':>5}  weights"]
     pages: dict[str, list[str]] = {}  # licence and page -> the versions that are missing
-    for version in VERSIONS.values():
+    for version in ALL_VERSIONS.values():
         status = version_status(version.name)
         size = f"{version.width}x{version.height}"
         location = status.location or status.command or status.problem
@@ -49,16 +49,16 @@ def download(
 ) -> None:
     """Bring a version's weights from the Hugging Face hub; goes on where an earlier download broke off."""
     with errors_as_sentences(code=2):
-        if version not in VERSIONS:
-            raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(VERSIONS)}.")
+        if version not in ALL_VERSIONS:
+            raise UserError(f"Version '{version}' is unknown; choose one of {', '.join(ALL_VERSIONS)}.")
     with importing_torch():
         from sgm import download_weights
 
-    echo_stderr(f"Licence: {VERSIONS[version].licence}")
+    echo_stderr(f"Licence: {ALL_VERSIONS[version].licence}")
     with progress_bar() as show:
         path = download_weights(version, to, on_progress=show)
-    base = VERSIONS[version].base
-    if base and VERSIONS[base].checkpoint_path is None:
+    base = ALL_VERSIONS[version].base
+    if base and ALL_VERSIONS[base].checkpoint_path is None:
         echo_stderr(f"{version} is laid over {base}, which is missing: run `sgm download {base}`, too.")
     echo_result(path)
 

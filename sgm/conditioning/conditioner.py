@@ -15,6 +15,7 @@ from sgm.config import instantiate_from_config
 # Rank of an embedding -> the network's input for it; input -> dimension along which embeddings are concatenated.
 _KIND = {2: "vector", 3: "crossattn", 4: "concat"}
 _JOIN = {"vector": 1, "crossattn": 2, "concat": 1}
+_OWN = ("cond_view", "cond_motion")  # input keys whose embedding is the network's input of that very name
 
 
 class GeneralConditioner(nn.Module):
@@ -23,7 +24,9 @@ class GeneralConditioner(nn.Module):
     emb_models: configs, each with `input_key` beside `target` and `params`; `ucg_rate` is the share of clips for which
     an embedding is zeroed in training; the first such embedder must give one row for each clip. Returns {"vector":
     (n, a), "crossattn": (n, m, d), "concat": (n, c, h, w)}, without inputs that have no embedder. Where some embedders
-    give one row for each clip and others one for each frame, the former are repeated.
+    give one row for each clip and others one for each frame, the former are repeated. Embeddings of "cond_view" and
+    "cond_motion" are inputs of those names, (n, c, h, w). An embedder may give two embeddings, as of a picture and its
+    noise level.
     """
 
     def __init__(self, emb_models: Sequence[Mapping[str, Any]]) -> None:
@@ -47,7 +50,7 @@ class GeneralConditioner(nn.Module):
         self,
         batch_c: Mapping[str, Tensor],
         batch_uc: Mapping[str, Tensor] | None = None,
-        force_uc_zero_embeddings: Iterable[str] = ("cond_frames", "cond_frames_without_noise"),
+        force_uc_zero_embeddings: Iterable[str] = ("cond_frames", "cond_frames_without_noise", *_OWN),
         check: Callable[[], None] | None = None,
         memo: Memo | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -68,7 +71,7 @@ class GeneralConditioner(nn.Module):
         check: Callable[[], None] | None = None,
         memo: Memo | None = None,
     ) -> list[tuple[str, Tensor]]:
-        embeddings = []
+        embeddings: list[tuple[str, Tensor]] = []
         chance: Tensor | None = None  # one draw for all embedders: those of equal rates are dropped together
         for embedder, key, rate in zip(self.embedders, self.input_keys, self.ucg_rates, strict=True):
             if key in embedded:
@@ -77,24 +80,24 @@ class GeneralConditioner(nn.Module):
                 embedding = memo.embed(key, embedder, batch[key], check) if memo else embedder(batch[key], check)
             else:
                 raise KeyError(f"The conditioner needs '{key}'; the batch has {', '.join(sorted(batch))}.")
-            if drop and rate > 0:
-                chance = torch.rand(embedding.shape[0], device=embedding.device) if chance is None else chance
-                keep = (chance >= rate).repeat_interleave(len(embedding) // len(chance))
-                embedding = embedding * keep.view(-1, *[1] * (embedding.ndim - 1))
-            embeddings.append((key, embedding))
+            for part in embedding if isinstance(embedding, tuple) else (embedding,):
+                if drop and rate > 0:
+                    chance = torch.rand(part.shape[0], device=part.device) if chance is None else chance
+                    keep = (chance >= rate).repeat_interleave(len(part) // len(chance))
+                    part = part * keep.view(-1, *[1] * (part.ndim - 1))
+                embeddings.append((key, part))
         return embeddings
 
     def _join(self, embeddings: list[tuple[str, Tensor]], force_zero: Iterable[str] = ()) -> dict[str, Tensor]:
         zero = set(force_zero)
         parts: dict[str, list[Tensor]] = {}
         for key, embedding in embeddings:
-            parts.setdefault(_KIND[embedding.ndim], []).append(
-                torch.zeros_like(embedding) if key in zero else embedding
-            )
+            kind = key if key in _OWN else _KIND[embedding.ndim]
+            parts.setdefault(kind, []).append(torch.zeros_like(embedding) if key in zero else embedding)
         condition = {}
         for kind, values in parts.items():
             rows = max(value.shape[0] for value in values)
             condition[kind] = torch.cat(
-                [value.repeat_interleave(rows // value.shape[0], dim=0) for value in values], dim=_JOIN[kind]
+                [value.repeat_interleave(rows // value.shape[0], dim=0) for value in values], dim=_JOIN.get(kind, 1)
             )
         return condition

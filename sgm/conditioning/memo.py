@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+Embedding = Tensor | tuple[Tensor, Tensor]
+
 
 class Memo:
     """The embeddings that an engine's clips have needed, for `generate(engine, ..., memo=Memo(engine))`.
@@ -19,9 +21,9 @@ class Memo:
 
     def __init__(self, engine: object, most: int = 32) -> None:
         self.engine, self._most = engine, most
-        self._known: dict[tuple[Any, ...], Tensor] = {}
+        self._known: dict[tuple[Any, ...], Embedding] = {}
 
-    def embed(self, name: str, embedder: nn.Module, x: Tensor, check: Callable[[], None] | None = None) -> Tensor:
+    def embed(self, name: str, embedder: nn.Module, x: Tensor, check: Callable[[], None] | None = None) -> Embedding:
         """`embedder(x, check)`. name: of the input, which tells the engine's embedders apart."""
         weight = next(embedder.parameters(), None)
         if weight is None:  # of scalars, as quick as a look into the memo

@@ -35,12 +35,17 @@ class VanillaCFG(Guider):
 
 
 class LinearPredictionGuider(Guider):
-    """Linear over the frames, from `min_scale` at the first to `max_scale` at the last."""
+    """Linear over the frames, from `min_scale` at the first to `max_scale` at the last.
+
+    additional_cond_keys: accepted as official YAMLs have it; `guided` joins all that a condition holds.
+    """
 
     title = "Rising"
     options: ClassVar = RISE
 
-    def __init__(self, max_scale: float, num_frames: int, min_scale: float = 1.0) -> None:
+    def __init__(
+        self, max_scale: float, num_frames: int, min_scale: float = 1.0, additional_cond_keys: Sequence[str] = ()
+    ) -> None:
         self.max_scale, self.num_frames, self.min_scale = max_scale, num_frames, min_scale
 
     @classmethod
@@ -149,7 +154,14 @@ class SpatiotemporalPredictionGuider(LinearPredictionGuider):
         ),
     }
 
-    def __init__(self, max_scale: float, num_frames: int, num_views: int = 1, min_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        max_scale: float,
+        num_frames: int,
+        num_views: int = 1,
+        min_scale: float = 1.0,
+        additional_cond_keys: Sequence[str] = (),
+    ) -> None:
         super().__init__(max_scale, num_frames, min_scale)
         if num_frames % num_views:
             raise ValueError(f"num_views must divide the number of frames, {num_frames}; got {num_views}.")

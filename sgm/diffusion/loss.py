@@ -34,6 +34,13 @@ class DiscreteSampling:
         return self.sigmas.to(device)[torch.randint(len(self.sigmas), (n,), device=device)]
 
 
+class ZeroSampler:
+    """1e-5, the noise level of conditioning pictures that are as good as clean."""
+
+    def __call__(self, n: int, device: torch.device | str = "cpu") -> Tensor:
+        return torch.full((n,), 1e-5, device=device)
+
+
 class UnitWeighting:
     """1 for every sigma."""
 

@@ -7,7 +7,7 @@ w). Their files: `single_step`, `ancestral`, `multistep`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -32,9 +32,9 @@ S_NOISE = Field("s_noise", float, "Noise scale", "Factor of the fresh noise; 1 i
 class Sampler(ABC):
     """Base of samplers: `sampler(denoise, x, sigmas)` turns standard normal x into a sample.
 
-    sigmas: falling, the last one 0. noise: draws the noise of stochastic samplers (default: torch's global generator).
-    on_step(i, n): called after step i of n; it may raise. title: for people. options: the constructor's parameters that
-    a request may set -> fields.
+    denoise: a denoiser, or several that take turns, a step each. sigmas: falling, the last one 0. noise: draws the
+    noise of stochastic samplers (default: torch's global generator). on_step(i, n): called after step i of n; it may
+    raise. title: for people. options: the constructor's parameters that a request may set -> fields.
 
     Official YAMLs give schedule, guider and number of steps with the sampler: they become `discretization`, `guider`
     and `num_steps`, for the caller to use (see `guided`); sampling itself does not use them.
@@ -59,7 +59,7 @@ class Sampler(ABC):
 
     def __call__(
         self,
-        denoise: Denoise,
+        denoise: Denoise | Sequence[Denoise],
         x: Tensor,
         sigmas: Tensor,
         noise: Noise = torch.randn_like,
@@ -70,9 +70,10 @@ class Sampler(ABC):
         x = x * (1 + sigmas[0] ** 2).sqrt()
         sigmas = self.path(sigmas)
         num_steps = len(sigmas) - 1
+        turns = denoise if isinstance(denoise, Sequence) else [denoise]
         self.begin(sigmas)
         for i in range(num_steps):
-            x = self.step(denoise, x, sigmas, i, noise)
+            x = self.step(turns[i % len(turns)], x, sigmas, i, noise)
             if on_step is not None:
                 on_step(i + 1, num_steps)
         return x

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sgm.families.camera import CameraFamily
 from sgm.families.image import FITS, Batch, ImageFamily, Picture
 from sgm.families.orbit import ORBITS, OrbitFamily, orbit_of
+from sgm.families.views import DenseViewsFamily, ViewsFamily
 
 # Name -> family; `Version.family` is one of the names.
 FAMILIES: dict[str, ImageFamily] = {
@@ -12,6 +13,8 @@ FAMILIES: dict[str, ImageFamily] = {
     "camera": CameraFamily(),
     "orbit": OrbitFamily(elevated=False),
     "elevated orbit": OrbitFamily(elevated=True),
+    "sv4d views": DenseViewsFamily(),
+    "sv4d2 views": ViewsFamily(),
 }
 
 __all__ = [
@@ -20,8 +23,10 @@ __all__ = [
     "ORBITS",
     "Batch",
     "CameraFamily",
+    "DenseViewsFamily",
     "ImageFamily",
     "OrbitFamily",
     "Picture",
+    "ViewsFamily",
     "orbit_of",
 ]

@@ -27,12 +27,13 @@ ELEVATION = Field(
     step=1.0,
     unit="degrees",
 )
-_LISTS = {
+LISTS = {
     "elevations": Field(
         "elevations",
         tuple,
         "Elevations",
-        "A degree for each frame, -90 to 90. Empty: one elevation all around.",
+        "A degree for each frame, -90 to 90. Empty: one elevation all around. SV4D 2.0: one for each view, the clip's "
+        "own first, to which the others are relative.",
         -90,
         90,
         (),
@@ -42,7 +43,8 @@ _LISTS = {
         "azimuths",
         tuple,
         "Azimuths",
-        "A degree for each frame, 0 to 360, rising; the last is the picture's own view. Empty: evenly around.",
+        "A degree for each frame, 0 to 360, rising; the last is the picture's own view. Empty: evenly around. SV4D "
+        "2.0: one for each view in any order, the clip's own first.",
         0,
         360,
         (),
@@ -52,7 +54,7 @@ _LISTS = {
 ORBITS: dict[str, Named] = {
     "same": Named("One elevation"),
     "dynamic": Named("From the seed"),
-    "list": Named("Own list", _LISTS),
+    "list": Named("Own list", LISTS),
 }
 ORBIT = Field(
     "orbit",

@@ -42,7 +42,12 @@ class AlphaBlender(nn.Module):
 
 
 class VideoResBlock(ResBlock):
-    """A spatial residual block, then one over frames, blended. x: (b t, c, h, w), emb: (b t, e)."""
+    """A spatial residual block, then one over frames, blended. x: (b t, c, h, w), emb: (b t, e).
+
+    temporal_name: the attribute, and state-dict key, of the block over frames.
+    """
+
+    temporal_name = "time_stack"
 
     def __init__(
         self,
@@ -56,12 +61,16 @@ class VideoResBlock(ResBlock):
     ) -> None:
         super().__init__(channels, emb_channels, out_channels, dropout)
         out = channels if out_channels is None else out_channels
-        self.time_stack = ResBlock(out, emb_channels, out, dropout, video_kernel_size)
+        setattr(self, self.temporal_name, ResBlock(out, emb_channels, out, dropout, video_kernel_size))
         self.time_mixer = AlphaBlender(merge_factor, merge_strategy)
+
+    @property
+    def temporal(self) -> ResBlock:
+        return getattr(self, self.temporal_name)
 
     def forward(self, x: Tensor, emb: Tensor, frames: int, image_only_indicator: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         x = super().forward(x, emb)
-        temporal = self.time_stack(frames_first(x, frames), emb)
+        temporal = self.temporal(frames_first(x, frames), emb)
         return self.time_mixer(x, frames_in_batch(temporal, *x.shape[-2:]), image_only_indicator)
 
 

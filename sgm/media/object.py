@@ -34,7 +34,7 @@ def cut_out(image: Image.Image, model: str = BACKGROUND_MODEL) -> Image.Image:
     where there is no home that can be written; a warning is logged before (see also `fetched_first`). Raises
     PictureError where the model cannot be downloaded.
     """
-    if _has_transparency(image):
+    if has_transparency(image):
         return image
     picture = image.convert("RGB")
     picture.thumbnail((_WORKING_SIZE, _WORKING_SIZE), Image.Resampling.LANCZOS)
@@ -49,7 +49,7 @@ def cut_out(image: Image.Image, model: str = BACKGROUND_MODEL) -> Image.Image:
 
 def fetched_first(image: Image.Image, model: str = BACKGROUND_MODEL) -> str:
     """A sentence on the download that `cut_out` needs for this picture; "" where it needs none."""
-    if _has_transparency(image) or _is_downloaded(model):
+    if has_transparency(image) or _is_downloaded(model):
         return ""
     if not os.environ.get("U2NET_HOME") and not _is_writable(_base_folders()[1]):
         os.environ["U2NET_HOME"] = str(private_folder() / "rembg")
@@ -66,23 +66,33 @@ def fetched_share(model: str = BACKGROUND_MODEL) -> float | None:
     return min(1.0, max(sizes) / 1e6 / _SIZES[model]) if sizes and model in _SIZES else None
 
 
-def place_object(cutout: Image.Image, width: int, height: int, image_frame_ratio: float = 0.9) -> Image.Image:
+def place_object(
+    cutout: Image.Image,
+    width: int,
+    height: int,
+    image_frame_ratio: float = 0.9,
+    box: tuple[int, int, int, int] | None = None,
+) -> Image.Image:
     """The object of an RGBA picture, centred on white: RGB of `width` x `height`.
 
-    image_frame_ratio: the object's longer side over the frame's shorter one. Raises PictureError for a picture in which
-    nothing is visible.
+    image_frame_ratio: the object's longer side over the frame's shorter one. box: left, top, right and bottom of the
+    object, unless it is what is visible. Raises PictureError for a picture in which nothing is.
     """
-    visible = np.asarray(cutout.getchannel("A")) > _VISIBLE
-    if not visible.any():
+    box = box or visible_box(cutout)
+    if box is None:
         raise PictureError("No object was found in the picture: give one whose background is transparent or plain.")
-    rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
-    item = cutout.crop((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
+    item = cutout.crop(box)
     scale = image_frame_ratio * min(width, height) / max(item.size)
     size = max(1, round(item.width * scale)), max(1, round(item.height * scale))
     item = item.resize(size, Image.Resampling.LANCZOS)
     frame = Image.new("RGB", (width, height), "white")
     frame.paste(item, ((width - size[0]) // 2, (height - size[1]) // 2), item)
     return frame
+
+
+def visible_box(cutout: Image.Image) -> tuple[int, int, int, int] | None:
+    """Left, top, right and bottom of what is visible of an RGBA picture; None where nothing is."""
+    return cutout.getchannel("A").point([255 * (alpha > _VISIBLE) for alpha in range(256)]).getbbox()
 
 
 @contextlib.contextmanager
@@ -97,7 +107,7 @@ def _torch_threads_kept() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _has_transparency(image: Image.Image) -> bool:
+def has_transparency(image: Image.Image) -> bool:
     """Whether the picture has transparent pixels, so that the background need not be removed."""
     return image.mode == "RGBA" and bool((np.asarray(image.getchannel("A")) < 128).any())
 

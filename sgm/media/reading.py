@@ -195,16 +195,25 @@ def read_frames(source: str | Path | bytes) -> tuple[np.ndarray, float]:
 def _animation(file: BinaryIO, name: str) -> tuple[np.ndarray, float]:
     """As `read_frames`, of a GIF or a WebP; the mean frame rate, as each frame has a duration of its own."""
     frames, milliseconds = [], 0.0
-    with Image.open(file, formats=("GIF", "WEBP")) as image:
-        for still in ImageSequence.Iterator(image):
-            _check_pixels(name, *image.size)  # of each, since a damaged one may be larger
-            _check_count(name, len(frames) + 1)
-            _check_bytes(name, len(frames) + 1, *image.size)
-            frames.append(np.asarray(still.convert("RGB")))
-            milliseconds += still.info.get("duration") or _USUAL_DELAY
+    for still in stills(file, name):
+        frames.append(np.asarray(still.convert("RGB")))
+        milliseconds += still.info.get("duration") or _USUAL_DELAY
     if len(frames) == 1:
         raise UserError(f"{name} is a picture of a single frame: give a video, an mp4, or an animation.")
     return np.stack(frames), 1000 * len(frames) / milliseconds
+
+
+def stills(file: BinaryIO, name: str) -> Iterator[Image.Image]:
+    """The frames of an open GIF or WebP, one by one, each to be used before the next. name: in messages.
+
+    Raises UserError for a damaged one, and for more frames or bytes than can be read.
+    """
+    with _explained(name), Image.open(file, formats=("GIF", "WEBP")) as image:
+        for number, still in enumerate(ImageSequence.Iterator(image), start=1):
+            _check_pixels(name, *image.size)  # of each, since a damaged one may be larger
+            _check_count(name, number)
+            _check_bytes(name, number, *image.size)
+            yield still
 
 
 def _check_pixels(name: str, width: int, height: int) -> None:

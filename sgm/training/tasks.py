@@ -19,7 +19,7 @@ from sgm.engine import DiffusionEngine
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.training.data import ClipBatch, FolderClips, PictureClips, join
 from sgm.training.perceptual import PerceptualDistance
-from sgm.unet.video_unet import Block
+from sgm.unet.unet import Block
 from sgm.weights import to_channels_last
 
 

@@ -1,0 +1,310 @@
+"""A network for one condition: the same results as the readable modules, in fewer passes over memory.
+
+Each residual stream is kept as `y + offset`. Matrix products are added to y (n, s, c) in place. Terms that are the same
+at every pixel of a frame (biases, attention to a single token, positional embeddings) make up offset (n, c), which
+every norm adds when it reads y. An offset depends on the condition and the layer alone, so it is computed once a job.
+Activations stay channels-last, so that neither branch of a transformer copies them into another layout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sgm.fast.ops import Ops, for_device
+from sgm.fast.shard import Shard
+from sgm.layers.attention import GEGLU, BasicTransformerBlock, CrossAttention, FeedForward, VideoTransformerBlock
+from sgm.layers.embeddings import timestep_embedding
+from sgm.layers.residual import ResBlock, TemporalConv, Upsample
+from sgm.layers.video import SpatialVideoTransformer, VideoResBlock
+from sgm.layers.views import ViewTimeTransformer
+from sgm.unet.unet import Block, UNet
+
+SHALLOW = 1  # how many of the output blocks, and of the input blocks, are always evaluated
+Transformer = SpatialVideoTransformer | ViewTimeTransformer
+
+
+class Biases:
+    """Biases of a residual block, (c,), folded into additions that take place anyway.
+
+    spatial, temporal: of a branch's first convolution and its embedding; the branch's second norm adds them. output: of
+    the last spatial convolution, the skip connection and two layers that come later and are added without a bias: the
+    last temporal convolution (weighted) and a following transformer's `proj_out`. minus_folded: minus those of the two
+    layers; the temporal branch's first norm adds it, since they are no part of its input.
+    """
+
+    def __init__(self, block: VideoResBlock, next_layer: nn.Module | None, temporal_weight: float) -> None:
+        self.spatial, self.temporal = (
+            layer_bias(b.emb_layers[1]) + layer_bias(b.in_layers[2]) for b in (block, block.temporal)
+        )
+        last = layer_bias(block.out_layers[3])
+        folded = temporal_weight * layer_bias(block.temporal.out_layers[3]).float()
+        if isinstance(next_layer, Transformer):
+            folded = folded + layer_bias(next_layer.proj_out)
+        output = folded + last
+        if isinstance(block.skip_connection, nn.Conv2d):
+            output = output + layer_bias(block.skip_connection)
+        self.minus_folded, self.output = -folded.to(last.dtype), output.to(last.dtype)
+
+
+def qkv_weights(layer: CrossAttention) -> list[Tensor]:
+    return [layer.to_q.weight, layer.to_k.weight, layer.to_v.weight]
+
+
+def contiguous(parts: list[Tensor]) -> bool:
+    """Whether three tensors of one shape lie one after the other in one storage, from its start."""
+    positions = [(part.untyped_storage()._cdata, part.storage_offset()) for part in parts]
+    return positions == [(positions[0][0], i * parts[0].numel()) for i in range(3)]
+
+
+class Conditioned:
+    """The network for one condition, on n frames of whole clips, or on a shard of one clip.
+
+    alphas: the weight of the spatial branch in each blend. biases: of each residual block. c: what the network takes
+    beside x, in its dtype: "crossattn" (n, 1, d), the single token of each frame, perhaps "vector" (n, a).
+    upsample_weights: fused weights computed for another clip, which are shared.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        alphas: Mapping[nn.Module, float],
+        biases: Mapping[nn.Module, Biases],
+        c: Mapping[str, Tensor],
+        shard: Shard,
+        max_values: int,
+        check: Callable[[], None],
+        upsample_weights: dict[nn.Module, Tensor] | None,
+    ) -> None:
+        self.unet, self.alphas, self.biases, self.shard, self.check = unet, alphas, biases, shard, check
+        self.ops: Ops = for_device(c["crossattn"].device)
+        self.max_values = min(max_values, self.ops.max_chunk)
+        self.kept: Any = None
+        self.label = shard.cut(unet.label_emb(c["vector"])) if "vector" in c else None
+        self.upsample_weights = upsample_weights or {
+            module: self.ops.fused_upsample_weight(module.conv.weight)
+            for module in unet.modules()
+            if isinstance(module, Upsample)
+        }
+        transformers = [module for module in unet.modules() if isinstance(module, Transformer)]
+        self.offsets = {layer: self.offsets_of(layer, c) for layer in transformers}
+
+    def offsets_of(self, layer: Transformer, c: Mapping[str, Tensor]) -> list[list[Tensor]]:
+        """For each of a transformer's blocks, the offsets of its residual streams at each point where they are read.
+
+        (n, c) each: at the spatial feed-forward; on the temporal branch at the first feed-forward, the attention and
+        the last feed-forward; at the blend of both branches. Those of the temporal branch are of all frames, the others
+        of the shard's. Summed in float32, rounded once.
+        """
+        assert isinstance(layer, SpatialVideoTransformer)
+        cut, frames, alpha = self.shard.cut, self.shard.frames, self.alphas[layer.time_mixer]
+        context = c["crossattn"][:, 0]
+        first = context[::frames].repeat_interleave(frames, 0)  # the temporal branch's context: each clip's first frame
+        position = timestep_embedding(torch.arange(frames, device=context.device), layer.in_channels)
+        position = layer.time_pos_embed(position.to(context.dtype)).repeat(len(context) // frames, 1)
+        offsets = []
+        for spatial, temporal in zip(layer.transformer_blocks, layer.time_stack, strict=True):
+            spatial, temporal = cast(BasicTransformerBlock, spatial), cast(VideoTransformerBlock, temporal)
+            at_ff = to_one_token(spatial.attn2, context).float() + layer_bias(spatial.attn1.to_out[0])
+            offset = at_ff + layer_bias(spatial.ff.net[2])
+            *points, last = branch_offsets(temporal, offset + position, to_one_token(temporal.attn2, first))
+            points = [cut(at_ff), *points, cut(alpha * offset + (1 - alpha) * last)]
+            offsets.append([point.to(context.dtype) for point in points])
+        return offsets
+
+    def __call__(self, x: Tensor, c_noise: Tensor, whole: bool = True, keep: bool = False) -> Tensor:
+        """(n, c, h, w) channels-last, (n,) -> (n, out_channels, h, w), or the shard's frames of it.
+
+        keep: keep what enters the shallow output blocks. Not `whole`: take that instead of evaluating the deep blocks.
+        """
+        unet, x, c_noise = self.unet, self.shard.cut(x), self.shard.cut(c_noise)
+        last = len(unet.output_blocks) - SHALLOW
+        emb = unet.time_embed(timestep_embedding(c_noise, unet.model_channels).to(x.dtype))
+        emb = emb if self.label is None else emb + self.label
+        self.begin(emb)
+        emb = F.silu(emb)
+        skips = []
+        for block in unet.input_blocks[: None if whole else SHALLOW]:
+            x = self.block(cast(Block, block), [x], emb)
+            skips.append(x)
+        if whole:
+            x = self.block(unet.middle_block, [x], emb)
+        for i, block in enumerate(unet.output_blocks[0 if whole else last :], 0 if whole else last):
+            if i == last and keep:
+                if whole and self.kept is None:
+                    self.kept = torch.empty_like(x)  # one place, which recorded evaluations know
+                x = self.kept.copy_(x) if whole else self.kept
+            parts = [x, skips.pop()]
+            del x
+            x = self.block(cast(Block, block), parts, emb)
+        norm, _, conv = unet.out
+        return conv(feature_maps(self.ops.group_norm([tokens(x)], cast(nn.GroupNorm, norm)), x.shape[-2:]))
+
+    def begin(self, emb: Tensor) -> None:
+        """Called first in each evaluation, with the network's embedding (n, e)."""
+
+    def block(self, block: Block, parts: list[Tensor], emb: Tensor) -> Tensor:
+        """One block. parts: x, split along its channels. The list is emptied, so that memory is freed early."""
+        self.check()
+        for layer in block:
+            if isinstance(layer, VideoResBlock):
+                parts.append(self.residual(layer, parts, emb))
+            elif isinstance(layer, Transformer):
+                parts.append(self.transformer(layer, parts.pop()))
+            elif isinstance(layer, Upsample):
+                weight, bias = self.upsample_weights[layer], layer_bias(layer.conv)
+                parts.append(self.ops.upsample_conv(parts.pop().permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2))
+            else:
+                parts.append(layer(parts.pop()))
+        return parts.pop()
+
+    def residual(self, block: VideoResBlock, parts: list[Tensor], emb: Tensor) -> Tensor:
+        """A spatial and a temporal residual block, blended. The output includes a following transformer's last bias."""
+        ops, shard, stack, biases = self.ops, self.shard, block.temporal, self.biases[block]
+        size, inputs = parts[0].shape[-2:], [tokens(part) for part in parts]
+        parts.clear()
+        conv_1, conv_2 = cast(nn.Conv2d, block.in_layers[2]), cast(nn.Conv2d, block.out_layers[3])
+        y = ops.group_norm(inputs, cast(nn.GroupNorm, block.in_layers[0]))
+        y = tokens(F.conv2d(feature_maps(y, size), conv_1.weight, padding=1))
+        y = ops.group_norm([y], cast(nn.GroupNorm, block.out_layers[0]), add=_embedded(block, emb, biases.spatial))
+        y, bias = ops.spatial_conv(y.unflatten(1, tuple(size)), conv_2.weight, biases.output)
+        skip = inputs[0]
+        if isinstance(block.skip_connection, nn.Conv2d):
+            weights = block.skip_connection.weight.flatten(1).split([part.shape[2] for part in inputs], dim=1)
+            skip = F.linear(inputs[0], weights[0])
+            for part, weight in zip(inputs[1:], weights[1:], strict=True):
+                skip.flatten(0, 1).addmm_(part.flatten(0, 1), weight.t())
+        y = ops.blend(skip, y, 1.0, 1.0, bias, out=y)
+        del skip, inputs
+        conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
+        embedded, temporal_weight = _embedded(stack, emb, biases.temporal), 1 - self.alphas[block.time_mixer]
+        step = max(self.max_values // (3 * shard.frames * y[0].numel()), 1) * shard.frames
+        for part, add in zip(y.split(step), embedded.split(step), strict=True):
+            norm = shard.norm(ops.moments(part), cast(nn.GroupNorm, stack.in_layers[0]), biases.minus_folded)
+            z = ops.temporal_conv(part, norm, conv_1, shard)
+            norm = shard.norm(ops.moments(z), cast(nn.GroupNorm, stack.out_layers[0]), add)
+            ops.temporal_conv(z, norm, conv_2, shard, residual=part, branch_weight=temporal_weight)
+        return feature_maps(y, size)
+
+    def transformer(self, layer: Transformer, x: Tensor) -> Tensor:
+        """The transformers of a layer, added to x in place. x includes proj_out's bias (see `Biases`)."""
+        norm = self.ops.group_norm([tokens(x)], layer.norm, add=-layer_bias(layer.proj_out), silu=False)
+        y = self.attend(layer, layer.proj_in(norm), x.shape[-2:])
+        add_product(tokens(x), y, layer.proj_out)
+        return x
+
+    def attend(self, layer: Transformer, y: Tensor, size: Sequence[int]) -> Tensor:
+        """Attention over pixels and over frames. y: (n, s, c), which may be changed. size: (h, w), of s pixels."""
+        assert isinstance(layer, SpatialVideoTransformer)
+        alpha = self.alphas[layer.time_mixer]
+        for spatial, temporal, offsets in zip(
+            layer.transformer_blocks, layer.time_stack, self.offsets[layer], strict=True
+        ):
+            spatial, temporal = cast(BasicTransformerBlock, spatial), cast(VideoTransformerBlock, temporal)
+            at_ff, *points, at_blend = offsets
+            self.over_pixels(y, spatial, at_ff)
+            z = self.branch(y, temporal, points, self.among_frames)
+            y = self.ops.blend(y, self.shard.to_frames(z, y.shape[1]), alpha, 1 - alpha, at_blend, out=y)
+        return y
+
+    def among_frames(self, qkv: Tensor, heads: int) -> Tensor:
+        """Attention among the frames of each pixel. qkv: (n, s, 3 c) -> (n, s, c)."""
+        return self.ops.temporal_attention(qkv, heads, self.shard.frames)
+
+    def over_pixels(self, y: Tensor, block: BasicTransformerBlock, at_ff: Tensor) -> None:
+        """Attention over the pixels of each frame, and its feed-forward layer, added to y (n, s, c) in place."""
+        attended = self.ops.attention(qkv(self.ops.layer_norm(y, block.norm1), block.attn1), block.attn1.heads)
+        add_product(y, attended, block.attn1.to_out[0])
+        del attended
+        self.feed_forward(y, at_ff, block.norm3, block.ff)
+
+    def branch(
+        self,
+        y: Tensor,
+        block: VideoTransformerBlock,
+        points: Sequence[Tensor],
+        attention: Callable[[Tensor, int], Tensor],
+        add: Callable[[Tensor], object] = lambda z: None,
+    ) -> Tensor:
+        """A block on a branch from y (n, s, c). points: offsets of its stream, see `branch_offsets`.
+
+        attention(qkv, heads): over its sequences. add(z): adds in place what the block attends to, where that is no
+        offset.
+        """
+        at_ff_in, at_attention, at_ff = points
+        z = self.shard.to_pixels(y)
+        if block.ff_in is not None and block.norm_in is not None:
+            self.feed_forward(z, at_ff_in, block.norm_in, block.ff_in)
+        parts = qkv(self.ops.layer_norm(z, block.norm1, at_attention), block.attn1)
+        attended = attention(parts, block.attn1.heads)
+        del parts
+        add_product(z, attended, block.attn1.to_out[0])
+        del attended
+        add(z)
+        self.feed_forward(z, at_ff, block.norm3, block.ff)
+        return z
+
+    def feed_forward(self, y: Tensor, offset: Tensor, norm: nn.LayerNorm, layer: FeedForward) -> None:
+        """y += the feed-forward layer of norm(y + offset), without its last bias.
+
+        In parts, since the hidden layer has up to eight times as many channels.
+        """
+        proj, down = cast(GEGLU, layer.net[0]).proj, cast(nn.Linear, layer.net[2])
+        step = math.ceil(len(y) / math.ceil(len(y) * y.shape[1] * self.ops.geglu_width(proj) / self.max_values))
+        for part, add in zip(y.split(step), offset.split(step), strict=True):
+            add_product(part, self.ops.geglu(self.ops.layer_norm(part, norm, add).flatten(0, 1), proj), down)
+
+
+def tokens(x: Tensor) -> Tensor:
+    """(n, c, h, w), channels-last -> (n, h w, c), the same memory if it is channels-last."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+
+
+def feature_maps(x: Tensor, size: Sequence[int]) -> Tensor:
+    """(n, h w, c) -> (n, c, h, w), channels-last, the same memory. size: (h, w)."""
+    return x.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
+
+
+def layer_bias(layer: nn.Module) -> Tensor:
+    return cast(Tensor, layer.bias)
+
+
+def _embedded(block: ResBlock, emb: Tensor, bias: Tensor) -> Tensor:
+    """The projected embedding plus a bias, (n, c), which is added between a residual block's convolutions."""
+    return F.linear(emb, cast(nn.Linear, block.emb_layers[1]).weight, bias)
+
+
+def add_product(y: Tensor, x: Tensor, layer: nn.Module) -> None:
+    """y += a linear layer of x, in place, without the layer's bias. y: (n, s, c); x: (..., c')."""
+    y.flatten(0, 1).addmm_(x.view(-1, x.shape[-1]), cast(nn.Linear, layer).weight.t())
+
+
+def branch_offsets(block: VideoTransformerBlock, offset: Tensor, token: Tensor | float) -> list[Tensor]:
+    """A branch's offsets at its first feed-forward, its attention, its last feed-forward and its end, (n, c) each.
+
+    offset: where it begins, float32. token: what its attention to the condition gives (n, c).
+    """
+    points = [offset]
+    if block.ff_in is not None:
+        offset = offset + layer_bias(block.ff_in.net[2])
+    points.append(offset)
+    offset = offset + token + layer_bias(block.attn1.to_out[0])
+    return [*points, offset, offset + layer_bias(block.ff.net[2])]
+
+
+def to_one_token(layer: CrossAttention, token: Tensor) -> Tensor:
+    """Attention to a single token (n, d): its projected value for every query, since softmax over one score is 1."""
+    return layer.to_out(layer.to_v(token))
+
+
+def qkv(x: Tensor, layer: CrossAttention) -> Tensor:
+    """Queries, keys and values from one product: (n, s, c) -> (n, s, 3 c)."""
+    parts = qkv_weights(layer)
+    if not contiguous(parts):  # parameters made in inference mode cannot be moved to another storage
+        return F.linear(x, torch.cat(parts))
+    return F.linear(x, parts[0].as_strided((3 * len(parts[0]), parts[0].shape[1]), parts[0].stride()))

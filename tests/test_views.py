@@ -1,0 +1,281 @@
+"""Clips of an object to clips of other sides: what is read of a clip, what is asked, the way through to the files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from sgm import (
+    VERSIONS,
+    VIEW_VERSIONS,
+    Progress,
+    UserError,
+    Version,
+    VideoRequest,
+    ViewsRequest,
+    frames_cut_off,
+    generate,
+    generate_views,
+    load_engine,
+    open_clip,
+    read_frames,
+    read_recipe,
+    request_of,
+    write_video,
+)
+from sgm.cli.commands import cli
+from sgm.conditioning.views import dense_passes, view_angles, window_passes
+from sgm.installed import recognise
+from tests import small_model
+
+SIZE = {"width": 64, "height": 64}
+
+
+Colour = tuple[int, ...]
+
+
+def drawn(count: int, size: tuple[int, int] = (90, 60), background: Colour = (255, 255, 255)) -> list[Image.Image]:
+    """A ball of 20 pixels that rolls from the left to the right."""
+    frames = []
+    for i in range(count):
+        frame = Image.new("RGBA" if len(background) == 4 else "RGB", size, background)
+        ImageDraw.Draw(frame).ellipse((10 + 4 * i, 20, 29 + 4 * i, 39), (200, 60 + 5 * i, 20))
+        frames.append(frame)
+    return frames
+
+
+def saved(path: Path, frames: Sequence[Image.Image]) -> Path:
+    if path.suffix == ".mp4":
+        return write_video(path, np.stack([np.asarray(frame) for frame in frames]), 10)
+    if not path.suffix:
+        path.mkdir()
+        for i, frame in enumerate(frames):
+            frame.save(path / f"{i:03}.png")
+        return path
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, lossless=True, disposal=2)
+    return path
+
+
+WHITE, CLEAR = (255, 255, 255), (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "background"),
+    [
+        ("clip.mp4", WHITE),
+        ("clip.gif", WHITE),
+        ("frames", WHITE),
+        ("clip.gif", CLEAR),
+        ("clip.webp", CLEAR),
+        ("frames", CLEAR),
+    ],
+)
+def test_the_object_is_centred_by_one_crop_whatever_the_clip_s_kind(
+    tmp_path: Path, name: str, background: Colour
+) -> None:
+    clip = open_clip(saved(tmp_path / name, drawn(9, background=background)), 8)
+    assert (len(clip.frames), clip.length) == (8, 9)
+    assert clip.described(name, 8) == f"{name} has 9 frames: the first 8 are taken."
+    request = ViewsRequest("sv4d2", frames=12, image_frame_ratio=0.75, **SIZE)
+    frames = request.family.prepare_clip(clip.frames, request)
+    assert [frame.size for frame in frames] == [(64, 64)] * 12
+    assert all(frames[i].tobytes() == frames[14 - i].tobytes() for i in range(8, 12))  # it runs back
+    objects = [np.argwhere(np.asarray(frame).min(axis=2) < 128) for frame in frames[:8]]
+    lefts, rights = ([float(pixels[:, 1].min()), float(pixels[:, 1].max())] for pixels in (objects[0], objects[-1]))
+    edge = 2.5 if name == "clip.mp4" else 1  # which is blurred in an MP4
+    assert lefts[0] == pytest.approx(8, abs=edge)  # 48 of 64 pixels, the whole way of the object
+    assert rights[1] == pytest.approx(55, abs=edge)
+    for pixels in objects:
+        assert pixels[:, 0].mean() == pytest.approx(31.5, abs=1)
+        assert np.ptp(pixels[:, 1]) + 1 == pytest.approx(20, abs=edge + 0.1)  # no frame has a scale of its own
+
+
+@pytest.mark.parametrize(
+    ("frames", "said"),
+    [
+        (drawn(1), "A single picture does not move"),
+        ([*drawn(2), *drawn(1, (80, 60))], "Frame 3 has 80×60 pixels, the first 90×60: give frames of one size."),
+        ([Image.new("RGBA", (40, 40))] * 3, "No object was found in the clip"),
+    ],
+)
+def test_what_is_no_clip_of_an_object_is_refused(frames: list[Image.Image], said: str) -> None:
+    request = ViewsRequest("sv4d2", **SIZE)
+    with pytest.raises(UserError, match=said):
+        request.family.prepare_clip(frames, request)
+
+
+def test_an_object_that_leaves_the_picture_is_seen() -> None:
+    assert frames_cut_off(drawn(20, background=(0, 0, 0, 0))) == [16, 17, 18, 19, 20]
+
+
+def test_passes() -> None:
+    anchors, *windows = dense_passes(5)
+    assert (anchors.times, anchors.shown) == ((4, 8, 12, 16, 20), 0)
+    assert [window.times for window in windows] == [tuple(range(t, t + 5)) for t in (0, 4, 8, 12, 16)]
+    assert windows[1].directions == [((8, 7, 6, 5, 4), 8), ((4, 5, 6, 7, 8), 4)]
+    starts = {n: [step.times[0] for step in window_passes(n, 12)] for n in (12, 21, 23, 40)}
+    assert starts == {12: [0], 21: [0, 9], 23: [0, 11], 40: [0, 11, 22, 28]}
+    assert [step.shown for step in window_passes(21, 12)] == [None, 9]
+    assert [step.times[0] for step in window_passes(21, 5)] == [0, 4, 8, 12, 16]
+
+
+def test_angles_count_from_the_input_s_view() -> None:
+    polars, azimuths = view_angles([20, 20, -10], [350, 20, 80], relative_elevation=True)
+    assert torch.rad2deg(polars).tolist() == pytest.approx([90, 120])
+    assert torch.rad2deg(azimuths).tolist() == pytest.approx([30, 90])
+    assert torch.rad2deg(view_angles([20, 20], [0, 1], relative_elevation=False)[0]).tolist() == pytest.approx([70])
+
+
+@pytest.mark.parametrize(
+    ("version", "choices", "said"),
+    [
+        ("sv4d", {"frames": 20}, "sv4d makes 21 frames, no more and no fewer; got 20"),
+        ("sv4d2", {"frames": 11}, "frames must be 12 or more for sv4d2; got 11"),
+        ("sv4d2", {"azimuths": [0, 90]}, "azimuths must be 5 numbers, one a view, the first of them the clip's own"),
+        ("sv4d", {"azimuths": [0] * 9}, "azimuths does not belong to version 'sv4d'"),
+        ("sv4d2", {"motion_bucket": 3}, "motion_bucket does not belong to version 'sv4d2'"),
+        ("svd", {}, "version must be one of sv4d, sv4d2, sv4d2_8views; got 'svd'"),
+    ],
+)
+def test_wrong_settings_are_refused(version: str, choices: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        ViewsRequest(version, **choices)
+
+
+def test_what_runs_is_not_what_the_yamls_say() -> None:
+    requests = map(ViewsRequest, VIEW_VERSIONS)
+    assert {r.version: (r.guider, r.min_guidance, r.max_guidance, r.sigma_max) for r in requests} == {
+        "sv4d": ("spatiotemporal", 1.0, 2.0, 700.0),
+        "sv4d2": ("linear", 1.0, 2.0, 700.0),
+        "sv4d2_8views": ("spatiotemporal", 1.5, 2.5, 700.0),
+    }
+
+
+def test_weights_are_told_apart_by_their_tensors(tmp_path: Path) -> None:
+    names = {"sv3d_p": ["sv3d_p"], "sv4d": ["sv4d"], "sv4d2": ["sv4d2", "sv4d2_8views"]}
+    for name, versions in names.items():
+        path = small_model.write_empty(tmp_path / f"{name}.safetensors", small_model.official_layout(name))
+        assert recognise(path) == versions
+
+
+@pytest.fixture
+def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts a small model of a golden case's kind, with made-up weights, in a version's place."""
+    monkeypatch.setenv("SGM_CHECKPOINTS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def put(name: str, case: str, **changes: Any) -> None:
+        config = small_model.write_config(tmp_path / f"{name}.yaml", case)
+        versions = VIEW_VERSIONS if name in VIEW_VERSIONS else VERSIONS
+
+        class Small(Version):
+            config_path = property(lambda self: config)
+
+        row = {field.name: getattr(versions[name], field.name) for field in dataclasses.fields(Version)}
+        monkeypatch.setitem(versions, name, Small(**{**row, **changes}))
+        save_file(small_model.state_of(small_model.made_up(config)), tmp_path / f"{name}.safetensors")
+
+    return put
+
+
+SV4D2 = {"times": 3, "frames": 5}
+
+
+def test_a_clip_becomes_views_and_they_can_be_made_again(put: Callable[..., None]) -> None:
+    put("sv4d2", "sv4d2_small", **SV4D2)
+    saved(Path("walk.mp4"), drawn(7))
+    options = ["--version", "sv4d2", "--width", "64", "--height", "64", "--steps", "1"]
+
+    def sample(*args: str):
+        return CliRunner().invoke(cli, ["sample", "walk.mp4", *args], catch_exceptions=False)
+
+    run = sample(*options, "--out", "here", "--azimuths", "10,20,90,180,270")
+    assert run.exit_code == 0, run.stderr
+    assert "walk.mp4 has 7 frames: the first 5 are taken." in run.stderr
+    folder = Path("here") / "walk-sv4d2-23"
+    paths = [folder / name for name in ("input.mp4", *(f"view-{i}.mp4" for i in range(1, 5)), "grid.mp4")]
+    assert [Path(line) for line in run.stdout.split()] == paths
+    clips = [read_frames(path)[0] for path in paths]
+    assert {clip.shape for clip in clips[:-1]} == {(5, 64, 64, 3)}
+    assert clips[-1].shape[0] == 5
+    settings = read_recipe(paths[1])
+    assert isinstance(request_of(settings), ViewsRequest)
+    assert settings["azimuths"] == [10, 20, 90, 180, 270]
+    again = sample("--recipe", str(paths[2]), "--out", "here")
+    assert again.exit_code == 0, again.stderr
+    other = Path("here") / "walk-sv4d2-23-2"
+    assert all(np.array_equal(read_frames(other / path.name)[0], clip) for path, clip in zip(paths, clips, strict=True))
+    refused = CliRunner().invoke(cli, ["repeat", str(paths[1]), "--picture", "walk.mp4"])
+    assert refused.exit_code == 2
+    assert "is a view that sv4d2 made of another clip" in refused.stderr
+    assert "several: give a folder" in sample(*options, "--out", "x.mp4").stderr
+
+
+def test_progress_runs_over_all_windows_and_cancels_in_any(put: Callable[..., None]) -> None:
+    put("sv4d2", "sv4d2_small", **SV4D2)
+    engine, request = load_engine("sv4d2"), ViewsRequest("sv4d2", steps=2, **SIZE)
+    clip = request.family.prepare_clip(drawn(5), request)
+    seen: list[Progress] = []
+    views = generate_views(engine, request, clip, seen.append)
+    steps = [progress for progress in seen if progress.phase == "sample"]
+    assert [(progress.step, progress.total) for progress in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert steps[0].preview is not None
+    assert steps[0].preview().shape == (16, 16, 3)
+    fractions = [progress.fraction for progress in seen]
+    assert fractions == sorted(fractions)
+    assert np.array_equal(views[0].frames, np.stack([np.asarray(frame) for frame in clip]))
+    other = generate_views(engine, ViewsRequest("sv4d2", seed=24, steps=2, **SIZE), clip)
+    assert not np.array_equal(views[1].frames, other[1].frames)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        generate_views(engine, request, clip, stop)
+    with pytest.raises(UserError, match="makes its clips from a clip"):
+        generate(engine, request, clip[0])
+    with pytest.raises(UserError, match="load that version"):
+        generate_views(engine, ViewsRequest("sv4d2_8views"), clip)
+
+
+def test_sv4d_begins_with_the_orbit_of_sv3d() -> None:
+    request = ViewsRequest("sv4d", seed=5, steps=7, width=128, height=64)
+    first = request.first
+    assert isinstance(first, VideoRequest)
+    assert (first.version, first.seed, first.steps, first.size, first.frames) == ("sv3d_u", 5, 7, (128, 64), 21)
+    assert ViewsRequest("sv4d2").first is None
+    orbit = np.arange(21, dtype=np.uint8)[:, None, None, None].repeat(64, 1).repeat(128, 2).repeat(3, 3)
+    matrix = request.family.matrix([Image.new("RGB", (128, 64), (99, 99, 99))] * 21, request, orbit)
+    shown = ((matrix[0, :, 0, 0, 0] + 1) * 127.5).round().tolist()
+    assert shown == [99, 1, 4, 6, 8, 11, 13, 15, 18]  # the orbit's last picture is the input's view
+    with pytest.raises(ValueError, match="needs first views"):
+        request.family.matrix([], request, None)
+
+
+def test_sv4d_from_a_folder_of_frames(put: Callable[..., None]) -> None:
+    put("sv4d", "sv4d_small", times=3, num_views=4, frames=7)
+    put("sv3d_u", "sv3d_p_small", family="elevated orbit")  # as sv3d_u, but for what its network is told
+    saved(Path("frames"), drawn(6, background=CLEAR))
+    words = ["sample", "frames", "--version", "sv4d", "--width", "64", "--height", "64", "--steps", "2"]
+    run = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert run.exit_code == 0, run.stderr
+    assert "frames has 6 frames: they run back and forth to make 7." in run.stderr
+    assert "sv3d_u makes the views of the first frame." in run.stderr
+    folder = Path("outputs") / "frames-sv4d-23"
+    views = [f"view-{i}.mp4" for i in range(1, 5)]
+    assert sorted(path.name for path in folder.iterdir()) == ["grid.mp4", "input.mp4", *views]
+    assert read_frames(folder / "view-4.mp4")[0].shape == (7, 64, 64, 3)
+    Path("sv3d_u.safetensors").unlink()
+    missing = CliRunner().invoke(cli, words)
+    assert missing.exit_code == 1
+    assert "The weights of sv3d_u are missing" in missing.stderr
