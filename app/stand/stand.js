@@ -1,6 +1,7 @@
 // What the browser does at the stand: see browser.py. Listeners are the window's, set once; `data` is of the latest run.
 const WARNED = 15; // seconds before the page starts anew, at most a third of its rest
 const SLOWEST = 60_000; // milliseconds until a picture that is sent is given up
+const LATE = 5_000; // milliseconds after which a film that is done, and not shown, has the page drawn anew
 
 function start() {
   const state = (window.sgmStand = { data: {}, touched: performance.now(), connected: performance.now() });
@@ -17,6 +18,7 @@ function start() {
     look(state);
     describe();
   }, 500);
+  setInterval(() => catchUp(state), LATE);
   return state;
 }
 
@@ -65,6 +67,15 @@ function look(state) {
   if (reading && now - reading < SLOWEST) return veil(state, data.said.reading);
   if (data.rest && left < Math.min(WARNED, data.rest / 3)) return veil(state, data.said.still_there, data.said.touch);
   veil(state);
+}
+
+// The page asks for the film by itself; Streamlit may lose that, and a stand has nobody who reloads it.
+async function catchUp(state) {
+  const { stage, token } = state.data;
+  if (!stage?.startsWith("making") || !token || (state.mark ?? "") !== state.data.mark) return;
+  const { ok } = await fetch(`/clip/${token}/film.mp4`, { method: "HEAD", cache: "no-store" }).catch(() => ({}));
+  if (ok && state.done === stage && state.data.stage === stage) Object.assign(state, { mark: `${performance.now()}`, asked: 0 });
+  state.done = ok ? stage : "";
 }
 
 function describe() {
