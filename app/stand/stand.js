@@ -72,10 +72,13 @@ function look(state) {
 // The page asks for the film by itself; Streamlit may lose that, and a stand has nobody who reloads it.
 async function catchUp(state) {
   const { stage, token } = state.data;
-  if (!stage?.startsWith("making") || !token || (state.mark ?? "") !== state.data.mark) return;
-  const { ok } = await fetch(`/clip/${token}/film.mp4`, { method: "HEAD", cache: "no-store" }).catch(() => ({}));
-  if (ok && state.done === stage && state.data.stage === stage) Object.assign(state, { mark: `${performance.now()}`, asked: 0 });
-  state.done = ok ? stage : "";
+  if (!stage?.startsWith("making") || !token) return;
+  const found = fetch(`/clip/${token}/film.mp4`, { method: "HEAD", cache: "no-store", signal: AbortSignal.timeout(LATE) });
+  const { ok } = await found.catch(() => ({}));
+  if (state.data.stage !== stage) return;
+  state.late = ok ? (state.late ?? 0) + 1 : 0;
+  if (state.late === 2) Object.assign(state, { mark: `${performance.now()}`, asked: 0 });
+  if (state.late === 4) location.reload();
 }
 
 function describe() {
@@ -107,6 +110,7 @@ export default function (component) {
   const moved = state.data.stage !== data.stage;
   Object.assign(state, { data, now: component });
   if (moved) {
+    state.late = 0;
     state.touched = performance.now();
     state.reading = 0;
     document.querySelector(".stMain")?.scrollTo(0, 0);
