@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 _HERE = Path(__file__).resolve().parent
 _STABILITY = "Stability AI Community Licence"
+_SIZES = ((1024, 576), (576, 1024), (768, 768))  # of Stability's own image-to-video service
 _SV4D2 = f"see its page; of SV4D: {_STABILITY}"
 
 
@@ -50,6 +51,7 @@ class Version:
     # GPU memory of activations, bytes in half precision: for each latent while sampling, for each pixel while decoding.
     latent_bytes: int = 6460
     pixel_bytes: int = 256
+    sizes: tuple[tuple[int, int], ...] = ()  # (width, height) that suit the network, if not its own alone
 
     @property
     def config_path(self) -> Path:
@@ -148,6 +150,7 @@ def _svd(name: str, title: str, repo: str, *, frames: int, steps: int, guidance:
         cond_aug=0.02,
         licence=_STABILITY,
         repo=f"stabilityai/stable-video-diffusion-{repo}",
+        sizes=_SIZES,
     )
 
 
@@ -216,6 +219,7 @@ VERSIONS: dict[str, Version] = {
             multiple=32,
             latent_bytes=3910,
             pixel_bytes=64,
+            sizes=((320, 192), (448, 256), (192, 320)),
         ),
         _svd("svd", "SVD", "img2vid", **_14),
         _svd("svd_image_decoder", "SVD, image decoder", "img2vid", **_14),
@@ -240,6 +244,7 @@ VERSIONS: dict[str, Version] = {
             base="svd_xt",
             sampler="lcm",
             motion_bucket=80,
+            sizes=_SIZES,
         ),
         _sv3d("sv3d_u", "SV3D, orbit at eye level", "orbit"),
         _sv3d("sv3d_p", "SV3D, chosen elevation", "elevated orbit"),

@@ -97,6 +97,7 @@ def choose_settings(version: Version) -> VideoRequest:
     with left:
         draw(fields["seed"], version, disabled=bool(st.session_state.get("new_seed")))
     right.toggle("New seed each time", new_seed(), key="new_seed", persist_state=KEPT)
+    _choose_size(version)
     request = _request(version)
     if request.family.orbits:
         with orbit:
@@ -168,9 +169,13 @@ def restore(request: VideoRequest, switched_on: Container[str] = ()) -> None:
 
 
 def pressed(version: Version) -> dict[str, bool]:
-    """The presets' buttons, and whether each is the chosen one."""
-    now = _preset_values(version)
-    return {f"preset_{name}": values == now for name, values in _presets(version).items()}
+    """The buttons that set several fields, and whether each is the present one."""
+    groups = ("preset", "size") if len(version.sizes) > 1 else ("preset",)
+    return {
+        f"{group}_{name}": values == _present(group, version)
+        for group in groups
+        for name, values in _offers(group, version).items()
+    }
 
 
 def unready() -> dict[str, str]:
@@ -265,24 +270,55 @@ def _follow_speed(version: Version) -> None:
 
 
 def _choose_preset(version: Version) -> None:
-    presets, now = _presets(version), _preset_values(version)
     counts = {"draft": draft_steps(version), "steps": version.steps}
-    about = " ".join(f"**{name}**: {_PRESETS[name][0].format(**counts)}" for name in presets)
-    with st.container(key="preset"):
-        st.markdown(f"Preset{': custom' if now not in presets.values() else ''}", help=about)
+    about = " ".join(f"**{name}**: {_PRESETS[name][0].format(**counts)}" for name in _presets(version))
+    _offer("preset", "Preset", about, version)
+
+
+def _choose_size(version: Version) -> None:
+    if len(version.sizes) > 1:
+        own = f"{version.width} × {version.height}"
+        _offer(
+            "size", "Size", f"Sizes that suit the model, whose own is {own}. More are below, in its fields.", version
+        )
+
+
+def _offer(group: str, label: str, about: str, version: Version) -> None:
+    """Draw buttons that set several fields at once, the present one marked."""
+    offers, now = _offers(group, version), _present(group, version)
+    with st.container(key=group):
+        st.markdown(f"{label}{': custom' if now not in offers.values() else ''}", help=about)
         # Buttons, which have no state: the state of another widget, sent late by a browser together with a slider's
         # change, would undo both.
-        with st.container(horizontal=True, gap="xsmall", key="presets"):
-            for name, values in presets.items():
+        with st.container(horizontal=True, gap="xsmall", key=f"{group}s"):
+            for name, values in offers.items():
                 chosen = values == now
                 st.button(
                     name,
-                    key=f"preset_{name}",
+                    key=f"{group}_{name}",
                     type="primary" if chosen else "secondary",
                     icon=":material/check:" if chosen else None,
-                    on_click=_use_preset,
-                    args=(name, version),
+                    on_click=_use,
+                    args=(values, version),
                 )
+
+
+def _offers(group: str, version: Version) -> dict[str, dict[str, int]]:
+    """What the buttons of a group, "preset" or "size", set."""
+    if group == "size":
+        return {f"{width} × {height}": {"width": width, "height": height} for width, height in version.sizes}
+    return _presets(version)
+
+
+def _present(group: str, version: Version) -> dict[str, int]:
+    """The present values of the fields that a group sets."""
+    names = next(iter(_offers(group, version).values()))
+    return {name: value_of(base_fields(version.name)[name], version) for name in names}
+
+
+def _use(values: dict[str, int], version: Version) -> None:
+    for name, value in values.items():
+        set_value(base_fields(version.name)[name], version, value)
 
 
 def _presets(version: Version) -> dict[str, dict[str, int]]:
@@ -292,16 +328,6 @@ def _presets(version: Version) -> dict[str, dict[str, int]]:
         if (values := _preset(name, version)) not in presets.values():
             presets[name] = values
     return presets
-
-
-def _preset_values(version: Version) -> dict[str, int]:
-    """The present values of the fields that presets set."""
-    return {name: value_of(base_fields(version.name)[name], version) for name in _preset("Balanced", version)}
-
-
-def _use_preset(name: str, version: Version) -> None:
-    for field, value in _preset(name, version).items():
-        set_value(base_fields(version.name)[field], version, value)
 
 
 def _preset(name: str, version: Version) -> dict[str, int]:

@@ -544,6 +544,17 @@ def test_presets_say_what_the_fields_say(stage: Stage) -> None:
     assert "Preset: custom" in [text.value for text in page.markdown]
 
 
+def test_sizes_are_chosen_by_buttons(stage: Stage) -> None:
+    page = opened(version="svd_xt")
+    assert page.button(key="size_1024 × 576").proto.type == "primary"
+    ok(page.button(key="size_576 × 1024").click().run())
+    assert [page.number_input(key=f"{side}:svd_xt").value for side in ("width", "height")] == [576, 1024]
+    assert page.button(key="size_576 × 1024").proto.type == "primary"
+    ok(page.number_input(key="width:svd_xt").set_value(640).run())
+    assert "Size: custom" in [text.value for text in page.markdown]
+    assert not [button for button in opened(version="sv3d_u").button if str(button.key).startswith("size_")]
+
+
 def test_an_address_holds_the_settings(stage: Stage) -> None:
     page = opened()
     ok(page.slider(key="motion_bucket").set_value(60).run())
