@@ -110,7 +110,7 @@ class FastUNet:
             out = [clip(*pieces[i], whole, keep=cache_interval > 1) for clip, i in zip(clips, mine, strict=True)]
             return ranks.joined(out, parts, shard).to(x.dtype)
 
-        # Exchanges of several clips could not be recorded on GPUs (NCCL 2.28).
+        # Recording the exchanges of several clips failed on GPUs.
         can_record = c["crossattn"].is_cuda and (shard.size == 1 or len(mine) == 1)
         variants = [partial(evaluate, whole) for whole in (True, False)]
         if record and can_record:
