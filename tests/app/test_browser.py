@@ -179,7 +179,7 @@ def button(page: Any, name: str) -> Any:
 def start(page: Any, address: str, sample: str = "Giraffe") -> str:
     """Make a clip of a sample; the job's id."""
     page.goto(address)
-    button(page, sample).click()
+    page.get_by_role("button", name=sample, exact=True).click()
     sync_api.expect(button(page, "Generate")).to_be_enabled()
     button(page, "Generate").click()
     page.wait_for_url(JOB)
