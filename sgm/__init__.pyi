@@ -53,6 +53,7 @@ from .media.object import place_object as place_object
 from .media.reading import open_video as open_video
 from .media.reading import read_frames as read_frames
 from .media.reading import read_settings as read_settings
+from .media.smooth import Smoothing as Smoothing
 from .media.turntable import draw_orbit as draw_orbit
 from .media.turntable import loop_order as loop_order
 from .media.turntable import write_turntable as write_turntable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,11 +13,16 @@ import imageio.v3 as iio
 import numpy as np
 
 JOIN = -3  # the frame from which a clip is extended: the very last ones have drifted furthest
+_FASTEST_GIF = 50  # frames a second
 
 
 def gif(frames: np.ndarray, fps: float) -> bytes:
-    """An endless animated GIF, with a palette a frame. GIF counts hundredths of a second and stops at 50 fps."""
-    return _animation(".gif", frames, max(1000 / fps, 20.0))
+    """An endless animated GIF, with a palette a frame. GIF counts hundredths of a second, and shows 50 fps at most:
+
+    of more, every second frame is taken, or every third.
+    """
+    step = math.ceil(fps / _FASTEST_GIF)
+    return _animation(".gif", frames[::step], 1000 * step / fps)
 
 
 def webp(frames: np.ndarray, fps: float) -> bytes:
