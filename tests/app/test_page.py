@@ -192,6 +192,10 @@ def test_a_sample_becomes_a_clip(stage: Stage) -> None:
     assert downloads == ["Download MP4", "GIF", "WebP", "PNG frames (zip)", "Last frame (PNG)"]
     assert "seed 99 · motion 40 · camera zoom in · 3 steps · Heun EDM · 5 frames at 12 fps · 320 × 192" in said(page)
     assert not generate(page).disabled
+    chooser = page.selectbox(key=f"smoothing_{job_id}")
+    assert chooser.options == ["As made · 12 fps", "Smoother · 24 fps", "Smoothest · 48 fps", "Slow motion · 12 fps"]
+    ok(chooser.set_value("Slow motion").run())
+    assert [button.proto.label for button in page.get("download_button")][:3] == ["Download MP4", "MP4", "GIF"]
 
 
 def test_an_upload_and_its_frame(stage: Stage) -> None:
