@@ -1,6 +1,7 @@
 """The public names: the one list of them, for type checkers and, through lazy_loader, for `sgm/__init__.py`."""
 
 from .charts import curves as curves
+from .charts import draw_motion as draw_motion
 from .charts import guidance_curve as guidance_curve
 from .charts import schedule_curves as schedule_curves
 from .cluster.workers import Cluster as Cluster
@@ -61,6 +62,9 @@ from .media.video import encode_video as encode_video
 from .media.video import video_encoder as video_encoder
 from .media.video import write_frames as write_frames
 from .media.video import write_video as write_video
+from .motion import Motion as Motion
+from .motion import measure_motion as measure_motion
+from .motion import motion_steps as motion_steps
 from .pipeline import Clip as Clip
 from .pipeline import generate as generate
 from .pipeline import generate_views as generate_views
