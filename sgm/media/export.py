@@ -12,6 +12,8 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 
+from sgm.media.colours import match_colours
+
 JOIN = -3  # the frame from which a clip is extended: the very last ones have drifted furthest
 _FASTEST_GIF = 50  # frames a second
 
@@ -56,11 +58,15 @@ EXPORTS: dict[str, tuple[str, str, Callable[[np.ndarray, float], bytes]]] = {
 def stitch(clips: Sequence[np.ndarray]) -> np.ndarray:
     """Join clips (T, H, W, 3), each started from frame JOIN of the previous one, whose frames from JOIN on are dropped.
 
-    Raises ValueError where sizes differ.
+    A model draws the frame that it starts from in slightly other colours: these are matched, in all of the clip, to the
+    previous one's. Raises ValueError where sizes differ.
     """
     if len({clip.shape[1:] for clip in clips}) != 1:
         raise ValueError(f"Clips of one size can be joined; got {[clip.shape for clip in clips]}.")
-    return np.concatenate([*(clip[:JOIN] for clip in clips[:-1]), clips[-1]])
+    joined = [clips[0]]
+    for clip in clips[1:]:
+        joined.append(match_colours(clip, clip[0], joined[-1][JOIN]))
+    return np.concatenate([*(clip[:JOIN] for clip in joined[:-1]), joined[-1]])
 
 
 def _animation(suffix: str, frames: np.ndarray, milliseconds: float, **options: int) -> bytes:

@@ -301,6 +301,21 @@ def test_a_film_goes_on_from_near_the_end_and_ends_at_four_clips(tmp_path: Path,
     table.close()
 
 
+def test_a_film_keeps_its_first_clip_s_colours(tmp_path: Path, picture: Image.Image) -> None:
+    def paler(job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
+        pixels = np.asarray(open_picture(job.picture))
+        return Clip(np.stack([(0.9 * pixels + 20).astype(np.uint8)] * 6), 7, job.request.settings())
+
+    table = Table(tmp_path, paler)
+    job = first = finished(table, table.submit(REQUEST.replace(frames=6), picture))
+    for _ in range(3):
+        job = finished(table, table.extend(job.id))
+    start, drawn = table.frames(first)[0][0].astype(int), read_frames(job.frames)[0][-1]
+    assert np.abs(start - drawn).mean() > 2
+    assert np.abs(start - table.frames(job)[0][-1]).mean() < 0.7
+    table.close()
+
+
 def test_an_object_goes_on_without_being_cut_out_again(tmp_path: Path, picture: Image.Image) -> None:
     """A frame shows the object on its white already; to look for it again would take long, and move it."""
     table = Table(tmp_path, draw)

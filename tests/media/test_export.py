@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import zipfile
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
+from skimage import color
 
-from sgm import EXPORTS, encode_video, read_frames, read_settings, stitch
+from sgm import EXPORTS, JOIN, encode_video, read_frames, read_settings, stitch
 
 
 def moving(count: int = 7) -> np.ndarray:
@@ -58,7 +60,33 @@ def test_a_video_without_a_disk() -> None:
 
 
 def test_clips_are_joined_where_the_next_one_starts() -> None:
-    one, two = moving(7), moving(5)
+    one, two = moving(7), moving(9)[4:]
     assert np.array_equal(stitch([one, two]), np.concatenate([one[:4], two]))
     with pytest.raises(ValueError, match="one size"):
         stitch([one, two[:, :40]])
+
+
+def test_clips_are_joined_in_the_first_one_s_colours() -> None:
+    """A clip that is darker, paler and redder from its start on, as a model draws it, and the next one by that again."""
+    noise = np.random.default_rng(0).integers(0, 256, (7, 48, 64, 3)).astype(np.float32)
+    soft = np.stack([cv2.GaussianBlur(frame, (0, 0), 3) for frame in noise])
+
+    def drifted(frames: np.ndarray) -> np.ndarray:
+        return np.rint((frames - 128.0) * 0.93 + [126, 120, 119]).clip(0, 255).astype(np.uint8)
+
+    def colours(frame: np.ndarray) -> np.ndarray:
+        lab = color.rgb2lab(frame).reshape(-1, 3)
+        return np.concatenate([lab.mean(axis=0), lab.std(axis=0)])
+
+    one = np.clip((soft - 127) * 4 + 127, 20, 235).astype(np.uint8)
+    two = drifted(np.roll(one, 3, axis=0))  # starts from one[JOIN]
+    film = stitch([one, two])
+    three = drifted(np.roll(film[4:], 3, axis=0))
+    film = stitch([film, three])
+    assert len(film) == 4 + 4 + 7
+    for before, after in ((one[JOIN], two[0]), (one[4], three[0])):
+        assert np.abs(colours(after) - colours(before)).max() > 2
+    for join, shown in ((4, one[4]), (8, one[1])):
+        assert np.abs(colours(film[join]) - colours(shown)).max() < 0.3
+    flat = np.full((5, 16, 16, 3), 90, np.uint8)
+    assert np.abs(stitch([flat, flat + 4]).astype(int) - 90).max() <= 1
