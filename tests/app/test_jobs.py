@@ -310,9 +310,9 @@ def test_a_film_keeps_its_first_clip_s_colours(tmp_path: Path, picture: Image.Im
     job = first = finished(table, table.submit(REQUEST.replace(frames=6), picture))
     for _ in range(3):
         job = finished(table, table.extend(job.id))
-    start, drawn = table.frames(first)[0][0].astype(int), read_frames(job.frames)[0][-1]
-    assert np.abs(start - drawn).mean() > 2
-    assert np.abs(start - table.frames(job)[0][-1]).mean() < 0.7
+    start, end = (table.frames(link)[0][-1].mean(axis=(0, 1)) for link in (first, job))
+    undone = 0.729 * start + 54.2  # three times paler
+    assert np.abs(end - start).max() < 0.15 * np.abs(undone - start).max()
     table.close()
 
 
