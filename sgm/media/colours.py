@@ -9,21 +9,21 @@ _MOST = 1.25  # by which contrast may change, or its inverse: more is another pi
 
 
 def match_colours(frames: np.ndarray, shown: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Frames (t, h, w, 3), uint8 RGB, with the change of colours that takes a picture `shown` to the one `wanted`.
+    """Frames (t, h, w, 3), uint8 RGB, with the change of colours that takes the frames `shown` to those `wanted`.
 
     Mean and standard deviation of each channel of CIELAB (D65) become those of `wanted` in `shown`, and change alike in
     all frames. After Reinhard et al. 2001 (doi:10.1109/38.946629), who match in another such space.
     """
     if np.array_equal(shown, wanted):
         return frames
-    (mean, deviation), (aim, spread) = (_moments(picture) for picture in (shown, wanted))
+    (mean, deviation), (aim, spread) = _moments(shown), _moments(wanted)
     scale = np.clip(spread / np.maximum(deviation, 1e-3), 1 / _MOST, _MOST)
     return np.stack([_rgb((_lab(frame) - mean) * scale + aim) for frame in frames])
 
 
-def _moments(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel, (3,)."""
-    mean, deviation = cv2.meanStdDev(_lab(picture))
+def _moments(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel over frames (t, h, w, 3): (3,) each."""
+    mean, deviation = cv2.meanStdDev(_lab(frames.reshape(-1, *frames.shape[2:])))
     return mean[:, 0].astype(np.float32), deviation[:, 0].astype(np.float32)
 
 

@@ -58,14 +58,15 @@ EXPORTS: dict[str, tuple[str, str, Callable[[np.ndarray, float], bytes]]] = {
 def stitch(clips: Sequence[np.ndarray]) -> np.ndarray:
     """Join clips (T, H, W, 3), each started from frame JOIN of the previous one, whose frames from JOIN on are dropped.
 
-    A model draws the frame that it starts from in slightly other colours: these are matched, in all of the clip, to the
-    previous one's. Raises ValueError where sizes differ.
+    A model draws what it starts from in slightly other colours: those of the dropped frames, and of as many at the next
+    clip's start, which show the same, are matched, in all of that clip. Raises ValueError where sizes differ.
     """
     if len({clip.shape[1:] for clip in clips}) != 1:
         raise ValueError(f"Clips of one size can be joined; got {[clip.shape for clip in clips]}.")
     joined = [clips[0]]
     for clip in clips[1:]:
-        joined.append(match_colours(clip, clip[0], joined[-1][JOIN]))
+        dropped = joined[-1][JOIN:][: len(clip)]
+        joined.append(match_colours(clip, clip[: len(dropped)], dropped))
     return np.concatenate([*(clip[:JOIN] for clip in joined[:-1]), joined[-1]])
 
 
