@@ -249,7 +249,9 @@ def test_a_smoother_clip_holds_the_model_s_frames_and_its_recipe_says_so(picture
     program = sgm("recipe", "slow.mp4", "--as", "python").stdout.replace("PICTURE", picture.as_posix())
     exec(program, {})
     assert np.array_equal(frames_of("clip.mp4"), frames_of("slow.mp4"))
-    assert "smooth" not in (read_settings(sgm("sample", picture, "--recipe", "slow.mp4", "--smooth", "1").stdout.strip()) or {})
+    assert "smooth" not in (
+        read_settings(sgm("sample", picture, "--recipe", "slow.mp4", "--smooth", "1").stdout.strip()) or {}
+    )
 
 
 def test_a_name_as_long_as_the_system_takes(tmp_path: Path) -> None:

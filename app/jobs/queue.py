@@ -148,7 +148,8 @@ class Table:
     def extend(self, job_id: str, owner: str = "") -> Job:
         """Queue an extension of a clip, with its settings, from the frame JOIN: the very last frames drift furthest.
 
-        It is the film's frame, in whose colours the clips are matched. Raises UserError for a clip that has been deleted, is too short, or is the last of LONGEST_CHAIN.
+        It is the film's frame, in whose colours the clips are matched. Raises UserError for a clip that has been
+        deleted, is too short, or is the last of LONGEST_CHAIN.
         """
         job = self._existing(job_id)
         links = len(self.chain(job_id))

@@ -10,8 +10,8 @@ import typer
 
 from sgm import __version__
 from sgm.cli.console import Commands
-from sgm.cli.options import RayCommand
 from sgm.cli.motion import motion
+from sgm.cli.options import RayCommand
 from sgm.cli.page import app
 from sgm.cli.recipe import recipe
 from sgm.cli.repeat import repeat

@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,7 +102,12 @@ def _table(measured: dict[Path, Motion]) -> str:
         table.add_column("over time", no_wrap=True)
     for path, move in measured.items():
         numbers = move.bucket, move.buckets.min(), move.buckets.max()
-        cells = [str(len(move.steps) + 1), f"{move.fps:g}"[:6], f"{move.steps.mean():.3f}", *(f"{n:.0f}" for n in numbers)]
+        cells = [
+            str(len(move.steps) + 1),
+            f"{move.fps:g}"[:6],
+            f"{move.steps.mean():.3f}",
+            *(f"{n:.0f}" for n in numbers),
+        ]
         table.add_row(short(str(path)), *cells, *([_bars(move.buckets.tolist())] if drawn else []))
     console = Console(file=(file := io.StringIO()), width=120)
     console.print(table)
@@ -112,5 +118,5 @@ def _bars(values: Sequence[float]) -> str:
     """A clip's buckets as bars, from none to its largest: at most `_MOST_BARS`, each the mean of a stretch."""
     count, highest = min(len(values), _MOST_BARS), max(*values, 1e-6)
     ends = [round(i * len(values) / count) for i in range(count + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(ends, ends[1:], strict=False)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(ends)]
     return "".join(_BARS[min(int(mean / highest * len(_BARS)), len(_BARS) - 1)] for mean in means)

@@ -67,7 +67,7 @@ def test_clips_are_joined_where_the_next_one_starts() -> None:
 
 
 def test_clips_are_joined_in_the_first_one_s_colours() -> None:
-    """A clip that is darker, paler and redder from its start on, as a model draws it, and the next one by that again."""
+    """A clip that is darker, paler and redder from its start on, and the next one by that again."""
     noise = np.random.default_rng(0).integers(0, 256, (7, 48, 64, 3)).astype(np.float32)
     soft = np.stack([cv2.GaussianBlur(frame, (0, 0), 3) for frame in noise])
 

@@ -30,7 +30,9 @@ def test_frames_go_in_between_along_the_motion_and_the_clip_s_own_stay(times: in
     assert np.array_equal(smoother[::times], own)
     assert done == [(number, len(truth)) for number in range(1, len(truth) + 1)]
     for number in set(range(len(truth))) - set(range(0, len(truth), times)):
-        blended = (1 - number % times / times) * own[number // times] + number % times / times * own[number // times + 1]
+        blended = (1 - number % times / times) * own[number // times] + number % times / times * own[
+            number // times + 1
+        ]
         assert psnr(smoother[number], truth[number]) > psnr(blended.astype(np.uint8), truth[number]) + 4
 
 
@@ -64,7 +66,9 @@ def test_what_cannot_be_made_smoother_is_said(shape: tuple[int, ...], times: int
         Smoothing(times).check(shape[0], shape[2], shape[1])
 
 
-@pytest.mark.parametrize("settings", [{"smooth": 3}, {"smooth": True}, {"smooth": "2"}, {"smooth": 2, "slow_motion": 1}])
+@pytest.mark.parametrize(
+    "settings", [{"smooth": 3}, {"smooth": True}, {"smooth": "2"}, {"smooth": 2, "slow_motion": 1}]
+)
 def test_a_recipe_that_says_otherwise_is_refused(settings: dict) -> None:
     with pytest.raises(UserError, match="must be"):
         Smoothing.of(settings)
