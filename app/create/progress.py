@@ -58,7 +58,7 @@ async def answer(request: Request) -> JSONResponse:
 
 
 def _told(job: Job, seen: str | None = "", moving: bool = False) -> dict[str, Any]:
-    """seen: the number of the preview that the browser has; None where it wants no other. moving: rather than a still."""
+    """seen: the number of the preview that the browser has; None: it wants no other. moving: rather than a still."""
     picture, number = job.preview, str(job.preview_number)
     if moving and job.moving:
         picture, number = job.moving, f"{number} moving"

@@ -135,6 +135,8 @@ def choose_settings(version: Version) -> VideoRequest:
     right.toggle("New seed each time", new_seed(), key="new_seed", persist_state=KEPT)
     _choose_size(version)
     request = _request(version)
+    if note := version.size_note(*request.size):
+        st.caption(f":material/warning: {note}")
     if request.family.orbits:
         with orbit:
             show_orbit(request)
