@@ -46,9 +46,10 @@ def plain(text: str) -> str:
     return re.sub(r"[\\`*_\[\]<>$:~#&@|]|(?<=-)-|(?<=www)\.", r"\\\g<0>", line)
 
 
-def inline(jpeg: bytes) -> str:
-    """A JPEG as a data URL: Streamlit would store every picture of a poll on the server."""
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+def inline(picture: bytes) -> str:
+    """A JPEG or a WebP as a data URL: Streamlit would store every picture of a poll on the server."""
+    kind = "webp" if picture.startswith(b"RIFF") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 @st.cache_data

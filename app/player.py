@@ -6,12 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
+import numpy as np
 import streamlit as st
 
 from app import look
 from app.jobs import Job, table
-from sgm import EXPORTS, RECIPE_TEXTS, UserError, loop_order, orbit_of
+from sgm import EXPORTS, JOIN, RECIPE_TEXTS, Smoothing, UserError, encode_video, loop_order, orbit_of
 
+_SMOOTHINGS = {
+    "As made": Smoothing(),
+    "Smoother": Smoothing(2),
+    "Smoothest": Smoothing(4),
+    "Slow motion": Smoothing(2, slow=True),
+}
 _RECIPES = {"yaml": "YAML", "command": "Command line", "python": "Python"}
 _LANGUAGES = {"yaml": "yaml", "command": "sh", "python": "python"}
 
@@ -39,10 +46,11 @@ def offer_downloads(job: Job, content: bytes) -> None:
             on_click="ignore",
         )
     with st.popover("More formats"):
-        for title, (suffix, mime, _) in EXPORTS.items():
-            st.download_button(
-                title, _exported(job, title), f"{name}{suffix}", mime, on_click="ignore", width="stretch"
-            )
+        smoothing = _choose_smoothing(job)
+        video = {"MP4": (".mp4", "video/mp4", None)} if smoothing.times > 1 else {}
+        for title, (suffix, mime, write) in {**video, **EXPORTS}.items():
+            content = _exported(job, write, smoothing)
+            st.download_button(title, content, f"{name}{suffix}", mime, on_click="ignore", width="stretch")
         if job.request.family.orbits:
             suffix, mime, _ = EXPORTS["WebP"]
             st.download_button(
@@ -82,9 +90,38 @@ def offer_link(job: Job) -> None:
                 st.code(text, language=_LANGUAGES.get(name), wrap_lines=True)
 
 
-def _exported(job: Job, title: str) -> Callable[[], bytes]:
-    """The exported file for a download button, encoded only when it is clicked."""
-    return lambda: EXPORTS[title][2](*table().frames(job))
+def _choose_smoothing(job: Job) -> Smoothing:
+    """Draw the widget of how many frames go between the clip's own, as far as there is room for them."""
+    chain, fps = table().chain(job.id) or [job], job.request.fps
+    frames, offers = sum(link.request.frames for link in chain) + JOIN * (len(chain) - 1), dict(_SMOOTHINGS)
+    reason = ""
+    for title, smoothing in _SMOOTHINGS.items():
+        try:
+            smoothing.check(frames, *job.request.size)
+        except UserError as error:
+            reason = f" {error}"
+            del offers[title]
+    title = st.selectbox(
+        "Smoothness",
+        list(offers),
+        format_func=lambda title: f"{title} · {fps * (1 if offers[title].slow else offers[title].times)} fps",
+        key=f"smoothing_{job.id}",
+        help="Frames in between follow the motion; the model's own stay as they are. Slow motion is twice as long."
+        + look.plain(reason),
+    )
+    return offers[title]
+
+
+def _exported(
+    job: Job, write: Callable[[np.ndarray, float], bytes] | None, smoothing: Smoothing
+) -> Callable[[], bytes]:
+    """The exported file for a download button, encoded only when it is clicked. write: None for a video."""
+
+    def content() -> bytes:
+        frames, fps, settings = smoothing.apply(*table().frames(job), job.settings)
+        return write(frames, fps) if write else encode_video(frames, fps, settings)
+
+    return content
 
 
 def _turntable(job: Job) -> Callable[[], bytes]:

@@ -1,6 +1,7 @@
 """The public names: the one list of them, for type checkers and, through lazy_loader, for `sgm/__init__.py`."""
 
 from .charts import curves as curves
+from .charts import draw_motion as draw_motion
 from .charts import guidance_curve as guidance_curve
 from .charts import schedule_curves as schedule_curves
 from .cluster.workers import Cluster as Cluster
@@ -53,6 +54,7 @@ from .media.object import place_object as place_object
 from .media.reading import open_video as open_video
 from .media.reading import read_frames as read_frames
 from .media.reading import read_settings as read_settings
+from .media.smooth import Smoothing as Smoothing
 from .media.turntable import draw_orbit as draw_orbit
 from .media.turntable import loop_order as loop_order
 from .media.turntable import write_turntable as write_turntable
@@ -60,6 +62,9 @@ from .media.video import encode_video as encode_video
 from .media.video import video_encoder as video_encoder
 from .media.video import write_frames as write_frames
 from .media.video import write_video as write_video
+from .motion import Motion as Motion
+from .motion import measure_motion as measure_motion
+from .motion import motion_steps as motion_steps
 from .pipeline import Clip as Clip
 from .pipeline import generate as generate
 from .pipeline import generate_views as generate_views

@@ -86,6 +86,10 @@ def _generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image
     w, h = (side // engine.factor for side in request.size)
     state = generator.get_state()
 
+    def draw(middle_alone: bool) -> np.ndarray:
+        z = run.estimate[request.frames // 2][None] if middle_alone else run.estimate
+        return preview(z / engine.scale_factor, c["concat"], batch["cond_frames"])
+
     def sample() -> Tensor:
         generator.set_state(state)
         x = torch.randn(request.frames, engine.latent_channels, h, w, generator=generator).to(engine.device)
@@ -94,9 +98,7 @@ def _generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image
             x,
             request.build_schedule()(request.steps, device=x.device),
             noise=lambda like: torch.randn(like.shape, generator=generator).to(like),
-            on_step=lambda i, n: run.report(
-                "sample", i, n, lambda: preview(run.estimate / engine.scale_factor, c["concat"], batch["cond_frames"])
-            ),
+            on_step=lambda i, n: run.report("sample", i, n, lambda: draw(middle_alone=3 * i < n)),
         )
 
     z = run.sample(sample)
@@ -149,7 +151,8 @@ def _generate_views(
 
         def report(i: int, n: int, number: int = number) -> None:
             picture, latent = matrix.example
-            draw = lambda: preview(run.estimate / engine.scale_factor, latent, picture)  # noqa: E731
+            middle = run.estimate[request.rows // 2][None]
+            draw = lambda: preview(middle / engine.scale_factor, latent, picture)  # noqa: E731
             run.report("sample", number * n + i, len(passes) * n, draw)
 
         def sample(step: Pass = step, state: Tensor = state) -> Tensor:
@@ -195,16 +198,16 @@ def _check_frames(frames: np.ndarray, picture: Image.Image) -> None:
 
 
 def preview(z: Tensor, latents: Tensor, pictures: Tensor) -> np.ndarray:
-    """A latent (c, h, w) as a small picture, uint8 (h, w, 3), by a linear map from latents to RGB.
+    """Latents (t, c, h, w) as small pictures, uint8 (t, h, w, 3), by a linear map from latents to RGB.
 
     The map is a least-squares fit of the conditioning `pictures` (m, 3, f h, f w) to their `latents` (n, >= c, h, w),
     so that no model needs coefficients of its own.
     """
-    channels = len(z)
+    channels = z.shape[1]
     examples = latents[:1, :channels].float().cpu().flatten(2)[0].T  # (h w, c)
     small = F.interpolate(pictures[:1].float().cpu(), latents.shape[-2:], mode="area").flatten(2)[0].T  # (h w, 3)
     inputs = torch.cat([examples, torch.ones(len(examples), 1)], dim=1)
     ridge = 1e-3 * len(examples) * torch.eye(channels + 1)  # flat pictures have no single answer
     weights = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ small)
-    colours = z.float().cpu().flatten(1).T @ weights[:-1] + weights[-1]
-    return ((colours.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).view(*z.shape[1:], 3).numpy()
+    colours = z.float().cpu().movedim(1, -1) @ weights[:-1] + weights[-1]
+    return ((colours.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from sgm.media.reading import Video
 
 MARK, FORMAT = "sgm", 1  # the key that identifies this program's recipes, and the version of their format
-_NOT_FIELDS = (MARK, "links")  # links: the recipes of the clips that an extended clip continues
+# links: the recipes of the clips that an extended clip continues; the others: see `Smoothing`.
+_NOT_FIELDS = (MARK, "links", "smooth", "slow_motion")
 _INTERPOLATION, _ESCAPED = "${", "\\${"  # the start of omegaconf's interpolations, and its escape in a text
 _LONGEST = 1 << 20  # bytes of a YAML
 # Keys of recipes from before the mark. These recipes also hold fields that their version does not have.
@@ -63,15 +64,16 @@ def hash_of(pixels: np.ndarray | Image.Image) -> str:
     return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
 
 
-def input_frame(frames: np.ndarray | Video, request: VideoRequest) -> tuple[np.ndarray, str]:
+def input_frame(frames: np.ndarray | Video, request: VideoRequest, times: int = 1) -> tuple[np.ndarray, str]:
     """The frame (H, W, 3) of a video that shows the picture of its recipe, and which it is, in words.
 
     frames: (T, H, W, 3), or an open video, of which no more is read than is needed. A film of several clips has the
-    last clip's recipe, so the frame is that clip's. Raises UserError where an open video's frame cannot be read.
+    last clip's recipe, so the frame is that clip's. times: of a smoother clip, see `Smoothing`. Raises UserError where
+    an open video's frame cannot be read.
     """
     if request.family.input_frame:
         return frames[-1], "last"
-    start = len(frames) - request.frames
+    start = len(frames) - times * (request.frames - 1) - 1
     return (frames[start], "last clip's first") if start > 0 else (frames[0], "first")
 
 
@@ -92,13 +94,14 @@ def restore_clip(source: str | Path | bytes, name: str | None = None) -> Restore
     from PIL import Image
 
     from sgm.media.reading import open_video
+    from sgm.media.smooth import Smoothing
 
     name = name or ("The file" if isinstance(source, bytes) else str(source))
     with open_video(source, name) as video:
         settings = _ours(video.settings, name)
         request = request_of_picture(settings, name)
         try:
-            frame, which = input_frame(video, request)
+            frame, which = input_frame(video, request, Smoothing.of(settings).times)
         except UserError as error:
             return Restored(settings, request, None, f"No picture could be read from it: {error}")
     return Restored(settings, request, Image.fromarray(frame), f"Its {which} frame stands in for the picture.")
@@ -257,6 +260,8 @@ def as_command(settings: Mapping[str, Any], picture: str = "PICTURE") -> str:
     for name, value in _seed_and_choices(request).items():
         # Lists without spaces: each system's shell has quotes of its own.
         words += [f"--{name.replace('_', '-')}", request.fields()[name].text(value).replace(", ", ",")]
+    if "smooth" in settings:
+        words += ["--smooth", str(settings["smooth"]), *(["--slow-motion"] if settings.get("slow_motion") else [])]
     if dtype := made_by(settings).get("dtype"):
         words += ["--dtype", dtype]
     return shlex.join(words)
@@ -281,12 +286,16 @@ engine = load_engine({request.version!r}{f", dtype={dtype!r}" if dtype else ""})
 for number, view in enumerate(generate_views(engine, request, clip, first=first)):
     write_video(f"view-{{number}}.mp4", view.frames, view.fps, view.settings)
 """
-    return f"""from sgm import VideoRequest, generate, load_engine, open_picture, write_video
+    name, made = "", "clip.frames, clip.fps, clip.settings"
+    if "smooth" in settings:
+        name, slow = "Smoothing, ", settings.get("slow_motion", False)
+        made = f"*Smoothing({settings['smooth']!r}, slow={slow!r}).apply({made})"
+    return f"""from sgm import {name}VideoRequest, generate, load_engine, open_picture, write_video
 
 engine = load_engine({request.version!r}{f", dtype={dtype!r}" if dtype else ""})
 request = VideoRequest({request.version!r}{choices})
 clip = generate(engine, request, open_picture({picture!r}))
-write_video("clip.mp4", clip.frames, clip.fps, clip.settings)
+write_video("clip.mp4", {made})
 """
 
 

@@ -271,7 +271,7 @@ class VideoRequest:
     @property
     def notes(self) -> list[str]:
         """Sentences about choices that can be made but hardly are meant."""
-        notes = []
+        notes = [note] if (note := self.model.size_note(*self.size)) else []
         first = float(self.build_schedule()(self.steps)[0])
         own = float(_own_schedule(self.version)(self.model.steps)[0])
         if not 0.5 <= first / own <= 2:

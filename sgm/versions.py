@@ -52,6 +52,17 @@ class Version:
     latent_bytes: int = 6460
     pixel_bytes: int = 256
     sizes: tuple[tuple[int, int], ...] = ()  # (width, height) that suit the network, if not its own alone
+    least: int = 0  # pixels of either side; clips with fewer fall apart
+
+    def size_note(self, width: int, height: int) -> str:
+        """A sentence about a size at which clips fall apart; "" for others."""
+        if min(width, height) >= self.least:
+            return ""
+        own = f"{self.width}×{self.height}"
+        return (
+            f"At {width}×{height} {self.title}'s clips lose form and colour: give each side {self.least} pixels or more; "
+            f"{own} is what it was trained for."
+        )
 
     @property
     def config_path(self) -> Path:
@@ -220,6 +231,7 @@ VERSIONS: dict[str, Version] = {
             latent_bytes=3910,
             pixel_bytes=64,
             sizes=((320, 192), (448, 256), (192, 320)),
+            least=96,
         ),
         _svd("svd", "SVD", "img2vid", **_14),
         _svd("svd_image_decoder", "SVD, image decoder", "img2vid", **_14),

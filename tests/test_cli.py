@@ -110,6 +110,10 @@ def test_says_its_version(args: list[str]) -> None:
         (["sample", "PICTURE", "--elevation", "60"], "elevation does not belong to version 'svd_tiny', but to sv3d_p."),
         (["sample", "PICTURE", "--eta", "1"], "but to euler_ancestral, dpm_2_ancestral, dpmpp_"),
         (["sample", "PICTURE", "--turntable"], "needs an orbit"),
+        (["sample", "PICTURE", "--smooth", "3"], "smooth must be one of 1, 2, 4; got 3."),
+        (["sample", "PICTURE", "--smooth", "2", "--frames", "1"], "1 frame cannot be made smoother"),
+        (["sample", "PICTURE", "--smooth", "1", "--slow-motion"], "--slow-motion needs frames to go in between"),
+        (["sample", "FOLDER", "--smooth", "2", "--version", "sv4d2"], "sv4d2 makes views of a clip"),
         (["sample", "PICTURE", "--orbit-plot", "orbit.png"], "needs an SV3D version"),
         (["sample", "PICTURE", "--steps"], "'--steps' requires an argument"),
         (["sample", "PICTURE", "--steps=x"], "steps must be a whole number; got 'x'"),
@@ -225,6 +229,29 @@ def test_sample_writes_what_was_asked_and_never_over_a_file(picture: Path) -> No
     assert named.stdout == "clip-2.mp4\n"
     assert Path("clip.mp4").read_bytes() == b"mine"
     assert not np.array_equal(frames_of("clip-2.mp4"), one)
+
+
+def test_a_smoother_clip_holds_the_model_s_frames_and_its_recipe_says_so(picture: Path) -> None:
+    small = [*SMALL, "--width", "64", "--height", "64", "--fps", "5"]
+    done = sgm("sample", picture, *small, "--smooth", "4", "--out", "four.mp4")
+    assert done.exit_code == 0, done.stderr
+    with av.open("four.mp4") as video:
+        assert (video.streams.video[0].frames, video.streams.video[0].average_rate) == (5, 20)
+    settings = read_settings("four.mp4") or {}
+    assert {"fps": 5, "frames": 2, "smooth": 4, "slow_motion": False}.items() <= settings.items()
+    assert sgm("repeat", "four.mp4", "--picture", picture).stdout == "identical\n"
+    assert "--smooth 4" in sgm("recipe", "four.mp4", "--as", "command").stdout
+    slower = sgm("sample", picture, "--recipe", "four.mp4", "--slow-motion", "--out", "slow.mp4")
+    assert slower.exit_code == 0, slower.stderr
+    with av.open("slow.mp4") as video:
+        assert (video.streams.video[0].frames, video.streams.video[0].average_rate) == (5, 5)
+    assert "--smooth 4 --slow-motion" in sgm("recipe", "slow.mp4", "--as", "command").stdout
+    program = sgm("recipe", "slow.mp4", "--as", "python").stdout.replace("PICTURE", picture.as_posix())
+    exec(program, {})
+    assert np.array_equal(frames_of("clip.mp4"), frames_of("slow.mp4"))
+    assert "smooth" not in (
+        read_settings(sgm("sample", picture, "--recipe", "slow.mp4", "--smooth", "1").stdout.strip()) or {}
+    )
 
 
 def test_a_name_as_long_as_the_system_takes(tmp_path: Path) -> None:

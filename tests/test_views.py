@@ -229,7 +229,7 @@ def test_progress_runs_over_all_windows_and_cancels_in_any(put: Callable[..., No
     steps = [progress for progress in seen if progress.phase == "sample"]
     assert [(progress.step, progress.total) for progress in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert steps[0].preview is not None
-    assert steps[0].preview().shape == (16, 16, 3)
+    assert steps[0].preview().shape == (1, 16, 16, 3)
     fractions = [progress.fraction for progress in seen]
     assert fractions == sorted(fractions)
     assert np.array_equal(views[0].frames, np.stack([np.asarray(frame) for frame in clip]))

@@ -72,7 +72,7 @@ def draw_lines(
     scale = alt.Scale(type="log" if log else "linear", domain=[low, high if high > low else low + 1])
     base = alt.Chart(alt.Data(values=points)).encode(
         x=alt.X(f"{axis}:Q", axis=ticks, scale=alt.Scale(domain=[1, max(2, longest)])),
-        y=alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=4, format="~g")),
+        y=alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=4, format=".4~g")),
         color=alt.Color(**look, scale=alt.Scale(domain=list(lines), range=list(_COLOURS))),
         tooltip=[*(["line:N"] if len(lines) > 1 else []), f"{axis}:Q", "value:Q"],
     )

@@ -27,6 +27,7 @@ def show_page() -> None:
     request = None
     with left:
         st.header("1 · Picture", anchor=False)
+        settings.follow_picture()
         chosen = picture.choose_picture(settings.current_version(), *settings.current_size())
         st.header("2 · Movement", anchor=False)
         version = settings.choose_version()

@@ -9,9 +9,20 @@ from PIL import Image
 
 from app import look, upload
 from app.create import cutout, settings
-from app.create.fields import KEPT, base_fields, draw, keep_reshaped, key_of, options_of, value_of
+from app.create.charts import draw_lines
+from app.create.fields import KEPT, base_fields, draw, keep_reshaped, key_of, options_of, set_value, value_of
 from app.jobs import Job, open_stored, table
-from sgm import Field, PictureError, UserError, Version, describe_fit, fit_picture, open_picture
+from sgm import (
+    Field,
+    PictureError,
+    UserError,
+    Version,
+    describe_fit,
+    fit_picture,
+    is_clip,
+    measure_motion,
+    open_picture,
+)
 
 # crop_x and crop_y: names of five positions; other values are shown as numbers.
 _POSITIONS = {
@@ -47,7 +58,7 @@ def choose_picture(version: Version, width: int, height: int) -> Picture | None:
         on_change=_open_upload,
         max_upload_size=upload.LARGEST,
         help="JPG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF, dropped or pasted anywhere on this page. "
-        "An MP4 that was made here brings its settings.",
+        "An MP4 that was made here brings its settings; of any clip, its motion is measured.",
     )
     opened: Opened | None = st.session_state.get("opened")
     st.caption("Or start from a sample")
@@ -67,7 +78,39 @@ def choose_picture(version: Version, width: int, height: int) -> Picture | None:
         st.error(f"{headline}\n\n{look.plain(reason)}", icon=":material/broken_image:")
     if restored := st.session_state.get("restored"):
         st.success(look.plain(restored), icon=":material/settings_backup_restore:")
+    if "measured" in st.session_state:
+        _show_motion(version)
     return _fitted(opened, version, width, height) if opened else None
+
+
+def _show_motion(version: Version) -> None:
+    """Say how much a dropped clip moves, which is measured at its first showing, and offer its motion bucket."""
+    name, content, motion = st.session_state["measured"]
+    if motion is None:
+        bar = st.empty()
+
+        def on_frame(done: int, of: int) -> None:
+            if done % 20 == 0:
+                bar.progress(done / of, f"Measuring the motion of {look.plain(name)} …")
+
+        try:
+            motion = measure_motion(content, name, on_frame)
+        except UserError:  # of what is no clip that can be read, which has been said
+            del st.session_state["measured"]
+            return
+        bar.empty()
+        st.session_state["measured"] = name, b"", motion
+    buckets = motion.buckets
+    st.markdown(
+        f"**{look.plain(name)}** moves like **motion bucket {motion.bucket:.0f}**, "
+        f"{buckets.min():.0f} to {buckets.max():.0f} from frame to frame."
+    )
+    if field := base_fields(version.name).get("motion_bucket"):
+        bucket = round(min(max(motion.bucket, field.low), field.high))
+        about = "Has the next clip of a picture move as much."
+        st.button(f"Use motion {bucket}", on_click=set_value, args=(field, version, bucket), help=about)
+    with st.expander("Motion over time"):
+        draw_lines("Motion bucket from each frame to the next", {"": buckets.tolist()}, "Frame")
 
 
 def pressed() -> dict[str, bool]:
@@ -122,6 +165,7 @@ def refuse(headline: str, reason: str) -> None:
 def _open(key: str, image: Image.Image, name: str) -> None:
     st.session_state["opened"] = Opened(key, image, name)
     st.session_state["refused"] = st.session_state["restored"] = None
+    st.session_state.pop("measured", None)
 
 
 def take_out() -> None:
@@ -130,6 +174,7 @@ def take_out() -> None:
     if opened and opened.key == st.session_state.get("uploaded"):
         st.session_state["opened"] = None
     st.session_state["refused"] = st.session_state["restored"] = None
+    st.session_state.pop("measured", None)
 
 
 def _open_upload() -> None:
@@ -143,9 +188,13 @@ def _open_upload() -> None:
     content = file.getvalue()
     st.session_state["refused"] = st.session_state["restored"] = None
     st.session_state["uploaded"] = ""
+    st.session_state.pop("measured", None)
+    is_measured = is_clip(content) and len(content) <= upload.LARGEST << 20
     try:
         found = upload.read_upload(content, file.name)
     except UserError as error:
+        if is_measured:
+            st.session_state["measured"] = file.name, content, None
         _refuse_upload(_UNREADABLE if isinstance(error, PictureError) else _NOT_RESTORED, str(error))
         return
     if found.picture:
@@ -154,6 +203,8 @@ def _open_upload() -> None:
     if found.request:
         settings.restore(found.request)
     st.session_state["restored"] = found.note
+    if is_measured:
+        st.session_state["measured"] = file.name, content, None
 
 
 def _refuse_upload(headline: str, reason: str) -> None:

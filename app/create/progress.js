@@ -4,6 +4,7 @@ const RETRY = 10000; // milliseconds: to ask for the whole page anew breaks off 
 const SLOWEST = 8000; // milliseconds: an answer that comes later is taken for lost
 const MARKUP = `<div class="told"><p></p><div role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100"><i></i></div>
 <p class="about-memory"></p></div>`;
+const STILL = matchMedia("(prefers-reduced-motion: reduce)");
 const write = (place, text) => place.textContent === text || (place.textContent = text);
 
 function draw(place, told) {
@@ -24,7 +25,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
   const round = (place.round = Symbol());
   const look = async () => {
     const wants = !place.seen || performance.now() - place.since > PREVIEW_EVERY;
-    const answer = await fetch(data.address + (wants ? `?seen=${place.seen ?? ""}` : ""), { signal: AbortSignal.timeout(SLOWEST) }).then((found) => found.json()).catch(() => null);
+    const wanted = `?seen=${encodeURIComponent(place.seen ?? "")}${STILL.matches ? "" : "&moving"}`;
+    const answer = await fetch(data.address + (wants ? wanted : ""), { signal: AbortSignal.timeout(SLOWEST) }).then((found) => found.json()).catch(() => null);
     if (round !== place.round) return; // all is drawn anew, or gone, meanwhile
     // At its end, all is drawn anew; so it is where a server that was started anew does not know this part of the page.
     const ended = answer ? !answer.active : ++place.unanswered > 3;

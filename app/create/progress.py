@@ -52,14 +52,17 @@ async def answer(request: Request) -> JSONResponse:
     Takes less time than a thread's turn while a clip is made.
     """
     job = table().get(request.path_params["id"])
-    told: dict[str, Any] = _told(job, request.query_params.get("seen")) if job and job.active else {"active": False}
+    seen, moving = request.query_params.get("seen"), "moving" in request.query_params
+    told: dict[str, Any] = _told(job, seen, moving) if job and job.active else {"active": False}
     return JSONResponse(told, headers={"cache-control": "no-store"})
 
 
-def _told(job: Job, seen: str | None = "") -> dict[str, Any]:
-    """seen: the number of the preview that the browser has; None where it wants no other."""
-    number = str(job.preview_number)
-    preview = look.inline(job.preview) if job.preview and seen is not None and seen != number else ""
+def _told(job: Job, seen: str | None = "", moving: bool = False) -> dict[str, Any]:
+    """seen: the number of the preview that the browser has; None: it wants no other. moving: rather than a still."""
+    picture, number = job.preview, str(job.preview_number)
+    if moving and job.moving:
+        picture, number = job.moving, f"{number} moving"
+    preview = look.inline(picture) if picture and seen is not None and seen != number else ""
     return {
         "active": True,
         "percent": round(100 * job.fraction) if job.state == "running" else 0,

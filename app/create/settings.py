@@ -52,10 +52,46 @@ def current_version() -> Version:
 def current_size() -> tuple[int, int]:
     """(width, height) in pixels, also before their widgets are drawn; the version's own while they are invalid."""
     version = current_version()
-    width, height = (value_of(base_fields(version.name)[side], version) for side in ("width", "height"))
+    width, height = _size(version)
     if width and height and width % version.multiple == 0 and height % version.multiple == 0:
         return width, height
     return version.width, version.height
+
+
+def follow_picture() -> None:
+    """Give a picture that has just been opened, or meets another model, the size of its shape: upright or the own one.
+
+    A size that was set by hand, or came with a clip or an address, stays.
+    """
+    version, key = current_version(), _opened_key()
+    seen, given = _sized().get(version.name, ("", (version.width, version.height)))
+    if key and key != seen:
+        if given == _size(version):
+            image = st.session_state["opened"].image
+            given = _size_for(version, upright=image.height > image.width)
+            _use(dict(zip(("width", "height"), given, strict=True)), version)
+        _sized()[version.name] = key, given
+
+
+def _sized() -> dict[str, tuple[str, tuple[int, int] | None]]:
+    """Version -> the picture that it was last shown, and the size that pictures gave it; None for one set by hand."""
+    return st.session_state.setdefault("sized", {})
+
+
+def _opened_key() -> str:
+    opened = st.session_state.get("opened")
+    return opened.key if opened else ""
+
+
+def _size(version: Version) -> tuple[int, int]:
+    width, height = (value_of(base_fields(version.name)[side], version) for side in ("width", "height"))
+    return width, height
+
+
+def _size_for(version: Version, upright: bool) -> tuple[int, int]:
+    """The version's own size or, for an upright picture, the upright one that suits it, if there is one."""
+    own = version.width, version.height
+    return next((size for size in version.sizes if size[1] > size[0]), own) if upright else own
 
 
 def choose_version() -> Version:
@@ -99,6 +135,8 @@ def choose_settings(version: Version) -> VideoRequest:
     right.toggle("New seed each time", new_seed(), key="new_seed", persist_state=KEPT)
     _choose_size(version)
     request = _request(version)
+    if note := version.size_note(*request.size):
+        st.caption(f":material/warning: {note}")
     if request.family.orbits:
         with orbit:
             show_orbit(request)
@@ -166,6 +204,8 @@ def restore(request: VideoRequest, switched_on: Container[str] = ()) -> None:
         if name == "new_seed" or name in switched_on:
             put(name, name in switched_on)
     set_all(request, request.model)
+    by_picture = request.size in {_size_for(request.model, upright) for upright in (False, True)}
+    _sized()[request.version] = _opened_key(), request.size if by_picture else None
 
 
 def pressed(version: Version) -> dict[str, bool]:
@@ -298,8 +338,8 @@ def _offer(group: str, label: str, about: str, version: Version) -> None:
                     key=f"{group}_{name}",
                     type="primary" if chosen else "secondary",
                     icon=":material/check:" if chosen else None,
-                    on_click=_use,
-                    args=(values, version),
+                    on_click=_press,
+                    args=(group, values, version),
                 )
 
 
@@ -314,6 +354,12 @@ def _present(group: str, version: Version) -> dict[str, int]:
     """The present values of the fields that a group sets."""
     names = next(iter(_offers(group, version).values()))
     return {name: value_of(base_fields(version.name)[name], version) for name in names}
+
+
+def _press(group: str, values: dict[str, int], version: Version) -> None:
+    _use(values, version)
+    if group == "size":
+        _sized()[version.name] = _opened_key(), None
 
 
 def _use(values: dict[str, int], version: Version) -> None:

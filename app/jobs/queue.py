@@ -148,14 +148,16 @@ class Table:
     def extend(self, job_id: str, owner: str = "") -> Job:
         """Queue an extension of a clip, with its settings, from the frame JOIN: the very last frames drift furthest.
 
-        Raises UserError for a clip that has been deleted, is too short, or is the last of LONGEST_CHAIN.
+        It is the film's frame, in whose colours the clips are matched. Raises UserError for a clip that has been
+        deleted, is too short, or is the last of LONGEST_CHAIN.
         """
         job = self._existing(job_id)
-        if len(self.chain(job_id)) >= LONGEST_CHAIN:
+        links = len(self.chain(job_id))
+        if links >= LONGEST_CHAIN:
             raise UserError(f"This film has {LONGEST_CHAIN} clips already, and more would drift off. Start a new one.")
-        frames, _ = clip_frames(job)
-        if len(frames) <= -JOIN:
-            raise UserError(f"A clip needs more than {-JOIN} frames to be gone on from; this one has {len(frames)}.")
+        if (count := job.request.frames) <= -JOIN:
+            raise UserError(f"A clip needs more than {-JOIN} frames to be gone on from; this one has {count}.")
+        frames, _ = self.frames(job) if links > 1 else clip_frames(job)
         # The frame of an object has its white background already.
         request = job.request.replace(fit="crop") if job.request.fit == "object" else job.request
         return self.submit(request, Image.fromarray(frames[JOIN]), job.name, owner, parent=job.id)

@@ -103,7 +103,8 @@ class Job:
     files: dict[str, int] = field(default_factory=dict)  # name -> size in bytes, of the files that were written whole
     phase: str = ""  # the running phase: one of estimate.PHASES
     progress: Progress | None = None
-    preview: bytes = b""  # a small JPEG of the current estimate
+    preview: bytes = b""  # a small JPEG of the current estimate's middle frame
+    moving: bytes = b""  # the whole estimate, as a small animated WebP; none in the first steps
     preview_number: int = 0  # of the preview: it rises with each new one
     unsaved: bytes = b""  # the MP4's content, if it could not be written
     unwritten: Clip | None = None  # the clip itself, if one of its files could not be written
@@ -170,7 +171,8 @@ class Job:
     def put_back(self, resumed: bool = True) -> None:
         """Set the state to queued once more: the device failed that the job ran on."""
         self.state, self.resumed, self.device = "queued", resumed, ""
-        self.phase, self.progress, self.phases, self.preview, self.fraction = "", None, {}, b"", 0.0
+        self.phase, self.progress, self.phases, self.fraction = "", None, {}, 0.0
+        self.preview = self.moving = b""
 
     def enter(self, phase: str, progress: Progress | None = None) -> None:
         """Set the running phase, and its first progress if there is one."""

@@ -19,6 +19,7 @@ from PIL import Image
 from app.jobs import estimate
 from app.jobs.record import Job, small_jpeg, stored_picture
 from sgm import (
+    EXPORTS,
     Clip,
     Cluster,
     ClusterWorker,
@@ -36,6 +37,7 @@ from sgm.process import collect_and_freeze, reuse_freed_memory
 log = logging.getLogger(__name__)
 
 _PREVIEW_EVERY = 0.8  # seconds, less than the interval at which the page looks for a new one
+_PREVIEW_SHARE = 0.02  # of a job's time, that drawing its previews may take
 Make = Callable[[Job, Callable[[Progress], None], Callable[[], None]], Clip]  # as `Runner.__call__`
 
 
@@ -162,7 +164,7 @@ def run(
     Raises DeviceFailed as the runner does. write_clip: stores the clip; returns further fields. changing: a lock, held
     while the job's progress is changed.
     """
-    drawn = 0.0
+    drawn = spent = 0.0  # when the latest preview was drawn, and seconds that all took
 
     def check() -> None:
         if job.stopping:
@@ -175,11 +177,16 @@ def run(
             job.enter(phase, progress)
 
     def draw(preview: Callable[[], Any]) -> None:
-        nonlocal drawn
-        if time.monotonic() - drawn > _PREVIEW_EVERY:
+        nonlocal drawn, spent
+        now = time.monotonic()
+        if now - drawn > _PREVIEW_EVERY and spent <= _PREVIEW_SHARE * (now - job.started):
             try:
-                job.preview = small_jpeg(Image.fromarray(preview()))
+                frames = preview()  # which waits for the device
+                start = time.monotonic()
+                job.preview = small_jpeg(Image.fromarray(frames[len(frames) // 2]))
+                job.moving = EXPORTS["WebP"][2](frames, job.request.fps) if len(frames) > 1 else b""
                 job.preview_number += 1
+                spent += time.monotonic() - start
             except Exception as error:  # of any kind: the clip does not depend on it
                 log.warning("job %s has no preview: %s", job.id, error)
             drawn = time.monotonic()

@@ -17,7 +17,7 @@ from sgm.process import reuse_freed_memory
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sgm import Clip, VideoRequest
+    from sgm import Clip, Smoothing, VideoRequest
 
     Source = tuple[str, Path | Image.Image]  # the name that the video gets, and the picture
 
@@ -54,16 +54,17 @@ class Batch:
         turntable: bool,
         low_memory: bool,
         settings: dict[str, Any] | None,
+        smoothing: Smoothing,
     ) -> None:
         self.request, self.out, self.to_file = request, out, to_file
         self.background_model, self.turntable, self.low_memory = background_model, turntable, low_memory
-        self.settings = settings
+        self.settings, self.smoothing = settings, smoothing
         self.notes: set[str] = set()
 
     def check_places(self, sources: list[Source]) -> None:
         """Raise UserError where the videos cannot be written: the place, its free space, the names."""
         height, width = self.request.size
-        size = len(sources) * self.request.frames * height * width * BYTES_PER_PIXEL
+        size = len(sources) * self.smoothing.length(self.request.frames) * height * width * BYTES_PER_PIXEL
         check_writable(self.out.parent if self.to_file else self.out, int(size))
         for stem, _ in sources:
             target = self._target(stem)
@@ -99,7 +100,7 @@ class Batch:
                     with reuse_freed_memory():
                         follow = partial(show_step, show, self.notes)
                         clip = generate(engine, self.request, image, follow, low_memory=self.low_memory)
-                    self.write(clip, shown, stem)
+                    self.write(clip, shown, stem, show)
                 except Exception as error:
                     tell_failure(error, name, alone=len(sources) == 1)
                     yield False
@@ -129,15 +130,22 @@ class Batch:
         picture = request.family.prepare(image, request, self.background_model)
         return picture.image, picture.frame()
 
-    def write(self, clip: Clip, shown: Image.Image | None, stem: str) -> None:
+    def write(
+        self,
+        clip: Clip,
+        shown: Image.Image | None,
+        stem: str,
+        show: Callable[..., None] = lambda phase, share: None,
+    ) -> None:
         """Write a video and what belongs beside it, and print its path. shown, stem: of its picture, see `open`."""
         from sgm import differences, write_video
 
         for sentence in differences(self.settings or {}, clip.settings):
             echo_stderr(sentence)
-        written = write_new(
-            self._target(stem), partial(write_video, frames=clip.frames, fps=clip.fps, settings=clip.settings)
+        frames, fps, settings = self.smoothing.apply(
+            clip.frames, clip.fps, clip.settings, lambda done, of: show(f"smooth {done}/{of}", done / of)
         )
+        written = write_new(self._target(stem), partial(write_video, frames=frames, fps=fps, settings=settings))
         echo_result(written)
         if shown is not None:
             beside = write_new(written.with_name(f"{written.stem}-input.png"), shown.save)

@@ -56,7 +56,17 @@ def repeat(
     """
     with errors_as_sentences(code=2):
         with importing_torch():
-            from sgm import check_weights, choose_device, differences, generate, load_engine, open_picture, write_video
+            from sgm import (
+                Clip,
+                Smoothing,
+                check_weights,
+                choose_device,
+                differences,
+                generate,
+                load_engine,
+                open_picture,
+                write_video,
+            )
             from sgm.recipe import hash_of, made_by
 
         settings, request = _recipe(clip)
@@ -66,7 +76,8 @@ def repeat(
         if out is not None:
             _check_out(out)
         image = open_picture(source, keep_alpha=request.fit == "object")
-        then, lossless = _frames_of(clip, request)
+        smoothing = Smoothing.of(settings)
+        then, lossless = _frames_of(clip, request, smoothing.length(request.frames))
         kind = dtype or dtype_of_recipe(settings, choose_device(device))
         unfilled = check_weights(request.version, checkpoint=checkpoint, base=base)
         seen = request.family.prepare(image, request, background_model)
@@ -78,6 +89,7 @@ def repeat(
             load = partial(load_engine, request.version, checkpoint=checkpoint, base=base, unfilled=unfilled)
             engine = load(device=device, dtype=kind, on_progress=partial(show, "load"))
             again = generate(engine, request, seen.image, follow, low_memory=low_memory)
+            again = Clip(*smoothing.apply(again.frames, again.fps, again.settings))
         verdict = _verdict(made_by(settings).get("frames"), then, lossless, again)
         same = verdict.startswith(_IDENTICAL)
         for sentence in (verdict, *(differences(settings, again.settings) or ([] if same else [_NO_CAUSE]))):
@@ -107,14 +119,14 @@ def _check_out(out: Path) -> None:
     exists(out)
 
 
-def _frames_of(clip: Path, request: VideoRequest) -> tuple[np.ndarray, bool]:
-    """A clip's frames, of a film those of its last clip, and whether they are without loss, as the page keeps them."""
+def _frames_of(clip: Path, request: VideoRequest, count: int) -> tuple[np.ndarray, bool]:
+    """A clip's frames, of a film the `count` of its last clip; and whether they are without loss, as the page's are."""
     from sgm import read_frames
 
     beside = clip.with_name("frames.mkv")
     lossless = clip.name == "clip.mp4" and stored_picture(clip) is not None and is_file(beside)
-    frames = read_frames(beside if lossless else clip)[0][-request.frames :]
-    wanted = (request.frames, request.height, request.width, 3)
+    frames = read_frames(beside if lossless else clip)[0][-count:]
+    wanted = (count, request.height, request.width, 3)
     if frames.shape != wanted:
         count, height, width, _ = frames.shape
         raise UserError(
@@ -133,9 +145,9 @@ def _verdict(known: str | None, then: np.ndarray, lossless: bool, again: Clip) -
     import numpy as np
 
     from sgm import encode_video, read_frames
-    from sgm.recipe import hash_of
+    from sgm.recipe import made_by
 
-    if known == hash_of(again.frames):
+    if known == made_by(again.settings)["frames"]:
         return _IDENTICAL
     now = again.frames if lossless else read_frames(encode_video(again.frames, again.fps))[0]
     distance = np.abs(np.subtract(then, now, dtype=np.int16))

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from sgm import Field, VideoRequest
+    from sgm import Field, Smoothing, VideoRequest
     from sgm.cli.batch import Source
 
 
@@ -115,6 +115,13 @@ def sample(
         Path, path_option("A folder, or a name ending in .mp4. A taken name gets -2, -3, ... at its end.")
     ] = Path("outputs"),
     background_model: BackgroundModel = "u2net",
+    smooth: Annotated[
+        int | None,
+        typer.Option(metavar="[2|4]", help="As many frames for each that the model makes: the others go in between."),
+    ] = None,
+    slow_motion: Annotated[
+        bool | None, typer.Option(help="Play the frames of --smooth (unless given, 2) at the model's frame rate.")
+    ] = None,
     turntable: Annotated[bool, typer.Option("--turntable", help="Also write the orbit as an endless .webp.")] = False,
     orbit_plot: Annotated[Path | None, path_option("Write a picture of the orbit there, a .png.")] = None,
     low_memory: LowMemory = False,
@@ -154,6 +161,7 @@ def sample(
         to_file = _is_file_name(out, batch)
         start, settings = starting_point(recipe)
         request = start.replace(**chosen(start.version if version is None else version, ctx.meta["fields"]))
+        smoothing = _smoothing(smooth, slow_motion, settings, request)
         if turntable and not request.family.orbits:
             raise UserError(f"--turntable needs an orbit, which {request.version} does not make: take an SV3D version.")
         if orbit_plot and not (request.family.orbits and orbit_plot.suffix.lower() == ".png"):
@@ -179,7 +187,7 @@ def sample(
         ).run()
         return
     # What can be known before the work, in the order of its cost.
-    work = Batch(request, out, to_file, background_model, turntable, low_memory, settings)
+    work = Batch(request, out, to_file, background_model, turntable, low_memory, settings, smoothing)
     work.check_places(sources)
     if orbit_plot is not None:
         check_writable(orbit_plot.parent)
@@ -205,6 +213,24 @@ def sample(
     if failed and len(sources) > 1:
         echo_stderr(f"{failed} of {len(sources)} pictures failed.")
     raise typer.Exit(1 if failed else 0)
+
+
+def _smoothing(
+    times: int | None, slow: bool | None, settings: dict[str, Any] | None, request: VideoRequest
+) -> Smoothing:
+    """What is asked of --smooth and --slow-motion, else the recipe's. Raises UserError for what cannot be."""
+    from sgm import Smoothing
+
+    made = Smoothing.of(settings or {})
+    if times == 1 and slow:
+        raise UserError("--slow-motion needs frames to go in between: take --smooth 2 or 4, or leave it out.")
+    slow = made.slow and times != 1 if slow is None else slow
+    times = (2 if slow and made.times == 1 else made.times) if times is None else times
+    smoothing = Smoothing.of({"smooth": times, "slow_motion": slow})
+    if times > 1 and request.version in VIEW_VERSIONS:
+        raise UserError(f"--smooth is for a clip of a picture; {request.version} makes views of a clip: leave it out.")
+    smoothing.check(request.frames, *request.size)
+    return smoothing
 
 
 def _sources(picture: Path | None, recipe: Path | None, request: VideoRequest) -> list[Source]:
@@ -250,7 +276,7 @@ def _picture_of_recipe(recipe: Path, request: VideoRequest) -> Image.Image:
     """A picture for a recipe: the app's copy beside the clip, else the clip's frame that shows the input picture."""
     from PIL import Image
 
-    from sgm import input_frame, open_picture, open_video, request_of
+    from sgm import Smoothing, input_frame, open_picture, open_video, request_of
     from sgm.recipe import recipe_text
 
     if recipe_text(recipe) is not None:
@@ -258,7 +284,8 @@ def _picture_of_recipe(recipe: Path, request: VideoRequest) -> Image.Image:
     if stored := stored_picture(recipe):
         return open_picture(stored, keep_alpha=request.fit == "object")
     with open_video(recipe) as video:
-        frame, which = input_frame(video, request_of(video.settings or {}))  # as made, without what is changed now
+        made = video.settings or {}  # as made, without what is changed now
+        frame, which = input_frame(video, request_of(made), Smoothing.of(made).times)
     echo_stderr(
         f"No picture is given: the {which} frame of {recipe.name} stands in for it; the video will differ a little."
     )

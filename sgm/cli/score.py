@@ -63,11 +63,13 @@ def score(
     costs its own row, and the exit code is 1.
     """
     with errors_as_sentences(code=2):
-        target = _target(to_csv, as_json)
+        if as_json and to_csv == "-":
+            raise UserError("--json and --csv - would both be printed: give one of them, or a file for the CSV.")
+        target = csv_target(to_csv)
         with importing_torch():
             from sgm import SCORES, files_of, fvd_missing, lpips_missing, open_picture, read_frames, score_clip
 
-        paths = list(_expanded(clips))
+        paths = list(expanded(clips))
         if picture is not None:
             open_picture(picture)
         other = None if reference is None else read_frames(reference)[0]
@@ -112,10 +114,8 @@ def score(
     raise typer.Exit(1 if len(lengths) < len(paths) or (fvd is not None and distance is None) else 0)
 
 
-def _target(to_csv: str | None, as_json: bool) -> Path | None:
+def csv_target(to_csv: str | None) -> Path | None:
     """The CSV's file, None where there is none. Raises UserError for one that cannot be written."""
-    if as_json and to_csv == "-":
-        raise UserError("--json and --csv - would both be printed: give one of them, or a file for the CSV.")
     if to_csv is None or to_csv == "-":
         return None
     target = user_path(to_csv)
@@ -126,7 +126,7 @@ def _target(to_csv: str | None, as_json: bool) -> Path | None:
     return target
 
 
-def _expanded(paths: list[Path]) -> Iterator[Path]:
+def expanded(paths: list[Path]) -> Iterator[Path]:
     """The clips, those of a folder by name; what is left out of it is said."""
     from sgm import files_of
 
@@ -187,7 +187,7 @@ def _table(rows: list[Row], width: int) -> str:
 
     from sgm import SCORES
 
-    names = [_short(row["clip"]) for row in rows]
+    names = [short(row["clip"]) for row in rows]
     columns: list[tuple[str, list[str]]] = []
     for name, score in SCORES.items():
         known = [row[name] for row in rows if row[name] is not None]
@@ -219,7 +219,7 @@ def _table(rows: list[Row], width: int) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """A path in few columns: its end, which tells it from others."""
     name = printable(name)
     return name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"

@@ -86,7 +86,7 @@ class Maker:
         return pickle.dumps(self._generate(options, request, image, on_step, check, low_memory), protocol=5)
 
     def news(self) -> bytes:
-        """The progress since the last call: pickled (Progress, preview as uint8 (h, w, 3) or None), in order."""
+        """The progress since the last call: pickled (Progress, preview as uint8 (n, h, w, 3) or None), in order."""
         with self._changing:
             news, self._news = self._news, []
         return pickle.dumps(news)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,12 +12,19 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 
+from sgm.media.colours import match_colours
+
 JOIN = -3  # the frame from which a clip is extended: the very last ones have drifted furthest
+_FASTEST_GIF = 50  # frames a second
 
 
 def gif(frames: np.ndarray, fps: float) -> bytes:
-    """An endless animated GIF, with a palette a frame. GIF counts hundredths of a second and stops at 50 fps."""
-    return _animation(".gif", frames, max(1000 / fps, 20.0))
+    """An endless animated GIF, with a palette a frame. GIF counts hundredths of a second, and shows 50 fps at most:
+
+    of more, every second frame is taken, or every third.
+    """
+    step = math.ceil(fps / _FASTEST_GIF)
+    return _animation(".gif", frames[::step], 1000 * step / fps)
 
 
 def webp(frames: np.ndarray, fps: float) -> bytes:
@@ -50,11 +58,16 @@ EXPORTS: dict[str, tuple[str, str, Callable[[np.ndarray, float], bytes]]] = {
 def stitch(clips: Sequence[np.ndarray]) -> np.ndarray:
     """Join clips (T, H, W, 3), each started from frame JOIN of the previous one, whose frames from JOIN on are dropped.
 
-    Raises ValueError where sizes differ.
+    A model draws what it starts from in slightly other colours: those of the dropped frames, and of as many at the next
+    clip's start, which show the same, are matched, in all of that clip. Raises ValueError where sizes differ.
     """
     if len({clip.shape[1:] for clip in clips}) != 1:
         raise ValueError(f"Clips of one size can be joined; got {[clip.shape for clip in clips]}.")
-    return np.concatenate([*(clip[:JOIN] for clip in clips[:-1]), clips[-1]])
+    joined = [clips[0]]
+    for clip in clips[1:]:
+        dropped = joined[-1][JOIN:][: len(clip)]
+        joined.append(match_colours(clip, clip[: len(dropped)], dropped))
+    return np.concatenate([*(clip[:JOIN] for clip in joined[:-1]), joined[-1]])
 
 
 def _animation(suffix: str, frames: np.ndarray, milliseconds: float, **options: int) -> bytes:

@@ -173,6 +173,15 @@ def read_settings(source: str | Path | bytes) -> dict[str, Any] | None:
         return video.settings
 
 
+def is_animation(source: str | Path | bytes, name: str) -> bool:
+    """Whether a file is an animated GIF or WebP, which `read_frames` reads and `open_video` does not, or a still one.
+
+    source: a path, or a file's content. name: in messages. Raises UserError for a file that cannot be read.
+    """
+    with _explained(name), io.BytesIO(source) if isinstance(source, bytes) else _regular(Path(source)) as file:
+        return kind_of(file) in (GIF, WEBP)
+
+
 def read_frames(source: str | Path | bytes) -> tuple[np.ndarray, float]:
     """All frames of a video, uint8 RGB (T, H, W, 3), and frames a second. Of a file that is cut short, those it has.
 

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple, TypeVar
@@ -24,6 +23,7 @@ from sgm.errors import UserError
 from sgm.media.image import fit_picture, open_picture
 from sgm.media.kinds import files_of, listed
 from sgm.media.reading import open_video
+from sgm.motion import motion_steps
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -190,7 +190,7 @@ class FolderClips:
 
     def _measured(self, path: Path) -> _Measured:
         frames, fps = self._read(path)
-        motion = _motion(frames)
+        motion = torch.from_numpy(motion_steps(frame.permute(1, 2, 0).numpy() for frame in frames))
         with self._storing:
             self._stored += frames.numel()
             return _Measured(frames if self._stored <= self._MAX_STORED else None, motion, fps)
@@ -250,15 +250,6 @@ class FolderClips:
             short = [f"{path.name} ({length})" for path, length in lengths.items() if length < frames]
             logger.warning("Left out, since they have fewer than %d frames: %s.", frames, listed(short))
         return found
-
-
-def _motion(frames: Tensor) -> Tensor:
-    """(t, 3, h, w), uint8 -> (t - 1,): mean displacement from one frame to the next, percent of the width."""
-    small = (320, round(320 * frames.shape[2] / frames.shape[3]))
-    grey = [cv2.resize(cv2.cvtColor(f.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY), small) for f in frames]
-    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-    flow = [np.linalg.norm(dis.calc(a, b, None), axis=-1).mean() for a, b in pairwise(grey)]  # pyright: ignore[reportCallIssue, reportArgumentType]
-    return torch.tensor(flow) * 100 / small[0]
 
 
 def join(batches: Sequence[ClipBatch]) -> ClipBatch:

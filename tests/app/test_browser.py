@@ -308,6 +308,13 @@ def test_a_link_shows_the_clip_and_its_file_brings_the_settings(
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 frames = [np.asarray(Image.open(archive.open(member))) for member in archive.namelist()]
             assert np.array_equal(frames, drawn)
+    page.get_by_role("combobox", name="Smoothness").click()
+    page.get_by_role("option", name="Smoother").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="MP4", exact=True).click()
+    smoother = Path(download.value.path()).read_bytes()
+    assert len(read_frames(smoother)[0]) == 2 * len(drawn) - 1
+    assert (read_settings(smoother) or {})["smooth"] == 2
     page.goto(site.address)
     page.locator("input[type=file]").set_input_files(clip)
     expect(page.get_by_text("Settings of clip.mp4 restored.")).to_be_visible()

@@ -336,7 +336,7 @@ def test_a_preview_that_cannot_be_drawn_costs_no_clip(tmp_path: Path, monkeypatc
     numbers = []
 
     def run(job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
-        for step, preview in enumerate((fails, lambda: draw(job).frames[0]), 1):
+        for step, preview in enumerate((fails, lambda: draw(job).frames[:1]), 1):
             on_step(Progress("sample", step, 2, preview=preview))
             known = table.get(job.id)
             assert known is not None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import gc
+import io
 import json
 import math
 import shutil
@@ -16,10 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.requests import Request
 
 from app import jobs
+from app.create import progress
 from app.jobs import EngineRunner, Job, Table
-from sgm import Clip, Progress, UserError, VideoRequest, open_picture, read_frames, read_settings
+from sgm import EXPORTS, Clip, Progress, UserError, VideoRequest, open_picture, read_frames, read_settings
 
 REQUEST = VideoRequest(frames=4, steps=3, height=64, width=96, fps=8, seed=7)
 LIMIT = 20.0  # seconds, for what takes milliseconds
@@ -34,6 +39,11 @@ def draw(job: Job, on_step: Callable[[Progress], None], check: Callable[[], obje
         on_step(Progress("sample", step, steps))
     shifted = [np.roll(pixels, 4 * frame, axis=1) for frame in range(frames)]
     return Clip(np.stack(shifted), job.request.fps or 7, job.request.settings())
+
+
+def drawn(job: Job) -> Clip:
+    """As `draw`, without progress."""
+    return draw(job, lambda progress: None)
 
 
 class Held:
@@ -279,6 +289,61 @@ def test_the_time_left_in_a_line_counts_every_worker() -> None:
     assert seconds_queued([], [4.0], workers=2) == 4
 
 
+def test_the_preview_is_the_middle_frame_and_once_there_are_all_a_loop(
+    tmp_path: Path, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr("app.jobs.runner._PREVIEW_EVERY", -1)
+    monkeypatch.setattr("app.jobs.runner._PREVIEW_SHARE", 9)  # of this short job's time
+    monkeypatch.setattr(jobs, "_table", table := Table(tmp_path, lambda *job: run(*job)))
+
+    def asked(job: Job, query: str) -> dict[str, Any]:
+        scope = {"type": "http", "path_params": {"id": job.id}, "query_string": query.encode(), "headers": []}
+        return json.loads(bytes(asyncio.run(progress.answer(Request(scope))).body))
+
+    def run(job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
+        frames = drawn(job).frames
+        for step, shown in enumerate((frames[3:4], frames), 1):
+            on_step(Progress("sample", step, 2, preview=lambda shown=shown: shown))
+            told.extend(asked(job, query) for query in ("seen=", "seen=&moving"))
+            told.append(asked(job, f"seen={told[-1]['number'].replace(' ', '%20')}&moving"))
+        return drawn(job)
+
+    job = finished(table, table.submit(REQUEST.replace(frames=6), picture))
+    assert job.state == "done", job.message
+    kinds = [told["preview"].partition(";")[0] for told in told]
+    jpeg, webp = "data:image/jpeg", "data:image/webp"
+    assert kinds == [jpeg, jpeg, "", jpeg, webp, ""]  # without "moving", as where motion is to be reduced, a still one
+    with Image.open(io.BytesIO(base64.b64decode(told[4]["preview"].partition(",")[2]))) as loop:
+        assert (getattr(loop, "n_frames", 1), loop.info["loop"]) == (6, 0)
+    table.close()
+
+
+def test_previews_take_no_more_than_their_share(
+    tmp_path: Path, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, times = [1000.0], []
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+
+    def encode(frames: np.ndarray, fps: float) -> bytes:
+        clock[0] += 0.1
+        times.append(clock[0])
+        return b"RIFF"
+
+    monkeypatch.setitem(EXPORTS, "WebP", (".webp", "image/webp", encode))
+
+    def run(job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
+        for step in range(1, 41):
+            clock[0] += 1
+            on_step(Progress("sample", step, 40, preview=lambda: drawn(job).frames))
+        return drawn(job)
+
+    table = Table(tmp_path, run)
+    finished(table, table.submit(REQUEST.replace(frames=6), picture))
+    assert 7 <= len(times) <= 9  # of a tenth of a second each, in 40 seconds
+    table.close()
+
+
 def test_a_film_goes_on_from_near_the_end_and_ends_at_four_clips(tmp_path: Path, picture: Image.Image) -> None:
     table = Table(tmp_path, draw)
     job = finished(table, table.submit(REQUEST.replace(frames=6), picture, "hill.jpg"))
@@ -298,6 +363,21 @@ def test_a_film_goes_on_from_near_the_end_and_ends_at_four_clips(tmp_path: Path,
     table.delete(job.parent)
     assert table.chain(job.id) == []
     assert len(table.frames(job)[0]) == 3 * 3 + 6  # of the joined film, which is still there
+    table.close()
+
+
+def test_a_film_keeps_its_first_clip_s_colours(tmp_path: Path, picture: Image.Image) -> None:
+    def paler(job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
+        pixels = np.asarray(open_picture(job.picture))
+        return Clip(np.stack([(0.9 * pixels + 20).astype(np.uint8)] * 6), 7, job.request.settings())
+
+    table = Table(tmp_path, paler)
+    job = first = finished(table, table.submit(REQUEST.replace(frames=6), picture))
+    for _ in range(3):
+        job = finished(table, table.extend(job.id))
+    start, end = (table.frames(link)[0][-1].mean(axis=(0, 1)) for link in (first, job))
+    undone = 0.729 * start + 54.2  # three times paler
+    assert np.abs(end - start).max() < 0.15 * np.abs(undone - start).max()
     table.close()
 
 

@@ -31,13 +31,14 @@ from sgm import (
     Progress,
     UserError,
     VideoRequest,
+    encode_video,
     fit_picture,
     open_picture,
     prepare_picture,
     read_frames,
     read_settings,
 )
-from tests.app.pages import LIMIT, ok
+from tests.app.pages import LIMIT, address, ok
 from tests.small_model import official_layout, write_empty
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,10 +193,15 @@ def test_a_sample_becomes_a_clip(stage: Stage) -> None:
     assert downloads == ["Download MP4", "GIF", "WebP", "PNG frames (zip)", "Last frame (PNG)"]
     assert "seed 99 · motion 40 · camera zoom in · 3 steps · Heun EDM · 5 frames at 12 fps · 320 × 192" in said(page)
     assert not generate(page).disabled
+    chooser = page.selectbox(key=f"smoothing_{job_id}")
+    assert chooser.options == ["As made · 12 fps", "Smoother · 24 fps", "Smoothest · 48 fps", "Slow motion · 12 fps"]
+    ok(chooser.set_value("Slow motion").run())
+    assert [button.proto.label for button in page.get("download_button")][:3] == ["Download MP4", "MP4", "GIF"]
 
 
 def test_an_upload_and_its_frame(stage: Stage) -> None:
     page = opened()
+    ok(page.button(key="size_320 × 192").click().run())
     ok(page.file_uploader[0].set_value(("tall.png", photograph(400, 900), "image/png")).run())
     assert "Cropped 400×900 to 400×240 (5:3)" in said(page)
     assert "Position, left to right" not in labels(page)
@@ -259,7 +265,7 @@ def test_an_upload_outlives_a_reload(stage: Stage, monkeypatch: pytest.MonkeyPat
     ok(page.file_uploader[0].set_value(("tall.png", photograph(400, 900), "image/png")).run())
     ok(page.slider(key="motion_bucket").set_value(60).run())
     again = opened(**page.query_params)
-    assert "Cropped 400×900 to 400×240 (5:3)" in said(again)
+    assert "Cropped 400×900 to 400×667 (3:5)" in said(again)
     assert again.slider(key="motion_bucket").value == 60
     ok(generate(again).click().run())
     assert "upload" not in again.query_params  # the job has it
@@ -553,6 +559,48 @@ def test_sizes_are_chosen_by_buttons(stage: Stage) -> None:
     ok(page.number_input(key="width:svd_xt").set_value(640).run())
     assert "Size: custom" in [text.value for text in page.markdown]
     assert not [button for button in opened(version="sv3d_u").button if str(button.key).startswith("size_")]
+
+
+def size_of(page: AppTest) -> tuple[int, int]:
+    width, height = (page.number_input(key=f"{side}:svd_tiny").value for side in ("width", "height"))
+    return width, height
+
+
+def test_an_upright_picture_has_the_upright_size_unless_one_was_set(stage: Stage) -> None:
+    page = opened()
+    tall, wide = (("tall.png", photograph(400, 900), "image/png"), ("wide.png", photograph(900, 400), "image/png"))
+    for picture, size in ((tall, (192, 320)), (wide, (320, 192)), (tall, (192, 320))):
+        ok(page.file_uploader[0].set_value(picture).run())
+        assert size_of(page) == size
+    ok(page.button(key="size_320 × 192").click().run())  # the very size that pictures start with, but by hand
+    ok(page.file_uploader[0].set_value(wide).run())
+    ok(page.file_uploader[0].set_value(tall).run())
+    assert size_of(page) == (320, 192)
+    again = opened(**address(page))
+    assert size_of(again) == (320, 192)
+    ok(again.number_input(key="height:svd_tiny").set_value(256).run())
+    ok(again.button(key="sample_lake").click().run())
+    assert size_of(again) == (320, 256)
+
+
+def test_a_clip_from_elsewhere_tells_its_motion_bucket(stage: Stage) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
+    wall = np.asarray(Image.fromarray(noise).resize((400, 192), Image.Resampling.BICUBIC))
+    page = opened()
+    ok(page.button(key="sample_lake").click().run())
+    frames = np.stack([wall[:, 3 * i : 3 * i + 320] for i in range(6)])
+    ok(page.file_uploader[0].set_value(("walk.mp4", encode_video(frames, 8), "video/mp4")).run())
+    assert "holds no settings of ours" in page.error[0].value
+    (told,) = (text.value for text in page.markdown if "motion bucket" in text.value)
+    bucket = int(re.search(r"motion bucket (\d+)", told)[1])  # pyright: ignore[reportOptionalSubscript]
+    assert bucket == pytest.approx(127 / 0.8 * 100 * 3 / 320, rel=0.1)
+    ok(next(button for button in page.button if button.label == f"Use motion {bucket}").click().run())
+    assert page.slider(key="motion_bucket").value == bucket
+    ok(page.button(key="sample_road").click().run())
+    assert not [text for text in page.markdown if "motion bucket" in text.value]
+    ok(page.file_uploader[0].set_value(("cut.mp4", encode_video(frames, 8)[:600], "video/mp4")).run())
+    assert page.error
+    assert not [text for text in page.markdown if "motion bucket" in text.value]
 
 
 def test_an_address_holds_the_settings(stage: Stage) -> None:

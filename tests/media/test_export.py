@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import zipfile
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
+from skimage import color
 
 from sgm import EXPORTS, encode_video, read_frames, read_settings, stitch
 
@@ -58,7 +60,32 @@ def test_a_video_without_a_disk() -> None:
 
 
 def test_clips_are_joined_where_the_next_one_starts() -> None:
-    one, two = moving(7), moving(5)
+    one, two = moving(7), moving(9)[4:]
     assert np.array_equal(stitch([one, two]), np.concatenate([one[:4], two]))
     with pytest.raises(ValueError, match="one size"):
         stitch([one, two[:, :40]])
+
+
+def test_clips_are_joined_in_the_first_one_s_colours() -> None:
+    """A clip that is darker, paler and redder from its start on, and the next one by that again."""
+    noise = np.random.default_rng(0).integers(0, 256, (7, 48, 64, 3)).astype(np.float32)
+    soft = np.stack([cv2.GaussianBlur(frame, (0, 0), 3) for frame in noise])
+
+    def drifted(frames: np.ndarray) -> np.ndarray:
+        return np.rint((frames - 128.0) * 0.93 + [126, 120, 119]).clip(0, 255).astype(np.uint8)
+
+    def colours(frames: np.ndarray) -> np.ndarray:
+        lab = color.rgb2lab(frames).reshape(-1, 3)
+        return np.concatenate([lab.mean(axis=0), lab.std(axis=0)])
+
+    one = np.clip((soft - 127) * 4 + 127, 20, 235).astype(np.uint8)
+    two = drifted(np.roll(one, 3, axis=0))  # starts from one[JOIN]
+    film = stitch([one, two])
+    three = drifted(np.roll(film[4:], 3, axis=0))
+    film = stitch([film, three])
+    assert len(film) == 4 + 4 + 7
+    for start, shown in ((4, one[4:7]), (8, one[1:4])):
+        assert np.abs(colours(film[start : start + 3]) - colours(shown)).max() < 0.3
+        assert np.abs(colours(drifted(film[start : start + 3])) - colours(shown)).max() > 2
+    flat = np.full((5, 16, 16, 3), 90, np.uint8)
+    assert np.abs(stitch([flat, flat + 4]).astype(int) - 90).max() <= 1
