@@ -61,6 +61,7 @@ from .media.video import video_encoder as video_encoder
 from .media.video import write_frames as write_frames
 from .media.video import write_video as write_video
 from .pipeline import Clip as Clip
+from .pipeline import checked_ends as checked_ends
 from .pipeline import generate as generate
 from .pipeline import generate_views as generate_views
 from .recipe import RECIPE_TEXTS as RECIPE_TEXTS

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sgm.conditioning.camera import CAMERA_MOVES, camera_path, direction, identity_rays, motion_of_bucket, rays, render
+from sgm.conditioning.camera import (
+    CAMERA_MOVES,
+    camera_path,
+    direction,
+    identity_rays,
+    motion_along,
+    motion_bucket,
+    motion_of_bucket,
+    rays,
+    render,
+    seen_from,
+    there_and_back,
+)
 from sgm.families.image import Batch, ImageFamily, Picture, conditioning_frames, per_frame, to_pixels
 from sgm.fields import Field, Named
 
@@ -45,6 +57,8 @@ class CameraFamily(ImageFamily):
         """Where the camera goes if the seed decides, such as "in to the lower left, rolling right"."""
         if request.camera != "auto":
             return ""
+        if request.takes_last:
+            return ""
         # As in `batch`: the first numbers of the seed's generator.
         x, y, _, roll, *_ = direction("auto", generator=torch.Generator().manual_seed(request.seed))[0].tolist()
         far_x, far_y = abs(x) > 0.12, abs(y) > 0.12  # widths
@@ -55,18 +69,50 @@ class CameraFamily(ImageFamily):
 
     def batch(self, picture: Picture, factor: int, generator: torch.Generator) -> Batch:
         """As SVD's, but cond_frames (t, 3, h, w) are the camera's views; camera: ray maps (t, 2, h / f, w / f)."""
+        return self._seen(picture, self.path(picture.request, generator), factor, generator)
+
+    def between(
+        self, first: Picture, last: Picture | None, factor: int, generator: torch.Generator
+    ) -> tuple[Batch, Batch]:
+        """As SVD's. The camera goes from the first picture to what the last one shows of the same scene.
+
+        Where they show nothing in common, or a move is chosen, it goes there; in a loop, half as far and back. Pictures
+        of one scene tell how the camera moves, and between them the scene is taken to be flat.
+        """
+        path = self.path(first.request, generator)
+        if last is None:
+            path = path[-1:] / 2 * there_and_back(len(path))
+            forward = self._seen(first, path, factor, generator)
+            return forward, forward
+        end = None
+        if first.request.camera == "auto":
+            from sgm.conditioning.aim import aim  # imported here, since OpenCV's import takes a while
+
+            end = aim(first.frame(), last.frame())
+        flat, end = end is not None, path[-1] if end is None else end
+        path = end * torch.linspace(0, 1, len(path))[:, None]
+        back = seen_from(end, path).flip(0)
+        return (
+            self._seen(first, path, factor, generator, flat),
+            self._seen(last, back, factor, generator, flat),
+        )
+
+    @staticmethod
+    def _seen(picture: Picture, path: Tensor, factor: int, generator: torch.Generator, flat: bool = False) -> Batch:
+        """The inputs for a camera on a path (t, 6), through the picture's scene, or before the flat picture."""
         request = picture.request
         base = identity_rays(request.height // factor, request.width // factor)
-        path, large = self.path(request, generator), picture.frame(scale=2)
-        if request.depth:
+        large = picture.frame(scale=2)
+        if request.depth and not flat:
             from sgm.conditioning.scene import Scene  # imported here, since OpenCV's import takes a while
 
             scene = Scene.of(large).deep(torch.tensor([request.depth]), path[None], base)
             views, maps = scene.film(path), torch.cat([scene.rays(moves, base, True) for moves in path.split(1)])
         else:
             views, maps = render(to_pixels(large), path), rays(path, base)
+        bucket = motion_bucket(motion_along(path, base)) if request.bounded else request.motion_bucket
         return {
-            **per_frame(request, fps_id=request.fps - 1, motion_bucket_id=request.motion_bucket),
+            **per_frame(request, fps_id=request.fps - 1, motion_bucket_id=float(bucket)),
             **conditioning_frames(request, to_pixels(picture.frame()), views, generator),
             "camera": maps,
         }
