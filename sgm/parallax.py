@@ -20,7 +20,8 @@ _LEAST = 0.02  # difference of the layers' gains in the true render below which 
 
 @torch.inference_mode()
 def depth_scores(frames: np.ndarray, picture: Picture) -> dict[str, float | None]:
-    """`parallax` and `layered_hold` of a clip, by name; {} where it is no camera's from one picture, or its picture has no clear object.
+    """`parallax` and `layered_hold` of a clip, by name; {} where it is no camera's, or between two pictures, or where
+    its picture has no clear object.
 
     frames: uint8 (t, h, w, 3), made of the picture. Raises UserError where its object cannot be looked for.
     """
