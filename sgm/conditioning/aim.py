@@ -31,8 +31,8 @@ def aim(first: Image.Image, last: Image.Image) -> Tensor | None:
     good = [best for best, second in pairs if best.distance < _RATIO * second.distance]
     if len(good) < _LEAST:
         return None
-    seen = np.float32([[there[m.queryIdx].pt for m in good], [points[m.trainIdx].pt for m in good]])
-    seen = (seen + 0.5 - np.float32([width, height]) / 2) / width  # in widths, from the centre
+    seen = np.array([[there[m.queryIdx].pt for m in good], [points[m.trainIdx].pt for m in good]], np.float32)
+    seen = (seen + 0.5 - np.array([width, height], np.float32) / 2) / width  # in widths, from the centre
     matrix, agreeing = cv2.estimateAffinePartial2D(seen[0], seen[1], ransacReprojThreshold=_WITHIN / width)
     if matrix is None or agreeing.sum() < _LEAST:
         return None

@@ -55,6 +55,15 @@ def one_end(
     return estimates
 
 
+def _unguided(denoise: Denoise) -> Estimates:
+    """The estimates of a denoiser that knows no guidance: both are its own."""
+
+    def estimates(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return (estimate := denoise(x, sigma)), estimate
+
+    return estimates
+
+
 class BoundedSampler(Sampler):
     """Between two pictures (ViBiDSampler, Yang et al. 2024, arXiv:2410.05651). Two evaluations a step.
 
@@ -79,9 +88,7 @@ class BoundedSampler(Sampler):
         """One step. denoise: a `Between`, or an estimate that stands for both ends, neither of which is given then."""
         sigma, sigma_next = sigmas[i], sigmas[i + 1]
         if not isinstance(denoise, Between):
-            plain = denoise
-            both = lambda x, sigma: (plain(x, sigma),) * 2  # noqa: E731
-            denoise = Between(both, both)
+            denoise = Between(*2 * (_unguided(denoise),))
 
         def half(estimates: Estimates, x: Tensor) -> Tensor:
             x_u, guided = estimates(x, sigma)

@@ -10,7 +10,7 @@ from sgm.diffusion.ancestral import (
     LCMSampler,
 )
 from sgm.diffusion.bounded import Between as Between
-from sgm.diffusion.bounded import BoundedSampler
+from sgm.diffusion.bounded import BoundedSampler as BoundedSampler
 from sgm.diffusion.bounded import one_end as one_end
 from sgm.diffusion.multistep import (
     DPMPP2MSampler,

@@ -26,6 +26,8 @@ from sgm.fields import Field, Named
 if TYPE_CHECKING:
     from sgm.request import VideoRequest
 
+_SAME_PLACE = 1  # percent of the width, below which two pictures are of one place: the camera goes as in a loop
+_COARSE = identity_rays(24, 40)  # which measures motion as well as any
 _TITLES = {"auto": "Surprise me"}
 CAMERA = Field(
     "camera",
@@ -55,9 +57,7 @@ class CameraFamily(ImageFamily):
 
     def drawn(self, request: VideoRequest) -> str:
         """Where the camera goes if the seed decides, such as "in to the lower left, rolling right"."""
-        if request.camera != "auto":
-            return ""
-        if request.takes_last:
+        if request.camera != "auto" or request.takes_last:
             return ""
         # As in `batch`: the first numbers of the seed's generator.
         x, y, _, roll, *_ = direction("auto", generator=torch.Generator().manual_seed(request.seed))[0].tolist()
@@ -80,21 +80,19 @@ class CameraFamily(ImageFamily):
         of one scene tell how the camera moves, and between them the scene is taken to be flat.
         """
         path = self.path(first.request, generator)
+        and_back = path[-1:] / 2 * there_and_back(len(path))
         if last is None:
-            path = path[-1:] / 2 * there_and_back(len(path))
-            forward = self._seen(first, path, factor, generator)
+            forward = self._seen(first, and_back, factor, generator)
             return forward, forward
-        end = None
-        if first.request.camera == "auto":
-            from sgm.conditioning.aim import aim  # imported here, since OpenCV's import takes a while
-
-            end = aim(first.frame(), last.frame())
-        flat, end = end is not None, path[-1] if end is None else end
-        path = end * torch.linspace(0, 1, len(path))[:, None]
-        back = seen_from(end, path).flip(0)
+        aimed = _aimed(first, last)
+        goal = path[-1] if aimed is None else aimed
+        way = goal * torch.linspace(0, 1, len(path))[:, None]
+        if motion_along(way, _COARSE) * (len(path) - 1) < _SAME_PLACE:
+            goal, way = torch.zeros_like(goal), and_back
+        flat, backward = aimed is not None, seen_from(goal, way).flip(0)
         return (
-            self._seen(first, path, factor, generator, flat),
-            self._seen(last, back, factor, generator, flat),
+            self._seen(first, way, factor, generator, flat),
+            self._seen(last, backward, factor, generator, flat),
         )
 
     @staticmethod
@@ -127,3 +125,12 @@ class CameraFamily(ImageFamily):
         motion = torch.tensor([float(motion_of_bucket(request.motion_bucket))])
         move = direction(request.camera, generator=generator)
         return camera_path(move, motion, request.frames, request.height, request.width)[0]
+
+
+def _aimed(first: Picture, last: Picture) -> Tensor | None:
+    """The camera's position from which the first picture looks like the last one; None where it is not known."""
+    if first.request.camera != "auto":
+        return None
+    from sgm.conditioning.aim import aim  # imported here, since OpenCV's import takes a while
+
+    return aim(first.frame(), last.frame())
