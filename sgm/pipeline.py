@@ -99,6 +99,8 @@ def _generate(
     run.report("encode", 0, 1)
     picture = family.prepare(image, request)
     goal = family.prepare(last, request) if last else None
+    if goal and (doubt := family.doubt(picture, goal)):
+        run.note = f"{run.note} {doubt}".lstrip()
     if request.bounded:
         batches = family.between(picture, goal, engine.factor, generator)
     else:

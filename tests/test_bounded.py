@@ -147,6 +147,21 @@ def test_the_camera_is_aimed_at_what_both_pictures_show(ends: tuple[Image.Image,
     assert aim(first, Image.radial_gradient("L").resize(first.size).convert("RGB")) is None
 
 
+def test_pictures_that_show_nothing_in_common_are_told(
+    tiny: DiffusionEngine, ends: tuple[Image.Image, Image.Image]
+) -> None:
+    request = VideoRequest(sampler="bounded", ends="last", **SMALL | {"frames": 2})
+    told = []
+    generate(
+        tiny,
+        request,
+        ends[0],
+        lambda progress: told.append(progress.note),
+        last=Image.radial_gradient("L").convert("RGB"),
+    )
+    assert "nothing in common" in told[-1]
+
+
 def test_sample_and_repeat(tmp_path: Path, ends: tuple[Image.Image, Image.Image]) -> None:
     for name, end in zip(("a", "b"), ends, strict=True):
         end.save(tmp_path / f"{name}.png")
@@ -160,6 +175,7 @@ def test_sample_and_repeat(tmp_path: Path, ends: tuple[Image.Image, Image.Image]
     assert sgm("repeat", out, "--picture", a, "--last", b).stdout == "identical\n"
     assert "give it with --last" in sgm("repeat", out, "--picture", a).stderr
     assert sgm("repeat", out, "--picture", a, "--last", a).exit_code == 1
+    assert "nothing in common" not in made.stderr
 
     again = sgm("sample", a, "--recipe", out, "--out", tmp_path / "again.mp4")
     assert "the last frame of c.mp4 stands in for it" in again.stderr

@@ -172,7 +172,7 @@ def restore(request: VideoRequest, switched_on: Container[str] = ()) -> None:
 
 def pressed(version: Version) -> dict[str, bool]:
     """The buttons that set several fields, and whether each is the present one."""
-    groups = ("preset", "ends", "size") if len(version.sizes) > 1 else ("preset", "ends")
+    groups = ("preset", "ending", "size") if len(version.sizes) > 1 else ("preset", "ending")
     return {
         f"{group}_{name}": values == _present(group, version)
         for group in groups
@@ -276,7 +276,7 @@ def _follow_choices(version: Version) -> None:
 
 def ends_at_last() -> bool:
     """Whether the clip is to end at a last picture."""
-    return _present("ends", current_version()).get("ends") == "last"
+    return _present("ending", current_version()).get("ends") == "last"
 
 
 def choose_end() -> None:
@@ -284,7 +284,7 @@ def choose_end() -> None:
     version = current_version()
     if VideoRequest(version.name).family.bounded:
         about = "Two pictures take twice the work: the clip is made from either end. A loop begins and ends at one."
-        _offer("ends", "End", about, version)
+        _offer("ending", "End", about, version)
 
 
 def _choose_preset(version: Version) -> None:
@@ -322,8 +322,8 @@ def _offer(group: str, label: str, about: str, version: Version) -> None:
 
 
 def _offers(group: str, version: Version) -> dict[str, dict[str, Any]]:
-    """What the buttons of a group, "preset", "ends" or "size", set."""
-    if group == "ends":
+    """What the buttons of a group, "preset", "ending" or "size", set."""
+    if group == "ending":
         between = {ends: {"sampler": "bounded", "ends": ends} for ends in ("last", "loop")}
         open_end = {"sampler": version.sampler, "ends": "loop"}
         return {"Anywhere": open_end, "At a last picture": between["last"], "Where it began": between["loop"]}
@@ -336,7 +336,7 @@ def _present(group: str, version: Version) -> dict[str, Any]:
     """The present values of the fields that a group sets."""
     names = next(iter(_offers(group, version).values()))
     present = {name: value_of(all_fields()[name], version) for name in names}
-    if group == "ends" and not SAMPLERS[present["sampler"]].bounded:
+    if group == "ending" and not SAMPLERS[present["sampler"]].bounded:
         return _offers(group, version)["Anywhere"]
     return present
 

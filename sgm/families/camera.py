@@ -95,6 +95,11 @@ class CameraFamily(ImageFamily):
             self._seen(last, backward, factor, generator, flat),
         )
 
+    def doubt(self, first: Picture, last: Picture) -> str:
+        if first.request.camera != "auto" or _aimed(first, last) is not None:
+            return ""
+        return "The two pictures show nothing in common that a camera could go along: the clip will jump between them."
+
     @staticmethod
     def _seen(picture: Picture, path: Tensor, factor: int, generator: torch.Generator, flat: bool = False) -> Batch:
         """The inputs for a camera on a path (t, 6), through the picture's scene, or before the flat picture."""

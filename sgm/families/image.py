@@ -121,6 +121,10 @@ class ImageFamily:
         forward = self.batch(first, factor, generator)
         return forward, forward if last is None else self.batch(last, factor, generator)
 
+    def doubt(self, first: Picture, last: Picture) -> str:
+        """What speaks against a clip between two pictures, in a sentence; "" for nothing."""
+        return ""
+
     def finish(self, frames: np.ndarray, picture: Picture) -> np.ndarray:
         """The decoded clip, uint8 (t, h, w, 3), with the family's changes. It may be changed in place."""
         return frames
