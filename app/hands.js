@@ -13,7 +13,8 @@ function give(file) {
 
 function take(event, files) {
   // Text is pasted and dropped as ever; in a dialog, or on another page, there is no uploader.
-  if (!files?.length || !uploader()) return;
+  // What is dropped on a place of its own, as of the last picture, goes there.
+  if (!files?.length || !uploader() || event.target.closest?.(".st-key-last_place")) return;
   event.preventDefault();
   event.stopImmediatePropagation();
   give(files[0]);

@@ -22,11 +22,12 @@ _one_at_a_time = threading.Lock()  # the largest picture takes a gigabyte while 
 
 
 class Upload(NamedTuple):
-    """What a file holds. picture: None for a clip without one. request, note: of a clip, what can be restored of it."""
+    """What a file holds. picture: None for a clip without one. request, note, last: what can be restored of a clip."""
 
     picture: Image.Image | None
     request: VideoRequest | None = None
     note: str = ""
+    last: Image.Image | None = None
 
 
 def read_upload(content: bytes, name: str) -> Upload:
@@ -40,7 +41,7 @@ def read_upload(content: bytes, name: str) -> Upload:
         if not is_clip(content):
             return Upload(open_picture(content, name, keep_alpha=True))
         restored = restore_clip(content, name)
-    return Upload(restored.picture, restored.request, f"Settings of {name} restored. {restored.note}")
+    return Upload(restored.picture, restored.request, f"Settings of {name} restored. {restored.note}", restored.last)
 
 
 def keep(content: bytes, name: str) -> str:

@@ -66,6 +66,7 @@ from .motion import Motion as Motion
 from .motion import measure_motion as measure_motion
 from .motion import motion_steps as motion_steps
 from .pipeline import Clip as Clip
+from .pipeline import checked_ends as checked_ends
 from .pipeline import generate as generate
 from .pipeline import generate_views as generate_views
 from .recipe import RECIPE_TEXTS as RECIPE_TEXTS

@@ -32,9 +32,9 @@ def main() -> None:
         follower.join()
         engine.ranks = follower
         while True:
-            settings, image, follower.plan = follower.next_job()
+            settings, image, last, follower.plan = follower.next_job()
             try:
-                generate(engine, VideoRequest(**settings), image)
+                generate(engine, VideoRequest(**settings), image, last=last)
             except Stopped:
                 pass
             except UserError:

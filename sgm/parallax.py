@@ -20,12 +20,13 @@ _LEAST = 0.02  # difference of the layers' gains in the true render below which 
 
 @torch.inference_mode()
 def depth_scores(frames: np.ndarray, picture: Picture) -> dict[str, float | None]:
-    """`parallax` and `layered_hold` of a clip, by name; {} where it is no camera's, or its picture has no clear object.
+    """`parallax` and `layered_hold` of a clip, by name; {} where it is no camera's, or between two pictures, or where
+    its picture has no clear object.
 
     frames: uint8 (t, h, w, 3), made of the picture. Raises UserError where its object cannot be looked for.
     """
     request, family = picture.request, picture.request.family
-    if not isinstance(family, CameraFamily) or len(frames) != request.frames:
+    if not isinstance(family, CameraFamily) or request.bounded or len(frames) != request.frames:
         return {}
     large = picture.frame(scale=2)
     scene, path = Scene.of(large), family.path(request)

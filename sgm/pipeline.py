@@ -15,8 +15,10 @@ from torch.nn import functional as F
 from sgm.conditioning.memo import Memo
 from sgm.conditioning.views import Pass
 from sgm.diffusion.guidance import guided
+from sgm.diffusion.sampling import Between, one_end
 from sgm.engine import DiffusionEngine
 from sgm.errors import UserError, enough_memory
+from sgm.families.image import to_pixels
 from sgm.matrix import Matrix
 from sgm.ranks import FollowersLost
 from sgm.recipe import settings_of
@@ -46,6 +48,7 @@ def generate(
     check: Callable[[], None] | None = None,
     low_memory: bool = False,
     memo: Memo | None = None,
+    last: Image.Image | None = None,
 ) -> Clip:
     """Turn a picture into a clip.
 
@@ -53,13 +56,16 @@ def generate(
     exceptions of both end the job and reach the caller. All noise comes from one generator on the CPU, seeded by the
     request, so that one seed gives one video on any device. Any number of threads may share the engine. low_memory: see
     `Run`. memo: with one `Memo(engine)` for many clips, what they have in common of the picture is embedded once.
-    Raises UserError for a request of another version than the engine's, where memory runs out, and for a result that is
-    not finite, of one colour or without any motion; PictureError for a picture that cannot be used.
+    last: the picture at which a request for one ends; where it is the first one, that is a loop.
+    Raises UserError for a request of another version than the engine's, for a last picture that it does not take or
+    lacks, where memory runs out, and for a result that is not finite, of one colour or without any motion; PictureError
+    for a picture that cannot be used.
     """
     if isinstance(request, ViewsRequest):
         raise UserError(f"{request.version} makes its clips from a clip, not from a picture: use generate_views.")
     _check_version(engine, request)
-    arguments = engine, request, image
+    request = checked_ends(request, image, last)
+    arguments = engine, request, image, last if request.takes_last else None
     with _on(engine):
         if not engine.ranks.lost:
             with suppress(FollowersLost), engine.ranks.job():
@@ -68,18 +74,43 @@ def generate(
         return _generate(*arguments, Run(engine, request, on_step, check, low_memory, memo, note=note))
 
 
-def _generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image, run: Run) -> Clip:
+def checked_ends(request: VideoRequest, first: Image.Image, last: Image.Image | None) -> VideoRequest:
+    """The request for two pictures: that for a loop, where the last one is the first.
+
+    Raises UserError for a last picture that the request does not take or lacks.
+    """
+    if last is not None and not request.takes_last:
+        what = "ends where it began" if request.bounded else f"is sampled by {request.sampler!r}, from one picture"
+        raise UserError(f"There is a last picture, but this clip {what}: take sampler 'bounded' with ends 'last'.")
+    if last is None and request.takes_last:
+        raise UserError("This clip ends at a last picture: give one, or take ends 'loop', which ends where it began.")
+    same = last is not None and np.array_equal(np.asarray(first), np.asarray(last))
+    return request.replace(ends="loop") if same else request
+
+
+def _generate(
+    engine: DiffusionEngine, request: VideoRequest, image: Image.Image, last: Image.Image | None, run: Run
+) -> Clip:
     family = request.family
-    run.ranks.begin(request.settings(), image, run.plan)
+    run.ranks.begin(request.settings(), image, last, run.plan)
     generator = torch.Generator().manual_seed(request.seed)
 
     # Prepare the picture.
     run.report("encode", 0, 1)
     picture = family.prepare(image, request)
-    batch = family.batch(picture, engine.factor, generator)
+    goal = family.prepare(last, request) if last else None
+    if goal and (doubt := family.doubt(picture, goal)):
+        run.note = f"{run.note} {doubt}".lstrip()
+    if request.bounded:
+        batches = family.between(picture, goal, engine.factor, generator)
+    else:
+        batches = (family.batch(picture, engine.factor, generator),)
 
     # Condition.
-    c, uc = run.conditions(batch)
+    conditions = [run.conditions(batch) for batch in batches]
+    c, uc = conditions[0]
+    ends = (picture, goal or picture) if request.bounded else ()
+    latents = [run.latents(to_pixels(end.frame()).to(engine.device)) for end in ends]
     run.report("encode", 1, 1)
 
     # Denoise.
@@ -88,13 +119,19 @@ def _generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image
 
     def draw(middle_alone: bool) -> np.ndarray:
         z = run.estimate[request.frames // 2][None] if middle_alone else run.estimate
-        return preview(z / engine.scale_factor, c["concat"], batch["cond_frames"])
+        return preview(z / engine.scale_factor, c["concat"], batches[0]["cond_frames"])
 
     def sample() -> Tensor:
         generator.set_state(state)
         x = torch.randn(request.frames, engine.latent_channels, h, w, generator=generator).to(engine.device)
+        guider = request.build_guider()
+        if request.bounded:
+            known = zip(conditions, reversed(latents), strict=True)
+            denoise = Between(*(one_end(run.denoiser, guider, *pair, like=x, other=other) for pair, other in known))
+        else:
+            denoise = guided(run.denoiser, guider, c, uc, like=x)
         return request.build_sampler()(
-            guided(run.denoiser, request.build_guider(), c, uc, like=x),
+            denoise,
             x,
             request.build_schedule()(request.steps, device=x.device),
             noise=lambda like: torch.randn(like.shape, generator=generator).to(like),
@@ -107,7 +144,8 @@ def _generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image
     frames = run.decode(z)
     _check_frames(frames, picture.frame())
     frames = family.finish(frames, picture)
-    return Clip(frames, request.fps, settings_of(request, engine, picture.frame(), frames))
+    settings = settings_of(request, engine, picture.frame(), frames, goal and goal.frame())
+    return Clip(frames, request.fps, settings)
 
 
 @enough_memory()

@@ -36,13 +36,18 @@ _BEFORE_MARK = {"version", "frames", "height", "width", "steps", "fps", "motion_
 
 
 def settings_of(
-    request: VideoRequest, engine: DiffusionEngine, picture: Image.Image | np.ndarray, frames: np.ndarray
+    request: VideoRequest,
+    engine: DiffusionEngine,
+    picture: Image.Image | np.ndarray,
+    frames: np.ndarray,
+    last: Image.Image | None = None,
 ) -> dict[str, Any]:
     """The recipe of a clip: the values of all fields and, under "sgm", everything else that decides the frames.
 
     Under "sgm": versions of the program and of torch, type of device, dtype, number of threads on a processor, name
     and hash of the weights and of their base (see `sgm.weights.quick_hash`), the hash of `picture`, as the model saw
-    it, and that of the frames which came of it all, for an MP4 holds them with a loss.
+    it, of the `last` one where there is one, and that of the frames which came of it all, for an MP4 holds them with a
+    loss.
     """
     provenance = {
         "format": FORMAT,
@@ -54,6 +59,7 @@ def settings_of(
         **({"threads": str(torch.get_num_threads())} if engine.device.type == "cpu" else {}),
         "weights": copy.deepcopy(engine.weights),
         "picture": hash_of(picture),
+        **({"last": hash_of(last)} if last else {}),
         "frames": hash_of(frames),
     }
     return {**request.settings(), MARK: provenance}
@@ -78,12 +84,16 @@ def input_frame(frames: np.ndarray | Video, request: VideoRequest, times: int = 
 
 
 class Restored(NamedTuple):
-    """What a clip's file gives back. picture: its input frame, None where it cannot be read. note: says which it is."""
+    """What a clip's file gives back. picture: its input frame, None where it cannot be read. note: says which it is.
+
+    last: its last frame, where it ends at a last picture.
+    """
 
     settings: dict[str, Any]
     request: VideoRequest
     picture: Image.Image | None
     note: str
+    last: Image.Image | None = None
 
 
 def restore_clip(source: str | Path | bytes, name: str | None = None) -> Restored:
@@ -102,9 +112,11 @@ def restore_clip(source: str | Path | bytes, name: str | None = None) -> Restore
         request = request_of_picture(settings, name)
         try:
             frame, which = input_frame(video, request, Smoothing.of(settings).times)
+            last = Image.fromarray(video[-1]) if request.takes_last else None
         except UserError as error:
             return Restored(settings, request, None, f"No picture could be read from it: {error}")
-    return Restored(settings, request, Image.fromarray(frame), f"Its {which} frame stands in for the picture.")
+    which, picture = (f"{which} and last frames stand", "pictures") if last else (f"{which} frame stands", "picture")
+    return Restored(settings, request, Image.fromarray(frame), f"Its {which} in for the {picture}.", last)
 
 
 def is_recipe(settings: object) -> bool:
@@ -236,6 +248,8 @@ def differences(settings: Mapping[str, Any], again: Mapping[str, Any]) -> list[s
             sentences.append(f"{label}: {old.get('name')} ({str(old.get('sha256'))[:8]}) then, another now.")
     if "picture" in before and before["picture"] != now.get("picture"):
         sentences.append("The picture is another one, or was cropped otherwise.")
+    if "last" in before and before["last"] != now.get("last"):
+        sentences.append("The last picture is another one, or was cropped otherwise.")
     return sentences
 
 
@@ -256,7 +270,14 @@ def _replaced(value: Any, old: str, new: str) -> Any:
 def as_command(settings: Mapping[str, Any], picture: str = "PICTURE") -> str:
     """A recipe as a `sgm sample` command line, with the values that differ from the version's defaults."""
     request = request_of(settings)
-    words = ["sgm", "sample", picture, "--version", request.version]
+    words = [
+        "sgm",
+        "sample",
+        picture,
+        *(["--last", "LAST"] if request.takes_last else []),
+        "--version",
+        request.version,
+    ]
     for name, value in _seed_and_choices(request).items():
         # Lists without spaces: each system's shell has quotes of its own.
         words += [f"--{name.replace('_', '-')}", request.fields()[name].text(value).replace(", ", ",")]
@@ -290,11 +311,12 @@ for number, view in enumerate(generate_views(engine, request, clip, first=first)
     if "smooth" in settings:
         name, slow = "Smoothing, ", settings.get("slow_motion", False)
         made = f"*Smoothing({settings['smooth']!r}, slow={slow!r}).apply({made})"
+    last = ", last=open_picture('LAST')" if request.takes_last else ""
     return f"""from sgm import {name}VideoRequest, generate, load_engine, open_picture, write_video
 
 engine = load_engine({request.version!r}{f", dtype={dtype!r}" if dtype else ""})
 request = VideoRequest({request.version!r}{choices})
-clip = generate(engine, request, open_picture({picture!r}))
+clip = generate(engine, request, open_picture({picture!r}){last})
 write_video("clip.mp4", {made})
 """
 

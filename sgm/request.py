@@ -175,6 +175,7 @@ class VideoRequest:
         if low is not None and high is not None and low > high:
             raise UserError(f"min_guidance must not exceed max_guidance; got {low} and {high}.")
         self.family.check(self)
+        self._check_ends()
         try:
             self.build_guider()
             self.build_sampler()
@@ -185,6 +186,24 @@ class VideoRequest:
             raise UserError(
                 f"This schedule gives {self.steps} sigmas of which some are the same in float32. Take fewer steps, a "
                 "wider range or a higher rho."
+            )
+
+    def _check_ends(self) -> None:
+        """Raise UserError for a clip between two pictures whose version or guidance does not go with it."""
+        if not self.bounded:
+            return
+        if not self.family.bounded:
+            versions = [name for name, version in VERSIONS.items() if FAMILIES[version.family].bounded]
+            raise UserError(
+                f"{self.version} takes no last picture, and makes no loop: sampler {self.sampler!r} belongs to "
+                f"{_joined(versions)}."
+            )
+        if self.frames < 2:
+            raise UserError(f"frames must be 2 or more with sampler {self.sampler!r}, the first and the last; got 1.")
+        if self.guider not in SAMPLERS[self.sampler].guiders:
+            raise UserError(
+                f"guider must be {' or '.join(SAMPLERS[self.sampler].guiders)} with sampler {self.sampler!r}; got "
+                f"{self.guider!r}: between two pictures all frames and steps are guided alike."
             )
 
     def __getattr__(self, name: str) -> Any:
@@ -217,6 +236,21 @@ class VideoRequest:
     def rows(self) -> int:
         """How many frames the network evaluates together."""
         return self.frames
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the clip is made between two pictures: the first and a last one, or the first one twice, a loop."""
+        return SAMPLERS[self.sampler].bounded
+
+    @property
+    def takes_last(self) -> bool:
+        """Whether it takes a last picture beside the first."""
+        return self.bounded and self.options.get("ends") == "last"
+
+    @property
+    def needs_uc(self) -> bool:
+        """Whether the network estimates without the picture, too, at some step or at all."""
+        return self.bounded or self.build_guider().needs_uc
 
     def fields(self) -> dict[str, Field]:
         """Its fields by name: the common ones, then its family's, fit's, sampler's, guider's and schedule's."""
@@ -265,6 +299,8 @@ class VideoRequest:
     @property
     def guided_evaluations(self) -> int:
         """How many of the evaluations estimate without the picture, too, and so take twice as long."""
+        if self.bounded:
+            return self.evaluations
         guider = self.build_guider()
         return sum(map(guider.guides, self.levels)) if guider.needs_uc else 0
 
@@ -354,6 +390,9 @@ def _fields_for(version: str, values: Mapping[str, Any]) -> Iterator[Field]:
 def _default(field: Field, values: Mapping[str, Any]) -> Any:
     """A field's default, given the values of the fields before it."""
     version = ALL_VERSIONS[values["version"]]
+    sampler = SAMPLERS.get(values.get("sampler", ""))
+    if sampler and field.name in sampler.defaults:
+        return sampler.defaults[field.name]
     if field.default is not None:
         return getattr(version, field.name, field.default)
     if field.name == "decode_chunk":

@@ -106,7 +106,7 @@ class Run:
         # Of all evaluations of the network: 0 none, 1 the network overflowed, 2 the sampler diverged.
         self._first_fault, self._evaluations = torch.zeros((), dtype=torch.int8, device=engine.device), 0
         self.ranks = ranks or Ranks()
-        doubled = self.ranks.size == 1 and request.build_guider().needs_uc
+        doubled = self.ranks.size == 1 and request.needs_uc
         self._clip = request.rows, request.height, request.width, doubled
         self.plan, self.note = Plan(), note
         self._free = free_memory(engine.device)
@@ -135,6 +135,17 @@ class Run:
         c, uc = self._with_part("conditioner", embed, lambda pair: all(_finite(*cond.values()) for cond in pair))
         return (c, uc) if "cond_view" in c else (self._per_frame(c), self._per_frame(uc))
 
+    def latents(self, pictures: Tensor) -> Tensor:
+        """Pictures (n, 3, h, w) in [-1, 1] -> scaled latents (n, c, h / f, w / f), by the conditioner's encoder."""
+
+        def encode(conditioner: Any) -> Tensor:
+            encoder = next(part.encoder for part in conditioner.embedders if hasattr(part, "encoder"))
+            weights = next(encoder.parameters())
+            moments = encoder.moments(pictures.to(weights, memory_format=torch.channels_last), self.check)
+            return moments.chunk(2, dim=1)[0].float() * self.engine.scale_factor
+
+        return self._with_part("conditioner", encode, _finite)
+
     def denoiser(self, cond: Condition) -> Callable[[Tensor, Tensor], Tensor]:
         """The denoiser for a condition of (b t) frames: x (b t, c, h, w), sigma (b t,) -> estimate of the clean x."""
         frames = self.request.rows
@@ -155,7 +166,8 @@ class Run:
                         plan.clip_by_clip,
                         check,
                         self.ranks,
-                        record=not plan.offload,
+                        # The graphs of two conditions would keep twice the memory.
+                        record=not (plan.offload or self.request.bounded),
                         cache_interval=self.request.cache_interval,
                     )
                     conditioned = self._conditioned[key] = network, plan, run

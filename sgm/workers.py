@@ -67,6 +67,7 @@ class Worker:
         on_step: OnStep = lambda progress: None,
         check: Callable[[], None] = lambda: None,
         low_memory: bool = False,
+        last: Image.Image | None = None,
     ) -> Clip:
         """`sgm.generate` with this worker's engine, which is loaded first where it is another's.
 
@@ -78,7 +79,7 @@ class Worker:
         engine, memo = self.load(request.version, lambda share: on_step(Progress("load", math.floor(100 * share), 100)))
         check()
         with watched(self.device):
-            return generate(engine, request, image, on_step, check, low_memory, memo)
+            return generate(engine, request, image, on_step, check, low_memory, memo, last)
 
     def load(self, version: str, on_progress: Callable[[float], None]) -> tuple[DiffusionEngine, Memo]:
         """The engine of a version, and its memo. Raises what `load_engine` raises, and DeviceFailed."""

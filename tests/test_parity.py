@@ -28,7 +28,7 @@ from sgm.diffusion.guidance import (
     VanillaCFG,
     guided,
 )
-from sgm.diffusion.sampling import SAMPLERS
+from sgm.diffusion.sampling import SAMPLERS, Between, BoundedSampler, one_end
 from sgm.engine import DiffusionEngine
 from tests import view_goldens
 
@@ -142,6 +142,14 @@ def check_case(folder: Path, case: str) -> None:
     assert not left, f"{case}: nothing was computed for {sorted(left)}"
 
 
+def toy_denoiser(c: dict[str, Tensor]) -> Denoise:
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        s2 = sigma.view(-1, *[1] * (x.ndim - 1)) ** 2
+        return (0.25 * x + s2 * c["concat"]) / (0.25 + s2)
+
+    return denoise
+
+
 def compute_samplers(golden: dict[str, Tensor], meta: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
     frames, steps = int(meta["num_frames"]), int(meta["num_steps"])
     schedules = {"edm": EDMDiscretization(0.002, 700.0, 7.0), "legacy": LegacyDDPMDiscretization()}
@@ -152,13 +160,6 @@ def compute_samplers(golden: dict[str, Tensor], meta: dict[str, str]) -> Iterato
         "identity": lambda t: IdentityGuider(),
     }
     churn = {"s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003}
-
-    def denoiser(c: dict[str, Tensor]) -> Denoise:
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            s2 = sigma.view(-1, *[1] * (x.ndim - 1)) ** 2
-            return (0.25 * x + s2 * c["concat"]) / (0.25 + s2)
-
-        return denoise
 
     names = {cls.__name__: cls for cls in SAMPLERS.values()}
     for key in golden:
@@ -182,7 +183,7 @@ def compute_samplers(golden: dict[str, Tensor], meta: dict[str, str]) -> Iterato
             settings |= churn if "s_churn" in settings else {}
             draws = iter(golden["noise"])
             c, uc, x = {"concat": golden["mu_c"]}, {"concat": golden["mu_u"]}, golden["x"]
-            denoise = guided(denoiser, guiders[parts[2]](frames), c, uc, like=x)
+            denoise = guided(toy_denoiser, guiders[parts[2]](frames), c, uc, like=x)
             sigmas = schedules[parts[1]](steps)
             yield key, names[name](**settings)(denoise, x, sigmas, noise=lambda like, draws=draws: next(draws))
 
@@ -194,6 +195,50 @@ def check_samplers(folder: Path) -> None:
         left.discard(key)
         assert error(value, golden[key]) <= 1e-4, f"{key} is off by {error(value, golden[key]):.2e}"
     assert not left, f"nothing was computed for {sorted(left)}"
+
+
+class Watched(BoundedSampler):
+    """Keeps x after each step."""
+
+    def step(self, *args: Any) -> Tensor:
+        self.steps = [*getattr(self, "steps", []), super().step(*args)]
+        return self.steps[-1]
+
+
+def check_bounded(path: Path) -> None:
+    """Names of goldens: bounded or loop/cfg_S or cfg_S_flip_R, for steps of their own /25_steps; /steps: each one."""
+    golden, meta = read(path)
+    inputs = {"x", "noise", "first", "last", "mu_c", "mu_u", "mu_c_end", "mu_u_end"}
+    assert golden.keys() - inputs
+    for key in sorted(golden.keys() - inputs):
+        kind, scales, *more = key.split("/")
+        forward, _, backward = scales.removeprefix("cfg_").partition("_flip_")
+        steps = next((int(part.removesuffix("_steps")) for part in more if part != "steps"), int(meta["num_steps"]))
+        ends = ("", "") if kind == "loop" else ("", "_end")
+        goals = golden["first" if kind == "loop" else "last"], golden["first"]
+        denoise = Between(
+            *(
+                one_end(
+                    toy_denoiser,
+                    VanillaCFG(float(scale)),
+                    {"concat": golden[f"mu_c{end}"]},
+                    {"concat": golden[f"mu_u{end}"]},
+                    like=golden["x"],
+                    other=goal,
+                )
+                for scale, end, goal in zip((forward, backward or forward), ends, goals, strict=True)
+            )
+        )
+        draws, sampler = iter(golden["noise"]), Watched()
+        out = sampler(denoise, golden["x"], EDMDiscretization(0.002, 700.0, 7.0)(steps), lambda like, d=draws: next(d))
+        values = (sampler.steps, golden[key]) if "steps" in more else ([out], [golden[key]])
+        wrong = max(map(error, *values))
+        assert wrong <= 1e-4, f"{path.name}: {key} is off by {wrong:.2e}"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("bounded*.safetensors")) or [OWN / "bounded.safetensors"])
+def test_between_two_pictures(path: Path) -> None:
+    check_bounded(path)
 
 
 @pytest.mark.parametrize("case", CASES)

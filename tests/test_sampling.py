@@ -132,6 +132,7 @@ def test_tells_of_each_step_in_order(name: str, noise: Tensor) -> None:
 # Of five steps; of the others, five.
 EVALUATIONS = dict.fromkeys(["heun_edm", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde"], 9)
 EVALUATIONS["restart"] = 9 + 2 * 10 * 2
+EVALUATIONS["bounded"] = 2 * 5  # from either end
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -23,25 +23,29 @@ from sgm import VERSIONS, Field, all_fields, open_picture, printable
 
 @dataclass
 class Asked:
-    """values: by their names: text, as a form has them, or of JSON's types. picture: a file's content, or b""."""
+    """values: by their names: text, as a form has them, or of JSON's types. picture, last: a file's content, or b""."""
 
     values: dict[str, Any]
     picture: bytes = b""
     name: str = "picture"
+    last: bytes = b""
 
 
-async def read(request: Request, picture: str) -> Asked:
+async def read(request: Request, picture: str, last: str = "") -> Asked:
     """The values of a body, multipart or JSON. picture: the name of its picture: a file, or a data URL.
 
+    last: that of its last picture, where it may have one.
     Raises Refused 400 for a body that is neither, or holds a value twice.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        form = await request.form(max_files=1, max_fields=100, max_part_size=bounds.LARGEST)
+        form = await request.form(max_files=2 if last else 1, max_fields=100, max_part_size=bounds.LARGEST)
         asked = Asked({name: value for name, value in form.items() if isinstance(value, str)})
         file = form.get(picture)
         if isinstance(file, UploadFile):
             asked.picture, asked.name = await file.read(), printable(file.filename or picture, 100)
+        if isinstance(file := form.get(last), UploadFile):
+            asked.last = await file.read()
         await form.close()
     elif kind == "application/json":
         asked = Asked(await run_sync(_json, await request.body()))
@@ -52,6 +56,8 @@ async def read(request: Request, picture: str) -> Asked:
         address = address.get("image_url")
     if address and not asked.picture:
         asked.picture = await run_sync(_decoded, address, picture)
+    if last and (address := asked.values.pop(last, None)):
+        asked.last = await run_sync(_decoded, address, last)
     return asked
 
 

@@ -16,7 +16,16 @@ from app.api import asked, schema, work
 from app.api.refused import Refused
 from app.api.route import poll, route
 from app.jobs import Job, doing, still
-from sgm import DEFAULT_VERSION, RECIPE_TEXTS, VERSIONS, UserError, VideoRequest, all_fields, version_status
+from sgm import (
+    DEFAULT_VERSION,
+    RECIPE_TEXTS,
+    VERSIONS,
+    UserError,
+    VideoRequest,
+    all_fields,
+    open_picture,
+    version_status,
+)
 
 _LOOK_EVERY, _SIGN_EVERY = 0.25, 15.0  # seconds: at a job that is followed; a sign of life where nothing changes
 _MOST_FOLLOWED = 50
@@ -56,7 +65,12 @@ def devices() -> list[dict[str, Any]]:
 
 def _properties() -> dict[str, Any]:
     version = {"type": "string", "enum": list(VERSIONS), "default": DEFAULT_VERSION}
-    return {"version": version, **{name: schema.schema(field) for name, field in all_fields().items()}}
+    last = {
+        "type": "string",
+        "format": "binary",
+        "description": "The picture at which the clip ends; a data URL in JSON.",
+    }
+    return {"version": version, "last": last, **{name: schema.schema(field) for name, field in all_fields().items()}}
 
 
 @router.post(
@@ -66,7 +80,7 @@ def _properties() -> dict[str, Any]:
     summary="Start a clip of a picture",
 )
 async def submit(request: Request) -> JSONResponse:
-    form = await asked.read(request, "picture")
+    form = await asked.read(request, "picture", "last")
     job = await work.in_turn(_start, form, work.owner_of(request))
     return JSONResponse(state(job), 201, {"location": f"/api/jobs/{job.id}"})
 
@@ -74,9 +88,12 @@ async def submit(request: Request) -> JSONResponse:
 def _start(form: asked.Asked, owner: str) -> Job:
     values = form.values
     version = values.pop("version", DEFAULT_VERSION)
+    if form.last or "ends" in values:
+        values = {"sampler": "bounded", **({"ends": "last"} if form.last else {}), **values}
     own = asked.settings(values)
     request = VideoRequest(version, **{name: own.get(name, value) for name, value in values.items()})
-    return work.submit(request, asked.opened(form, "picture"), form.name, owner)
+    last = open_picture(form.last, "last", keep_alpha=True) if form.last else None
+    return work.submit(request, asked.opened(form, "picture"), form.name, owner, last)
 
 
 @router.get("/jobs", summary="Your clips, the newest first")

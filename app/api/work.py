@@ -51,7 +51,7 @@ def check_room(owner: str) -> None:
         raise Refused(429, f"{len(waiting)} jobs wait already: ask again later", headers={"retry-after": "10"})
 
 
-def submit(request: VideoRequest, picture: Image.Image, name: str, owner: str) -> Job:
+def submit(request: VideoRequest, picture: Image.Image, name: str, owner: str, last: Image.Image | None = None) -> Job:
     """Queue a job. Raises Refused 503 or 429 where it cannot be, 422 for a version without weights."""
     check_devices()
     check_room(owner)
@@ -59,7 +59,7 @@ def submit(request: VideoRequest, picture: Image.Image, name: str, owner: str) -
     if status.state != "ready":
         how = status.problem or f"run {status.command}"
         raise Refused(422, f"The weights of {request.version} are {status.state}: {how}", "model")
-    return the_table().submit(request, picture, name, owner)
+    return the_table().submit(request, picture, name, owner, last=last)
 
 
 def hosted_values(values: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:

@@ -89,6 +89,8 @@ def _will_run(request: VideoRequest | None, picture: Picture | None) -> str:
     """What Generate will run, or what it waits for."""
     if picture is None:
         opened = st.session_state.get("opened")
+        if opened and settings.ends_at_last() and not st.session_state.get("last"):
+            return "Choose the last picture first, or another end: see Picture."
         return "The object is not cut out yet: see Picture." if opened else "Choose a picture first."
     if request is None:
         return "This cannot run yet: see Movement."

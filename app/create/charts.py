@@ -34,7 +34,7 @@ def show_curves(request: VideoRequest) -> None:
         draw_lines("Guidance scale of each frame", {"": scales}, "Frame")
         if set(guidance) != {max(scales)}:
             draw_lines("Largest guidance scale at each step", {"": guidance}, "Step")
-    if set(scales) == {1.0}:
+    if set(scales) == {1.0} and not request.needs_uc:
         st.caption("Every scale is 1: guidance is off, which halves the work.")
 
 

@@ -13,6 +13,8 @@ from sgm import Field, Version, VideoRequest, all_fields, default_of
 
 # Fields with a default for each version, but one value for all versions once it is set.
 FOLLOWING = ("motion_bucket",)
+# Fields -> those whose defaults depend on them.
+FOLLOWED = {"speed": ("steps", "schedule"), "sampler": ("guider", "max_guidance")}
 KEPT = "session"  # `persist_state` of widgets: their values outlive runs, and pages, in which they are not drawn
 _EMPTY = {"decode_chunk": "All frames"}  # fields that may stay empty, and what that means
 _RUNS = 2  # after code has set a field, in which the browser is told its value
@@ -82,15 +84,16 @@ def set_value(field: Field, version: Version, value: Any) -> None:
     put(key, field.text(value) if field.kind is tuple else value)
 
 
-def speed_key(version: Version) -> str:
-    """Where the speed stands at whose defaults a version's widgets were set."""
-    return f"speed_of:{version.name}"
+def followed_key(name: str, version: Version) -> str:
+    """Where the value of a field stands, such as the speed, at whose defaults a version's widgets were set."""
+    return f"{name}_of:{version.name}"
 
 
 def set_all(request: VideoRequest, version: Version) -> None:
     """Set every field to the request's value, and fields that the request does not have to their defaults."""
     st.session_state["widened"] = {}
-    st.session_state[speed_key(version)] = request.speed
+    for name in FOLLOWED:
+        st.session_state[followed_key(name, version)] = getattr(request, name)
     choices, fields = request.choices(), request.fields()
     for name, field in all_fields().items():
         if name in fields:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
+import numpy as np
 import streamlit as st
 from PIL import Image
 
@@ -11,7 +13,7 @@ from app import look, upload
 from app.create import cutout, settings
 from app.create.charts import draw_lines
 from app.create.fields import KEPT, base_fields, draw, keep_reshaped, key_of, options_of, set_value, value_of
-from app.jobs import Job, open_stored, table
+from app.jobs import Job, open_stored, stored_last, table
 from sgm import (
     Field,
     PictureError,
@@ -30,6 +32,10 @@ _POSITIONS = {
     "crop_y": ("Top", "Upper", "Centre", "Lower", "Bottom"),
 }
 _UNREADABLE = f"We can't read that file as a picture. Use a JPG, PNG, WebP or HEIC under {upload.LARGEST} MB."
+_LAST = (
+    "Where the clip ends, cropped to the shape of the first picture. Two parts of one view, as its left and its right, "
+    "make a camera that goes from one to the other."
+)
 _NOT_RESTORED = "We can't restore settings from that clip."
 
 
@@ -42,14 +48,15 @@ class Opened(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """The picture of a job, uncropped, or its object as RGBA; and its name."""
+    """The picture of a job, uncropped, or its object as RGBA; its name; and its last picture, if it ends at one."""
 
     image: Image.Image
     name: str
+    last: Image.Image | None = None
 
 
 def choose_picture(version: Version, width: int, height: int) -> Picture | None:
-    """Draw the widgets that choose and fit a picture. Returns the picture, None while there is none."""
+    """Draw the widgets that choose and fit a picture, and the end. Returns the picture, None while one is lacking."""
     if name := st.session_state.pop("too_large", None):
         _refuse_upload(_UNREADABLE, f"{name} is too large: give a file of {upload.LARGEST} MB or smaller.")
     st.file_uploader(  # of any kind: what a file is, is told by its content
@@ -80,7 +87,12 @@ def choose_picture(version: Version, width: int, height: int) -> Picture | None:
         st.success(look.plain(restored), icon=":material/settings_backup_restore:")
     if "measured" in st.session_state:
         _show_motion(version)
-    return _fitted(opened, version, width, height) if opened else None
+    picture = _fitted(opened, version, width, height) if opened else None
+    settings.choose_end()
+    if not settings.ends_at_last():
+        return picture
+    last = _choose_last(opened, version, width, height)
+    return picture._replace(last=last) if picture and last else None
 
 
 def _show_motion(version: Version) -> None:
@@ -135,6 +147,19 @@ def open_sample(name: str) -> None:
     _open(name, open_picture(look.SAMPLES[name]), f"{name}.jpg")
 
 
+def chosen_last() -> str:
+    """The id of the upload that is the last picture; "" for another one, or none."""
+    last: Opened | None = st.session_state.get("last")
+    return last.key if last and upload.kept(last.key) and settings.ends_at_last() else ""
+
+
+def open_last(upload_id: str) -> None:
+    """Choose the picture of an earlier upload as the last one, if it is still there."""
+    content, name = upload.kept(upload_id) or (b"", "")
+    image = upload.read_upload(content, name).picture if content else None
+    st.session_state["last"] = Opened(upload_id, image, name) if image else None
+
+
 def open_job_picture(job: Job) -> None:
     """Choose the job's stored picture: a browser loses its upload when the page is reloaded.
 
@@ -145,6 +170,9 @@ def open_job_picture(job: Job) -> None:
         _open(job.id, open_stored(first.picture), first.name)
     except Exception:  # of any kind: the file may be damaged
         st.session_state["opened"] = None
+    with suppress(UserError):  # of a file that is damaged or gone
+        if last := stored_last(job):
+            st.session_state["last"] = Opened(job.id, last, "the last picture")
 
 
 def open_upload(upload_id: str) -> None:
@@ -200,11 +228,52 @@ def _open_upload() -> None:
     if found.picture:
         st.session_state["uploaded"] = key = upload.keep(content, file.name)
         _open(key, found.picture, file.name)
+    if found.last:
+        st.session_state["last"] = Opened(key, found.last, f"the last frame of {file.name}")
     if found.request:
         settings.restore(found.request)
     st.session_state["restored"] = found.note
     if is_measured:
         st.session_state["measured"] = file.name, content, None
+
+
+def _choose_last(opened: Opened | None, version: Version, width: int, height: int) -> Image.Image | None:
+    """Draw the place of the last picture. Returns it, None while there is none."""
+    with st.container(key="last_place"):
+        st.file_uploader(
+            "Last picture", key="upload_last", on_change=_open_last, max_upload_size=upload.LARGEST, help=_LAST
+        )
+        if refused := st.session_state.get("last_refused"):
+            st.error(f"{_UNREADABLE}\n\n{look.plain(refused)}", icon=":material/broken_image:")
+        last: Opened | None = st.session_state.get("last")
+        if last is None:
+            return None
+        chooser = base_fields(version.name)["fit"]
+        fit, options = value_of(chooser, version), {field.name: field for field in options_of(chooser, version)}
+        if fit == "object":
+            st.image(last.image, width="stretch", alt=f"The last picture, {last.name}")
+            return last.image
+        position = value_of(options["crop_x"], version), value_of(options["crop_y"], version)
+        _show_frame(last, width, height, fit, position, "last_frame")
+        if opened and np.array_equal(np.asarray(opened.image), np.asarray(last.image)):
+            st.caption(":material/info: The last picture is the first one: the clip will be a loop.")
+        return last.image
+
+
+def _open_last() -> None:
+    """Read the upload of the last picture. One that cannot be read leaves all as it was."""
+    file = st.session_state["upload_last"]
+    if file is None:
+        return
+    content = file.getvalue()
+    st.session_state["last_refused"] = None
+    try:
+        image = upload.read_upload(content, file.name).picture
+    except UserError as error:
+        st.session_state["last_refused"] = str(error)
+        return
+    if image:
+        st.session_state["last"] = Opened(upload.keep(content, file.name), image, file.name)
 
 
 def _refuse_upload(headline: str, reason: str) -> None:
@@ -257,12 +326,14 @@ def _choose_position(field: Field, version: Version) -> None:
     )
 
 
-def _show_frame(opened: Opened, width: int, height: int, fit: str, position: tuple[float, float]) -> None:
-    """Show the frame that the model sees, fitted as in the job."""
+def _show_frame(
+    opened: Opened, width: int, height: int, fit: str, position: tuple[float, float], place: str = "frame"
+) -> None:
+    """Show the frame that the model sees, fitted as in the job. place: where it is kept for the next run."""
     key = (opened.key, width, height, fit, position)
-    if st.session_state.get("frame", (None,))[0] != key:
-        st.session_state["frame"] = key, fit_picture(opened.image, width, height, fit, position)
-    st.image(st.session_state["frame"][1], width="stretch", alt=f"What the model sees of {opened.name}")
+    if st.session_state.get(place, (None,))[0] != key:
+        st.session_state[place] = key, fit_picture(opened.image, width, height, fit, position)
+    st.image(st.session_state[place][1], width="stretch", alt=f"What the model sees of {opened.name}")
     st.caption(describe_fit(opened.image.size, width, height, fit), text_alignment="center")
     if opened.image.width < width or opened.image.height < height:
         st.caption(":material/warning: Very small picture; the clip will look soft.", text_alignment="center")

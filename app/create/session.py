@@ -41,6 +41,8 @@ def _open_address(address: dict[str, str]) -> None:
         picture.open_sample(address["sample"])
     elif "upload" in address:
         picture.open_upload(address["upload"])
+    if "last" in address:
+        picture.open_last(address["last"])
     taken = taken_from(address, job and job.request)
     settings.restore(taken.request, switched_on=address)
     if taken.refused:
@@ -55,6 +57,8 @@ def share(request: VideoRequest, job: Job | None) -> None:
         address["sample"] = sample
     if (upload := picture.chosen_upload()) and not (job and _uploads().get(job.id) == upload):
         address["upload"] = upload
+    if last := picture.chosen_last():
+        address["last"] = last
     if st.session_state["job"]:
         address["job"] = st.session_state["job"]
     if address != st.query_params.to_dict():
@@ -105,13 +109,13 @@ def generate(request: VideoRequest, chosen: picture.Picture) -> str:
     A second click on the same, as in a double click, queues nothing.
     """
     before = table().get(st.session_state["job"] or "")
-    asked, clicked = (request, id(chosen.image)), time.monotonic()
+    asked, clicked = (request, id(chosen.image), id(chosen.last)), time.monotonic()
     latest, when, latest_id = st.session_state.get("asked", (None, 0.0, ""))
     same = table().get(latest_id) if latest == asked else None
     if same and same.active and (clicked - when < _DOUBLE_CLICK or not settings.new_seed()):
         return "" if clicked - when < _DOUBLE_CLICK else "This very clip is being made already: change something first."
     try:
-        job = table().submit(settings.ready(request), chosen.image, chosen.name, owner())
+        job = table().submit(settings.ready(request), chosen.image, chosen.name, owner(), last=chosen.last)
     except UserError as error:
         return str(error)
     st.session_state["asked"] = asked, time.monotonic(), job.id

@@ -10,26 +10,28 @@ import secrets
 from collections.abc import Container, Iterable
 from contextlib import suppress
 from itertools import groupby
+from typing import Any
 
 import streamlit as st
 
 from app.create.charts import show_curves
 from app.create.fields import (
+    FOLLOWED,
     FOLLOWING,
     KEPT,
     base_fields,
     draw,
+    followed_key,
     options_of,
     put,
     set_all,
     set_value,
-    speed_key,
     value_of,
     with_options,
 )
 from app.create.orbit import choose_orbit, show_orbit, without_effect
 from app.presets import CALM, LIVELY
-from sgm import VERSIONS, Field, UserError, Version, VideoRequest, all_fields, best_version, version_status
+from sgm import SAMPLERS, VERSIONS, Field, UserError, Version, VideoRequest, all_fields, best_version, version_status
 
 _FIRST = ("camera", "orbit", "motion_bucket", "depth", "elevation", "fps", "steps", "seed")
 _WITH_PICTURE = ("fit",)
@@ -114,7 +116,7 @@ def choose_settings(version: Version) -> VideoRequest:
     """
     fields = base_fields(version.name)
     _follow_version(version)
-    _follow_speed(version)
+    _follow_choices(version)
     _choose_preset(version)
     if "camera" in fields:
         draw(fields["camera"], version)
@@ -210,7 +212,7 @@ def restore(request: VideoRequest, switched_on: Container[str] = ()) -> None:
 
 def pressed(version: Version) -> dict[str, bool]:
     """The buttons that set several fields, and whether each is the present one."""
-    groups = ("preset", "size") if len(version.sizes) > 1 else ("preset",)
+    groups = ("preset", "ending", "size") if len(version.sizes) > 1 else ("preset", "ending")
     return {
         f"{group}_{name}": values == _present(group, version)
         for group in groups
@@ -298,15 +300,31 @@ def _follow_version(version: Version) -> None:
             set_value(field, version, getattr(version, name))
 
 
-def _follow_speed(version: Version) -> None:
-    """After a change of speed, give steps and noise schedule the new speed's default, unless they were set."""
-    fields = base_fields(version.name)
-    before, now = st.session_state.get(speed_key(version), "exact"), value_of(fields["speed"], version)
-    st.session_state[speed_key(version)] = now
-    old, new = (VideoRequest(version.name, speed=speed) for speed in (before, now))
-    for name in ("steps", "schedule"):
-        if now != before and value_of(fields[name], version) == getattr(old, name):
-            set_value(fields[name], version, getattr(new, name))
+def _follow_choices(version: Version) -> None:
+    """After a change of speed or sampler, give what depends on it the new default, unless it was set."""
+    fields, own = all_fields(), VideoRequest(version.name)
+    for chooser, followers in FOLLOWED.items():
+        key, now = followed_key(chooser, version), value_of(fields[chooser], version)
+        before = st.session_state.get(key, getattr(own, chooser))
+        st.session_state[key] = now
+        with suppress(UserError):  # of a sampler that the version does not take, which is said
+            old, new = (VideoRequest(version.name, **{chooser: value}).settings() for value in (before, now))
+            for name in followers if now != before else ():
+                if name in old and name in new and value_of(fields[name], version) == old[name]:
+                    set_value(fields[name], version, new[name])
+
+
+def ends_at_last() -> bool:
+    """Whether the clip is to end at a last picture."""
+    return _present("ending", current_version()).get("ends") == "last"
+
+
+def choose_end() -> None:
+    """Draw the buttons that say where the clip ends, if the version leaves a choice."""
+    version = current_version()
+    if VideoRequest(version.name).family.bounded:
+        about = "Two pictures take twice the work: the clip is made from either end. A loop begins and ends at one."
+        _offer("ending", "End", about, version)
 
 
 def _choose_preset(version: Version) -> None:
@@ -343,28 +361,35 @@ def _offer(group: str, label: str, about: str, version: Version) -> None:
                 )
 
 
-def _offers(group: str, version: Version) -> dict[str, dict[str, int]]:
-    """What the buttons of a group, "preset" or "size", set."""
+def _offers(group: str, version: Version) -> dict[str, dict[str, Any]]:
+    """What the buttons of a group, "preset", "ending" or "size", set."""
+    if group == "ending":
+        between = {ends: {"sampler": "bounded", "ends": ends} for ends in ("last", "loop")}
+        open_end = {"sampler": version.sampler, "ends": "loop"}
+        return {"Anywhere": open_end, "At a last picture": between["last"], "Where it began": between["loop"]}
     if group == "size":
         return {f"{width} × {height}": {"width": width, "height": height} for width, height in version.sizes}
     return _presets(version)
 
 
-def _present(group: str, version: Version) -> dict[str, int]:
+def _present(group: str, version: Version) -> dict[str, Any]:
     """The present values of the fields that a group sets."""
     names = next(iter(_offers(group, version).values()))
-    return {name: value_of(base_fields(version.name)[name], version) for name in names}
+    present = {name: value_of(all_fields()[name], version) for name in names}
+    if group == "ending" and not SAMPLERS[present["sampler"]].bounded:
+        return _offers(group, version)["Anywhere"]
+    return present
 
 
-def _press(group: str, values: dict[str, int], version: Version) -> None:
+def _press(group: str, values: dict[str, Any], version: Version) -> None:
     _use(values, version)
     if group == "size":
         _sized()[version.name] = _opened_key(), None
 
 
-def _use(values: dict[str, int], version: Version) -> None:
+def _use(values: dict[str, Any], version: Version) -> None:
     for name, value in values.items():
-        set_value(base_fields(version.name)[name], version, value)
+        set_value(all_fields()[name], version, value)
 
 
 def _presets(version: Version) -> dict[str, dict[str, int]]:

@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from app.jobs import estimate
-from app.jobs.record import Job, new_id, save_or_log, sizes, stored_picture
+from app.jobs.record import Job, new_id, save_or_log, sizes, stored_last, stored_picture
 from app.jobs.runner import EngineRunner, Make, run
 from app.jobs.seat import ALL_AWAY, NONE_LEFT, DeviceState, Seat, seats_for
 from app.jobs.store import Store, clip_frames, film_frames, film_video, is_lossless
-from sgm import JOIN, Clip, DeviceAway, DeviceFailed, UserError, VideoRequest, typical_seconds
+from sgm import JOIN, Clip, DeviceAway, DeviceFailed, UserError, VideoRequest, checked_ends, typical_seconds
 from sgm.process import freeze_objects
 
 log = logging.getLogger(__name__)
@@ -67,12 +67,21 @@ class Table:
         return self._store.left_out
 
     def submit(
-        self, request: VideoRequest, picture: Image.Image, name: str = "picture", owner: str = "", parent: str = ""
+        self,
+        request: VideoRequest,
+        picture: Image.Image,
+        name: str = "picture",
+        owner: str = "",
+        parent: str = "",
+        last: Image.Image | None = None,
     ) -> Job:
-        """Queue a job; owners take turns. Raises UserError if the outputs folder cannot be written."""
-        job_id = new_id()
+        """Queue a job; owners take turns. last: the last picture, of a clip that ends at one.
+
+        Raises UserError if the outputs folder cannot be written, and as `sgm.checked_ends`.
+        """
+        job_id, request = new_id(), checked_ends(request, picture, last)
         job = Job(job_id, self.folder / job_id, request, name, owner=owner, parent=parent)
-        self._add_all([job], picture)
+        self._add_all([job], picture, last)
         return self._existing(job_id)
 
     def submit_group(
@@ -84,20 +93,23 @@ class Table:
         axes: Sequence[str] = (),
         order: Sequence[int] | None = None,
         finish: Mapping[str, Any] | None = None,
+        last: Image.Image | None = None,
     ) -> str:
         """Queue the cells of a sweep, all or none, as one group, which takes turns like an owner. Returns its id.
 
         axes: what varies, as text, for people. order: in which the cells run, by their numbers. finish: settings that
-        make finished clips of drafts. Raises UserError if the outputs folder cannot be written.
+        make finished clips of drafts. last: the last picture of those that end at one. Raises UserError if the outputs
+        folder cannot be written, and where a last picture is lacking.
         """
         group, now = new_id(), time.time()
         jobs = []
         for i, number in enumerate(order or range(len(requests))):
-            job_id = new_id()
-            job = Job(job_id, self.folder / job_id, requests[number], name, created=now + i / 1e4, owner=owner)
+            job_id, request = new_id(), requests[number]
+            request = checked_ends(request, picture, last if request.takes_last else None)
+            job = Job(job_id, self.folder / job_id, request, name, created=now + i / 1e4, owner=owner)
             job.group, job.cell, job.axes, job.finish = group, number, list(axes), dict(finish or {})
             jobs.append(job)
-        self._add_all(jobs, picture)
+        self._add_all(jobs, picture, last)
         return group
 
     def complete_group(self, group: str) -> None:
@@ -110,7 +122,7 @@ class Table:
             job_id = new_id()
             fresh = Job(job_id, self.folder / job_id, job.request, job.name, owner=job.owner)
             fresh.group, fresh.cell, fresh.axes, fresh.finish = job.group, job.cell, job.axes, job.finish
-            self._add_all([fresh], stored_picture(job))
+            self._add_all([fresh], stored_picture(job), stored_last(job))
             self.delete(job.id)
 
     def group(self, group: str) -> list[Job]:
@@ -138,18 +150,19 @@ class Table:
     def again(self, job_id: str, owner: str = "") -> Job:
         """Queue a job like an ended one. Raises UserError if it, or its picture, has been deleted."""
         job = self._existing(job_id)
-        return self.submit(job.request, stored_picture(job), job.name, owner, job.parent)
+        return self.submit(job.request, stored_picture(job), job.name, owner, job.parent, stored_last(job))
 
     def new_take(self, job_id: str, owner: str = "") -> Job:
         """Queue a job like an ended one, with the next seed. Raises UserError as `again` does."""
         job = self._existing(job_id)
-        return self.submit(next_seed(job.request), stored_picture(job), job.name, owner, job.parent)
+        pictures = stored_picture(job), stored_last(job)
+        return self.submit(next_seed(job.request), pictures[0], job.name, owner, job.parent, pictures[1])
 
     def extend(self, job_id: str, owner: str = "") -> Job:
         """Queue an extension of a clip, with its settings, from the frame JOIN: the very last frames drift furthest.
 
-        It is the film's frame, in whose colours the clips are matched. Raises UserError for a clip that has been
-        deleted, is too short, or is the last of LONGEST_CHAIN.
+        It is the film's frame, in whose colours the clips are matched. What it goes on to ends at no picture. Raises
+        UserError for a clip that has been deleted, is too short, or is the last of LONGEST_CHAIN.
         """
         job = self._existing(job_id)
         links = len(self.chain(job_id))
@@ -160,6 +173,8 @@ class Table:
         frames, _ = self.frames(job) if links > 1 else clip_frames(job)
         # The frame of an object has its white background already.
         request = job.request.replace(fit="crop") if job.request.fit == "object" else job.request
+        if request.bounded:
+            request = request.replace(sampler=request.model.sampler)
         return self.submit(request, Image.fromarray(frames[JOIN]), job.name, owner, parent=job.id)
 
     def save_again(self, job_id: str) -> Job | None:
@@ -372,11 +387,15 @@ class Table:
 
     # Called without the lock.
 
-    def _add_all(self, jobs: Sequence[Job], picture: Image.Image) -> None:
-        """Store jobs of one picture and queue them; none of them where one cannot be stored, which raises UserError."""
+    def _add_all(self, jobs: Sequence[Job], picture: Image.Image, last: Image.Image | None = None) -> None:
+        """Store jobs of one picture, and one last picture for those that take one, and queue them.
+
+        None of them is queued where one cannot be stored, which raises UserError.
+        """
         try:
             for job in jobs:
-                self._store.add(job, picture if job is jobs[0] else jobs[0].picture)
+                goal = last if job.request.takes_last else None
+                self._store.add(job, picture if job is jobs[0] else jobs[0].picture, goal)
         except UserError:
             for job in jobs:
                 shutil.rmtree(job.folder, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Job: one clip to be made, and its record on disk.
 
-`<outputs>/<id>/` holds `input.png` (the uncropped picture, or its object as RGBA), `job.json` (request and outcome),
+`<outputs>/<id>/` holds `input.png` (the uncropped picture, or its object as RGBA), `last.png` (likewise, of a clip that
+ends at a last picture), `job.json` (request and outcome),
 `clip.mp4`, `frames.mkv` (its frames, lossless), `poster.jpg`, and for an extension of other clips `film.mp4`, all of
 them joined. Which of all that can be trusted, after a power cut or in a folder from elsewhere, is decided here.
 """
@@ -132,6 +133,11 @@ class Job:
     @property
     def picture(self) -> Path:
         return self.folder / "input.png"
+
+    @property
+    def last(self) -> Path:
+        """The last picture, of a clip that ends at one."""
+        return self.folder / "last.png"
 
     @property
     def clip(self) -> Path:
@@ -269,7 +275,7 @@ def _depth(value: Any) -> int:
 def sizes(job: Job) -> dict[str, int]:
     """The sizes of a job's files, for `Job.files`."""
     found = {}
-    for path in (job.picture, job.clip, job.frames, job.poster, job.folder / "film.mp4"):
+    for path in (job.picture, job.last, job.clip, job.frames, job.poster, job.folder / "film.mp4"):
         with contextlib.suppress(OSError):
             found[path.name] = path.stat().st_size
     return found
@@ -281,6 +287,16 @@ def stored_picture(job: Job) -> Image.Image:
         return open_stored(job.picture)
     except Exception as error:  # Pillow raises many kinds for damaged files
         raise UserError("The picture of this clip is no longer on the server. Choose it again.") from error
+
+
+def stored_last(job: Job) -> Image.Image | None:
+    """A job's stored last picture; None of a clip that ends at none. Raises UserError as `stored_picture` does."""
+    if not job.request.takes_last:
+        return None
+    try:
+        return open_stored(job.last)
+    except Exception as error:  # as above
+        raise UserError("The last picture of this clip is no longer on the server. Choose it again.") from error
 
 
 def still(job: Job) -> bytes:

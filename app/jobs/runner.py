@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from app.jobs import estimate
-from app.jobs.record import Job, small_jpeg, stored_picture
+from app.jobs.record import Job, small_jpeg, stored_last, stored_picture
 from sgm import (
     EXPORTS,
     Clip,
@@ -106,7 +106,7 @@ class EngineRunner(Runner):
 
     def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
         with reuse_freed_memory():
-            return self._worker.generate(job.request, stored_picture(job), on_step, check)
+            return self._worker.generate(job.request, stored_picture(job), on_step, check, last=stored_last(job))
 
 
 class ClusterRunner(Runner):
@@ -131,7 +131,7 @@ class ClusterRunner(Runner):
         return self._worker.missing()
 
     def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
-        return self._worker.generate(job.request, stored_picture(job), on_step, check)
+        return self._worker.generate(job.request, stored_picture(job), on_step, check, last=stored_last(job))
 
 
 def runners_of(cluster: Cluster) -> list[Runner]:

@@ -62,21 +62,20 @@ class Store:
                 log.warning("%s is left out of the history: %s", folder, error)
         return sorted(jobs, key=lambda job: job.created)
 
-    def add(self, job: Job, picture: Image.Image | Path) -> None:
+    def add(self, job: Job, picture: Image.Image | Path, last: Image.Image | Path | None = None) -> None:
         """Write a new job's folder, by a hidden temporary name. Raises UserError if it cannot be written.
 
-        picture: also the file of another job's picture, which costs no room where the file system has hard links.
+        picture: also the file of another job's picture, which costs no room where the file system has hard links. last:
+        likewise, the last picture.
         Where the outputs folder was deleted meanwhile, it is made and locked anew; FolderInUse if another owns it now.
         """
         self._lock.renew()
         hidden = replace(job, folder=self.folder / f".{job.id}")
         try:
             hidden.folder.mkdir(parents=True)
-            if isinstance(picture, Path):
-                _link(picture, hidden.picture)
-            else:
-                with replacing(hidden.picture) as temporary:
-                    picture.save(temporary, format="PNG", compress_level=1)
+            _put(picture, hidden.picture)
+            if last is not None:
+                _put(last, hidden.last)
             save(hidden)
             os.replace(hidden.folder, job.folder)
         except OSError as error:
@@ -139,6 +138,15 @@ class Store:
             log.warning("job %s: %s", job.id, error, exc_info=not isinstance(error, (UserError, OSError)))
             return error
         return None
+
+
+def _put(picture: Image.Image | Path, target: Path) -> None:
+    """Write a job's picture, given it or another job's file of it. Raises OSError."""
+    if isinstance(picture, Path):
+        _link(picture, target)
+    else:
+        with replacing(target) as temporary:
+            picture.save(temporary, format="PNG", compress_level=1)
 
 
 def _link(source: Path, target: Path) -> None:

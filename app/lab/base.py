@@ -62,9 +62,9 @@ def start(
     """Queue the cells of a sweep, to be shown in the next run; or say there why that cannot be."""
     if base.picture is None:
         return
-    image, name = base.picture
+    image, name, last = base.picture
     try:
-        group = table().submit_group(requests, image, name, session.owner(), axes, order, finish)
+        group = table().submit_group(requests, image, name, session.owner(), axes, order, finish, last)
     except UserError as error:
         grid.fail(str(error))
         return

@@ -7,7 +7,7 @@ from streamlit.navigation.page import StreamlitPage
 
 from app import look
 from app.create import session, settings
-from app.jobs import Job, next_seed, stored_picture, table
+from app.jobs import Job, next_seed, stored_last, stored_picture, table
 from app.lab import base, grid
 from sgm import Axis, UserError
 
@@ -75,7 +75,9 @@ def finished(job_id: str, owner: str) -> Job:
     job = table().get(job_id)
     if job is None:
         raise UserError("This draft is no longer on the server.")
-    return table().submit(job.request.replace(**job.finish), stored_picture(job), job.name, owner)
+    return table().submit(
+        job.request.replace(**job.finish), stored_picture(job), job.name, owner, last=stored_last(job)
+    )
 
 
 def _finish(job_id: str) -> str:

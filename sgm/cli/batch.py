@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgm.cli.console import echo_result, echo_stderr, progress_bar, show_step
+from sgm.cli.ends import tell_loop
 from sgm.errors import UserError
 from sgm.paths import check_writable, exists, write_new
 from sgm.process import reuse_freed_memory
@@ -55,10 +56,11 @@ class Batch:
         low_memory: bool,
         settings: dict[str, Any] | None,
         smoothing: Smoothing,
+        last: Image.Image | None = None,
     ) -> None:
         self.request, self.out, self.to_file = request, out, to_file
         self.background_model, self.turntable, self.low_memory = background_model, turntable, low_memory
-        self.settings, self.smoothing = settings, smoothing
+        self.settings, self.smoothing, self.last = settings, smoothing, last
         self.notes: set[str] = set()
 
     def check_places(self, sources: list[Source]) -> None:
@@ -99,7 +101,7 @@ class Batch:
                 try:
                     with reuse_freed_memory():
                         follow = partial(show_step, show, self.notes)
-                        clip = generate(engine, self.request, image, follow, low_memory=self.low_memory)
+                        clip = generate(engine, self.request, image, follow, low_memory=self.low_memory, last=self.last)
                     self.write(clip, shown, stem, show)
                 except Exception as error:
                     tell_failure(error, name, alone=len(sources) == 1)
@@ -123,6 +125,7 @@ class Batch:
 
         request, cut = self.request, self.request.fit == "object"
         image = open_picture(source, keep_alpha=cut) if isinstance(source, Path) else source
+        tell_loop(request, image, self.last, name)
         if not cut:
             echo_stderr(f"{name}: {describe_fit(image.size, *request.size, request.fit)}")
             return image, None

@@ -25,6 +25,7 @@ from sgm.process import importing_torch, reuse_freed_memory
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
     from sgm import Clip, VideoRequest
 
@@ -36,6 +37,9 @@ def repeat(
     clip: Annotated[Path, path_argument("A video that was made here.")],
     picture: Annotated[
         Path | None, path_option("What it was made of; unless given, the page's copy beside it, if there is one.")
+    ] = None,
+    last: Annotated[
+        Path | None, path_option("The picture at which it ends; unless given, the page's copy beside it.")
     ] = None,
     out: Annotated[Path | None, path_option("Keep the new video there, a name ending in .mp4.")] = None,
     background_model: Annotated[str, typer.Option(help="rembg's model that removes the background, SV3D.")] = "u2net",
@@ -75,6 +79,7 @@ def repeat(
             raise UserError(f"{clip} does not hold the picture that it was made of: give it with --picture.")
         if out is not None:
             _check_out(out)
+        goal = _last_picture(clip, request, last)
         image = open_picture(source, keep_alpha=request.fit == "object")
         smoothing = Smoothing.of(settings)
         then, lossless = _frames_of(clip, request, smoothing.length(request.frames))
@@ -84,11 +89,14 @@ def repeat(
         made_of = made_by(settings).get("picture")
         if made_of and made_of != hash_of(seen.frame()):
             echo_stderr(f"{source} is not the recipe's picture, or is cropped otherwise: the clip will differ.")
+        known = made_by(settings).get("last")
+        if goal and known and known != hash_of(request.family.prepare(goal, request, background_model).frame()):
+            echo_stderr("The last picture is not the recipe's, or is cropped otherwise: the clip will differ.")
         with progress_bar() as show, reuse_freed_memory():
             follow = partial(show_step, show, set())
             load = partial(load_engine, request.version, checkpoint=checkpoint, base=base, unfilled=unfilled)
             engine = load(device=device, dtype=kind, on_progress=partial(show, "load"))
-            again = generate(engine, request, seen.image, follow, low_memory=low_memory)
+            again = generate(engine, request, seen.image, follow, low_memory=low_memory, last=goal)
             again = Clip(*smoothing.apply(again.frames, again.fps, again.settings))
         verdict = _verdict(made_by(settings).get("frames"), then, lossless, again)
         same = verdict.startswith(_IDENTICAL)
@@ -109,6 +117,20 @@ def _recipe(clip: Path) -> tuple[dict[str, Any], VideoRequest]:
         raise UserError(f"{clip} holds settings, but no frames to compare with: give a video that was made here.")
     settings = read_recipe(clip)
     return settings, request_of_picture(settings, clip)
+
+
+def _last_picture(clip: Path, request: VideoRequest, last: Path | None) -> Image.Image | None:
+    """The last picture, for a clip that ends at one. Raises UserError where it is lacking, or where there is none."""
+    from sgm import open_picture
+
+    if not request.takes_last:
+        if last is not None:
+            raise UserError(f"{clip} ends at no last picture: leave out --last.")
+        return None
+    source = last or stored_picture(clip, "last.png")
+    if source is None:
+        raise UserError(f"{clip} does not hold the picture at which it ends: give it with --last.")
+    return open_picture(source, keep_alpha=request.fit == "object")
 
 
 def _check_out(out: Path) -> None:

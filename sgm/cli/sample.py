@@ -11,6 +11,7 @@ import typer
 
 from sgm.cli.batch import Batch
 from sgm.cli.console import echo_stderr, errors_as_sentences, path_argument, path_option
+from sgm.cli.ends import Last, Loop, last_picture, with_ends
 from sgm.cli.options import (
     BackgroundModel,
     Base,
@@ -111,6 +112,8 @@ def sample(
     ] = None,
     version: ModelVersion = None,
     recipe: Recipe = None,
+    last: Last = None,
+    loop: Loop = False,
     out: Annotated[
         Path, path_option("A folder, or a name ending in .mp4. A taken name gets -2, -3, ... at its end.")
     ] = Path("outputs"),
@@ -137,7 +140,7 @@ def sample(
     """Turn a picture, or each picture of a folder, into a video. Prints the path of each video.
 
     With --recipe, the settings of a video that was made here; those given beside it override. Without a picture, that
-    video's own frame stands in for it.
+    video's own frame stands in for it. With --last, the video ends at a second picture; a folder's videos all do.
 
     SV4D's versions take a clip, a video, an animation or a folder of its frames, and make a folder of clips: the same
     motion from other sides.
@@ -160,7 +163,9 @@ def sample(
         batch = picture is not None and is_folder(picture)
         to_file = _is_file_name(out, batch)
         start, settings = starting_point(recipe)
-        request = start.replace(**chosen(start.version if version is None else version, ctx.meta["fields"]))
+        request = start.replace(
+            **chosen(start.version if version is None else version, with_ends(ctx.meta["fields"], last, loop))
+        )
         smoothing = _smoothing(smooth, slow_motion, settings, request)
         if turntable and not request.family.orbits:
             raise UserError(f"--turntable needs an orbit, which {request.version} does not make: take an SV3D version.")
@@ -180,6 +185,7 @@ def sample(
         kind = dtype or dtype_of_recipe(settings, chosen_devices[0])
         clip = clip_asked(request, picture, out) if isinstance(request, ViewsRequest) else None
         sources = [] if clip else _sources(picture, recipe, request)
+        goal = last_picture(request, last, recipe)
     if clip and isinstance(request, ViewsRequest):
         load = partial(load_engine, device=device, dtype=kind)
         ViewsWork(
@@ -187,7 +193,7 @@ def sample(
         ).run()
         return
     # What can be known before the work, in the order of its cost.
-    work = Batch(request, out, to_file, background_model, turntable, low_memory, settings, smoothing)
+    work = Batch(request, out, to_file, background_model, turntable, low_memory, settings, smoothing, goal)
     work.check_places(sources)
     if orbit_plot is not None:
         check_writable(orbit_plot.parent)
@@ -256,6 +262,8 @@ def chosen(version: str | None, choices: dict[str, Any]) -> dict[str, Any]:
     """What options say: the values of fields, and the version if it is given."""
     if "orbit" not in choices and version not in VIEW_VERSIONS and ("elevations" in choices or "azimuths" in choices):
         choices = {**choices, "orbit": "list"}
+    if "sampler" not in choices and "ends" in choices:
+        choices = {**choices, "sampler": "bounded"}
     if "schedule" not in choices and "sigmas" in choices:
         choices = {**choices, "schedule": "custom"}
     return choices if version is None else {**choices, "version": version}

@@ -92,7 +92,8 @@ class Spread:
             worker, out = self._take(), False
             try:
                 with reuse_freed_memory():
-                    return worker.generate(self.batch.request, image, follow, self._check, self.batch.low_memory)
+                    job = self.batch.request, image, follow, self._check, self.batch.low_memory, self.batch.last
+                    return worker.generate(*job)
             except DeviceAway as failure:  # it comes back
                 if not again:
                     raise

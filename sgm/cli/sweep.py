@@ -155,6 +155,10 @@ def _plan(
         made = cells(start, axes, files, fixed, limit)
     except UserError as error:
         raise UserError(str(error).replace("raise the limit", "say --max-cells")) from None
+    if any(cell.request.takes_last for cell in made):
+        raise UserError(
+            "A sweep knows no last picture: take --ends loop, or leave out the sampler between two pictures."
+        )
     others = {axis.name: axis.values for axis in map(Axis.parse, reference)}
     if several := [name for name, values in others.items() if len(values) > 1]:
         raise UserError(f"--reference {several[0]} has several values: give one, with which the others are compared.")

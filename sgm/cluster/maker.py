@@ -64,7 +64,7 @@ class Maker:
 
     def make(self, number: int, job: bytes) -> bytes:
         """Make a clip. number: of the job, higher than those before. Raises Stopped, Unfit, and as `sgm.generate`."""
-        request, image, low_memory, options = pickle.loads(job)
+        request, image, low_memory, last, options = pickle.loads(job)
         drawn = 0.0
 
         def check() -> None:
@@ -83,7 +83,8 @@ class Maker:
 
         with self._changing:
             self._news.clear()
-        return pickle.dumps(self._generate(options, request, image, on_step, check, low_memory), protocol=5)
+        job_of = request, image, on_step, check, low_memory, last
+        return pickle.dumps(self._generate(options, *job_of), protocol=5)
 
     def news(self) -> bytes:
         """The progress since the last call: pickled (Progress, preview as uint8 (n, h, w, 3) or None), in order."""

@@ -226,13 +226,14 @@ class ClusterWorker:
         on_step: OnStep = lambda progress: None,
         check: Callable[[], None] = lambda: None,
         low_memory: bool = False,
+        last: Image.Image | None = None,
     ) -> Clip:
         """As `sgm.Worker.generate`, where `missing` is "". Raises DeviceAway where the actor, or its device, fails.
 
         What `on_step` and `check` raise ends the job there at its next check, and is raised when it has ended.
         """
         self.version = ""
-        job = pickle.dumps((request, image.copy(), low_memory, self._cluster.options), protocol=5)
+        job = pickle.dumps((request, image.copy(), low_memory, last and last.copy(), self._cluster.options), protocol=5)
         self._cluster.ask("start", self._index, job)
         while True:
             news, clip = self._cluster.ask("follow", self._index, _LOOK_EVERY)

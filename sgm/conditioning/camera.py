@@ -103,6 +103,25 @@ def camera_path(
     return end[:, None] * eased[:, :, None]
 
 
+def seen_from(end: Tensor, path: Tensor) -> Tensor:
+    """A path (t, 6) as measured from its picture at `end` (6,): there it is 0. Exact without tilts."""
+    x, y = (path[:, :2] - end[:2]).unbind(1)
+    zoom, roll = end[2], end[3]
+    cos, sin, scale = roll.cos(), roll.sin(), zoom.exp()
+    shift = torch.stack([cos * x + sin * y, cos * y - sin * x], dim=1) * scale
+    return torch.cat([shift, path[:, 2:] - end[2:]], dim=1)
+
+
+def there_and_back(frames: int) -> Tensor:
+    """Shares of a way, (frames, 1), that begin and end at 0, gently, and come as near to 1 as frames are many."""
+    return (0.5 - 0.5 * torch.cos(2 * math.pi * torch.linspace(0, 1, frames)))[:, None]
+
+
+def motion_along(path: Tensor, base: Tensor) -> float:
+    """Mean displacement of a flat picture's points along a path (t, 6), in percent of the width a frame."""
+    return 100 * float(rays(path, base).diff(dim=0).norm(dim=1).mean())
+
+
 def reflect(rays: Tensor, limit: Tensor) -> Tensor:
     """Fold points that lie outside the picture back into it, as in a mirror.
 

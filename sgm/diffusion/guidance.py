@@ -46,16 +46,22 @@ def guided(
     of x's shape, dtype and device. Both conditions are joined into one batch once, unconditional first. Where every
     scale is 1, and at noise levels at which the guider does not guide, only the conditional estimate is computed.
     """
-    n = len(like)
-    scales, guides = guider.scales(), guider.guides if guider.needs_uc else lambda sigma: False
-    combine = guider.combination(scales.to(like).repeat(n // len(scales)).view(-1, *[1] * (like.ndim - 1)))
     alone = cache(lambda: denoiser(c))
+    guides = guider.guides if guider.needs_uc else lambda sigma: False
+    pair = guided_pair(denoiser, guider, c, uc, like)
+    return lambda x, sigma: pair(x, sigma)[1] if guides(sigma) else alone()(x, sigma * like.new_ones(len(like)))
+
+
+def guided_pair(
+    denoiser: Callable[[Condition], Denoise], guider: Guider, c: Condition, uc: Condition, like: Tensor
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """As `guided`, but (x, sigma) -> unconditional and guided estimate, of which both halves are always computed."""
+    n, scales = len(like), guider.scales()
+    combine = guider.combination(scales.to(like).repeat(n // len(scales)).view(-1, *[1] * (like.ndim - 1)))
     both = cache(lambda: denoiser({key: torch.cat([uc[key], c[key]]) for key in c}))
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        if not guides(sigma):
-            return alone()(x, sigma * like.new_ones(n))
+    def estimates(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         x_u, x_c = both()(torch.cat([x, x]), sigma * like.new_ones(2 * n)).chunk(2)
-        return combine(x_u, x_c)
+        return x_u, combine(x_u, x_c)
 
-    return denoise
+    return estimates

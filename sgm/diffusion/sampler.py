@@ -35,6 +35,8 @@ class Sampler(ABC):
     denoise: a denoiser, or several that take turns, a step each. sigmas: falling, the last one 0. noise: draws the
     noise of stochastic samplers (default: torch's global generator). on_step(i, n): called after step i of n; it may
     raise. title: for people. options: the constructor's parameters that a request may set -> fields.
+    defaults: of fields beside these, by name, in place of the version's. bounded: whether it samples between two
+    pictures, each of which has a condition of its own. guiders: the only ones that such a sampler works with.
 
     Official YAMLs give schedule, guider and number of steps with the sampler: they become `discretization`, `guider`
     and `num_steps`, for the caller to use (see `guided`); sampling itself does not use them.
@@ -42,6 +44,9 @@ class Sampler(ABC):
 
     title: ClassVar[str] = ""
     options: ClassVar[Mapping[str, Field]] = {}
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    bounded: ClassVar[bool] = False
+    guiders: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

@@ -9,6 +9,9 @@ from sgm.diffusion.ancestral import (
     EulerAncestralSampler,
     LCMSampler,
 )
+from sgm.diffusion.bounded import Between as Between
+from sgm.diffusion.bounded import BoundedSampler as BoundedSampler
+from sgm.diffusion.bounded import one_end as one_end
 from sgm.diffusion.multistep import (
     DPMPP2MSampler,
     DPMPP2MSDESampler,
@@ -37,6 +40,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "unipc": UniPCSampler,
     "linear_multistep": LinearMultistepSampler,
     "lcm": LCMSampler,
+    "bounded": BoundedSampler,
 }
 # What k-diffusion calls them.
 ALIASES = {"euler": "euler_edm", "heun": "heun_edm", "lms": "linear_multistep"}

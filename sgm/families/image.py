@@ -75,12 +75,14 @@ class ImageFamily:
     """Stable Video Diffusion's family, and the base class of the others.
 
     fields: the family's own settings. input_frame: index of the frame that shows the input picture. orbits: whether the
-    camera orbits an object, so that the clip can be looped as a turntable.
+    camera orbits an object, so that the clip can be looped as a turntable. bounded: whether a clip can be made between
+    two pictures.
     """
 
     fields: tuple[Field, ...] = (MOTION_BUCKET,)
     input_frame: ClassVar[int] = 0
     orbits: ClassVar[bool] = False
+    bounded: ClassVar[bool] = True
 
     def check(self, request: VideoRequest) -> None:
         """Raise UserError where fields of this family contradict each other."""
@@ -108,6 +110,20 @@ class ImageFamily:
             **per_frame(request, fps_id=request.fps - 1, motion_bucket_id=request.motion_bucket),
             **conditioning_frames(request, pixels, pixels, generator),
         }
+
+    def between(
+        self, first: Picture, last: Picture | None, factor: int, generator: torch.Generator
+    ) -> tuple[Batch, Batch]:
+        """As `batch`, from either end of a clip between two pictures: from the first, and from the last backward.
+
+        last: None for a loop, which ends where it began.
+        """
+        forward = self.batch(first, factor, generator)
+        return forward, forward if last is None else self.batch(last, factor, generator)
+
+    def doubt(self, first: Picture, last: Picture) -> str:
+        """What speaks against a clip between two pictures, in a sentence; "" for nothing."""
+        return ""
 
     def finish(self, frames: np.ndarray, picture: Picture) -> np.ndarray:
         """The decoded clip, uint8 (t, h, w, 3), with the family's changes. It may be changed in place."""

@@ -84,6 +84,7 @@ class OrbitFamily(ImageFamily):
 
     input_frame = -1
     orbits = True
+    bounded = False
 
     def __init__(self, elevated: bool) -> None:
         self.fields = (ORBIT, ELEVATION) if elevated else ()

@@ -27,6 +27,7 @@ class ViewsFamily(ImageFamily):
     """SV4D 2.0: windows over a clip, each shown what the one before made; elevations and azimuths can be chosen."""
 
     fields = tuple(LISTS.values())
+    bounded = False
     orbit = ""  # the version whose orbit of the first frame must be given
 
     def check(self, request: VideoRequest) -> None:

@@ -377,6 +377,25 @@ def test_own_routes(server: Server, clip: str) -> None:
     assert server.ask("GET", "/api/fields?version=svd_huge").status_code == 400
 
 
+def test_a_last_picture_and_a_loop(server: Server) -> None:
+    last, small = picture((80, 48)), SMALL | {"frames": "2"}
+    files = {"picture": ("a.png", TINY), "last": ("b.png", last)}
+    started = [
+        server.ask("POST", "/api/jobs", data=small, files=files),
+        server.ask("POST", "/api/jobs", json=small | {"picture": DATA_URL, "last": DATA_URL}),
+        server.ask("POST", "/api/jobs", json=small | {"picture": DATA_URL, "ends": "loop"}),
+    ]
+    for answer, ends in zip(started, ("last", "loop", "loop"), strict=True):
+        assert answer.status_code == 201, answer.text
+        job = server.ended(answer.json()["id"])
+        assert (job["state"], job["settings"]["ends"]) == ("done", ends)
+    lacking = server.ask("POST", "/api/jobs", json=small | {"picture": DATA_URL, "ends": "last"})
+    broken = server.ask("POST", "/api/jobs", data=small, files=files | {"last": ("b.png", b"no picture")})
+    assert (lacking.status_code, broken.status_code) == (400, 400)
+    assert "give one" in lacking.json()["errors"][0]
+    assert "last" in broken.json()["errors"][0]
+
+
 def test_events_of_a_job(server: Server) -> None:
     answer = server.ask("POST", "/api/jobs", data=SMALL | {"steps": "4"}, files={"picture": ("c.png", TINY)})
     assert answer.status_code == 201

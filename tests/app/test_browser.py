@@ -478,6 +478,28 @@ LEAVE = """words => {
 }"""
 
 
+def test_from_one_picture_to_another(page: Any, site: Server, tmp_path: Path) -> None:
+    """The last picture has a place of its own, and is there after a reload."""
+    expect, left = sync_api.expect, Image.linear_gradient("L").resize((200, 120)).convert("RGB")
+    left.save(tmp_path / "left.png")
+    left.rotate(180).save(tmp_path / "right.png")
+    page.goto(f"{site.address}?{SMALL}&steps=1")
+    page.locator('.st-key-upload input[type="file"]').set_input_files(tmp_path / "left.png")
+    expect(page.get_by_alt_text("What the model sees of left.png")).to_be_visible()
+    page.get_by_role("button", name="At a last picture").click()
+    expect(button(page, "Generate")).to_be_disabled()
+    page.locator('.st-key-upload_last input[type="file"]').set_input_files(tmp_path / "right.png")
+    expect(page.get_by_alt_text("What the model sees of right.png")).to_be_visible()
+    expect(page.get_by_alt_text("What the model sees of left.png")).to_be_visible()
+    button(page, "Generate").click()
+    page.wait_for_url(JOB)
+    expect(page.locator(".st-key-result video")).to_have_count(1, timeout=LATER)
+    expect(page.get_by_text(re.compile("What ran: .*ends at a last picture"))).to_be_visible()
+    page.reload()
+    expect(page.get_by_alt_text("What the model sees of right.png")).to_be_visible()
+    expect(page.get_by_role("button", name="At a last picture")).to_have_attribute("aria-pressed", "true")
+
+
 def test_what_was_set_by_hand_stays(page: Any, site: Server) -> None:
     """Over History, another model and a reload; and the focus where it was. All charts leave the console empty."""
     expect = sync_api.expect

@@ -381,6 +381,29 @@ def test_a_film_keeps_its_first_clip_s_colours(tmp_path: Path, picture: Image.Im
     table.close()
 
 
+def test_a_last_picture_stays_with_its_job(tmp_path: Path, picture: Image.Image) -> None:
+    """Also of its repetitions, after a restart; what goes on from it ends anywhere."""
+    last, request = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), REQUEST.replace(sampler="bounded", ends="last")
+    table = Table(tmp_path, draw)
+    job = finished(table, table.submit(request, picture, last=last))
+    table.close()
+    table = Table(tmp_path, draw)
+    group = table.group(table.submit_group([request, request.replace(ends="loop")], picture, last=last))
+    for like in (job, table.again(job.id), table.new_take(job.id), group[0]):
+        stored = jobs.stored_last(finished(table, like))
+        assert stored is not None
+        assert np.array_equal(np.asarray(stored), np.asarray(last))
+    assert jobs.stored_last(finished(table, group[1])) is None
+    assert finished(table, table.extend(job.id)).request == REQUEST
+    assert table.submit(request, picture, last=picture.copy()).request == request.replace(ends="loop")
+    with pytest.raises(UserError, match="give one"):
+        table.submit(request, picture)
+    job.last.unlink()
+    with pytest.raises(UserError, match="last picture of this clip is no longer on the server"):
+        table.again(job.id)
+    table.close()
+
+
 def test_an_object_goes_on_without_being_cut_out_again(tmp_path: Path, picture: Image.Image) -> None:
     """A frame shows the object on its white already; to look for it again would take long, and move it."""
     table = Table(tmp_path, draw)

@@ -550,6 +550,39 @@ def test_presets_say_what_the_fields_say(stage: Stage) -> None:
     assert "Preset: custom" in [text.value for text in page.markdown]
 
 
+def test_the_end_is_chosen_by_buttons_and_has_a_place_for_a_picture(stage: Stage) -> None:
+    page = opened(version="svd_xt")
+    assert page.button(key="ending_Anywhere").proto.type == "primary"
+    ok(page.button(key="ending_Where it began").click().run())
+    ok(page.selectbox(key="version").set_value("svd_tiny").run())
+    ok(page.button(key="ending_Where it began").click().run())
+    ok(page.button(key="sample_giraffe").click().run())
+    ok(generate(page).click().run())
+    stage.go_on.set()
+    loop = VideoRequest("svd_tiny", sampler="bounded")
+    assert ended(job_of(page)).request == loop
+    ok(page.run())
+    ok(page.button(key="ending_At a last picture").click().run())
+    assert generate(page).disabled
+    assert "Choose the last picture first" in said(page)
+    for content in (b"Dear diary", photograph(400, 900)):
+        uploader = next(one for one in page.file_uploader if one.label == "Last picture")
+        ok(uploader.set_value(("last.png", content, "image/png")).run())
+        assert ("We can't read that file as a picture" in said(page)) == (content == b"Dear diary")
+    assert "Cropped 400×900 to 400×240 (5:3)" in said(page)
+    ok(generate(page).click().run())
+    job = ended(job_of(page))
+    assert job.request == loop.replace(ends="last")
+    assert same(open_stored(job.last), open_picture(photograph(400, 900)))
+    again = opened(job.id)
+    assert not generate(again).disabled
+    ok(again.button(key="ending_Anywhere").click().run())
+    assert again.query_params["sampler"] in ("euler_edm", ["euler_edm"])
+    ok(generate(again).click().run())
+    assert ended(job_of(again)).request == VideoRequest()
+    assert not [button for button in opened(version="sv3d_u").button if str(button.key).startswith("ending_")]
+
+
 def test_sizes_are_chosen_by_buttons(stage: Stage) -> None:
     page = opened(version="svd_xt")
     assert page.button(key="size_1024 × 576").proto.type == "primary"
