@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from sgm.cli.console import echo_result, echo_stderr, progress_bar, show_step
+from sgm.cli.made import made_at
 from sgm.errors import UserError
-from sgm.paths import check_writable, exists, write_new
+from sgm.paths import check_writable, exists, numbered, write_new
 from sgm.process import reuse_freed_memory
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from sgm import Clip, VideoRequest
 
-    Source = tuple[str, Path | Image.Image]  # the name that the video gets, and the picture
+    Source = tuple[str, Path | Image.Image]  # the name that the video gets, in folders like "hills/lake"; the picture
 
 _LONGEST_NAME = 255  # bytes, of most file systems
 _LONGEST_STEM = 200  # bytes of a picture's name that its video's name keeps
@@ -73,6 +75,37 @@ class Batch:
                     f"The name {target.name} is too long: give one of at most {_LONGEST_NAME - _ROOM} bytes."
                 )
 
+    def left(self, sources: list[Source], weights: str = "") -> list[Source]:
+        """The sources of which no video is there yet; how many are there is said.
+
+        One is there if a video of the name, or with -2, -3, ... at its end, is whole and its recipe is this request with
+        the picture as the model sees it. weights: the name of those that are asked for; "" for any.
+        """
+        from sgm.recipe import made_by
+
+        def is_there(stem: str, source: Path | Image.Image) -> bool:
+            for path in itertools.takewhile(exists, numbered(self._target(stem))):
+                recipe, whole = made_at(path, self.request, partial(self._shown, source))
+                if whole and (not weights or made_by(recipe or {})["weights"].get("name") == weights):
+                    return True
+            return False
+
+        left = []
+        with progress_bar() as show:
+            for number, source in enumerate(sources):
+                show(f"look {number}/{len(sources)}", number / len(sources))
+                left += [] if is_there(*source) else [source]
+        if there := len(sources) - len(left):
+            echo_stderr(f"{there} of {len(sources)} videos {'is' if there == 1 else 'are'} there already.")
+        return left
+
+    def _shown(self, source: Path | Image.Image) -> Image.Image:
+        """A picture as the model sees it. Raises PictureError."""
+        from sgm import open_picture
+
+        image = open_picture(source, keep_alpha=self.request.fit == "object") if isinstance(source, Path) else source
+        return self.request.family.prepare(image, self.request, self.background_model).frame()
+
     def run(self, sources: list[Source], load: Callable[..., Any]) -> Iterator[bool]:
         """Make the videos; yields for each whether it was made. load: gives the engine; its errors end the batch.
 
@@ -111,7 +144,8 @@ class Batch:
         if self.to_file:
             return self.out
         tail = f"-{self.request.version}-{self.request.seed}"
-        return self.out / f"{plain_stem(stem, min(_LONGEST_STEM, _LONGEST_NAME - _ROOM - len(tail)))}{tail}.mp4"
+        folder, name = self.out / PurePath(stem).parent, PurePath(stem).name
+        return folder / f"{plain_stem(name, min(_LONGEST_STEM, _LONGEST_NAME - _ROOM - len(tail)))}{tail}.mp4"
 
     def open(self, source: Path | Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
         """Open a picture and print how it is fitted. For a fit of "object", also remove its background.
