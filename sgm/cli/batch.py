@@ -78,8 +78,8 @@ class Batch:
     def left(self, sources: list[Source], weights: str = "") -> list[Source]:
         """The sources of which no video is there yet; how many are there is said.
 
-        One is there if a video of the name, or with -2, -3, ... at its end, is whole and its recipe is this request with
-        the picture as the model sees it. weights: the name of those that are asked for; "" for any.
+        One is there if a video of the name, or of one with -2, -3, ... at its end, is whole and has the recipe of this
+        request with the picture as the model sees it. weights: the name of those that are asked for; "" for any.
         """
         from sgm.recipe import made_by
 
