@@ -70,6 +70,17 @@ def choose_picture(version: Version, width: int, height: int) -> Picture | None:
     return _fitted(opened, version, width, height) if opened else None
 
 
+def choose_fit(version: Version) -> None:
+    """Draw the widgets that fit pictures of any shape to a frame."""
+    chooser = base_fields(version.name)["fit"]
+    draw(chooser, version)
+    for field in options_of(chooser, version):
+        if field.name in _POSITIONS:
+            _choose_position(field, version)
+        else:
+            draw(field, version, slider=True)
+
+
 def pressed() -> dict[str, bool]:
     """The samples' buttons, and whether each is the chosen one."""
     return {f"sample_{sample}": sample == chosen_sample() for sample in look.SAMPLES}

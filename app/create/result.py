@@ -49,7 +49,7 @@ def _show_queue(shown: Job | None) -> None:
     with st.container(key="queue"):
         for group, jobs in groups.items():
             with st.container(horizontal=True, vertical_alignment="center"):
-                done, page = sum(job.state == "done" for job in jobs), "Drafts" if jobs[0].finish else "Sweep"
+                done, page = sum(job.state == "done" for job in jobs), jobs[0].group_kind
                 told = f"**{look.plain(jobs[0].name)}** · {page}: {done} of {len(jobs)} made"
                 st.markdown(told, width="stretch")
                 if st.button(f"Show {page}", type="tertiary", key=f"group_{group}"):
