@@ -115,6 +115,12 @@ def open_job_picture(job: Job) -> None:
         st.session_state["opened"] = None
 
 
+def is_of(job: Job) -> bool:
+    """Whether the chosen picture is the job's stored one."""
+    opened: Opened | None = st.session_state.get("opened")
+    return opened is not None and opened.key == job.id
+
+
 def open_upload(upload_id: str) -> None:
     """Choose the picture of an earlier upload, or say that it is gone."""
     content, name = upload.kept(upload_id) or (b"", "")

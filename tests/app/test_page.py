@@ -339,6 +339,37 @@ def test_several_jobs_from_one_page(stage: Stage) -> None:
     assert "ended" not in {button.key for button in page.button}
 
 
+def test_what_waits_is_moved_edited_and_taken_out(stage: Stage) -> None:
+    page, first = started(stage)
+    for bucket in (60, 90):
+        ok(page.slider(key="motion_bucket").set_value(bucket).run())
+        ok(generate(page).click().run())
+    third, second = (job.id for job in jobs.table().jobs() if job.id != first)
+    assert page.button(key=f"earlier_{second}").disabled
+    ok(page.button(key=f"earlier_{third}").click().run())
+    assert [jobs.table().jobs_before(job_id) for job_id in (third, second)] == [1, 2]
+    assert [button.key for button in page.button if (button.key or "").startswith("edit_")] == [
+        f"edit_{third}",
+        f"edit_{second}",
+    ]
+    ok(page.button(key=f"edit_{second}").click().run())
+    assert page.slider(key="motion_bucket").value == 60
+    ok(page.slider(key="motion_bucket").set_value(120).run())
+    ok(next(button for button in page.button if button.label == "Change waiting clip").click().run())
+    changed = jobs.table().get(second)
+    assert changed is not None
+    assert changed.request == VideoRequest(motion_bucket=120)
+    assert len(jobs.table().jobs()) == 3  # no clip more
+    assert generate(page)
+
+    stranger = opened()
+    assert not [button for button in stranger.button if (button.key or "").startswith(("edit_", "take_out_"))]
+    ok(page.button(key=f"edit_{third}").click().run())
+    ok(next(button for button in page.button if button.label == "Take all out").click().run())
+    assert [job.state for job in jobs.table().jobs()] == ["cancelled", "cancelled", "running"]
+    assert generate(page)  # what was being edited waits no more
+
+
 def test_the_picture_of_an_extended_clip_is_that_of_the_first(stage: Stage) -> None:
     first = ended(stage_done(stage))
     page = opened(first.id)
