@@ -22,8 +22,9 @@ function give(files) {
 }
 
 function take(event, files) {
-  // Text is pasted and dropped as ever; in a dialog, or on another page, there is no uploader.
-  if (!files?.length || !uploader()) return;
+  // Text is pasted and dropped as ever; in a dialog, or on another page, there is no uploader; another one has its own.
+  const own = event.target.closest?.('[data-testid="stFileUploader"]');
+  if (!files?.length || !uploader() || (own && !own.contains(uploader()))) return;
   event.preventDefault();
   event.stopImmediatePropagation();
   give([...files]);

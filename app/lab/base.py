@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from app import hands, look, models
-from app.create import picture, session, settings
+from app.create import picture, session, settings, templates
 from app.jobs import table
 from app.lab import grid
 from app.summary import summary
@@ -45,7 +45,7 @@ def choose(group: str) -> Base:
             request = _choose_movement()
         version = settings.current_version()
         settings.choose_research(version, request)
-    _lend(group, picture.pressed() | settings.pressed(version), picture.take_out)
+    _lend(group, picture.pressed(), picture.take_out)
     return Base(_ready(request), chosen)
 
 
@@ -60,7 +60,7 @@ def choose_settings(group: str) -> VideoRequest | None:
         with left:
             picture.choose_fit(version)
         settings.choose_research(version, request)
-    _lend(group, settings.pressed(version), lambda: None)
+    _lend(group, {}, lambda: None)
     return _ready(request)
 
 
@@ -68,6 +68,8 @@ def _choose_movement() -> VideoRequest | None:
     """Draw the widgets of model and movement. Returns the request; None where it is wrong, which is said."""
     version = settings.choose_version()
     models.show_status(version)
+    settings.choose_preset(version)
+    templates.choose(version)
     try:
         return settings.choose_settings(version)
     except UserError as error:
@@ -81,7 +83,9 @@ def _ready(request: VideoRequest | None) -> VideoRequest | None:
 
 
 def _lend(group: str, pressed: Mapping[str, bool], take_out: Callable[[], None]) -> None:
-    hands.lend(grid.said(group), pressed, settings.values(settings.current_version()), settings.unready(), take_out)
+    version = settings.current_version()
+    pressed = {**pressed, **settings.pressed(version), **templates.pressed(version)}
+    hands.lend(grid.said(group), pressed, settings.values(version), settings.unready(), take_out)
 
 
 def start(

@@ -575,6 +575,42 @@ def test_presets_say_what_the_fields_say(stage: Stage) -> None:
     assert "Preset: custom" in [text.value for text in page.markdown]
 
 
+def test_own_settings_are_kept_as_templates(stage: Stage) -> None:
+    page = opened()
+    ok(page.slider(key="motion_bucket").set_value(90).run())
+    ok(page.number_input(key="seed").set_value(5).run())
+    ok(page.text_input(key="template_name").set_value("Calm").run())
+    ok(pressed(page, "Save"))
+    assert "Calm is there already" in said(page)  # a preset
+    ok(page.text_input(key="template_name").set_value("*Mine*").run())
+    assert "cannot be a template's name" in said(pressed(page, "Save"))
+    ok(page.text_input(key="template_name").set_value("Mine").run())
+    ok(pressed(page, "Save"))
+    assert page.button(key="template_Mine").proto.type == "primary"
+    ok(page.slider(key="motion_bucket").set_value(30).run())
+    ok(page.number_input(key="seed").set_value(6).run())
+    other = opened()  # another session has them, too, and "Mine" is not what it shows
+    assert other.button(key="template_Mine").proto.type == "secondary"
+    ok(page.button(key="template_Mine").click().run())
+    assert page.slider(key="motion_bucket").value == 90
+    assert page.number_input(key="seed").value == 6
+    content = b"version: svd_tiny\nmotion_bucket: 200\ncamera: pan_left\n"
+    ok(page.file_uploader(key="template_upload_0").set_value(("Pan.yaml", content, "")).run())
+    ok(page.button(key="template_Pan").click().run())
+    assert (page.slider(key="motion_bucket").value, page.selectbox(key="camera").value) == (200, "pan_left")
+    ok(
+        page.file_uploader(key="template_upload_1")
+        .set_value(("Bad.yaml", b"version: svd_tiny\nelevation: 5", ""))
+        .run()
+    )
+    assert "elevation does not belong to version" in said(page)
+    ok(page.button(key="template_delete_Mine").click().run())
+    assert [button.key for button in page.button if (button.key or "").startswith("template_")] == [
+        "template_Pan",
+        "template_delete_Pan",
+    ]
+
+
 def test_sizes_are_chosen_by_buttons(stage: Stage) -> None:
     page = opened(version="svd_xt")
     assert page.button(key="size_1024 × 576").proto.type == "primary"
