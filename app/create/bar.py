@@ -69,7 +69,8 @@ def show(
             st.caption(_will_run(request, picture), width="stretch")
     if lead and request and picture:
         with st.container(key="next"):
-            st.caption(f"Generate will run: {_will_run(request, picture)}")
+            what = "It will run" if session.editing() else "Generate will run"
+            st.caption(f"{what}: {_will_run(request, picture)}")
     if problem:
         st.error(look.plain(problem))
 

@@ -61,10 +61,19 @@ def _show_queue(shown: Job | None) -> None:
         for group, jobs in groups.items():
             with st.container(horizontal=True, vertical_alignment="center"):
                 done, page = sum(job.state == "done" for job in jobs), jobs[0].group_kind
-                told = f"**{look.plain(jobs[0].name)}** · {page}: {done} of {len(jobs)} made"
-                st.markdown(told, width="stretch")
+                name = jobs[0].name if jobs[0].axes else f"{len({job.name for job in jobs})} pictures"
+                st.markdown(f"**{look.plain(name)}** · {page}: {done} of {len(jobs)} made", width="stretch")
                 if st.button(f"Show {page}", type="tertiary", key=f"group_{group}"):
                     places.go(page, group=group)
+                st.button(
+                    "Take out",
+                    icon=":material/close:",
+                    type="tertiary",
+                    on_click=table().cancel_group,
+                    args=(group,),
+                    key=f"take_out_{group}",
+                    help="Make no more of its clips; those that are made stay.",
+                )
         waiting = [job for job in mine if job.state == "queued"]
         for job in [*(job for job in others if job.state != "queued"), *waiting]:
             with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
