@@ -1,23 +1,40 @@
 // What the browser does for the page: see hands.py. Listeners are the window's, set once; `now` is of the latest run.
 const uploader = () => document.querySelector('[data-testid="stFileUploader"] input[type="file"]');
-const tooLarge = (file) => file.size > window.sgmHands.now.data.megabytes * 2 ** 20;
-const refuse = (file) => window.sgmHands.now.setTriggerValue("refused", file.name);
+const isZip = (file) => /\.zip$/i.test(file.name);
+const limits = () => window.sgmHands.now.data.limits;
+const tooLarge = (file) => file.size > (isZip(file) ? limits().zip : limits().picture) * 2 ** 20;
+const tooMany = (files) => files.length > limits().files;
+const areSeveral = (files) => !uploader().multiple && (files.length > 1 || isZip(files[0]));
 
-function give(file) {
-  if (tooLarge(file)) return refuse(file);
-  const files = new DataTransfer();
-  files.items.add(file);
-  uploader().files = files.files;
+function give(files) {
+  const state = window.sgmHands;
+  if (tooMany(files) || areSeveral(files)) {
+    state.carried = tooMany(files) ? null : files; // to the page Batch, whose uploader takes several
+    return state.now.setTriggerValue("several", files.length);
+  }
+  const large = files.filter(tooLarge);
+  if (large.length) state.now.setTriggerValue("refused", large.map((file) => file.name).join(", "));
+  const given = new DataTransfer();
+  for (const file of files) tooLarge(file) || given.items.add(file);
+  if (!given.files.length) return;
+  uploader().files = given.files;
   uploader().dispatchEvent(new Event("change", { bubbles: true }));
 }
 
 function take(event, files) {
-  // Text is pasted and dropped as ever; in a dialog, or on another page, there is no uploader.
-  // What is dropped on a place of its own, as of the last picture, goes there.
-  if (!files?.length || !uploader() || event.target.closest?.(".st-key-last_place")) return;
+  // Text is pasted and dropped as ever; in a dialog, or on another page, there is no uploader; another one has its own.
+  const own = event.target.closest?.('[data-testid="stFileUploader"]');
+  if (!files?.length || !uploader() || (own && !own.contains(uploader()))) return;
   event.preventDefault();
   event.stopImmediatePropagation();
-  give(files[0]);
+  give([...files]);
+}
+
+function giveCarried(state) {
+  if (!state.carried || !uploader()?.multiple) return;
+  const files = state.carried;
+  state.carried = null;
+  give(files);
 }
 
 function focusStays({ focused: { element, places } }) {
@@ -71,11 +88,11 @@ function start() {
   on("dragover", (event) => uploader() && event.dataTransfer?.types.includes("Files") && event.preventDefault());
   on("drop", (event) => take(event, event.dataTransfer?.files));
   on("change", (event) => {
-    const [file] = event.target === uploader() ? event.target.files : [];
-    if (!file || !tooLarge(file)) return;
+    const files = event.target === uploader() ? [...event.target.files] : [];
+    if (!files.length || !(files.some(tooLarge) || tooMany(files) || areSeveral(files))) return;
     event.stopImmediatePropagation();
     event.target.value = "";
-    refuse(file);
+    give(files);
   });
   const noteFocus = (element) => {
     const places = []; // of the element, innermost first
@@ -95,7 +112,7 @@ function start() {
     setTimeout(() => {
       waiting = false;
       if (!state.now) return;
-      focusStays(state), describe(state.now), tellRefusedNumbers(state), tellProgress(state);
+      giveCarried(state), focusStays(state), describe(state.now), tellRefusedNumbers(state), tellProgress(state);
     }, 50);
   }).observe(document.body, { subtree: true, childList: true, attributeFilter: ["aria-invalid", "data-test-script-state"] });
   return state;

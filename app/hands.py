@@ -1,6 +1,7 @@
 """What the browser does for the page itself, since Streamlit has no words for it (`hands.js`).
 
-A picture that is pasted or dropped anywhere goes to the uploader, one that is too large is refused before it is sent;
+A picture that is pasted or dropped anywhere goes to the uploader, several of them and ZIPs to that of the page Batch;
+what is too large is refused before it is sent;
 focus stays where it was when a widget is drawn anew; buttons say what they are and whether they are chosen; progress
 and the finished clip are announced; numbers that a field does not accept are told beside Generate.
 """
@@ -15,9 +16,11 @@ import streamlit as st
 from streamlit.components import v2
 from streamlit.delta_generator import DeltaGenerator
 
-from app.upload import LARGEST
+from app import places
+from app.upload import LARGEST, LARGEST_ZIP, MOST
 
 _KEY = "hands"
+_LIMITS = {"picture": LARGEST, "zip": LARGEST_ZIP, "files": MOST}  # MB of each, and how many
 
 
 @cache
@@ -51,6 +54,8 @@ def lend(
     would run. notes: titles of choices in lists, and what is said beside them. take_out: called when an upload is taken
     out by hand. Of one that is replaced, the uploader says the same, so the click is told: as a state, which no later
     message can overtake.
+
+    Ends the script's run where several files were dropped on a page other than Batch: it leads there.
     """
 
     def on_removed() -> None:
@@ -60,15 +65,23 @@ def lend(
             take_out()
 
     data = {"said": said, "pressed": dict(pressed), "values": dict(values), "notes": dict(notes)}
-    data["megabytes"] = LARGEST
+    data["limits"] = _LIMITS
     with place:
         component(_KEY, _code())(
             key=_KEY,
             data=data,
             on_refused_change=_note_refused,
+            on_several_change=_note_several,
             on_removed_change=on_removed,
             on_ended_change=lambda: None,  # all is drawn anew: see app/create/progress.js
         )
+
+    if st.session_state.get("several"):  # which Batch has taken out
+        places.go("Batch")
+
+
+def _note_several() -> None:
+    st.session_state["several"] = int(st.session_state[_KEY]["several"])
 
 
 def _note_refused() -> None:

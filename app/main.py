@@ -10,7 +10,7 @@ import streamlit as st
 from app import history, look, places
 from app.create import page as create
 from app.jobs import FolderInUse, table
-from app.lab import compare, drafts, sweep
+from app.lab import batch, compare, drafts, sweep
 from sgm import UserError
 
 st.set_page_config(page_title="Image to video", page_icon=look.icon(), layout="wide")
@@ -29,7 +29,7 @@ except UserError as error:
     if isinstance(error, FolderInUse) and error.address:
         st.link_button("Open it", error.address)
     st.stop()
-pages = [create.page(), history.page(), compare.page(), sweep.page(), drafts.page()]
+pages = [create.page(), history.page(), compare.page(), sweep.page(), drafts.page(), batch.page()]
 places.know(pages)
 page = st.navigation(pages, position="top")
 page.run()

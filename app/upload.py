@@ -14,11 +14,12 @@ from sgm import PictureError, VideoRequest, is_clip, open_picture, restore_clip
 if TYPE_CHECKING:
     from PIL import Image
 
-LARGEST = 20  # MB
+LARGEST, LARGEST_ZIP = 20, 200  # MB, of a picture or a clip, and of a ZIP of pictures
+MOST = 200  # pictures at once
 _MOST_KEPT = 100  # MB, of all uploads
 _kept: dict[str, tuple[bytes, str]] = {}  # id -> content and name, the latest one last
 _keeping = threading.Lock()
-_one_at_a_time = threading.Lock()  # the largest picture takes a gigabyte while it is read
+one_at_a_time = threading.Lock()  # the largest picture takes a gigabyte while it is read
 
 
 class Upload(NamedTuple):
@@ -37,7 +38,7 @@ def read_upload(content: bytes, name: str) -> Upload:
     """
     if len(content) > LARGEST << 20:
         raise PictureError(f"{name} is larger than the {LARGEST} MB that can be uploaded: make it smaller.")
-    with _one_at_a_time:
+    with one_at_a_time:
         if not is_clip(content):
             return Upload(open_picture(content, name, keep_alpha=True))
         restored = restore_clip(content, name)

@@ -78,6 +78,22 @@ def sweep(page: Any, server: Server) -> None:
     button(page, "Grid as MP4").wait_for()
 
 
+def batch(page: Any, server: Server) -> None:
+    """Pictures that were dropped, and the grid of those before."""
+    samples = HERE.parent / "app" / "samples"
+
+    def choose(*names: str) -> None:
+        page.locator("input[type=file][multiple]").set_input_files([samples / f"{name}.jpg" for name in names])
+        page.get_by_text(f"{len(names)} pictures").wait_for()
+
+    page.goto(f"{server.address}batch")
+    choose("lake", "giraffe", "road", "city")
+    button(page, "Start").click()
+    button(page, "All as ZIP").wait_for()
+    choose("kitten", "rocket", "lake")
+    save(page, "batch")
+
+
 def stand(browser: Any, folder: Path) -> None:
     """Four stages of the stand, side by side."""
     site, shots = Site(folder / "stand"), []
@@ -142,6 +158,7 @@ def main() -> None:
                 save(page, "history")
                 compare(page, server)
                 sweep(page, server)
+                batch(page, server)
             for name, viewport, scheme in (("dark", DESKTOP, "dark"), ("phone", PHONE, "light")):
                 with opened_in(browser, viewport=viewport, color_scheme=scheme) as page:
                     page.goto(f"{server.address}?job={jobs['Lake' if name == 'dark' else 'Kitten']}")

@@ -175,21 +175,25 @@ def rename_new(temporary: Path, path: Path) -> None:
             temporary.unlink()
 
 
+def numbered(path: Path) -> Iterator[Path]:
+    """The path, then with -2, -3, ... before its suffix."""
+    yield path
+    yield from (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+
+
 def write_new(path: Path, write: Callable[[Path], object]) -> Path:
     """Have a file written as `path`, or with -2, -3, ... before its suffix: nothing that exists is overwritten.
 
     An empty file takes the name before `write` begins, so that no other process can take it; the folder is made.
     Returns the name. Raises UserError if nothing can be written there.
     """
-    name, numbers = path, itertools.count(2)
+    name = path
     with writes_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
+        for name in numbered(path):
+            with contextlib.suppress(FileExistsError):
                 name.open("x").close()
                 break
-            except FileExistsError:
-                name = path.with_name(f"{path.stem}-{next(numbers)}{path.suffix}")
         try:
             write(name)
         except BaseException:

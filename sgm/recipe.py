@@ -171,17 +171,18 @@ def request_of_picture(settings: Mapping[str, Any], name: object) -> VideoReques
     return request
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
+def read_recipe(source: str | Path | bytes, name: str | None = None) -> dict[str, Any]:
     """The recipe in a video file or in a YAML, whatever its name. The YAML needs the key `version` only.
 
+    source: a path, or a file's content. name: the file's name in messages.
     Raises UserError for a file that cannot be read or holds no recipe.
     """
-    path = Path(path)
-    text = recipe_text(path)
+    path = name or ("The file" if isinstance(source, bytes) else str(source))
+    text = _text_of(source, path) if isinstance(source, bytes) else recipe_text(Path(source))
     if text is None:
         from sgm.media.reading import read_settings  # imported here, since PyAV's import is slow
 
-        return _ours(read_settings(path), str(path))
+        return _ours(read_settings(source), path)
     try:
         # Not resolved: an interpolation could read the environment of whoever opens another's recipe.
         settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
@@ -204,7 +205,12 @@ def recipe_text(path: Path) -> str | None:
             raise UserError(f"There is no recipe at {path}: it is missing, or no file.")
         return None
     with refusals_explained(path), path.open("rb") as file:
-        content = file.read(_LONGEST + 1)
+        return _text_of(file.read(_LONGEST + 1), str(path))
+
+
+def _text_of(content: bytes, path: str) -> str | None:
+    """As `recipe_text`, of a file's content, or of the beginning of a longer one. path: its name."""
+    named = path.lower().endswith((".yaml", ".yml"))
     if kind_of(io.BytesIO(content)) != UNKNOWN or not (named or (content and b"\0" not in content)):
         return None
     try:

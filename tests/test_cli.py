@@ -105,6 +105,7 @@ def test_says_its_version(args: list[str]) -> None:
         (["sample", "PICTURE", "--out", "clip.avi"], ".mp4"),
         (["sample", "FOLDER", "--out", "clip.mp4"], "folder"),
         (["sample", "."], "holds no pictures"),
+        (["sample", "PICTURE", "--recursive"], "--recursive is for a folder"),
         (["sample", "PICTURE", "--dtype", "int8"], "--dtype"),
         (["sample", "PICTURE", "--version", "sv3d_p", "--orbit", "spiral"], "dynamic"),
         (["sample", "PICTURE", "--elevation", "60"], "elevation does not belong to version 'svd_tiny', but to sv3d_p."),
@@ -314,6 +315,31 @@ def test_a_folder_is_a_batch_whose_results_do_not_depend_on_each_other(tmp_path:
     alone = sgm("sample", last, *SMALL, "--out", "alone.mp4")
     assert alone.exit_code == 0
     np.testing.assert_array_equal(frames_of(written[1]), frames_of("alone.mp4"))
+
+
+def test_a_folder_that_is_run_again_goes_on_and_keeps_its_shape(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    (folder / "hills" / "out").mkdir(parents=True)
+    pictures = [folder / "a.png", folder / "a.bmp", folder / "hills" / "a.png"]
+    for hue, path in enumerate(pictures):
+        save_picture(path, hue=80 * hue)
+    out = folder / "hills" / "out"  # among the pictures, and not taken for one of them
+    save_picture(out / "input.png")
+    command = ["sample", folder, *SMALL, "--height", "64", "--width", "64", "--out", out, "--recursive"]
+
+    first = sgm(*command, "--skip-existing")
+    assert first.exit_code == 0, first.stderr
+    made = [out / "a-svd_tiny-23.mp4", out / "a-svd_tiny-23-2.mp4", out / "hills" / "a-svd_tiny-23.mp4"]
+    assert first.stdout.splitlines() == list(map(str, made))
+    made[0].write_bytes(made[0].read_bytes()[:-400])  # half-written: it does not count, nor is it overwritten
+    save_picture(pictures[2], hue=250)  # another picture of the name
+    again = sgm(*command, "--skip-existing")
+    assert "1 of 3 videos is there already." in again.stderr
+    fresh = [out / "a-svd_tiny-23-3.mp4", out / "hills" / "a-svd_tiny-23-2.mp4"]
+    assert again.stdout.splitlines() == list(map(str, fresh))
+    done = sgm(*command, "--skip-existing")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "3 of 3 videos are there already." in done.stderr
 
 
 @pytest.mark.parametrize(

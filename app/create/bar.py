@@ -21,15 +21,22 @@ def offer(request: VideoRequest | None, picture: Picture | None) -> tuple[DeltaG
     Returns the bar, for `show`, and what is wrong with what was asked for, or "".
     """
     place, problem = st.container(horizontal=True, vertical_alignment="center", key="bar"), ""
+    editing = session.editing()
     with place:
         clicked = st.button(
-            "Generate",
+            "Change waiting clip" if editing else "Generate",
             type="primary",
-            icon=":material/play_arrow:",
+            icon=":material/edit:" if editing else ":material/play_arrow:",
             shortcut="Ctrl+Enter",
             disabled=request is None or picture is None,
         )
-    if clicked and request and picture:
+        if editing:
+            st.button("Leave it", on_click=lambda: st.session_state.update(editing=""))
+    if clicked and request and picture and editing:
+        problem = session.change(editing.id, request)
+        if not problem:
+            st.rerun()
+    elif clicked and request and picture:
         problem = session.generate(request, picture)
     return place, problem
 
@@ -62,7 +69,8 @@ def show(
             st.caption(_will_run(request, picture), width="stretch")
     if lead and request and picture:
         with st.container(key="next"):
-            st.caption(f"Generate will run: {_will_run(request, picture)}")
+            what = "It will run" if session.editing() else "Generate will run"
+            st.caption(f"{what}: {_will_run(request, picture)}")
     if problem:
         st.error(look.plain(problem))
 

@@ -8,7 +8,7 @@ import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
 from app import hands, look, models
-from app.create import bar, picture, result, session, settings
+from app.create import bar, picture, result, session, settings, templates
 from app.jobs import table
 from sgm import UserError
 
@@ -32,6 +32,8 @@ def show_page() -> None:
         st.header("2 · Movement", anchor=False)
         version = settings.choose_version()
         ready = models.show_status(version)
+        settings.choose_preset(version)
+        templates.choose(version)
         try:
             request = settings.choose_settings(version)
         except UserError as error:
@@ -55,7 +57,7 @@ def show_page() -> None:
     settings.choose_research(version, request)
     with st.bottom:
         bar.show(place, *asked, job, problem)
-        pressed = picture.pressed() | settings.pressed(version)
+        pressed = picture.pressed() | settings.pressed(version) | templates.pressed(version)
         hands.lend(for_hands, bar.said(job), pressed, settings.values(version), settings.unready(), picture.take_out)
 
 

@@ -125,6 +125,17 @@ def _show_motion(version: Version) -> None:
         draw_lines("Motion bucket from each frame to the next", {"": buckets.tolist()}, "Frame")
 
 
+def choose_fit(version: Version) -> None:
+    """Draw the widgets that fit pictures of any shape to a frame."""
+    chooser = base_fields(version.name)["fit"]
+    draw(chooser, version)
+    for field in options_of(chooser, version):
+        if field.name in _POSITIONS:
+            _choose_position(field, version)
+        else:
+            draw(field, version, slider=True)
+
+
 def pressed() -> dict[str, bool]:
     """The samples' buttons, and whether each is the chosen one."""
     return {f"sample_{sample}": sample == chosen_sample() for sample in look.SAMPLES}
@@ -173,6 +184,12 @@ def open_job_picture(job: Job) -> None:
     with suppress(UserError):  # of a file that is damaged or gone
         if last := stored_last(job):
             st.session_state["last"] = Opened(job.id, last, "the last picture")
+
+
+def is_of(job: Job) -> bool:
+    """Whether the chosen picture is the job's stored one."""
+    opened: Opened | None = st.session_state.get("opened")
+    return opened is not None and opened.key == job.id
 
 
 def open_upload(upload_id: str) -> None:

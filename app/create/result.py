@@ -41,23 +41,46 @@ def show_result(job: Job | None) -> None:
 
 def _show_queue(shown: Job | None) -> None:
     """The session's other jobs that are not done."""
-    others = [job for job in session.my_jobs() if shown is None or job.id != shown.id]
-    groups = session.my_groups()
+    mine, groups = session.my_jobs(), session.my_groups()
+    others = [job for job in mine if shown is None or job.id != shown.id]
+    if refused := session.line_refused():
+        st.warning(look.plain(refused))
     if not others and not groups:
         return
-    st.header("To come", anchor=False)
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+        st.header("To come", anchor=False, width="content")
+        st.button(
+            "Take all out",
+            icon=":material/delete_sweep:",
+            type="tertiary",
+            on_click=session.change_line,
+            args=(table().empty,),
+            help="Make none of what waits of yours, sweeps and batches included. What runs goes on.",
+        )
     with st.container(key="queue"):
         for group, jobs in groups.items():
             with st.container(horizontal=True, vertical_alignment="center"):
-                done, page = sum(job.state == "done" for job in jobs), "Drafts" if jobs[0].finish else "Sweep"
-                told = f"**{look.plain(jobs[0].name)}** · {page}: {done} of {len(jobs)} made"
-                st.markdown(told, width="stretch")
+                done, page = sum(job.state == "done" for job in jobs), jobs[0].group_kind
+                name = jobs[0].name if jobs[0].axes else f"{len({job.name for job in jobs})} pictures"
+                st.markdown(f"**{look.plain(name)}** · {page}: {done} of {len(jobs)} made", width="stretch")
                 if st.button(f"Show {page}", type="tertiary", key=f"group_{group}"):
                     places.go(page, group=group)
-        for job in others:
-            with st.container(horizontal=True, vertical_alignment="center"):
+                st.button(
+                    "Take out",
+                    icon=":material/close:",
+                    type="tertiary",
+                    on_click=table().cancel_group,
+                    args=(group,),
+                    key=f"take_out_{group}",
+                    help="Make no more of its clips; those that are made stay.",
+                )
+        waiting = [job for job in mine if job.state == "queued"]
+        for job in [*(job for job in others if job.state != "queued"), *waiting]:
+            with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
                 settings = " · ".join(filter(None, [f"seed {job.request.seed}", varied(job.request)]))
                 st.markdown(f"**{look.plain(job.name)}** · {look.plain(settings)}", width="stretch")
+                if job.state == "queued":
+                    _offer_changes(job, job == waiting[0], job == waiting[-1])
                 st.button(
                     "Take out",
                     icon=":material/close:",
@@ -67,6 +90,33 @@ def _show_queue(shown: Job | None) -> None:
                     key=f"take_out_{job.id}",
                     help=f"Do not make this clip of {look.plain(job.name)}.",
                 )
+
+
+def _offer_changes(job: Job, first: bool, last: bool) -> None:
+    """Buttons that move a waiting job in its owner's line and open its settings."""
+    name = look.plain(job.name)
+    for key, label, icon, by, off in (
+        ("earlier", "Earlier", "arrow_upward", -1, first),
+        ("later", "Later", "arrow_downward", 1, last),
+    ):
+        st.button(
+            f"{label}: {name}",
+            icon=f":material/{icon}:",
+            type="tertiary",
+            disabled=off,
+            on_click=session.change_line,
+            args=(table().move, job.id, by),
+            key=f"{key}_{job.id}",
+        )
+    st.button(
+        f"Edit: {name}",
+        icon=":material/edit:",
+        type="tertiary",
+        on_click=session.edit,
+        args=(job.id,),
+        key=f"edit_{job.id}",
+        help="Opens its settings, to be changed while it waits.",
+    )
 
 
 def _offer_compare(job: Job) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from typing import Any
 
 import streamlit as st
 
@@ -71,15 +72,58 @@ def _uploads() -> dict[str, str]:
 
 
 def my_jobs() -> list[Job]:
-    """The session's single jobs that are not done yet, the running ones first, then as they were submitted."""
+    """The session's single jobs that are not done yet, the running ones first, then as they will run."""
     mine = [job for job in table().jobs() if job.active and job.owner == owner() and not job.group]
-    return sorted(mine, key=lambda job: (job.state != "running", job.created))
+    return sorted(mine, key=lambda job: (job.state != "running", job.place or job.created))
 
 
 def my_groups() -> dict[str, list[Job]]:
     """The session's sweeps that are not done yet: group -> jobs."""
     groups = {job.group for job in table().jobs() if job.active and job.owner == owner() and job.group}
     return {group: table().group(group) for group in sorted(groups)}
+
+
+def change_line(change: Callable[..., object], *what: Any) -> None:
+    """Change what waits of this session's by `change(*what, owner)`; a refusal is kept for `line_refused`."""
+    try:
+        change(*what, owner())
+    except UserError as error:
+        st.session_state["line_refused"] = str(error)
+
+
+def line_refused() -> str:
+    """Why the line could not be changed, told once; ""."""
+    return st.session_state.pop("line_refused", "")
+
+
+def edit(job_id: str) -> None:
+    """Open a waiting job's settings and its picture, so that `change` gives it others."""
+    if job := table().get(job_id):
+        picture.open_job_picture(job)
+        settings.restore(job.request)
+        st.session_state["editing"] = job_id
+
+
+def editing() -> Job | None:
+    """The waiting job whose settings are being changed: until it begins, or another picture is chosen."""
+    job_id = st.session_state.get("editing", "")
+    job = table().get(job_id) if job_id else None
+    if job and job.state == "queued" and picture.is_of(job):
+        return job
+    if job and picture.is_of(job):
+        st.session_state["line_refused"] = f"The clip of {job.name} has begun meanwhile, with its settings of before."
+    st.session_state["editing"] = ""
+    return None
+
+
+def change(job_id: str, request: VideoRequest) -> str:
+    """Give a waiting job other settings. Returns what is wrong, or ""."""
+    try:
+        table().edit(job_id, settings.ready(request), owner())
+    except UserError as error:
+        return str(error)
+    st.session_state["editing"] = ""
+    return ""
 
 
 def ended_unseen() -> list[Job]:

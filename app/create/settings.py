@@ -43,6 +43,8 @@ _PRESETS = {
     "Quick draft": ("{draft} steps instead of {steps}: to see what a picture may become.", {"steps": 0}),
 }
 
+PRESETS = tuple(_PRESETS)  # their names
+
 
 def current_version() -> Version:
     """The chosen version, also before its widget is drawn, since the picture is drawn above it."""
@@ -106,7 +108,10 @@ def choose_version() -> Version:
         key="version",
         persist_state=KEPT,
     )
-    return current_version()
+    version = current_version()
+    _follow_version(version)
+    _follow_choices(version)
+    return version
 
 
 def choose_settings(version: Version) -> VideoRequest:
@@ -115,9 +120,6 @@ def choose_settings(version: Version) -> VideoRequest:
     Raises UserError, after all are drawn, where values are invalid or contradict each other.
     """
     fields = base_fields(version.name)
-    _follow_version(version)
-    _follow_choices(version)
-    _choose_preset(version)
     if "camera" in fields:
         draw(fields["camera"], version)
     if "orbit" in fields:
@@ -191,6 +193,12 @@ def keep_seed(seed: int) -> None:
     """Set the seed, for all clips from now on."""
     set_value(all_fields()["seed"], current_version(), seed)
     put("new_seed", False)
+
+
+def use(request: VideoRequest) -> None:
+    """Set the fields to a request, but for the seed and the switches."""
+    seed = value_of(all_fields()["seed"], current_version())
+    restore(request.replace(seed=request.seed if seed is None else seed), switched_on())
 
 
 def switched_on() -> dict[str, str]:
@@ -327,7 +335,8 @@ def choose_end() -> None:
         _offer("ending", "End", about, version)
 
 
-def _choose_preset(version: Version) -> None:
+def choose_preset(version: Version) -> None:
+    """Draw a button for each preset, the present one marked."""
     counts = {"draft": draft_steps(version), "steps": version.steps}
     about = " ".join(f"**{name}**: {_PRESETS[name][0].format(**counts)}" for name in _presets(version))
     _offer("preset", "Preset", about, version)

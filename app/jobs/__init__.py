@@ -9,7 +9,8 @@ import os
 import threading
 
 from app.jobs.estimate import doing
-from app.jobs.queue import LONGEST_CHAIN, Table, next_seed
+from app.jobs.line import LONGEST_CHAIN
+from app.jobs.queue import Table, next_seed
 from app.jobs.record import Job, open_stored, still, stored_last, stored_picture
 from app.jobs.runner import EngineRunner, Runner, runners_of, runners_on
 from app.jobs.seat import DeviceState

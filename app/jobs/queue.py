@@ -1,34 +1,29 @@
-"""The table of all jobs: the queue, in fair order among browser sessions, and the workers."""
+"""The table of all jobs: what can be asked of them, and done with them."""
 
 from __future__ import annotations
 
-import logging
+import itertools
 import shutil
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from app.jobs import estimate
+from app.jobs.forecast import Forecast
+from app.jobs.line import LONGEST_CHAIN, Line
 from app.jobs.record import Job, new_id, save_or_log, sizes, stored_last, stored_picture
-from app.jobs.runner import EngineRunner, Make, run
-from app.jobs.seat import ALL_AWAY, NONE_LEFT, DeviceState, Seat, seats_for
+from app.jobs.runner import EngineRunner, Make
+from app.jobs.seat import DeviceState, Seats
 from app.jobs.store import Store, clip_frames, film_frames, film_video, is_lossless
-from sgm import JOIN, Clip, DeviceAway, DeviceFailed, UserError, VideoRequest, checked_ends, typical_seconds
-from sgm.process import freeze_objects
+from app.jobs.workers import Workers
+from sgm import JOIN, UserError, VideoRequest, checked_ends
 
-log = logging.getLogger(__name__)
-
-MOST_LOST = 3  # times that a job is made again whose machine went away: it may be the one to bring them down
-_LOOK_AGAIN = 1.0  # seconds, at which a device that is away is looked for
-LONGEST_CHAIN = 4  # clips, each an extension of the one before: quality falls with every extension
+_Part = tuple[Sequence[Job], Image.Image, Image.Image | None]  # jobs of one picture, and of one last picture
 
 
 class Table:
@@ -41,21 +36,19 @@ class Table:
 
     def __init__(self, folder: Path, runners: Make | Sequence[Make] | None = None, address: str = "") -> None:
         self._store = Store(folder, address)
-        self._seats = seats_for(runners or EngineRunner())
         self._changed = threading.Condition()  # guards the attributes below
         try:
-            self._jobs = {job.id: job for job in self._store.jobs()}  # in order of submission
+            self._line = Line(self._store.jobs())
         except BaseException:
             self._store.close()
             raise
-        self._last_started: dict[
-            str, float
-        ] = {}  # owner or group -> when one of its jobs last started, by the monotonic clock
-        self._estimates: dict[Any, dict[str, float]] = {}  # kind of request -> seconds of phases, until a job ends
-        self._closed = False
+        self._jobs = self._line.jobs
+        self._seats = Seats.of(runners or EngineRunner())
+        self._forecast = Forecast(self._line, self._seats)
+        self._workers = Workers(self._seats, self._line, self._forecast, self._store, self._changed)
         with self._changed:
-            if self._queued():  # jobs that were queued when the server was stopped
-                self._start()
+            if self._line.queued():  # jobs that were queued when the server was stopped
+                self._workers.start()
 
     @property
     def folder(self) -> Path:
@@ -81,7 +74,7 @@ class Table:
         """
         job_id, request = new_id(), checked_ends(request, picture, last)
         job = Job(job_id, self.folder / job_id, request, name, owner=owner, parent=parent)
-        self._add_all([job], picture, last)
+        self._add_all([([job], picture, last)])
         return self._existing(job_id)
 
     def submit_group(
@@ -109,7 +102,28 @@ class Table:
             job = Job(job_id, self.folder / job_id, request, name, created=now + i / 1e4, owner=owner)
             job.group, job.cell, job.axes, job.finish = group, number, list(axes), dict(finish or {})
             jobs.append(job)
-        self._add_all(jobs, picture, last)
+        self._add_all([(jobs, picture, last)])
+        return group
+
+    def submit_batch(self, pictures: Iterable[tuple[str, Image.Image, Sequence[VideoRequest]]], owner: str = "") -> str:
+        """Queue clips of several pictures, all or none, as one group, as `submit_group` does. Returns its id.
+
+        pictures: names, pictures and the requests of each; they are taken one by one, and need not be in memory
+        together. What taking one raises ends it all.
+        """
+        group = new_id()
+
+        def parts() -> Iterator[_Part]:
+            cells = itertools.count()
+            for name, picture, requests in pictures:
+                ids = [new_id() for _ in requests]
+                jobs = [
+                    Job(job_id, self.folder / job_id, request, name, owner=owner, group=group, cell=next(cells))
+                    for job_id, request in zip(ids, requests, strict=True)
+                ]
+                yield jobs, picture, None
+
+        self._add_all(parts())
         return group
 
     def complete_group(self, group: str) -> None:
@@ -122,7 +136,7 @@ class Table:
             job_id = new_id()
             fresh = Job(job_id, self.folder / job_id, job.request, job.name, owner=job.owner)
             fresh.group, fresh.cell, fresh.axes, fresh.finish = job.group, job.cell, job.axes, job.finish
-            self._add_all([fresh], stored_picture(job), stored_last(job))
+            self._add_all([([fresh], stored_picture(job), stored_last(job))])
             self.delete(job.id)
 
     def group(self, group: str) -> list[Job]:
@@ -133,10 +147,7 @@ class Table:
     def seconds_left_of(self, group: str) -> float:
         """About how many seconds the rest of a group takes, but for what goes between."""
         with self._changed:
-            jobs = [job for job in self._jobs.values() if job.group == group]
-            running = [self._left(job) for job in jobs if job.state == "running"]
-            queued = [self._seconds_for(job.request) for job in jobs if job.state == "queued"]
-            return max([*running, estimate.seconds_queued(running, queued, self._workers())], default=0.0)
+            return self._forecast.left_of_all(job for job in self._jobs.values() if job.group == group)
 
     def groups(self) -> list[str]:
         """The ids of all groups, the newest first."""
@@ -182,7 +193,9 @@ class Table:
         job = self.get(job_id)
         if job is None or job.unwritten is None:
             return job
-        saved = replace(job, **{"message": "", "unsaved": b"", "unwritten": None} | self._write(job, job.unwritten))
+        saved = replace(
+            job, **{"message": "", "unsaved": b"", "unwritten": None} | self._workers.write(job, job.unwritten)
+        )
         saved.files = sizes(saved)
         with self._changed:
             if job_id not in self._jobs:  # deleted meanwhile
@@ -193,14 +206,8 @@ class Table:
 
     def chain(self, job_id: str) -> list[Job]:
         """The clips that make up a job's film, the first one first; [] if one of them has been deleted."""
-        chain: list[Job] = []
-        while job_id:
-            job = self.get(job_id)
-            if job is None or len(chain) > LONGEST_CHAIN:
-                return []
-            chain.insert(0, job)
-            job_id = job.parent
-        return chain
+        with self._changed:
+            return [replace(job) for job in self._line.chain(job_id)]
 
     def lossless(self, job: Job) -> bool:
         """Whether the result of `frames` is lossless."""
@@ -237,7 +244,7 @@ class Table:
         """A copy of the job with its present state; None for an unknown id."""
         with self._changed:
             job = self._jobs.get(job_id)
-            return job and self._estimated(job)
+            return job and self._forecast.of(job)
 
     def jobs(self) -> list[Job]:
         """All jobs, the newest first."""
@@ -247,45 +254,34 @@ class Table:
     def waiting(self) -> int:
         """The number of queued jobs that wait for another to end."""
         with self._changed:
-            return max(0, len(self._queued()) + len(self._running()) - self._workers())
+            return max(0, len(self._line.queued()) + len(self._line.running()) - self._seats.at_work())
 
     def jobs_before(self, job_id: str) -> int:
         """How many jobs, running ones included, must end before a queued one starts; 0 for a job that is not queued."""
         with self._changed:
-            queue = [job.id for job in self._queued()]
+            queue = [job.id for job in self._line.queued()]
             if job_id not in queue:
                 return 0
-            return max(0, len(self._running()) + queue.index(job_id) - self._workers() + 1)
+            return max(0, len(self._line.running()) + queue.index(job_id) - self._seats.at_work() + 1)
 
     def devices(self) -> list[DeviceState]:
         """The state of each worker's device."""
-        with self._changed:
-            seats = [replace(seat) for seat in self._seats]
-        return [
-            DeviceState(seat.runner.device, seat.reason or seat.runner.about(), seat.busy, seat.reason)
-            for seat in seats
-        ]
+        return self._workers.devices()
 
     def none_left(self) -> str:
         """What to say where every worker was taken out, so that no clip is made; else ""."""
         with self._changed:
-            return self._none_left()
+            return self._seats.none_left()
 
     def seconds_for(self, request: VideoRequest) -> float:
         """About how many seconds a request takes once it runs: with loading, where another model is loaded or none."""
         with self._changed:
-            return self._seconds_for(request)
+            return self._forecast.seconds_for(request)
 
     def seconds_for_all(self, requests: Iterable[VideoRequest]) -> float:
         """About how many seconds requests take, by as many workers as there are; each loads a model once."""
         with self._changed:
-            expected = [(request.version, self._expected(request)) for request in requests]
-            workers = self._workers()
-        load = {version: phases.pop("load") for version, phases in expected}
-        for version in self._loaded():
-            load.pop(version or "", 0)
-        work = [sum(phases.values()) for _, phases in expected]
-        return sum(load.values()) + estimate.seconds_queued([], work, workers)
+            return self._forecast.seconds_for_all(requests)
 
     def cancel(self, job_id: str) -> None:
         """Take a job out of the queue, or stop it at its next check. Jobs that have ended are not changed."""
@@ -296,9 +292,37 @@ class Table:
             job.stopping = True
             if job.state == "running":
                 return
-            job.state, job.message, job.ended = "cancelled", "Taken out of the queue.", time.time()
+            self._take_out(job)
+        save_or_log(job)
+
+    def move(self, job_id: str, by: int, owner: str = "") -> None:
+        """Move a job in line by so many places among its owner's, or its group's. Raises UserError as `edit` does."""
+        with self._changed:
+            moved = self._line.move(self._line.waiting(job_id, owner), by)
+        for job in moved:
+            save_or_log(job)
+
+    def edit(self, job_id: str, request: VideoRequest, owner: str = "") -> None:
+        """Change the settings of a job that waits. Raises UserError for a cell of a sweep, another's job, and one that
+        does not wait any more.
+        """
+        with self._changed:
+            job = self._line.waiting(job_id, owner)
+            if job.axes:
+                raise UserError("The settings of a sweep's clips are what it compares: take it out, and start another.")
+            job.request = request
             self._changed.notify_all()
         save_or_log(job)
+
+    def empty(self, owner: str = "") -> int:
+        """Take all of an owner's jobs out of the line; those that run go on. Returns how many there were."""
+        with self._changed:
+            waiting = [job.id for job in self._line.queued() if job.owner == owner]
+            for job_id in waiting:
+                self._take_out(self._jobs[job_id])
+        for job_id in waiting:
+            save_or_log(self._jobs[job_id])
+        return len(waiting)
 
     def wait(self, job_id: str, timeout: float | None = None) -> Job | None:
         """The job once it has ended, or as it is after `timeout` seconds."""
@@ -308,101 +332,33 @@ class Table:
 
     def close(self) -> None:
         """Stop running jobs at their next check, leave the others queued, end the workers and release the folder."""
-        with self._changed:
-            self._closed = True
-            for job in self._jobs.values():
-                job.stopping = job.stopping or job.state == "running"
-            self._changed.notify_all()
-        for seat in self._seats:
-            if seat.thread:
-                seat.thread.join()
+        self._workers.close()
         self._store.close()
 
-    # Called with the lock held.
+    def _take_out(self, job: Job) -> None:
+        """Take a job out of the line. Called with the lock held."""
+        job.state, job.message, job.ended = "cancelled", "Taken out of the queue.", time.time()
+        self._changed.notify_all()
 
-    def _queued(self) -> list[Job]:
-        """The queued jobs in the order in which they will run: one of each owner and group, then the next of each."""
-        turns = Counter(_taker(job) for job in self._running())
-        queue = []
-        for job in self._jobs.values():  # in order of submission
-            if job.state == "queued":
-                turn, taker = turns[_taker(job)], _taker(job)
-                turns[taker] += 1
-                queue.append((turn, self._last_started.get(taker, 0.0) if taker else 0.0, job))
-        return [job for *_, job in sorted(queue, key=lambda entry: entry[:2])]
+    def _add_all(self, parts: Iterable[_Part]) -> None:
+        """Store jobs, each part's of one picture, and queue them all; none where one cannot be stored.
 
-    def _running(self) -> list[Job]:
-        return [job for job in self._jobs.values() if job.state == "running"]
-
-    def _estimated(self, job: Job) -> Job:
-        """A copy, with `seconds_left` and `fraction` up to date."""
-        if job.state == "running":
-            if job.phase == "load":
-                freeze_objects()  # modules and weights so far; the runner collects garbage when the model is loaded
-            job.seconds_left = self._left(job)
-            job.fraction = estimate.fraction_done(job, job.seconds_left, time.monotonic())
-        elif job.state == "queued":
-            queue = self._queued()
-            waiting = [self._seconds_for(other.request) for other in queue[: queue.index(job) + 1]]
-            running = [self._left(other) for other in self._running()]
-            job.seconds_left = estimate.seconds_queued(running, waiting, self._workers())
-            if none_left := self._none_left():
-                return replace(job, message=none_left, seconds_left=None)
-        return replace(job)
-
-    def _workers(self) -> int:
-        """How many workers there are; 1 where all were taken out, for estimates."""
-        return max(1, sum(not seat.reason for seat in self._seats))
-
-    def _none_left(self) -> str:
-        """What to say where all workers were taken out; else ""."""
-        reasons = dict.fromkeys(seat.reason.rstrip(".") for seat in self._seats)
-        text = ALL_AWAY if any(seat.away for seat in self._seats) else NONE_LEFT
-        return "" if "" in reasons else text.format("; ".join(reasons))
-
-    def _loaded(self) -> list[str | None]:
-        """The versions that are loaded; None where none needs to be."""
-        return [seat.runner.version for seat in self._seats if not seat.reason]
-
-    def _left(self, job: Job) -> float:
-        return estimate.seconds_left(job, self._expected(job.request), time.monotonic())
-
-    def _seconds_for(self, request: VideoRequest) -> float:
-        expected = self._expected(request)
-        if {None, request.version} & set(self._loaded()):
-            expected.pop("load")
-        return sum(expected.values())
-
-    def _expected(self, request: VideoRequest) -> dict[str, float]:
-        runner = self._seats[0].runner  # all are of one kind
-        kind = _kind(request, runner.kind, runner.cores)
-        if kind not in self._estimates:
-            finished = reversed(self._jobs.values())
-            self._estimates[kind] = estimate.expected(finished, request, runner.kind, runner.cores)
-        return dict(self._estimates[kind])
-
-    def _start(self) -> None:
-        for seat in self._seats:
-            seat.start(self._work)
-
-    # Called without the lock.
-
-    def _add_all(self, jobs: Sequence[Job], picture: Image.Image, last: Image.Image | None = None) -> None:
-        """Store jobs of one picture, and one last picture for those that take one, and queue them.
-
-        None of them is queued where one cannot be stored, which raises UserError.
+        Raises UserError for that, and whatever taking a part raises.
         """
+        stored: list[Job] = []
         try:
-            for job in jobs:
-                goal = last if job.request.takes_last else None
-                self._store.add(job, picture if job is jobs[0] else jobs[0].picture, goal)
-        except UserError:
-            for job in jobs:
+            for jobs, picture, last in parts:
+                for job in jobs:
+                    goal = last if job.request.takes_last else None
+                    self._store.add(job, picture if job is jobs[0] else jobs[0].picture, goal)
+                    stored.append(job)
+        except BaseException:
+            for job in stored:
                 shutil.rmtree(job.folder, ignore_errors=True)
             raise
         with self._changed:
-            self._jobs |= {job.id: job for job in jobs}
-            self._start()
+            self._jobs.update({job.id: job for job in stored})
+            self._workers.start()
             self._changed.notify_all()
 
     def _existing(self, job_id: str) -> Job:
@@ -411,88 +367,8 @@ class Table:
             raise UserError("This clip is no longer on the server. Start a new one.")
         return job
 
-    def _work(self, seat: Seat) -> None:
-        while self._makes_clips(seat):
-            with self._changed:
-                self._changed.wait_for(lambda: self._queued() or self._closed)
-                if self._closed:
-                    return
-                job = self._queued()[0]
-                job.start(seat.runner.device)
-                self._last_started[_taker(job)] = job.started
-                seat.busy = True
-            save_or_log(job)
-            try:
-                outcome = run(job, seat.runner, self._write, self._changed)
-            except DeviceFailed as failure:
-                outcome = self._taken_out(seat, job, failure)
-            if not outcome:
-                save_or_log(job)
-                continue
-            ended = replace(
-                job,
-                seconds=time.monotonic() - job.started,
-                ended=time.time(),
-                preview=b"",
-                **{"files": sizes(job)} | outcome,
-            )
-            save_or_log(ended)  # first on disk, so that nobody sees an end that is not stored
-            with self._changed:
-                self._jobs[job.id] = ended
-                self._estimates.clear()
-                seat.busy = False
-                self._changed.notify_all()
-
-    def _makes_clips(self, seat: Seat) -> bool:
-        """Wait while a worker's device is away. False where it is out for good, and where the table is closed."""
-        while not self._closed and (seat.away or not seat.reason):
-            missing = seat.runner.missing()
-            with self._changed:
-                seat.reason, seat.away = missing, bool(missing)
-                if not missing:
-                    return True
-                self._changed.wait_for(lambda: self._closed, timeout=_LOOK_AGAIN)
-        return False
-
-    def _taken_out(self, seat: Seat, job: Job, failure: DeviceFailed) -> dict[str, Any]:
-        """Take out the worker whose device failed, and put its job back in line: once, and unless it was cancelled.
-
-        Returns the outcome of a job that does not go back. Where memory is lacking, the last worker stays: other
-        programs may end. One that is away comes back, and its job goes in line some times: machines come and go.
-        """
-        away = isinstance(failure, DeviceAway)
-        with self._changed:
-            if failure.for_good or self._workers() > 1:
-                seat.reason, seat.away, seat.busy = str(failure), away, False
-                log.error("a worker is taken out: %s", failure)
-            self._estimates.clear()
-            if job.stopping:
-                return {"state": "cancelled", "message": estimate.stopped(job)}
-            job.lost += away
-            if job.lost > MOST_LOST:
-                return {"state": "failed", "message": f"Given up after {job.lost} times: {failure}"}
-            if (job.resumed and not away) or not seat.reason:
-                return {"state": "failed", "message": str(failure)}
-            job.put_back(resumed=job.resumed or not away)
-            self._changed.notify_all()
-            return {}
-
-    def _write(self, job: Job, clip: Clip) -> dict[str, Any]:
-        return self._store.write_clip(job, clip, self.chain(job.parent) if job.parent else [])
-
 
 def next_seed(request: VideoRequest, steps: int = 1) -> VideoRequest:
     """A request with a seed some steps on; after the highest comes the lowest."""
     field = request.fields()["seed"]
     return request.replace(seed=(request.seed + steps) % (int(field.high) + 1))
-
-
-@lru_cache(1 << 14)  # a poll asks it of each job in line
-def _kind(request: VideoRequest, device: str, cores: int) -> tuple[Any, ...]:
-    """What requests have in common that take as long."""
-    return request.version, tuple(typical_seconds(request, device, cores).items())
-
-
-def _taker(job: Job) -> str:
-    """Whose turn a job takes: its group's, so that single clips of the same person go between, or its owner's."""
-    return job.group or job.owner

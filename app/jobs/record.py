@@ -59,6 +59,7 @@ _SAVED: dict[str, Callable[[Any], bool]] = {
     "owner": lambda value: isinstance(value, str),
     "parent": _is_id_or_none,
     "group": _is_id_or_none,
+    "place": _is_date,
     "cell": lambda value: type(value) is int and 0 <= value < 1e6,
     "axes": lambda value: isinstance(value, list) and all(isinstance(axis, str) for axis in value),
     "finish": lambda value: isinstance(value, dict),
@@ -95,9 +96,10 @@ class Job:
     message: str = ""  # what went wrong, for people
     settings: dict[str, Any] = field(default_factory=dict)  # the clip's recipe
     owner: str = ""  # the browser session: owners take turns in the queue
+    place: float = 0.0  # in line, among its owner's or its group's jobs; 0 for that of `created`: it was not moved
     parent: str = ""  # id of the clip that this one extends
-    group: str = ""  # id of the sweep that this clip is part of: groups take turns, too
-    cell: int = 0  # its number among the sweep's cells
+    group: str = ""  # id of the sweep or the batch that this clip is part of: groups take turns, too
+    cell: int = 0  # its number among the clips of its group
     axes: list[str] = field(default_factory=list)  # what the sweep varies, as `sgm.Axis.parse` reads it
     finish: dict[str, Any] = field(default_factory=dict)  # of a draft: the settings that make the finished clip of it
     phases: dict[str, float] = field(default_factory=dict)  # seconds that each ended phase took
@@ -119,6 +121,11 @@ class Job:
     @property
     def active(self) -> bool:
         return self.state in ("queued", "running")
+
+    @property
+    def group_kind(self) -> str:
+        """What its group is: "Sweep", "Drafts" or "Batch", as the pages are named; "" for a single clip."""
+        return "" if not self.group else "Drafts" if self.finish else "Sweep" if self.axes else "Batch"
 
     @property
     def by_api(self) -> bool:

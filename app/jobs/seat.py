@@ -1,4 +1,4 @@
-"""Seat: a worker's place in the table, with its runner, until its device fails."""
+"""Seats: the workers' places in the table, each with its runner, until its device fails."""
 
 from __future__ import annotations
 
@@ -39,7 +39,25 @@ class DeviceState:
     reason: str
 
 
-def seats_for(runners: Make | Sequence[Make]) -> list[Seat]:
-    """A seat for each runner or function that makes clips."""
-    listed = runners if isinstance(runners, Sequence) else [runners]
-    return [Seat(runner if isinstance(runner, Runner) else FunctionRunner(runner)) for runner in listed]
+class Seats(list[Seat]):
+    """The seats of all workers. Whoever calls it holds the table's lock."""
+
+    @classmethod
+    def of(cls, runners: Make | Sequence[Make]) -> Seats:
+        """A seat for each runner or function that makes clips."""
+        listed = runners if isinstance(runners, Sequence) else [runners]
+        return cls(Seat(runner if isinstance(runner, Runner) else FunctionRunner(runner)) for runner in listed)
+
+    def at_work(self) -> int:
+        """How many make clips; 1 where all were taken out, for estimates."""
+        return max(1, sum(not seat.reason for seat in self))
+
+    def none_left(self) -> str:
+        """What to say where all were taken out; else ""."""
+        reasons = dict.fromkeys(seat.reason.rstrip(".") for seat in self)
+        text = ALL_AWAY if any(seat.away for seat in self) else NONE_LEFT
+        return "" if "" in reasons else text.format("; ".join(reasons))
+
+    def loaded(self) -> list[str | None]:
+        """The versions that are loaded; None where none needs to be."""
+        return [seat.runner.version for seat in self if not seat.reason]

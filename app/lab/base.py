@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import streamlit as st
 
 from app import hands, look, models
-from app.create import picture, session, settings
+from app.create import picture, session, settings, templates
 from app.jobs import table
 from app.lab import grid
 from app.summary import summary
-from sgm import UserError, VideoRequest
+from sgm import UserError, VideoRequest, version_status
 
 
 class Base(NamedTuple):
@@ -36,24 +36,56 @@ def choose(group: str) -> Base:
     group: whose grid the page shows.
     """
     session.current_job()  # a new session starts with the defaults there as here
-    request, problem = None, ""
     opened = bool(st.session_state.get("opened"))
     with st.expander("Picture and settings", expanded=not opened, key="base", on_change="rerun"):
         left, right = st.columns(2, gap="large")
         with left:
             chosen = picture.choose_picture(settings.current_version(), *settings.current_size())
         with right:
-            version = settings.choose_version()
-            ready = models.show_status(version)
-            try:
-                request = settings.choose_settings(version)
-            except UserError as error:
-                problem = settings.labelled(str(error))
-                st.error(look.plain(problem))
+            request = _choose_movement()
+        version = settings.current_version()
         settings.choose_research(version, request)
-    pressed = picture.pressed() | settings.pressed(version)
-    hands.lend(hands.place(), grid.said(group), pressed, settings.values(version), settings.unready(), picture.take_out)
-    return Base(request if ready else None, chosen)
+    _lend(group, picture.pressed(), picture.take_out)
+    return Base(_ready(request), chosen)
+
+
+def choose_settings(group: str) -> VideoRequest | None:
+    """Draw the fold of all settings without a picture, for several of them. Returns None where they cannot run."""
+    session.current_job()
+    with st.expander("Settings", expanded=False, key="base", on_change="rerun"):
+        left, right = st.columns(2, gap="large")
+        with right:
+            request = _choose_movement()
+        version = settings.current_version()
+        with left:
+            picture.choose_fit(version)
+        settings.choose_research(version, request)
+    _lend(group, {}, lambda: None)
+    return _ready(request)
+
+
+def _choose_movement() -> VideoRequest | None:
+    """Draw the widgets of model and movement. Returns the request; None where it is wrong, which is said."""
+    version = settings.choose_version()
+    models.show_status(version)
+    settings.choose_preset(version)
+    templates.choose(version)
+    try:
+        return settings.choose_settings(version)
+    except UserError as error:
+        st.error(look.plain(settings.labelled(str(error))))
+        return None
+
+
+def _ready(request: VideoRequest | None) -> VideoRequest | None:
+    """The request, if its model's weights are there."""
+    return request if request and version_status(request.version).state == "ready" else None
+
+
+def _lend(group: str, pressed: Mapping[str, bool], take_out: Callable[[], None]) -> None:
+    version = settings.current_version()
+    pressed = {**pressed, **settings.pressed(version), **templates.pressed(version)}
+    hands.lend(hands.place(), grid.said(group), pressed, settings.values(version), settings.unready(), take_out)
 
 
 def start(

@@ -29,7 +29,7 @@ def show_page() -> None:
     with above, st.container(key="start"):
         _show_start(start)
     grid.show_failure()
-    groups = [group for group in table().groups() if table().group(group)[0].finish]
+    groups = [group for group in table().groups() if table().group(group)[0].group_kind == "Drafts"]
     group = st.session_state.pop("group_started", group)
     if groups:
         group = grid.choose(groups, group)

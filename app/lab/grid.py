@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ import streamlit as st
 
 from app import look, places
 from app.jobs import Job, doing, table
-from app.lab import chosen, player
+from app.lab import chosen, download, player
 from app.lab.scores import is_known, scores_of
 from sgm import Axis, Cell, ClipGrid, Page, UserError, encode_video, grid_pages
 
@@ -32,7 +33,16 @@ def choose(groups: Sequence[str], group: str) -> str:
 
 def _title(group: str) -> str:
     jobs = table().group(group)
-    return f"{jobs[0].name} · {' × '.join(jobs[0].axes)} · {look.when(jobs[0].created)}" if jobs else group
+    return f"{_about(jobs)} · {look.when(jobs[0].created)}" if jobs else group
+
+
+def _about(jobs: Sequence[Job]) -> str:
+    """What a group is made of, in words."""
+    if jobs[0].axes:
+        return f"{jobs[0].name} · {' × '.join(jobs[0].axes)}"
+    names = list(dict.fromkeys(job.name for job in jobs))
+    some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{len(jobs)} clips of {some}"
 
 
 def fail(reason: str) -> None:
@@ -64,7 +74,7 @@ def show(group: str, actions: Sequence[player.Action], does: Mapping[str, Callab
         return
     pages, number = _pages(jobs), 1
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
-        st.markdown(f"**{look.plain(jobs[0].name)}** · {look.plain(' × '.join(jobs[0].axes))}", width="content")
+        st.markdown(look.plain(_about(jobs)), width="content")
         if len(pages) > 1:
             number = st.number_input(f"Page of {len(pages)}", 1, len(pages), key=f"grid_page_{group}", width=140)
     active = any(job.active for job in jobs)
@@ -115,7 +125,9 @@ def _show_page(
 
 
 def _label(job: Job) -> str:
-    """What is varied of a cell, in words."""
+    """What is varied of a cell, in words; of a batch's, its picture and its seed."""
+    if not job.axes:
+        return f"{job.name} · seed {job.request.seed}"
     axes = [Axis.parse(text) for text in job.axes]
     return ", ".join(axis.label(getattr(job.request, axis.name)) for axis in axes if hasattr(job.request, axis.name))
 
@@ -130,19 +142,32 @@ def _compare(job_id: str) -> None:
 def _pages(jobs: Sequence[Job]) -> list[Page]:
     """The pages of a group's grid. Its cells are known by their numbers: some clips may have been deleted."""
     axes = [Axis.parse(text) for text in jobs[0].axes]
-    count = math.prod(len(axis.values) for axis in axes)
-    return grid_pages([Cell(number, {}, jobs[0].request) for number in range(count)], axes)
+    labels = {job.cell: _label(job) for job in jobs} if not axes else {}
+    count = math.prod(len(axis.values) for axis in axes) if axes else jobs[-1].cell + 1
+    cells = [Cell(number, {}, jobs[0].request) for number in range(count)]
+    return grid_pages(cells, axes, [labels.get(number, "") for number in range(count)] if labels else ("",))
 
 
 def _offer(jobs: Sequence[Job], page: Page) -> None:
     """Draw the downloads of a group that is made, and the table of its clips, with scores where they are asked for."""
     made = [job for job in jobs if job.state == "done"]
     rows = [_row(job) for job in made]
-    name = f"{Path(jobs[0].name).stem}-{jobs[0].group}"
+    name = f"{Path(jobs[0].name).stem if jobs[0].axes else 'batch'}-{jobs[0].group}"
     with st.container(horizontal=True):
+        st.download_button(
+            "All as ZIP",
+            lambda: download.archive(jobs, [partial(_sheet, jobs, page) for page in _pages(jobs)]),
+            f"{name}.zip",
+            "application/zip",
+            type="primary",
+            icon=":material/folder_zip:",
+            help="Each clip as MP4, and contact sheets of all.",
+            on_click="ignore",
+            disabled=not made,
+        )
         for title, suffix, mime, write in (
             ("MP4", "mp4", "video/mp4", lambda: _video(_clip_grid(jobs, page))),
-            ("PNG", "png", "image/png", lambda: _png(_clip_grid(jobs, page))),
+            ("PNG", "png", "image/png", lambda: _sheet(jobs, page)),
             ("CSV", "csv", "text/csv", lambda: _csv(rows)),
         ):
             st.download_button(
@@ -182,7 +207,7 @@ def _complete(group: str) -> None:
 def _row(job: Job) -> dict[str, Any]:
     """A clip's row of the table: what varies, seconds, evaluations, and scores that are known."""
     axes = [Axis.parse(text) for text in job.axes]
-    row: dict[str, Any] = {"cell": job.cell + 1}
+    row: dict[str, Any] = {"cell": job.cell + 1} | ({} if axes else {"picture": job.name, "seed": job.request.seed})
     for axis in axes:
         value = getattr(job.request, axis.name, None)
         row[axis.name] = "" if value is None else value if isinstance(value, (int, float)) else axis.text(value)
@@ -203,14 +228,14 @@ def _clip_grid(jobs: Sequence[Job], page: Page) -> ClipGrid:
     """A page's grid as `write_video` takes it; what is not made is an empty place."""
     files = {job.cell: job.frames if job.has(job.frames) else job.clip for job in jobs if job.state == "done"}
     clips = [[files.get(cast(int, cell.picture)) if cell else None for cell in row] for row in page.cells]
-    return ClipGrid(clips, page.columns, page.rows, page.captions, f"{jobs[0].name} · {' × '.join(jobs[0].axes)}")
+    return ClipGrid(clips, page.columns, page.rows, page.captions, _about(jobs))
 
 
 def _video(grid: ClipGrid) -> bytes:
     return encode_video(grid, grid.fps)
 
 
-def _png(grid: ClipGrid) -> bytes:
+def _sheet(jobs: Sequence[Job], page: Page) -> bytes:
     file = io.BytesIO()
-    grid.picture().save(file, "PNG")
+    _clip_grid(jobs, page).picture().save(file, "PNG")
     return file.getvalue()

@@ -40,7 +40,7 @@ def show_page() -> None:
             st.header("What it costs", anchor=False)
             _show_price(start, axes)
     grid.show_failure()
-    groups = [group for group in table().groups() if not table().group(group)[0].finish]
+    groups = [group for group in table().groups() if table().group(group)[0].group_kind == "Sweep"]
     group = st.session_state.pop("group_started", group)
     if groups:
         group = grid.choose(groups, group)

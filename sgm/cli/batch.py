@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from sgm.cli.console import echo_result, echo_stderr, progress_bar, show_step
 from sgm.cli.ends import tell_loop
+from sgm.cli.made import made_at
 from sgm.errors import UserError
-from sgm.paths import check_writable, exists, write_new
+from sgm.paths import check_writable, exists, numbered, write_new
 from sgm.process import reuse_freed_memory
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from sgm import Clip, Smoothing, VideoRequest
 
-    Source = tuple[str, Path | Image.Image]  # the name that the video gets, and the picture
+    Source = tuple[str, Path | Image.Image]  # the name that the video gets, in folders like "hills/lake"; the picture
 
 _LONGEST_NAME = 255  # bytes, of most file systems
 _LONGEST_STEM = 200  # bytes of a picture's name that its video's name keeps
@@ -76,6 +78,41 @@ class Batch:
                     f"The name {target.name} is too long: give one of at most {_LONGEST_NAME - _ROOM} bytes."
                 )
 
+    def left(self, sources: list[Source], weights: str = "") -> list[Source]:
+        """The sources of which no video is there yet; how many are there is said.
+
+        One is there if a video of the name, or of one with -2, -3, ... at its end, is whole and has the recipe of this
+        request with the picture as the model sees it. weights: the name of those that are asked for; "" for any.
+        """
+        from sgm.recipe import made_by
+
+        def is_there(stem: str, source: Path | Image.Image) -> bool:
+            for path in itertools.takewhile(exists, numbered(self._target(stem))):
+                recipe, whole = made_at(path, self.request, self.smoothing, partial(self._shown, source))
+                if whole and (not weights or made_by(recipe or {})["weights"].get("name") == weights):
+                    return True
+            return False
+
+        left = []
+        with progress_bar() as show:
+            for number, source in enumerate(sources):
+                show(f"look {number}/{len(sources)}", number / len(sources))
+                left += [] if is_there(*source) else [source]
+        if there := len(sources) - len(left):
+            echo_stderr(f"{there} of {len(sources)} videos {'is' if there == 1 else 'are'} there already.")
+        return left
+
+    def _shown(self, source: Path | Image.Image) -> dict[str, Image.Image]:
+        """The pictures of a video as the model sees them, by their names in recipes. Raises PictureError."""
+        from sgm import open_picture
+
+        keep = self.request.fit == "object"
+        found = {"picture": open_picture(source, keep_alpha=keep) if isinstance(source, Path) else source}
+        if self.last:
+            found["last"] = self.last
+        prepare = partial(self.request.family.prepare, request=self.request, background_model=self.background_model)
+        return {name: prepare(image).frame() for name, image in found.items()}
+
     def run(self, sources: list[Source], load: Callable[..., Any]) -> Iterator[bool]:
         """Make the videos; yields for each whether it was made. load: gives the engine; its errors end the batch.
 
@@ -114,7 +151,8 @@ class Batch:
         if self.to_file:
             return self.out
         tail = f"-{self.request.version}-{self.request.seed}"
-        return self.out / f"{plain_stem(stem, min(_LONGEST_STEM, _LONGEST_NAME - _ROOM - len(tail)))}{tail}.mp4"
+        folder, name = self.out / PurePath(stem).parent, PurePath(stem).name
+        return folder / f"{plain_stem(name, min(_LONGEST_STEM, _LONGEST_NAME - _ROOM - len(tail)))}{tail}.mp4"
 
     def open(self, source: Path | Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
         """Open a picture and print how it is fitted. For a fit of "object", also remove its background.

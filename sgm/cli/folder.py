@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgm.cli.batch import plain_stem
+from sgm.cli.made import made_at
 from sgm.errors import UserError, printable
-from sgm.paths import exists, is_file, refusals_explained, replacing
+from sgm.paths import exists, is_file, numbered, refusals_explained, replacing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -95,12 +96,16 @@ class SweepFolder:
         A clip counts as made if it is whole and its recipe is the cell's, with the picture as the model sees it. What
         else has its name stays: the clip then gets -2, -3, ...
         """
+        from sgm import prepare_picture
+
         first = self.out / CLIPS / f"{self._stem(cell, reference)}.mp4"
-        for path in itertools.chain([first], (first.with_stem(f"{first.stem}-{n}") for n in itertools.count(2))):
+        for path in numbered(first):
             with refusals_explained(path):
                 if not exists(path) or not path.stat().st_size:
                     return path, None
-            settings, whole = self._recipe(path, cell) if is_file(path) else (None, False)
+            settings, whole = made_at(
+                path, cell.request, lambda: prepare_picture(self._pictures.of(cell), cell.request)
+            )
             if settings is not None:
                 return path, settings if whole else None
         raise AssertionError
@@ -113,22 +118,6 @@ class SweepFolder:
         if len(stem.encode()) <= _LONGEST_NAME:
             return stem
         return f"{plain_stem(stem, _LONGEST_NAME - 9)}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
-
-    def _recipe(self, path: Path, cell: Cell) -> tuple[dict[str, Any] | None, bool]:
-        """The recipe of a clip if it is the cell's, else None, and whether the clip is whole."""
-        from sgm import hash_of, open_video, prepare_picture, request_of
-        from sgm.recipe import made_by
-
-        settings = None
-        try:
-            with open_video(path) as video:
-                found = video.settings or {}
-                if request_of(found) == cell.request:
-                    shown = prepare_picture(self._pictures.of(cell), cell.request)
-                    settings = found if made_by(found).get("picture") == hash_of(shown) else None
-                return settings, settings is not None and sum(1 for _ in video) == cell.request.frames
-        except UserError:
-            return settings, False
 
     def add(self, cell: Cell, path: Path | None, seconds: float | None, error: str) -> None:
         """Give a cell its row in the table. seconds: None for a clip that was made before, whose time is known."""

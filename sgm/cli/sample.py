@@ -125,6 +125,13 @@ def sample(
     slow_motion: Annotated[
         bool | None, typer.Option(help="Play the frames of --smooth (unless given, 2) at the model's frame rate.")
     ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Take the pictures in the folder's folders, too; --out gets the same.")
+    ] = False,
+    skip_existing: Annotated[
+        bool,
+        typer.Option("--skip-existing", help="Make no video that is there already, by its recipe and its picture."),
+    ] = False,
     turntable: Annotated[bool, typer.Option("--turntable", help="Also write the orbit as an endless .webp.")] = False,
     orbit_plot: Annotated[Path | None, path_option("Write a picture of the orbit there, a .png.")] = None,
     low_memory: LowMemory = False,
@@ -183,8 +190,12 @@ def sample(
             raise UserError(f"{request.version} works on one device: leave out --devices, --gpus and --ray.")
         chosen_devices = choose_devices(devices, gpus) if devices is not None else [choose_device(device)]
         kind = dtype or dtype_of_recipe(settings, chosen_devices[0])
+        if isinstance(request, ViewsRequest) and (recursive or skip_existing):
+            raise UserError(f"{request.version} makes one clip's views: leave out --recursive and --skip-existing.")
+        if recursive and not batch:
+            raise UserError("--recursive is for a folder of pictures: name the folder.")
         clip = clip_asked(request, picture, out) if isinstance(request, ViewsRequest) else None
-        sources = [] if clip else _sources(picture, recipe, request)
+        sources = [] if clip else _sources(picture, recipe, request, out if recursive else None)
         goal = last_picture(request, last, recipe)
     if clip and isinstance(request, ViewsRequest):
         load = partial(load_engine, device=device, dtype=kind)
@@ -198,6 +209,10 @@ def sample(
     if orbit_plot is not None:
         check_writable(orbit_plot.parent)
         exists(orbit_plot)
+    if skip_existing:
+        sources = work.left(sources, checkpoint.name if checkpoint else "")
+        if not sources:
+            raise typer.Exit(0)
     video_encoder()
     weights = {"checkpoint": checkpoint, "base": base}
     unfilled = check_weights(request.version, **weights) if ray is None else None  # the nodes have their own
@@ -239,8 +254,19 @@ def _smoothing(
     return smoothing
 
 
-def _sources(picture: Path | None, recipe: Path | None, request: VideoRequest) -> list[Source]:
-    """The pictures, each with the name that its video gets."""
+def _sources(
+    picture: Path | None, recipe: Path | None, request: VideoRequest, recursive_out: Path | None
+) -> list[Source]:
+    """The pictures, each with the name that its video gets.
+
+    recursive_out: where the videos go, if the folders of a folder are looked at, too: but for that one among them.
+    """
+    if picture is not None and recursive_out is not None:
+        out = recursive_out.resolve()
+        found = pictures_of(picture, deep=True)
+        if out != picture.resolve():
+            found = [path for path in found if out not in path.resolve().parents]
+        return [(path.relative_to(picture).with_suffix("").as_posix(), path) for path in found]
     if picture is not None:
         return [(path.stem, path) for path in pictures_of(picture)]
     assert recipe is not None
@@ -300,13 +326,16 @@ def _picture_of_recipe(recipe: Path, request: VideoRequest) -> Image.Image:
     return Image.fromarray(frame)
 
 
-def pictures_of(source: Path) -> list[Path]:
-    """The picture itself, or the pictures of a folder by name; what is left out of it is said."""
+def pictures_of(source: Path, deep: bool = False) -> list[Path]:
+    """The picture itself, or the pictures of a folder by name; what is left out of it is said.
+
+    deep: with the folders inside.
+    """
     if not is_folder(source):
         return [source]
     from sgm import files_of
 
-    return files_of(source, "picture", echo_stderr)
+    return files_of(source, "picture", echo_stderr, deep=deep)
 
 
 def _is_file_name(out: Path, batch: bool) -> bool:

@@ -756,6 +756,47 @@ def test_a_sweep_fills_its_grid(page: Any, site: Server) -> None:
     expect(page.locator(".stException")).to_have_count(0)
 
 
+DROP = """files => {
+    const data = new DataTransfer();
+    for (const [name, content] of files)
+        data.items.add(new File([Uint8Array.from(atob(content), letter => letter.charCodeAt(0))], name));
+    for (const type of ["dragover", "drop"])
+        document.body.dispatchEvent(new DragEvent(type, {dataTransfer: data, bubbles: true, cancelable: true}));
+}"""
+
+
+def drop(page: Any, *files: tuple[str, bytes]) -> None:
+    """Drop files onto the page, not its uploader, once it has one."""
+    page.locator("input[type=file]").first.wait_for(state="attached")
+    page.evaluate(DROP, [(name, base64.b64encode(content).decode()) for name, content in files])
+
+
+def test_several_pictures_that_are_dropped_become_a_batch(page: Any, site: Server) -> None:
+    expect = sync_api.expect
+    page.goto(f"{site.address}?{SMALL}&steps=1")
+    button(page, "Generate").wait_for()
+    page.locator(".voice").wait_for(state="attached")
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("holiday/sea.jpg", encoded(noise((320, 192)), "JPEG"))
+        packed.writestr("holiday/torn.jpg", b"Torn")
+    drop(page, ("hill.png", encoded(noise((160, 96)), "PNG")), ("holiday.zip", archive.getvalue()))
+    expect(page.get_by_text("2 pictures")).to_be_visible()
+    expect(page.get_by_text("torn.jpg is not a picture")).to_be_visible()
+    drop(page, *((f"{number}.png", b"") for number in range(201)))
+    expect(page.get_by_text("These are 201 files, more than the 200 of a batch")).to_be_visible()
+    expect(page.get_by_text("2 clips")).to_be_visible()
+    button(page, "Start").click()
+    page.wait_for_url(re.compile("group="))
+    with page.expect_download(timeout=LATER) as download:
+        button(page, "All as ZIP").click(timeout=LATER)
+    with zipfile.ZipFile(download.value.path()) as made:
+        assert made.namelist() == ["hill-23.mp4", "sea-23.mp4", "contact-sheet.png"]
+        assert len(read_frames(made.read("sea-23.mp4"))[0]) == 5
+        assert Image.open(io.BytesIO(made.read("contact-sheet.png"))).width > 320
+    expect(page.locator(".stException")).to_have_count(0)
+
+
 SERIOUS = ("serious", "critical")
 _SETTLED = """background => document.querySelector('.stApp').dataset.testScriptState === 'notRunning'
     && getComputedStyle(document.querySelector('.stApp')).backgroundColor === background
@@ -777,6 +818,7 @@ def test_all_can_read_it(page: Any, site: Server, past: tuple[Path, str]) -> Non
         (f"compare?clips={','.join(finished(site))}&view=wipe", "What the scores mean"),
         ("sweep?vary=steps=1..3", "3 clips"),
         ("drafts", "Choose a picture first."),
+        ("batch", "Choose pictures first."),
         ("?version=sv3d_p&frames=4&orbit=list&azimuths=90,180,270,360", "Start from an even orbit"),
     ):
         page.emulate_media(color_scheme="light")

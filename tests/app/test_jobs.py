@@ -267,6 +267,61 @@ def test_owners_take_turns(held: tuple[Table, Held], picture: Image.Image) -> No
     assert written == sorted(written)
 
 
+def test_their_owner_moves_edits_and_empties_what_waits(held: tuple[Table, Held], picture: Image.Image) -> None:
+    table, runner = held
+    running = table.submit(REQUEST, picture, owner="me")
+    runner.reach_step()
+    first, second, third = (table.submit(REQUEST.replace(seed=seed), picture, owner="me") for seed in range(3))
+    other = table.submit(REQUEST, picture, owner="you")
+    sweep = table.group(table.submit_group([REQUEST], picture, owner="me", axes=["seed=7"]))[0]
+    table.move(third.id, -2, "me")
+    table.move(first.id, 9, "me")
+    in_line = sorted((first, second, third), key=lambda job: table.jobs_before(job.id))
+    assert in_line == [third, second, first]
+    edited = REQUEST.replace(seed=9, motion_bucket=60)
+    table.edit(second.id, edited, "me")
+    for job, words in ((running, "does not wait any more"), (other, "another visitor's")):
+        with pytest.raises(UserError, match=words):
+            table.move(job.id, 1, "me")
+        with pytest.raises(UserError, match=words):
+            table.edit(job.id, edited, "me")
+    with pytest.raises(UserError, match="what it compares"):
+        table.edit(sweep.id, edited, "me")
+    assert table.empty("you") == 1
+    assert [job.state for job in reversed(table.jobs())] == ["running", *["queued"] * 3, "cancelled", "queued"]
+    threading.Timer(0.1, runner.release).start()  # once the table is told to close
+    table.close()
+
+    again = Table(table.folder, draw)  # the order and the settings outlive the server
+    ended = [finished(again, job) for job in in_line]
+    assert [job.ended for job in ended] == sorted(job.ended for job in ended)
+    assert ended[1].settings == edited.settings()
+    again.close()
+
+
+def test_a_batch_is_one_group_of_several_pictures_all_or_none(held: tuple[Table, Held], picture: Image.Image) -> None:
+    table, runner = held
+    takes = [REQUEST, REQUEST.replace(seed=8)]
+    group = table.submit_batch(((name, picture, takes) for name in ("a.png", "b.png")), "me")
+    jobs = table.group(group)
+    assert [(job.name, job.request.seed) for job in jobs] == [
+        (name, seed) for name in ("a.png", "b.png") for seed in (7, 8)
+    ]
+    assert {job.group_kind for job in jobs} == {"Batch"}
+    assert len({job.picture.stat().st_ino for job in jobs}) == 2  # takes share their picture
+    before = set(table.folder.iterdir())
+
+    def pictures() -> Iterator[tuple[str, Image.Image, list[VideoRequest]]]:
+        yield "a.png", picture, takes
+        raise UserError("b.png is damaged.")
+
+    with pytest.raises(UserError, match="damaged"):
+        table.submit_batch(pictures(), "me")
+    assert set(table.folder.iterdir()) == before
+    runner.release()
+    assert [finished(table, job).state for job in jobs] == ["done"] * 4
+
+
 def test_two_workers_make_two_clips_at_once(tmp_path: Path, picture: Image.Image) -> None:
     runner = Held()
     table = Table(tmp_path, [runner, runner])

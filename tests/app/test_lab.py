@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
@@ -15,7 +17,10 @@ from streamlit.testing.v1 import AppTest
 
 from app import jobs
 from app.jobs import Job, Table
+from app.lab.bundle import Bundle
+from app.lab.download import archive as archive_of
 from app.lab.sweep import command
+from app.upload import LARGEST
 from sgm import Axis, Clip, UserError, VideoRequest
 from tests.app.pages import LIMIT, ok, visited
 
@@ -49,6 +54,16 @@ def show_drafts() -> None:
     from app.lab import drafts
 
     drafts.show_page()
+
+
+def show_batch() -> None:
+    from app.lab import batch
+
+    batch.show_page()
+
+
+def warned(page: AppTest) -> str:
+    return "\n".join(element.value for element in page.warning).replace("\\", "")
 
 
 def opened(show: Any, **address: Any) -> AppTest:
@@ -139,6 +154,91 @@ def test_rows_are_added_changed_and_left_out(table: Table) -> None:
     pressed(page, "Another setting")
     pressed(page, "Leave out Steps")
     assert "**2 clips**" in said(page)
+
+
+def png(value: int, size: tuple[int, int] = (96, 64)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, (value, 90, 200)).save(file, "PNG")
+    return file.getvalue()
+
+
+def zipped(files: dict[str, bytes], packing: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", packing) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def test_a_batch_is_dropped_made_and_downloaded_as_one(table: Table) -> None:
+    page = visited(show_batch)
+    start = next(button for button in page.button if button.label == "Start")
+    assert start.disabled
+    archive = zipped({"in/sea.png": png(2), "in/sea.PNG": png(3), "__MACOSX/in/._sea.png": b"", "../x.png": png(4)})
+    dropped = [("sea.png", png(1), "image/png"), ("a.zip", archive, ""), ("*notes*.txt", b"no picture", "text/plain")]
+    ok(page.file_uploader[0].set_value(dropped).run())
+    assert "**3 pictures**" in said(page)
+    assert "- *notes*.txt is not a picture" in warned(page)
+    assert "../x.png: Its path leads out of the ZIP." in warned(page)
+    ok(page.number_input(key="batch_takes").set_value(2).run())
+    ok(page.number_input(key="seed").set_value(12).run())
+    assert "**6 clips** · about **" in said(page)
+    pressed(page, "Start")
+    (group,) = table.groups()
+    for job in table.group(group):
+        table.wait(job.id, LIMIT)
+    shown = grid(ok(page.run()))
+    assert [tile["label"] for tile in shown["clips"]] == [
+        f"{name} · seed {seed}" for name in ("sea.png", "sea.png", "sea.PNG") for seed in (12, 13)
+    ]
+    assert grid(visited(show_batch, group=group))["clips"] == shown["clips"]  # a link, or a reload
+    jobs = table.group(group)
+    table.delete(jobs[4].id)
+    with zipfile.ZipFile(io.BytesIO(archive_of(table.group(group), [lambda: b"sheet"]))) as made:
+        assert made.namelist() == ["sea-12.mp4", "sea-12-2.mp4", "contact-sheet.png", "not-made.txt"]
+        assert made.read("sea-12.mp4") == table.video(jobs[0])
+        assert (
+            made.read("not-made.txt").decode() == "sea.png, seed 13: Bad luck.\n" * 2 + "sea.PNG, seed 13: Bad luck.\n"
+        )
+    assert not said(visited(show_sweep)).count("sea.png")  # a batch is no sweep
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({"bomb.png": bytes(15 << 20)}, "packed to less than a 500th of its size"),
+        ({"large.bmp": bytes(range(256)) * (LARGEST + 1 << 12)}, "larger than the 20 MB"),
+        ({"inner.zip": zipped({"a.png": png(1)})}, "an archive in an archive"),
+        ({"inner.png": zipped({"a.png": png(1)})}, "inner.png is an archive, not a picture"),
+        ({f"{i}.png": png(i % 256, (2, 2)) for i in range(500)}, "beyond the 200 pictures of a batch"),
+        ({f"{i}": b"" for i in range(2001)}, "more than the 2,000 files"),
+        ({"..\\x.png": png(1)}, "leads out of the ZIP"),
+        ({"notes/": b""}, "holds no picture"),
+    ],
+)
+def test_a_zip_that_is_no_batch_is_told_and_not_unpacked(files: dict[str, bytes], sentence: str) -> None:
+    bundle = Bundle()
+    bundle.add("a.zip", zipped(files))
+    assert any(sentence in reason for _, reason in bundle.left_out), bundle.left_out
+    assert len(bundle.pictures) == (200 if len(files) == 500 else 0)
+
+
+def test_a_damaged_zip_is_told() -> None:
+    whole = zipped({"a.png": png(1), "b.png": png(2)}, zipfile.ZIP_STORED)
+    flipped = whole.replace(b"IDAT", b"IDXX", 1)  # its check sum is wrong
+    end = len(whole) - 22
+    locked = whole[: whole.index(b"PK\1\2") + 8] + b"\1" + whole[whole.index(b"PK\1\2") + 9 :]
+    for content, left, sentence in (
+        (flipped, 1, "cannot be unpacked: it is damaged"),
+        (whole[:-40], 0, "cannot be read as a ZIP"),
+        (locked, 1, "needs a password"),
+        (whole[:end] + b"PK\6\7" + bytes(16) + whole[end:], 0, "more than the 2,000 files"),  # says: billions
+        (whole[: end + 12] + b"\xff" * 4 + whole[end + 16 :], 0, "more than the 2,000 files"),
+    ):
+        bundle = Bundle()
+        bundle.add("a.zip", content)
+        assert len(bundle.pictures) == left
+        assert sentence in bundle.left_out[0][1]
 
 
 def test_the_command_makes_the_same() -> None:

@@ -345,6 +345,37 @@ def test_several_jobs_from_one_page(stage: Stage) -> None:
     assert "ended" not in {button.key for button in page.button}
 
 
+def test_what_waits_is_moved_edited_and_taken_out(stage: Stage) -> None:
+    page, first = started(stage)
+    for bucket in (60, 90):
+        ok(page.slider(key="motion_bucket").set_value(bucket).run())
+        ok(generate(page).click().run())
+    third, second = (job.id for job in jobs.table().jobs() if job.id != first)
+    assert page.button(key=f"earlier_{second}").disabled
+    ok(page.button(key=f"earlier_{third}").click().run())
+    assert [jobs.table().jobs_before(job_id) for job_id in (third, second)] == [1, 2]
+    assert [button.key for button in page.button if (button.key or "").startswith("edit_")] == [
+        f"edit_{third}",
+        f"edit_{second}",
+    ]
+    ok(page.button(key=f"edit_{second}").click().run())
+    assert page.slider(key="motion_bucket").value == 60
+    ok(page.slider(key="motion_bucket").set_value(120).run())
+    ok(next(button for button in page.button if button.label == "Change waiting clip").click().run())
+    changed = jobs.table().get(second)
+    assert changed is not None
+    assert changed.request == VideoRequest(motion_bucket=120)
+    assert len(jobs.table().jobs()) == 3  # no clip more
+    assert generate(page)
+
+    stranger = opened()
+    assert not [button for button in stranger.button if (button.key or "").startswith(("edit_", "take_out_"))]
+    ok(page.button(key=f"edit_{third}").click().run())
+    ok(next(button for button in page.button if button.label == "Take all out").click().run())
+    assert [job.state for job in jobs.table().jobs()] == ["cancelled", "cancelled", "running"]
+    assert generate(page)  # what was being edited waits no more
+
+
 def test_the_picture_of_an_extended_clip_is_that_of_the_first(stage: Stage) -> None:
     first = ended(stage_done(stage))
     page = opened(first.id)
@@ -581,6 +612,42 @@ def test_the_end_is_chosen_by_buttons_and_has_a_place_for_a_picture(stage: Stage
     ok(generate(again).click().run())
     assert ended(job_of(again)).request == VideoRequest()
     assert not [button for button in opened(version="sv3d_u").button if str(button.key).startswith("ending_")]
+
+
+def test_own_settings_are_kept_as_templates(stage: Stage) -> None:
+    page = opened()
+    ok(page.slider(key="motion_bucket").set_value(90).run())
+    ok(page.number_input(key="seed").set_value(5).run())
+    ok(page.text_input(key="template_name").set_value("Calm").run())
+    ok(pressed(page, "Save"))
+    assert "Calm is there already" in said(page)  # a preset
+    ok(page.text_input(key="template_name").set_value("*Mine*").run())
+    assert "cannot be a template's name" in said(pressed(page, "Save"))
+    ok(page.text_input(key="template_name").set_value("Mine").run())
+    ok(pressed(page, "Save"))
+    assert page.button(key="template_Mine").proto.type == "primary"
+    ok(page.slider(key="motion_bucket").set_value(30).run())
+    ok(page.number_input(key="seed").set_value(6).run())
+    other = opened()  # another session has them, too, and "Mine" is not what it shows
+    assert other.button(key="template_Mine").proto.type == "secondary"
+    ok(page.button(key="template_Mine").click().run())
+    assert page.slider(key="motion_bucket").value == 90
+    assert page.number_input(key="seed").value == 6
+    content = b"version: svd_tiny\nmotion_bucket: 200\ncamera: pan_left\n"
+    ok(page.file_uploader(key="template_upload_0").set_value(("Pan.yaml", content, "")).run())
+    ok(page.button(key="template_Pan").click().run())
+    assert (page.slider(key="motion_bucket").value, page.selectbox(key="camera").value) == (200, "pan_left")
+    ok(
+        page.file_uploader(key="template_upload_1")
+        .set_value(("Bad.yaml", b"version: svd_tiny\nelevation: 5", ""))
+        .run()
+    )
+    assert "elevation does not belong to version" in said(page)
+    ok(page.button(key="template_delete_Mine").click().run())
+    assert [button.key for button in page.button if (button.key or "").startswith("template_")] == [
+        "template_Pan",
+        "template_delete_Pan",
+    ]
 
 
 def test_sizes_are_chosen_by_buttons(stage: Stage) -> None:
