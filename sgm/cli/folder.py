@@ -96,7 +96,7 @@ class SweepFolder:
         A clip counts as made if it is whole and its recipe is the cell's, with the picture as the model sees it. What
         else has its name stays: the clip then gets -2, -3, ...
         """
-        from sgm import prepare_picture
+        from sgm import Smoothing, prepare_picture
 
         first = self.out / CLIPS / f"{self._stem(cell, reference)}.mp4"
         for path in numbered(first):
@@ -104,7 +104,10 @@ class SweepFolder:
                 if not exists(path) or not path.stat().st_size:
                     return path, None
             settings, whole = made_at(
-                path, cell.request, lambda: prepare_picture(self._pictures.of(cell), cell.request)
+                path,
+                cell.request,
+                Smoothing(),
+                lambda: {"picture": prepare_picture(self._pictures.of(cell), cell.request)},
             )
             if settings is not None:
                 return path, settings if whole else None
