@@ -70,7 +70,7 @@ def generate(
 
 def _generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image, run: Run) -> Clip:
     family = request.family
-    run.ranks.begin(request.settings(), image, run.plan)
+    run.ranks.begin(request.settings(), image, run.plan, {lora.name: lora.path.absolute() for lora in run.loras})
     generator = torch.Generator().manual_seed(request.seed)
 
     # Prepare the picture.
@@ -105,7 +105,7 @@ def _generate(engine: DiffusionEngine, request: VideoRequest, image: Image.Image
     frames = run.decode(z)
     _check_frames(frames, picture.frame())
     frames = family.finish(frames, picture)
-    return Clip(frames, request.fps, settings_of(request, engine, picture.frame(), frames))
+    return Clip(frames, request.fps, settings_of(request, engine, picture.frame(), frames, run.loras))
 
 
 @enough_memory()
@@ -162,11 +162,11 @@ def _generate_views(
     run.report("decode", 1, 1)
 
     seen = np.stack([np.asarray(frame) for frame in clip])
-    clips = [Clip(seen, request.fps, settings_of(request, engine, seen, seen))]
+    clips = [Clip(seen, request.fps, settings_of(request, engine, seen, seen, run.loras))]
     for view in pictures[:, 1:].unbind(1):
         frames = to_frames(view)
         _check_frames(frames, clip[0])
-        clips.append(Clip(frames, request.fps, settings_of(request, engine, seen, frames)))
+        clips.append(Clip(frames, request.fps, settings_of(request, engine, seen, frames, run.loras)))
     return clips
 
 
