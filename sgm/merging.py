@@ -94,7 +94,9 @@ class Merger:
         if not value.isfinite().all():
             kind = str(value.dtype).removeprefix("torch.")
             names = ", ".join(f"{lora.name} ({lora.strength:g})" for lora in self._loras)
-            raise UserError(f"With the LoRAs {names}, {printable(name)} exceeds what {kind} can hold: lower a strength.")
+            raise UserError(
+                f"With the LoRAs {names}, {printable(name)} exceeds what {kind} can hold: lower a strength."
+            )
         return value
 
 

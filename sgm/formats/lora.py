@@ -206,7 +206,9 @@ def _other_network(lora: LoraFile, model: str) -> str:
                 return f"a LoRA of {title}"
     if any(map(_TEXT.search, names)):
         return "a LoRA of a model that is told what to draw by text"
-    known = {shape[1] for name, shape in lora.shapes.items() if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))}
+    known = {
+        shape[1] for name, shape in lora.shapes.items() if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
+    }
     for layer, parts in factors(lora.file.layout).items():
         shape = lora.file.layout[parts["down"]][1] if "down" in parts else ()
         if re.search(r"attn2_to_[kv]$", _flat(layer)) and len(shape) > 1 and shape[1] not in known:

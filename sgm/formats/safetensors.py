@@ -54,9 +54,7 @@ class SafetensorsFile(TensorFile):
         return self._values(self._offsets[name], math.prod(shape), dtype).view(shape)
 
 
-def _header(
-    path: Path, file: FileIO
-) -> tuple[dict[str, tuple[torch.dtype, Shape]], dict[str, int], dict[str, str]]:
+def _header(path: Path, file: FileIO) -> tuple[dict[str, tuple[torch.dtype, Shape]], dict[str, int], dict[str, str]]:
     """Layout of a file, offsets of its tensors in bytes, metadata; all numbers are checked against the file."""
     size = os.fstat(file.fileno()).st_size
     file.seek(0)

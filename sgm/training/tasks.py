@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -16,6 +17,7 @@ from sgm.conditioning.camera import identity_rays
 from sgm.conditioning.conditioner import GeneralConditioner
 from sgm.config import instantiate_from_config
 from sgm.engine import DiffusionEngine
+from sgm.errors import UserError
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.training.data import ClipBatch, FolderClips, PictureClips, join
 from sgm.training.perceptual import PerceptualDistance
@@ -116,7 +118,24 @@ class Task(lightning.LightningModule):
             self.ema, [p.detach() for p in self.trained()], 1 - decay
         )
 
+    def checked(self, loss: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """The loss. Raises UserError, which ends the training, where it is no number. sigma: of the step's clips."""
+        if loss.isfinite():
+            return loss
+        at = "" if sigma is None else f", at sigma {', '.join(f'{value:.3g}' for value in sigma.tolist())}"
+        raise self._diverged(f"The loss of step {self.global_step + 1} is {float(loss.detach())}{at}")
+
+    def _diverged(self, what: str) -> UserError:
+        last = Path(self.trainer.default_root_dir, "last.ckpt")
+        kept = f"{last} is from before, and stays" if last.exists() else "There is no checkpoint yet"
+        return UserError(
+            f"{what}: the training has diverged. {kept}. Lower train.lr, or set train.precision=32-true, and look at "
+            "the clips."
+        )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in self.trained()):
+            raise self._diverged(f"After step {self.global_step} a weight is no number")
         checkpoint["ema"] = self.ema
         trained = {id(p) for p in self.trained()}
         names = {name for name, p in self.named_parameters() if id(p) in trained}
@@ -124,6 +143,14 @@ class Task(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.ema = checkpoint["ema"]
+
+    def result(self, out: Path, model: Path) -> Path:
+        """Where in the folder `out` the result goes. model: the YAML."""
+        return out / f"{model.stem}.safetensors"
+
+    def save(self, path: Path, config: Mapping[str, Any]) -> None:
+        """Write the result. config: the whole training config."""
+        save_engine(self.engine, str(path))
 
     def finish(self) -> None:
         """Replace the weights by their moving averages, if there are any."""
@@ -186,7 +213,7 @@ class AutoencoderTask(Task):
             self.log("flicker", flickering, prog_bar=True)
         self.log_dict({"loss": loss, "pixel": pixel, "kl": kl}, prog_bar=True)
         self.log("psnr", -10 * ((out.detach() - target).square().mean() / mask.mean() / 4).log10(), prog_bar=True)
-        return loss
+        return self.checked(loss)
 
     def moved(self, z: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
         """For a share of the clips, warp the first frame's latents along the rays of each frame.
@@ -360,7 +387,7 @@ class VideoTask(Task):
         cond = self.conditioner(clips, embedded={"cond_frames": latent})
         n = z.shape[0] * frames
         cond = {key: value.repeat_interleave(n // len(value), dim=0) for key, value in cond.items()}
-        loss = self.loss(
+        sigma, losses = self.loss.of_clips(
             self.engine.model,
             self.engine.denoiser,
             cond,
@@ -368,8 +395,8 @@ class VideoTask(Task):
             num_video_frames=frames,
             known=known.flatten(0, 1),
         )
-        self.log("loss", loss, prog_bar=True)
-        return loss
+        self.log("loss", losses.mean(), prog_bar=True)
+        return self.checked(losses.mean(), sigma)
 
 
 TASKS: dict[str, type[Task]] = {"autoencoder": AutoencoderTask, "video": VideoTask}
