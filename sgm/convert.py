@@ -52,8 +52,9 @@ def convert_weights(
     dtype: "fp16", "bf16" or "fp32" (default: as stored). version: the weights' model version (default: recognised by
     the network's inputs and the type of decoder). base: the weights that supply the parts that `source` lacks. config:
     the YAML of a model that is no known version. ema: take the moving averages of the network's weights, which some
-    training programs store, in place of the weights. loras: those to merge into the weights, found. on_progress(share) is called with the share that is written,
-    0 to 1. What is written is opened again and checked before it gets its name, which is never another's.
+    training programs store, in place of the weights. loras: those to merge into the weights, see `loras_of`.
+    on_progress(share) is called with the share that is written, 0 to 1. What is written is opened again and checked
+    before it gets its name, which is never another's.
     Raises UserError where the target exists or an option is unknown, WeightsError for unusable sources, ConfigError
     for a YAML that describes no model.
     """

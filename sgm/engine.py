@@ -173,11 +173,11 @@ def load_engine(
 
     checkpoint: the weights, a file or a diffusers folder (default: the version's own, see `sgm.versions`); parts that
     they lack come from `base` (default: the version's). loras: files of LoRAs that requests name and that are not in
-    the folders `loras`. on_progress(share) is called with the share of the weights that is loaded, 0 to 1. device: "cuda", "mps", "cpu" ... (default: the fastest available). dtype: "float32",
-    "float16", "bfloat16" (default: see `default_dtype`). gpus: how many compute each clip together, a process each: the
-    device and those after it (on the processor, so many processes). Where they cannot, the device does so alone, and
-    jobs' progress says why. unfilled: what `check_weights` returned for this version, so that it is not built again: it
-    is filled, and becomes the engine.
+    the folders `loras`. on_progress(share) is called with the share of the weights that is loaded, 0 to 1. device:
+    "cuda", "mps", "cpu" ... (default: the fastest available). dtype: "float32", "float16", "bfloat16" (default: see
+    `default_dtype`). gpus: how many compute each clip together, a process each: the device and those after it (on the
+    processor, so many processes). Where they cannot, the device does so alone, and jobs' progress says why. unfilled:
+    what `check_weights` returned for this version, so that it is not built again: it is filled, and becomes the engine.
     Raises UserError for an unknown name, for a base beside a whole model and where memory runs out, WeightsError for
     weights that are missing or do not fit, ValueError for an engine that is filled already.
     """
@@ -216,7 +216,8 @@ def check_weights(
 ) -> DiffusionEngine:
     """Raise what `load_engine` would raise for these weights, reading headers only: in a fraction of a second.
 
-    lora: a request's LoRAs, which are looked at, too. Returns the engine that they fit, still without values: `load_engine` takes it as `unfilled`.
+    lora: a request's LoRAs, which are looked at, too. Returns the engine that the weights fit, still without values:
+    `load_engine` takes it as `unfilled`.
     """
     path, base_path = _paths(version, checkpoint, base)
     engine = build_engine(ALL_VERSIONS[version].config_path)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgm import versions
 from sgm.errors import UserError, printable, shown
 from sgm.fields import Field
 from sgm.formats.files import open_tensors
 from sgm.formats.lora import LoraFile, Shapes, base_of, factors, open_lora
 from sgm.paths import contents, exists, is_file, is_folder, user_path
-from sgm.versions import checkpoint_folders
 from sgm.weights import WeightsError, quick_hash
 
 _BETWEEN = " + "
@@ -96,7 +96,7 @@ def _parted(text: str) -> tuple[str, float]:
 
 def lora_folders() -> list[Path]:
     """The folders in which LoRAs are looked for, in order: `loras` beside each folder of weights."""
-    return list(dict.fromkeys(folder.parent / "loras" for folder in checkpoint_folders()))
+    return list(dict.fromkeys(folder.parent / "loras" for folder in versions.checkpoint_folders()))
 
 
 def find_lora(name: str, files: Mapping[str, Path] | None = None) -> Path:
@@ -151,7 +151,7 @@ def open_loras(loras: list[Lora], shapes: Shapes, model: str) -> list[LoraFile]:
 
 @dataclass(frozen=True)
 class LoraAbout:
-    """What a LoRA's file says of itself: title; note, on what and how it was trained; problem: why it cannot be read."""
+    """What a LoRA's file says of itself. note: how it was trained. problem: why it cannot be read, or ""."""
 
     title: str
     note: str = ""

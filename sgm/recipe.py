@@ -45,8 +45,8 @@ def settings_of(
     """The recipe of a clip: the values of all fields and, under "sgm", everything else that decides the frames.
 
     Under "sgm": versions of the program and of torch, type of device, dtype, number of threads on a processor, name
-    and hash of the weights, of their base and of LoRAs (see `sgm.weights.quick_hash`), the hash of `picture`, as the model saw
-    it, and that of the frames which came of it all, for an MP4 holds them with a loss.
+    and hash of the weights, of their base and of LoRAs (see `sgm.weights.quick_hash`), the hash of `picture`, as the
+    model saw it, and that of the frames which came of it all, for an MP4 holds them with a loss.
     """
     provenance = {
         "format": FORMAT,

@@ -37,8 +37,8 @@ from tests.test_parity import error
 pytest.importorskip("lightning", reason="training needs lightning: python -m pip install -e '.[train]'")
 
 from sgm.training import run
-from sgm.training.data import FolderClips, PictureClips
 from sgm.training.checkpoints import WholeCheckpoints
+from sgm.training.data import FolderClips, PictureClips
 from sgm.training.lora import LoraTask
 from sgm.training.schema import read_training_config
 from sgm.training.tasks import flicker, save_engine

@@ -94,7 +94,7 @@ def _fields() -> dict[str, Field]:
 
 
 def _with_lora(before: str, argument: str, files: dict[str, Path]) -> str:
-    """The field's text with one more --lora, whose file is noted. Raises UserError for another file of the same name."""
+    """The field's text with one more --lora, whose file is noted. Raises UserError for two files of one name."""
     from sgm.loras import lora_argument
 
     for text, path in map(lora_argument, argument.split(" + ")):
