@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -33,6 +32,7 @@ from sgm.fast.unet import FastUNet
 from sgm.formats.diffusers import UNET, unet_counterparts
 from sgm.loras import Lora, about_lora, loras_of
 from sgm.merging import added_bytes, merged
+from sgm.unet.video_unet import VideoUNet
 from tests.small_model import made_up, state_of, write_config
 from tests.test_parity import error
 
@@ -88,6 +88,8 @@ def evaluated(network: FastUNet, fast: bool = True) -> Tensor:
 
 def inputs(network: FastUNet) -> tuple[Tensor, Tensor, Tensor]:
     unet, generator = network.model.diffusion_model, torch.Generator().manual_seed(1)
+    assert isinstance(unet, VideoUNet)
+    assert unet.context_dim
     x = torch.randn(2, FRAMES, unet.in_channels, 16, 24, generator=generator)
     context = torch.randn(2, 1, unet.context_dim, generator=generator)
     return x, context, torch.tensor([[6.0, 127.0, 0.02], [23.0, 20.0, 0.3]])
@@ -247,7 +249,7 @@ TINY_LAYER = "middle_block.1.time_stack.0.attn1.to_v"
 def test_a_clip_with_loras_has_them_in_its_recipe_and_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def sgm(*words: object) -> Result:
+    def sgm(*words: object):
         return CliRunner().invoke(cli, [str(word) for word in words], catch_exceptions=False)
 
     monkeypatch.chdir(tmp_path)

@@ -12,35 +12,40 @@ from app.look import plain
 from sgm import LoraAbout, Version, about_lora, chosen_loras, installed_loras, lora_text
 
 
+def any_loras(version: Version) -> bool:
+    """Whether there are LoRAs, or some are chosen."""
+    return bool(st.session_state[key_of(base_fields(version.name)["lora"], version)] or installed_loras())
+
+
 def choose_loras(version: Version) -> None:
-    """Draw the widgets, where there are LoRAs or some are chosen. Their state is the field's text."""
+    """Draw the widgets. Their state is the field's text."""
     field = base_fields(version.name)["lora"]
     key, there = key_of(field, version), installed_loras()
     chosen = dict(chosen_loras(st.session_state[key]))
-    if not there and not chosen:
-        return
     about = {name: _about(path) for name, path in there.items()}
     titles = {name: _title(name, about.get(name)) for name in sorted({*there, *chosen}, key=str.casefold)}
     with st.container(key="loras"):
-        st.session_state["lora_names"] = list(chosen)
+        st.session_state["lora:names"] = list(chosen)
         st.multiselect(
             field.label,
             list(titles),
-            key="lora_names",
+            key="lora:names",
             format_func=titles.__getitem__,
             help="Small files that change the model. They lie in the folder loras beside the weights' folder.",
             on_change=_note,
             args=(key,),
+            placeholder="Choose some" if titles else "None in the folder loras",
+            disabled=not titles,
         )
         usual = (field.low, field.high) if st.session_state.get("whole_ranges") else field.usual or (0, 1)
         for name, strength in chosen.items():
-            st.session_state[f"lora:{name}"] = strength
+            st.session_state[f"lora:strength:{name}"] = strength
             st.slider(
                 f"Strength of {plain(titles[name])}",
                 float(min(usual[0], strength)),
                 float(max(usual[1], strength)),
                 step=field.step,
-                key=f"lora:{name}",
+                key=f"lora:strength:{name}",
                 on_change=_note,
                 args=(key,),
             )
@@ -52,8 +57,8 @@ def choose_loras(version: Version) -> None:
 
 def _note(key: str) -> None:
     """Write the widgets' values into the field's text."""
-    names = st.session_state["lora_names"]
-    put(key, lora_text({name: round(float(st.session_state.get(f"lora:{name}", 1.0)), 9) for name in names}))
+    names = st.session_state["lora:names"]
+    put(key, lora_text({name: round(float(st.session_state.get(f"lora:strength:{name}", 1.0)), 9) for name in names}))
 
 
 def _title(name: str, about: LoraAbout | None) -> str:

@@ -27,7 +27,7 @@ from app.create.fields import (
     value_of,
     with_options,
 )
-from app.create.loras import choose_loras
+from app.create.loras import any_loras, choose_loras
 from app.create.orbit import choose_orbit, show_orbit, without_effect
 from app.presets import CALM, LIVELY
 from sgm import VERSIONS, Field, UserError, Version, VideoRequest, all_fields, best_version, version_status
@@ -99,7 +99,8 @@ def choose_settings(version: Version) -> VideoRequest:
         draw(fields["seed"], version, disabled=bool(st.session_state.get("new_seed")))
     right.toggle("New seed each time", new_seed(), key="new_seed", persist_state=KEPT)
     _choose_size(version)
-    choose_loras(version)
+    if any_loras(version):
+        choose_loras(version)
     request = _request(version)
     if request.family.orbits:
         with orbit:
@@ -122,6 +123,8 @@ def choose_research(version: Version, request: VideoRequest | None) -> None:
         with left:
             others = (*_FIRST, *_WITH_PICTURE, "lora")
             _draw_all((field for name, field in base_fields(version.name).items() if name not in others), version)
+            if not any_loras(version):
+                choose_loras(version)
             _choose_ranges(version)
         if research.open and request:
             with right, st.container(key="charts_place"):

@@ -62,14 +62,15 @@ def attach(network: nn.Module, targets: tuple[str, ...], rank: int, alpha: float
     layers = {
         name: layer
         for name, layer in network.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d | TemporalConv) and any(TARGETS[t](name, layer) for t in targets)
+        if isinstance(layer, nn.Linear | nn.Conv2d | TemporalConv)
+        and any(choose(name, layer) for target, choose in TARGETS.items() if target in targets)
     }
     if not layers:
         raise UserError(f"This network has no layers of the targets {', '.join(targets)}: choose others.")
     adapters = {name: Adapter(layer, rank, alpha, dropout) for name, layer in layers.items()}
     for name, layer in layers.items():
-        layer.add_module("lora", adapters[name])
-        layer.register_forward_hook(lambda layer, inputs, output: output + layer.lora(inputs[0]))
+        layer.add_module("lora", adapter := adapters[name])
+        layer.register_forward_hook(lambda _, inputs, output, adapter=adapter: output + adapter(inputs[0]))
     return adapters
 
 

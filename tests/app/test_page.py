@@ -565,16 +565,16 @@ def test_loras_are_chosen_with_their_strength(stage: Stage, tmp_path: Path) -> N
     save_file({layer: torch.zeros(2, 8)}, folder / "pan.safetensors", said)
     (folder / "cut.safetensors").write_bytes(b"no tensors")
     page = opened()
-    names = page.multiselect(key="lora_names")
+    names = page.multiselect(key="lora:names")
     assert names.options == ["cut", "Slow pans (pan)"]
     ok(names.select("pan").run())
     assert any("Trained on svd" in caption.value and "200 steps" in caption.value for caption in page.caption)
-    ok(page.slider(key="lora:pan").set_value(0.6).run())
+    ok(page.slider(key="lora:strength:pan").set_value(0.6).run())
     assert address(page)["lora"] == "pan:0.6"
     linked = opened(version="svd_tiny", lora="pan:-2.5 + lost:1")
-    assert linked.slider(key="lora:pan").value == -2.5
+    assert linked.slider(key="lora:strength:pan").value == -2.5
     assert any("lost is not among this computer's LoRAs" in warning.value for warning in linked.warning)
-    ok(linked.multiselect(key="lora_names").unselect("lost").select("cut").run())
+    ok(linked.multiselect(key="lora:names").unselect("lost").select("cut").run())
     assert address(linked)["lora"] == "pan:-2.5 + cut:1"
     assert any("cut.safetensors" in caption.value.replace("\\", "") for caption in linked.caption)
 
