@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -357,6 +360,33 @@ def test_a_loss_that_is_no_number_ends_the_training_and_the_last_checkpoint_stay
     ):
         run(TRAINING / "svd_lora.yaml", [*resume, "train.lr=10", "alpha=1e6"])
     assert (tmp_path / "rolling" / "last.ckpt").read_bytes() == kept
+
+
+def test_a_signal_saves_and_the_course_is_logged(
+    lora: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, how = lora
+    out, step = tmp_path / "rolling", LoraTask.training_step
+    shutil.copytree(path.parent, out)
+
+    calls = count(1)
+
+    def signalled(task: LoraTask, batch: object, batch_idx: int) -> torch.Tensor:
+        loss = step(task, batch, batch_idx)
+        if next(calls) == 40:
+            signal.raise_signal(signal.SIGTERM)
+        return loss
+
+    monkeypatch.setattr(LoraTask, "training_step", signalled)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(UserError, match=r"ended at step 36 \(SIGTERM\); the same command goes on from .*last.ckpt"):
+        run(TRAINING / "svd_lora.yaml", [*how, f"out={out}", "train.steps=999", "train.accumulate=2"])
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert steps_done(out) == 36  # 16, and 40 batches of which two make a step
+    with (out / "log" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["lr"]]
+    assert float(rows[-1]["clips_per_second"]) > 0
+    assert any(float(row[name]) > 0 for row in rows for name in row if name.startswith("loss_to_sigma_") and row[name])
 
 
 def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     from lightning.pytorch.loggers import CSVLogger
 
     from sgm.config import config_errors, instantiate_from_config, load_config
-    from sgm.training.checkpoints import WholeCheckpoints
+    from sgm.training.checkpoints import Signals, WholeCheckpoints
     from sgm.training.lora import LoraTask
     from sgm.training.tasks import TASKS
     from sgm.weights import load_weights
@@ -64,6 +64,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
         max_steps=train["steps"] or -1,
         max_epochs=-1,
         gradient_clip_val=1.0,
+        accumulate_grad_batches=train["accumulate"],
         log_every_n_steps=20,
         default_root_dir=out,
         logger=CSVLogger(out, name="", version="log"),
@@ -72,17 +73,21 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
                 out, save_last="link", save_top_k=0, every_n_train_steps=None, train_time_interval=timedelta(minutes=3)
             ),
             TQDMProgressBar(refresh_rate=int(every)),
+            signals := Signals(last),
         ],
         enable_model_summary=False,
         use_distributed_sampler=False,
         plugins=[WholeCheckpoints()],
     )
     try:
+        signals.listen()
         trainer.fit(task, ckpt_path=resumed, weights_only=True)
     except SystemExit:
         if trainer.interrupted:  # Lightning ends the process itself
             raise KeyboardInterrupt from None
         raise
+    finally:
+        signals.leave()
     trainer.save_checkpoint(last, weights_only=False)
     path = task.result(out, model)
     if trainer.is_global_zero:

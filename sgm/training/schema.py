@@ -112,6 +112,7 @@ _SETTINGS: dict[str, _Setting] = {
     "train.seed": _whole(0, 2**63 - 1, 0),
     "train.devices": _whole(1, 1024, None),
     "train.batch": _whole(1, 65536),
+    "train.accumulate": _whole(1, 65536, 1),
     "train.lr": _number(1e-12, 10),
     "train.weight_decay": _number(0, 10, 0.01),
     "train.warmup": _whole(1, 10**9, 1),

@@ -24,6 +24,9 @@ from sgm.training.perceptual import PerceptualDistance
 from sgm.unet.unet import Block
 from sgm.weights import to_channels_last
 
+_LOG_EVERY = 20  # batches
+_BANDS = (0.1, 1.0, 10.0)  # of sigma: where one ends and the next begins
+
 
 class Task(lightning.LightningModule):
     """Base of tasks: data, optimizer, learning rate, exponential moving average (EMA) of the trained parameters.
@@ -41,7 +44,8 @@ class Task(lightning.LightningModule):
         self.pictures: PictureClips | None = None
         self.clips: FolderClips | None = None
         self.ema: list[Tensor] = []
-        self.started = self.elapsed = 0.0
+        self.started = self.elapsed = self.logged = 0.0
+        self.bands = torch.zeros(2, len(_BANDS) + 1, dtype=torch.float64)  # of sigma: sum and number of losses
 
     def trained(self) -> Iterable[nn.Parameter]:
         """The parameters that this task trains."""
@@ -83,7 +87,7 @@ class Task(lightning.LightningModule):
         return torch.utils.data.DataLoader(range(10**9), batch_size=None, num_workers=0)  # pyright: ignore[reportArgumentType]
 
     def on_train_start(self) -> None:
-        self.started = time.monotonic()
+        self.started = self.logged = time.monotonic()
         if not self.ema and self.train_config["ema"]:
             self.ema = [p.detach().clone() for p in self.trained()]
         self.ema = [value.to(self.device) for value in self.ema]
@@ -111,12 +115,39 @@ class Task(lightning.LightningModule):
             self.trainer.should_stop = True
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not self.ema:
+        if (batch_idx + 1) % _LOG_EVERY == 0:
+            self._log_course()
+        if not self.ema or (batch_idx + 1) % self.train_config["accumulate"]:
             return
         decay = min(self.train_config["ema"], (1 + self.global_step) / (10 + self.global_step))
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             self.ema, [p.detach() for p in self.trained()], 1 - decay
         )
+
+    def note_losses(self, sigma: Tensor, losses: Tensor) -> None:
+        """Add losses, (b,), to the means by bands of sigma that the log has."""
+        self.bands = self.bands.to(self.device)
+        band = torch.bucketize(sigma.contiguous(), torch.tensor(_BANDS, device=self.device))
+        self.bands.index_add_(1, band, torch.stack([losses.detach().double(), torch.ones_like(losses).double()]))
+
+    def _log_course(self) -> None:
+        """Log learning rate, clips a second on all devices, memory, and the losses since the last time by sigma."""
+        now = time.monotonic()
+        clips = _LOG_EVERY * self.train_config["batch"] * self.trainer.world_size
+        course = {
+            "lr": self.optimizers().param_groups[0]["lr"],  # pyright: ignore[reportAttributeAccessIssue]
+            "clips_per_second": clips / max(now - self.logged, 1e-9),
+        }
+        if self.device.type == "cuda":
+            course["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        ends = [*map(str, _BANDS), "inf"]
+        for end, (total, count) in zip(ends, self.bands.T.tolist(), strict=True):
+            if count:
+                course[f"loss_to_sigma_{end}"] = total / count
+        self.bands.zero_()
+        self.logged = now
+        if self.logger is not None:
+            self.logger.log_metrics(course, step=self.global_step)
 
     def checked(self, loss: Tensor, sigma: Tensor | None = None) -> Tensor:
         """The loss. Raises UserError, which ends the training, where it is no number. sigma: of the step's clips."""
@@ -395,6 +426,7 @@ class VideoTask(Task):
             num_video_frames=frames,
             known=known.flatten(0, 1),
         )
+        self.note_losses(sigma, losses)
         self.log("loss", losses.mean(), prog_bar=True)
         return self.checked(losses.mean(), sigma)
 
