@@ -66,6 +66,8 @@ def values(field: Field) -> str:
     """What is accepted: the names, or the range and, where sliders show less of it, their part."""
     if field.choices:
         return ", ".join(f"`{name}`" for name in field.choices())
+    if field.kind is str:
+        return f"`NAME:STRENGTH`, several with ` + ` between; a strength: {field.low:g} to {field.high:g}"
     text = f"{number(field, field.low)} to {number(field, field.high)}"
     if field.kind is tuple:
         text = f"a list of numbers, {text}"

@@ -35,6 +35,12 @@ from .installed import version_status as version_status
 from .learned import fvd as fvd
 from .learned import fvd_missing as fvd_missing
 from .learned import lpips_missing as lpips_missing
+from .loras import LoraAbout as LoraAbout
+from .loras import about_lora as about_lora
+from .loras import chosen_loras as chosen_loras
+from .loras import installed_loras as installed_loras
+from .loras import lora_text as lora_text
+from .loras import loras_of as loras_of
 from .media.clip import frames_cut_off as frames_cut_off
 from .media.clip import open_clip as open_clip
 from .media.export import EXPORTS as EXPORTS

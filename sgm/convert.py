@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from sgm.formats.diffusers import folder_counterparts, is_temporal
 from sgm.formats.files import Layout, write_tensors
 from sgm.formats.folder import LEFTOVERS
 from sgm.installed import recognise
+from sgm.loras import Lora
 from sgm.matching import Shapes
+from sgm.merging import Merger
 from sgm.paths import check_writable, exists, replacing, user_path, writes_explained
 from sgm.versions import ALL_VERSIONS
 from sgm.weights import WeightsError, open_weights, shapes_of
@@ -42,6 +44,7 @@ def convert_weights(
     base: str | Path | None = None,
     config: str | Path | None = None,
     ema: bool = False,
+    loras: Sequence[Lora] = (),
     on_progress: Callable[[float], None] | None = None,
 ) -> Path:
     """Write weights of any supported format as an official checkpoint file ("sgm") or as a diffusers folder.
@@ -49,8 +52,9 @@ def convert_weights(
     dtype: "fp16", "bf16" or "fp32" (default: as stored). version: the weights' model version (default: recognised by
     the network's inputs and the type of decoder). base: the weights that supply the parts that `source` lacks. config:
     the YAML of a model that is no known version. ema: take the moving averages of the network's weights, which some
-    training programs store, in place of the weights. on_progress(share) is called with the share that is written,
-    0 to 1. What is written is opened again and checked before it gets its name, which is never another's.
+    training programs store, in place of the weights. loras: those to merge into the weights, see `loras_of`.
+    on_progress(share) is called with the share that is written, 0 to 1. What is written is opened again and checked
+    before it gets its name, which is never another's.
     Raises UserError where the target exists or an option is unknown, WeightsError for unusable sources, ConfigError
     for a YAML that describes no model.
     """
@@ -72,12 +76,15 @@ def convert_weights(
     path = model.config_path if model else user_path(str(config))
     expected = shapes_of(build_engine(path))
     params = load_config(path)["model"]["params"]
+    name = model.name if model else str(config)
     if to == "diffusers":
-        _check_inputs(params, model.name if model else str(config))
-    with open_weights(source, expected, base, ema=ema) as weights:
+        _check_inputs(params, name)
+    with open_weights(source, expected, base, ema=ema) as weights, Merger(loras, expected, name) as merger:
         if base is not None and weights.base is None:
             raise UserError(f"{source} is a whole model, which takes nothing from a base: leave out the base {base}.")
         weights.tell_notes()
+        for note in merger.notes:
+            logger.warning("%s", note)
         kind = DTYPES[dtype] if dtype else None
         layout = {name: (kind or tensor.dtype, tensor.shape) for name, tensor in weights.tensors.items()}
         with config_errors(path):
@@ -93,7 +100,9 @@ def convert_weights(
                 on_progress(done / total)
 
         def read(name: str) -> Tensor:
-            return weights.cast(name, kind, _CPU)
+            if name not in merger.names:
+                return weights.cast(name, kind, _CPU)
+            return merger.apply(name, weights.cast(name, torch.float32, _CPU), layout[name][0])
 
         with writes_explained(target):
             target.parent.mkdir(parents=True, exist_ok=True)

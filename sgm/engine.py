@@ -24,6 +24,7 @@ from sgm.fast.decoder import MAX_VALUES, decode, frame_values
 from sgm.fast.ops import channels_last
 from sgm.fast.shard import Ranks, Shard
 from sgm.fast.unet import FastUNet
+from sgm.loras import loras_of, open_loras
 from sgm.paths import user_path
 from sgm.ranks import start_ranks
 from sgm.unet.wrapper import OpenAIWrapper
@@ -68,6 +69,7 @@ class DiffusionEngine(nn.Module):
         self._network: FastUNet | None = None
         self.device = torch.device("cpu")  # the device that computes; weights may be offloaded, see `move_weights`
         self.ranks = Ranks()  # the processes that compute with this one
+        self.loras: Mapping[str, Path] = {}  # where LoRAs lie that are not looked for in their folders, by name
         self._weights_lock = threading.Lock()
 
     def freeze(self) -> DiffusionEngine:
@@ -160,6 +162,7 @@ def load_engine(
     *,
     checkpoint: str | Path | None = None,
     base: str | Path | None = None,
+    loras: Mapping[str, Path] | None = None,
     on_progress: Callable[[float], None] | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -169,12 +172,12 @@ def load_engine(
     """Build a model version from its YAML and load its weights.
 
     checkpoint: the weights, a file or a diffusers folder (default: the version's own, see `sgm.versions`); parts that
-    they lack come from `base` (default: the version's). on_progress(share) is called with the share of the weights
-    that is loaded, 0 to 1. device: "cuda", "mps", "cpu" ... (default: the fastest available). dtype: "float32",
-    "float16", "bfloat16" (default: see `default_dtype`). gpus: how many compute each clip together, a process each: the
-    device and those after it (on the processor, so many processes). Where they cannot, the device does so alone, and
-    jobs' progress says why. unfilled: what `check_weights` returned for this version, so that it is not built again: it
-    is filled, and becomes the engine.
+    they lack come from `base` (default: the version's). loras: files of LoRAs that requests name and that are not in
+    the folders `loras`. on_progress(share) is called with the share of the weights that is loaded, 0 to 1. device:
+    "cuda", "mps", "cpu" ... (default: the fastest available). dtype: "float32", "float16", "bfloat16" (default: see
+    `default_dtype`). gpus: how many compute each clip together, a process each: the device and those after it (on the
+    processor, so many processes). Where they cannot, the device does so alone, and jobs' progress says why. unfilled:
+    what `check_weights` returned for this version, so that it is not built again: it is filled, and becomes the engine.
     Raises UserError for an unknown name, for a base beside a whole model and where memory runs out, WeightsError for
     weights that are missing or do not fit, ValueError for an engine that is filled already.
     """
@@ -197,22 +200,31 @@ def load_engine(
     engine.weights = quick_hash(path)
     if used is not None:
         engine.weights["base"] = quick_hash(used)
+    engine.loras = {name: path.absolute() for name, path in (loras or {}).items()}
     engine.ranks = ranks
     ranks.join()
     return engine.freeze()
 
 
 def check_weights(
-    version: str = "svd_tiny", *, checkpoint: str | Path | None = None, base: str | Path | None = None
+    version: str = "svd_tiny",
+    *,
+    checkpoint: str | Path | None = None,
+    base: str | Path | None = None,
+    loras: Mapping[str, Path] | None = None,
+    lora: str = "",
 ) -> DiffusionEngine:
     """Raise what `load_engine` would raise for these weights, reading headers only: in a fraction of a second.
 
-    Returns the engine that they fit, still without values: `load_engine` takes it as `unfilled`.
+    lora: a request's LoRAs, which are looked at, too. Returns the engine that the weights fit, still without values:
+    `load_engine` takes it as `unfilled`.
     """
     path, base_path = _paths(version, checkpoint, base)
     engine = build_engine(ALL_VERSIONS[version].config_path)
     with open_weights(path, shapes_of(engine), base_path) as weights:
         _check_base(path, base, weights.base)
+    for file in open_loras(loras_of(lora, loras), shapes_of(engine), version):
+        file.file.close()
     return engine
 
 

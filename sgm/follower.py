@@ -32,7 +32,7 @@ def main() -> None:
         follower.join()
         engine.ranks = follower
         while True:
-            settings, image, last, follower.plan = follower.next_job()
+            settings, image, last, follower.plan, engine.loras = follower.next_job()
             try:
                 generate(engine, VideoRequest(**settings), image, last=last)
             except Stopped:

@@ -29,7 +29,7 @@ _QUANTISED = re.compile(
 _OTHER_KINDS = (
     (
         r"lora[_.]|\.alpha$|hada_|lokr_|dora_scale|\.diff(_b)?$",
-        "a LoRA, which changes a model and is none; LoRAs are not supported",
+        "a LoRA, which changes a model and is none: give it with --lora",
     ),
     (r"motion_modules?\.", "a motion module for another kind of model (AnimateDiff)"),
     (

@@ -92,7 +92,8 @@ def _generate(
     engine: DiffusionEngine, request: VideoRequest, image: Image.Image, last: Image.Image | None, run: Run
 ) -> Clip:
     family = request.family
-    run.ranks.begin(request.settings(), image, last, run.plan)
+    loras = {lora.name: lora.path.absolute() for lora in run.loras}
+    run.ranks.begin(request.settings(), image, last, run.plan, loras)
     generator = torch.Generator().manual_seed(request.seed)
 
     # Prepare the picture.
@@ -144,7 +145,7 @@ def _generate(
     frames = run.decode(z)
     _check_frames(frames, picture.frame())
     frames = family.finish(frames, picture)
-    settings = settings_of(request, engine, picture.frame(), frames, goal and goal.frame())
+    settings = settings_of(request, engine, picture.frame(), frames, run.loras, goal and goal.frame())
     return Clip(frames, request.fps, settings)
 
 
@@ -203,11 +204,11 @@ def _generate_views(
     run.report("decode", 1, 1)
 
     seen = np.stack([np.asarray(frame) for frame in clip])
-    clips = [Clip(seen, request.fps, settings_of(request, engine, seen, seen))]
+    clips = [Clip(seen, request.fps, settings_of(request, engine, seen, seen, run.loras))]
     for view in pictures[:, 1:].unbind(1):
         frames = to_frames(view)
         _check_frames(frames, clip[0])
-        clips.append(Clip(frames, request.fps, settings_of(request, engine, seen, frames)))
+        clips.append(Clip(frames, request.fps, settings_of(request, engine, seen, frames, run.loras)))
     return clips
 
 

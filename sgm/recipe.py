@@ -6,7 +6,7 @@ import copy
 import hashlib
 import io
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from sgm import __version__
-from sgm.errors import UserError, reason_of
+from sgm.errors import UserError, printable, reason_of
 from sgm.media.kinds import UNKNOWN, kind_of
 from sgm.paths import is_file, refusals_explained
 from sgm.request import VideoRequest, ViewsRequest, request_class, with_later_fields
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from sgm.engine import DiffusionEngine
+    from sgm.loras import Lora
     from sgm.media.reading import Video
 
 MARK, FORMAT = "sgm", 1  # the key that identifies this program's recipes, and the version of their format
@@ -40,14 +41,15 @@ def settings_of(
     engine: DiffusionEngine,
     picture: Image.Image | np.ndarray,
     frames: np.ndarray,
+    loras: Sequence[Lora] = (),
     last: Image.Image | None = None,
 ) -> dict[str, Any]:
     """The recipe of a clip: the values of all fields and, under "sgm", everything else that decides the frames.
 
     Under "sgm": versions of the program and of torch, type of device, dtype, number of threads on a processor, name
-    and hash of the weights and of their base (see `sgm.weights.quick_hash`), the hash of `picture`, as the model saw
-    it, of the `last` one where there is one, and that of the frames which came of it all, for an MP4 holds them with a
-    loss.
+    and hash of the weights, of their base and of LoRAs (see `sgm.weights.quick_hash`), the hash of `picture`, as the
+    model saw it, of the `last` one where there is one, and that of the frames which came of it all, for an MP4 holds
+    them with a loss.
     """
     provenance = {
         "format": FORMAT,
@@ -58,6 +60,7 @@ def settings_of(
         # On a processor, each number of threads adds in an order of its own.
         **({"threads": str(torch.get_num_threads())} if engine.device.type == "cpu" else {}),
         "weights": copy.deepcopy(engine.weights),
+        **({"loras": [lora.provenance for lora in loras]} if loras else {}),
         "picture": hash_of(picture),
         **({"last": hash_of(last)} if last else {}),
         "frames": hash_of(frames),
@@ -132,12 +135,15 @@ def is_recipe(settings: object) -> bool:
 def made_by(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a recipe's mark says made the clip: texts by key; "weights" and "base": mappings of texts.
 
-    A file from elsewhere may hold anything there: what is of another kind is left out.
+    "loras": name -> SHA-256. A file from elsewhere may hold anything there: what is of another kind is left out.
     """
     mark = settings.get(MARK)
+    loras = mark.get("loras") if isinstance(mark, Mapping) else None
+    known = [_texts(lora) for lora in loras] if isinstance(loras, list) else []
+    hashes = {lora["name"]: lora["sha256"] for lora in known if {"name", "sha256"} <= lora.keys()}
     weights = mark.get("weights") if isinstance(mark, Mapping) else None
     base = weights.get("base") if isinstance(weights, Mapping) else None
-    return {**_texts(mark), "weights": _texts(weights), "base": _texts(base)}
+    return {**_texts(mark), "weights": _texts(weights), "base": _texts(base), "loras": hashes}
 
 
 def _texts(values: object) -> dict[str, str]:
@@ -252,6 +258,9 @@ def differences(settings: Mapping[str, Any], again: Mapping[str, Any]) -> list[s
         old, new = before[key], now[key]
         if old and old.get("sha256") != new.get("sha256"):
             sentences.append(f"{label}: {old.get('name')} ({str(old.get('sha256'))[:8]}) then, another now.")
+    for name, sha in before["loras"].items():
+        if now["loras"].get(name, sha) != sha:
+            sentences.append(f"LoRA: {printable(name)} ({sha[:8]}) then, another now.")
     if "picture" in before and before["picture"] != now.get("picture"):
         sentences.append("The picture is another one, or was cropped otherwise.")
     if "last" in before and before["last"] != now.get("last"):

@@ -15,6 +15,7 @@ from sgm.diffusion.sampling import ALIASES, SAMPLERS, Sampler
 from sgm.errors import UserError, shown
 from sgm.families import FAMILIES, FITS, ImageFamily, ViewsFamily
 from sgm.fields import Field, is_number
+from sgm.loras import LORA
 from sgm.speeds import SPEEDS
 from sgm.versions import ALL_VERSIONS, DEFAULT_VERSION, VERSIONS, VIEW_VERSIONS, Version
 
@@ -76,6 +77,7 @@ COMMON: tuple[Field, ...] = (
         usual=(1, 60),
         step=1,
     ),
+    LORA,
 )
 
 
@@ -127,6 +129,7 @@ class VideoRequest:
     guider: str
     schedule: str
     decode_chunk: int
+    lora: str
     _options: tuple[tuple[str, Any], ...]
 
     def __init__(self, /, version: str = DEFAULT_VERSION, **choices: Any) -> None:

@@ -16,7 +16,9 @@ from sgm.engine import DiffusionEngine, copy_to
 from sgm.errors import UserError
 from sgm.fast.shard import Ranks
 from sgm.fast.unet import FastUNet
+from sgm.loras import loras_of
 from sgm.memory import GIB, Plan, choose, free_memory
+from sgm.merging import added_bytes, merged
 from sgm.request import VideoRequest
 
 logger = logging.getLogger(__name__)
@@ -77,9 +79,10 @@ class Run:
     runs out nevertheless, the smallest plan replaces it and the evaluation that failed is repeated. A part of the
     engine whose result overflows float16 runs again, and from then on, in a dtype of float32's range. `check` is called
     before each block of a network and each chunk of the decoder. Exceptions of `check` and `on_step` end the run and
-    reach the caller. memo: embeddings of the engine's earlier runs. ranks: the processes that make this run together.
-    note: the progress's, to which the memory plan is added. Raises UserError for results that are not finite all the
-    same.
+    reach the caller. The request's LoRAs are merged into a network of the run's, not the engine's. memo: embeddings of
+    the engine's earlier runs. ranks: the processes that make this run together. note: the progress's, to which the
+    memory plan is added. Raises WeightsError for LoRAs that are missing or do not fit, UserError for results that are
+    not finite all the same.
     """
 
     def __init__(
@@ -105,17 +108,29 @@ class Run:
         self._wider: dict[str, torch.dtype] = {}  # part that overflowed -> the dtype that it runs in
         # Of all evaluations of the network: 0 none, 1 the network overflowed, 2 the sampler diverged.
         self._first_fault, self._evaluations = torch.zeros((), dtype=torch.int8, device=engine.device), 0
+        self.loras = loras_of(request.lora, engine.loras)
+        self._merged: tuple[FastUNet, FastUNet] | None = None  # the engine's network, and that with the LoRAs
         self.ranks = ranks or Ranks()
         doubled = self.ranks.size == 1 and request.needs_uc
         self._clip = request.rows, request.height, request.width, doubled
         self.plan, self.note = Plan(), note
         self._free = free_memory(engine.device)
+        added = added_bytes(self.network, engine.network)  # also where there is no plan: what does not fit is said now
         if self._free is not None:
+            self._free -= added
             self.plan = self.ranks.plan or choose(engine, *self._clip, self._free, low_memory)
             on_each = f" on each of {self.ranks.size} GPUs" if self.ranks.size > 1 else ""
             self.note = f"{note} GPU memory{on_each}: {self.plan} of {self._free / GIB:.1f} GiB.".lstrip()
             logger.info(self.note)
             self._move_weights()
+
+    @property
+    def network(self) -> FastUNet:
+        """The engine's network, with the request's LoRAs."""
+        base = self.engine.network
+        if self._merged is None or self._merged[0] is not base:
+            self._merged = base, merged(base, self.loras, self.request.version)
+        return self._merged[1]
 
     def report(self, phase: str, step: int, total: int, preview: Callable[[], np.ndarray] | None = None) -> None:
         """Call `on_step` with the progress."""
@@ -278,7 +293,7 @@ class Run:
 
     def _on_device(self, name: str) -> Any:
         """A part of the engine on the device: the engine's own or, if offloaded, a copy, one part at a time."""
-        device, network = self.engine.device, self.engine.network
+        device, network = self.engine.device, self.network
         module = network.model if name == "network" else self.engine.parts[name]
         dtype = self._wider.get(name)
         if dtype is None and next(module.parameters()).device == device:

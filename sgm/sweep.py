@@ -27,7 +27,7 @@ _VERSION = Field(
     choices=lambda: {name: Named(version.title) for name, version in VERSIONS.items()},
 )
 # Fields, and with them their choices' options, on which the picture's embeddings do not depend.
-_AFTER_CONDITIONING = ("steps", "decode_chunk", "sampler", "guider", "schedule")
+_AFTER_CONDITIONING = ("steps", "decode_chunk", "sampler", "guider", "schedule", "lora")
 
 
 def sweep_fields() -> dict[str, Field]:

@@ -127,7 +127,7 @@ def test_weights_are_checked_without_reading_values(folder: Path) -> None:
         ("An empty path is given", "svd_tiny", {"checkpoint": ""}),
     ):
         with pytest.raises(UserError, match=said):
-            check_weights(version, **choices)
+            check_weights(version, **choices)  # pyright: ignore[reportArgumentType]
     unfilled = check_weights("svd_tiny")
     assert load_engine("svd_tiny", device="cpu", unfilled=unfilled) is unfilled
     with pytest.raises(ValueError, match="has its weights already"):

@@ -210,7 +210,7 @@ OTHERS: dict[str, tuple[Layout, str]] = {
     ),
     "LoRA": (
         {f"unet.down_blocks.{i}.attn.to_q.lora_{x}.weight": (4, 8) for i in range(4) for x in "AB"},
-        "is a LoRA, which changes a model and is none; LoRAs are not supported",
+        "is a LoRA, which changes a model and is none: give it with --lora",
     ),
     "kohya": ({f"lora_unet_down_{i}.{x}": (1,) for i in range(4) for x in ("alpha", "lora_up.weight")}, "is a LoRA"),
     "AnimateDiff": ({f"down_blocks.{i}.motion_modules.0.norm.weight": (8,) for i in range(4)}, "is a motion module"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +17,33 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from sgm import UserError, VideoRequest, generate, load_engine, open_picture, write_frames, write_video
+from sgm import (
+    UserError,
+    VideoRequest,
+    convert_weights,
+    generate,
+    load_engine,
+    open_picture,
+    write_frames,
+    write_video,
+)
 from sgm.config import instantiate_from_config, load_config
 from sgm.engine import build_engine
+from sgm.loras import Lora, about_lora, loras_of
+from sgm.merging import merged
 from sgm.versions import bundle
 from sgm.weights import load_weights
 from tests.small_model import made_up
+from tests.test_lora import evaluated
+from tests.test_parity import error
 
 pytest.importorskip("lightning", reason="training needs lightning: python -m pip install -e '.[train]'")
 
 from sgm.training import run
+from sgm.training.checkpoints import WholeCheckpoints
 from sgm.training.data import FolderClips, PictureClips
+from sgm.training.lora import LoraTask
+from sgm.training.schema import read_training_config
 from sgm.training.tasks import flicker, save_engine
 
 GOLDENS = Path(__file__).parent / "data" / "goldens"
@@ -229,8 +248,10 @@ def loss_of(config: Path, weights: Path, folder: str) -> float:
     clips = FolderClips(folder, (64, 64)).draw(16, 3, torch.device("cpu"))
     first = clips.video[:, 0]
     batch = {"cond_frames": first, "cond_frames_without_noise": first, "cond_aug": torch.full((16,), 0.02)}
+    if "camera" in engine.conditioner.input_keys:
+        batch |= {"cond_frames": clips.warped.flatten(0, 1), "camera": clips.rays.flatten(0, 1)}
     cond = engine.conditioner({**batch, "fps_id": clips.fps_id, "motion_bucket_id": clips.motion_bucket_id})
-    cond = {key: value.repeat_interleave(3, dim=0) for key, value in cond.items()}
+    cond = {key: value.repeat_interleave(48 // len(value), dim=0) for key, value in cond.items()}
     z = engine.encode(clips.video.flatten(0, 1))
     loss = instantiate_from_config(load_config(TRAINING / "svd_finetune.yaml")["train"]["loss_config"])
     return float(loss(engine.model, engine.denoiser, cond, z, num_video_frames=3))
@@ -257,6 +278,130 @@ def test_an_official_model_is_fine_tuned_on_a_folder_of_clips(
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert not saved["ema"]
     assert len(saved["state_dict"]) < len(after) / 2  # what is frozen is not saved again
+
+
+@pytest.fixture(scope="module")
+def lora(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A LoRA of svd_tiny, trained on a clip, and how."""
+    out = tmp_path_factory.mktemp("runs") / "rolling"
+    how = [
+        *(f"model={bundle() / 'configs' / 'inference' / 'svd_tiny.yaml'}", f"data.folder={data[1].partition('=')[2]}"),
+        *(f"init={bundle() / 'checkpoints' / 'svd_tiny.safetensors'}", "rank=4", "alpha=8", "trigger=rolling waves"),
+        *("data.frames=3", "data.height=64", "data.width=64", "train.pool=2", "train.batch=2", "train.devices=1"),
+        *("train.precision=32-true", "train.lr=3e-3", "targets=[attention,convolutions]", "train.warmup=2"),
+        "train.checkpointing=false",
+    ]
+    return run(TRAINING / "svd_lora.yaml", [*how, f"out={out}", "train.steps=16"]), how
+
+
+def test_a_lora_is_trained_on_a_folder_of_clips_and_loads_as_one(
+    data: list[str], lora: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    path, how = lora
+    config, init = (Path(text.partition("=")[2]) for text in (how[0], how[2]))
+    assert path.name == "rolling.safetensors"
+    assert path.stat().st_size < 0.3 * init.stat().st_size
+    about = about_lora(path)
+    assert (about.title, about.note) == ("rolling", "trained on svd_tiny · 16 steps · for rolling waves")
+    whole = convert_weights(init, tmp_path / "merged.safetensors", dtype="fp32", loras=[Lora("x", 1, path, "")])
+    losses = [loss_of(config, weights, data[1].partition("=")[2]) for weights in (init, whole)]
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_a_lora_of_strength_1_is_the_trained_network_and_of_strength_0_the_base(
+    lora: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    _, how = lora
+    config = read_training_config(TRAINING / "svd_lora.yaml", [*how, f"out={tmp_path / 'made-up'}"])
+    base, trained = (load_engine("svd_tiny", device="cpu", dtype="float32") for _ in range(2))
+    task = LoraTask(trained, config["data"], config["train"])
+    assert torch.equal(
+        evaluated(trained.network, fast=False), evaluated(base.network, fast=False)
+    )  # adapters begin at 0
+    for parameter in task.trained():  # as the file holds them
+        parameter.data = (0.2 * torch.randn_like(parameter)).half().float()
+    path = task.result(tmp_path, config["model"])
+    task.save(path, config)
+    alone, whole = (merged(base.network, loras_of(f"x:{strength}", {"x": path}), "svd_tiny") for strength in (0, 1))
+    want = evaluated(trained.eval().network, fast=False)
+    assert error(evaluated(whole), want) < 1e-4
+    assert error(evaluated(base.network), want) > 1e-2
+    assert alone is base.network
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("rank=0", "rank must be a whole number from 1 to 1024; got 0"),
+        ("targets=everything", "targets must be one or several of temporal_attention, attention"),
+        ("init=null", "A LoRA changes weights that are there: set init"),
+        ("init=none.safetensors", "There are no weights to start from at none.safetensors"),
+        ("data.folder=none", "There is no folder none: set data.clips to a folder of your clips"),
+    ],
+)
+def test_a_wrong_setting_of_a_lora_is_one_sentence(
+    lora: tuple[Path, list[str]], override: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        run(TRAINING / "svd_lora.yaml", [*lora[1], f"out={tmp_path / 'out'}", "train.steps=1", override])
+    assert said in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_training_and_the_last_checkpoint_stays(
+    lora: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    path, how = lora
+    shutil.copytree(path.parent, tmp_path / "rolling")
+    kept = (tmp_path / "rolling" / "last.ckpt").read_bytes()
+    resume = [*how, f"out={tmp_path / 'rolling'}", "train.steps=30"]
+    with pytest.raises(
+        UserError, match=r"The loss of step 1\d is nan, at sigma \d.*last.ckpt is from before, and stays"
+    ):
+        run(TRAINING / "svd_lora.yaml", [*resume, "train.lr=10", "alpha=1e6"])
+    assert (tmp_path / "rolling" / "last.ckpt").read_bytes() == kept
+
+
+def test_a_signal_saves_and_the_course_is_logged(
+    lora: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, how = lora
+    out, step = tmp_path / "rolling", LoraTask.training_step
+    shutil.copytree(path.parent, out)
+
+    calls = count(1)
+
+    def signalled(task: LoraTask, batch: object, batch_idx: int) -> torch.Tensor:
+        loss = step(task, batch, batch_idx)
+        if next(calls) == 40:
+            signal.raise_signal(signal.SIGTERM)
+        return loss
+
+    monkeypatch.setattr(LoraTask, "training_step", signalled)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(UserError, match=r"ended at step 36 \(SIGTERM\); the same command goes on from .*last.ckpt"):
+        run(TRAINING / "svd_lora.yaml", [*how, f"out={out}", "train.steps=999", "train.accumulate=2"])
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert steps_done(out) == 36  # 16, and 40 batches of which two make a step
+    with (out / "log" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["lr"]]
+    assert float(rows[-1]["clips_per_second"]) > 0
+    assert any(float(row[name]) > 0 for row in rows for name in row if name.startswith("loss_to_sigma_") and row[name])
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has no limit on a file's size")
+    files, path = WholeCheckpoints(), tmp_path / "last.ckpt"
+    files.save_checkpoint({"good": torch.ones(4)}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"last.ckpt cannot be written \(.*make room or choose another place"):
+            files.save_checkpoint({"large": torch.ones(1 << 20)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert torch.equal(torch.load(path, weights_only=True)["good"], torch.ones(4))
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_flicker_is_what_does_not_move_with_the_camera() -> None:

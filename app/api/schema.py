@@ -15,6 +15,8 @@ def schema(field: Field) -> dict[str, Any]:
     entry: dict[str, Any] = {"type": _TYPES[field.kind], "title": field.label, "description": field.help}
     if field.choices:
         return entry | {"enum": list(field.choices())}
+    if field.kind is str:
+        return entry
     bounds = {"minimum": field.low, "maximum": field.high}
     return entry | ({"items": {"type": "number"} | bounds} if field.kind is tuple else bounds)
 

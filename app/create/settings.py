@@ -29,6 +29,7 @@ from app.create.fields import (
     value_of,
     with_options,
 )
+from app.create.loras import any_loras, choose_loras
 from app.create.orbit import choose_orbit, show_orbit, without_effect
 from app.presets import CALM, LIVELY
 from sgm import SAMPLERS, VERSIONS, Field, UserError, Version, VideoRequest, all_fields, best_version, version_status
@@ -138,6 +139,8 @@ def choose_settings(version: Version) -> VideoRequest:
         draw(fields["seed"], version, disabled=bool(st.session_state.get("new_seed")))
     right.toggle("New seed each time", new_seed(), key="new_seed", persist_state=KEPT)
     _choose_size(version)
+    if any_loras(version):
+        choose_loras(version)
     request = _request(version)
     if note := version.size_note(*request.size):
         st.caption(f":material/warning: {note}")
@@ -160,8 +163,10 @@ def choose_research(version: Version, request: VideoRequest | None) -> None:
     with research:
         left, right = st.columns(2, gap="large")
         with left:
-            others = (*_FIRST, *_WITH_PICTURE)
+            others = (*_FIRST, *_WITH_PICTURE, "lora")
             _draw_all((field for name, field in base_fields(version.name).items() if name not in others), version)
+            if not any_loras(version):
+                choose_loras(version)
             _choose_ranges(version)
         if research.open and request:
             with right, st.container(key="charts_place"):

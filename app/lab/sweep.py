@@ -125,6 +125,8 @@ def _choose_values(name: str, text: str, label: str, key: str) -> str:
         known = [choice for choice in field.choices() if name != "version" or version_status(choice).state == "ready"]
         given = [choice for choice in text.split(",") if choice in known]
         return ",".join(st.multiselect(label, known, given, format_func=field.title, key=key))
+    if field.kind is str:
+        return st.text_input(label, text, key=key, placeholder="pan:0.5,pan:1", help=field.help).strip()
     example = "0,12.5 / 0,25" if field.kind is tuple else "1..4" if name == "seed" else "10,25,50 or 10..50..20"
     form = "Lists have / between them." if field.kind is tuple else "A range is START..END or START..END..STEP."
     about = f"{field.help} From {field.low:g} to {field.high:g}. {form}"

@@ -116,7 +116,7 @@ class SweepFolder:
     def _stem(self, cell: Cell, reference: bool) -> str:
         """The name of a cell's clip, such as "lake_steps=10_seed=1"; a hash stands for what makes it too long."""
         assert isinstance(cell.picture, Path)
-        words = str(cell).replace(" ", "_").replace(",", "+")
+        words = str(cell).replace(" ", "_").replace(",", "+").replace(":", "-")
         stem = f"{'reference_' if reference else ''}{self._stems[cell.picture]}{words and '_'}{words}"
         if len(stem.encode()) <= _LONGEST_NAME:
             return stem

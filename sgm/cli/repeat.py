@@ -52,6 +52,9 @@ def repeat(
     ] = None,
     checkpoint: Annotated[Path | None, path_option("Other weights: a file or a diffusers folder.")] = None,
     base: Annotated[Path | None, path_option("What a checkpoint of the network alone is laid over.")] = None,
+    lora: Annotated[
+        list[Path] | None, path_option("A LoRA of the recipe, where it is not in the folder loras. May be repeated.")
+    ] = None,
 ) -> None:
     """Make a clip again from its recipe, and say whether it is identical.
 
@@ -84,7 +87,8 @@ def repeat(
         smoothing = Smoothing.of(settings)
         then, lossless = _frames_of(clip, request, smoothing.length(request.frames))
         kind = dtype or dtype_of_recipe(settings, choose_device(device))
-        unfilled = check_weights(request.version, checkpoint=checkpoint, base=base)
+        weights: dict[str, Any] = {"checkpoint": checkpoint, "base": base, "loras": _named(lora or [])}
+        unfilled = check_weights(request.version, **weights, lora=request.lora)
         seen = request.family.prepare(image, request, background_model)
         made_of = made_by(settings).get("picture")
         if made_of and made_of != hash_of(seen.frame()):
@@ -94,7 +98,7 @@ def repeat(
             echo_stderr("The last picture is not the recipe's, or is cropped otherwise: the clip will differ.")
         with progress_bar() as show, reuse_freed_memory():
             follow = partial(show_step, show, set())
-            load = partial(load_engine, request.version, checkpoint=checkpoint, base=base, unfilled=unfilled)
+            load = partial(load_engine, request.version, **weights, unfilled=unfilled)
             engine = load(device=device, dtype=kind, on_progress=partial(show, "load"))
             again = generate(engine, request, seen.image, follow, low_memory=low_memory, last=goal)
             again = Clip(*smoothing.apply(again.frames, again.fps, again.settings))
@@ -106,6 +110,11 @@ def repeat(
             write = partial(write_video, frames=again.frames, fps=again.fps, settings=again.settings)
             echo_stderr(f"The new clip: {write_new(out, write)}")
     raise typer.Exit(0 if same else 1)
+
+
+def _named(loras: list[Path]) -> dict[str, Path]:
+    """Files of LoRAs by their names in recipes."""
+    return {path.name.removesuffix(".safetensors"): path for path in loras}
 
 
 def _recipe(clip: Path) -> tuple[dict[str, Any], VideoRequest]:

@@ -46,9 +46,13 @@ class SampleCommand(RayCommand):
     """A command with an option for each field of a request, including those of samplers and guiders."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Move the fields' options from `args` into `ctx.meta["fields"]`, and parse the others as usual."""
+        """Move the fields' options from `args` into `ctx.meta["fields"]`, and parse the others as usual.
+
+        `ctx.meta["loras"]`: the files that --lora names, by their names in the field.
+        """
         fields = _fields()
         rest, values, words = [], {}, iter(args)
+        loras: dict[str, Path] = {}
         for word in words:
             if word == "--":
                 rest += [word, *words]
@@ -62,10 +66,12 @@ class SampleCommand(RayCommand):
             if argument is None:
                 ctx.fail(f"Option '{option}' requires an argument.")
             try:
+                if field.name == "lora":
+                    argument = _with_lora(values.get("lora", ""), str(argument), loras)
                 values[field.name] = field.parse(str(argument))
             except UserError as error:
                 raise typer.BadParameter(str(error), ctx=ctx, param_hint=f"'{option}'") from None
-        ctx.meta["fields"] = values
+        ctx.meta["fields"], ctx.meta["loras"] = values, loras
         try:
             return super().parse_args(ctx, rest)
         except Exception as error:
@@ -88,8 +94,22 @@ def _fields() -> dict[str, Field]:
     return {f"--{name.replace('_', '-')}": field for name, field in all_fields().items()}
 
 
+def _with_lora(before: str, argument: str, files: dict[str, Path]) -> str:
+    """The field's text with one more --lora, whose file is noted. Raises UserError for two files of one name."""
+    from sgm.loras import lora_argument
+
+    for text, path in map(lora_argument, argument.split(" + ")):
+        name = text.rpartition(":")[0]
+        if path is not None and files.setdefault(name, path) != path:
+            raise UserError(f"{path} and {files[name]} have the same name: rename one of the two.")
+        before = f"{before} + {text}" if before else text
+    return before
+
+
 def _metavar(field: Field) -> str:
     """An option's metavariable: its choices or its range."""
+    if field.name == "lora":
+        return "<FILE[:STRENGTH]>"
     if field.choices:
         return f"<{'|'.join(field.choices())}>"
     numbers = f"{field.low:g} to {field.high:.10g}"
@@ -200,7 +220,13 @@ def sample(
     if clip and isinstance(request, ViewsRequest):
         load = partial(load_engine, device=device, dtype=kind)
         ViewsWork(
-            request, clip, out, background_model, low_memory, {"checkpoint": checkpoint, "base": base}, load
+            request,
+            clip,
+            out,
+            background_model,
+            low_memory,
+            {"checkpoint": checkpoint, "base": base, "loras": ctx.meta["loras"]},
+            load,
         ).run()
         return
     # What can be known before the work, in the order of its cost.
@@ -214,13 +240,15 @@ def sample(
         if not sources:
             raise typer.Exit(0)
     video_encoder()
-    weights = {"checkpoint": checkpoint, "base": base}
-    unfilled = check_weights(request.version, **weights) if ray is None else None  # the nodes have their own
+    weights: dict[str, Any] = {"checkpoint": checkpoint, "base": base, "loras": ctx.meta["loras"]}
+    unfilled = None  # the nodes of a cluster have their own
+    if ray is None:
+        unfilled = check_weights(request.version, **weights, lora=request.lora)
     if orbit_plot is not None:
         _plot_orbit(request, orbit_plot)
     load = partial(load_engine, **weights, dtype=kind, gpus=gpus)
     if ray is not None:
-        paths = {name: path.absolute() for name, path in weights.items() if path}
+        paths = {"loras": ctx.meta["loras"]} | {n: p.absolute() for n, p in weights.items() if isinstance(p, Path)}
         echo_stderr("Connecting to Ray.")
         cluster = Cluster(ray, ray_actors, {**paths, "dtype": dtype})
         ctx.call_on_close(cluster.close)

@@ -97,7 +97,8 @@ def sweep(
     folder = SweepFolder(out, plan.axes, plan.files, opened)
     extra = set(order) - set(plan.cells)
     places = {cell: folder.find(cell, reference=cell in extra) for cell in order}
-    load = partial(load_engine, checkpoint=checkpoint, base=base, device=device, gpus=gpus, dtype=kind)
+    weights: dict[str, Any] = {"checkpoint": checkpoint, "base": base, "loras": ctx.meta["loras"]}
+    load = partial(load_engine, **weights, device=device, gpus=gpus, dtype=kind)
     price = partial(_price, device=target.type)
     making = Making(folder, opened, order, places, plan.compared, price, load, low_memory)
     say = echo_result if dry_run else echo_stderr
@@ -110,8 +111,8 @@ def sweep(
     todo = [cell.request for cell in order if cell not in making.made]
     check_writable(out, int(sum(of.frames * of.width * of.height for of in todo) * BYTES_PER_PIXEL))
     video_encoder()
-    for name in versions if todo else []:
-        check_weights(name, checkpoint=checkpoint, base=base)
+    for name, lora in dict.fromkeys((of.version, of.lora) for of in todo):
+        check_weights(name, **weights, lora=lora)
     if dry_run:
         return
     go_on = f"What is made stays in {out}, and the same command goes on from there."

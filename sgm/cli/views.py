@@ -35,7 +35,7 @@ def clip_asked(request: ViewsRequest, source: Path | None, out: Path) -> Path:
 class ViewsWork:
     """The views of one clip: what can be known before the work is checked when this is made.
 
-    weights: checkpoint and base of the request's own version, or None. load(version, **options): as `load_engine`.
+    weights: checkpoint, base and LoRAs' files of the request's own version. load(version, **options): as `load_engine`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ViewsWork:
         out: Path,
         background_model: str,
         low_memory: bool,
-        weights: dict[str, Path | None],
+        weights: dict[str, Any],
         load: Callable[..., Any],
     ) -> None:
         from sgm import check_weights, open_clip, video_encoder
@@ -59,7 +59,7 @@ class ViewsWork:
         clip = open_clip(source, request.frames, echo_stderr)
         echo_stderr(clip.described(source.name, request.frames))
         self.frames, self.notes = clip.frames, set[str]()
-        self.unfilled: Any = check_weights(request.version, **weights)
+        self.unfilled: Any = check_weights(request.version, **weights, lora=request.lora)
         if request.first is not None:
             check_weights(request.first.version)
 

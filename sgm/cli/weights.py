@@ -76,11 +76,19 @@ def convert(
     base: Annotated[Path | None, path_option("Weights that supply the parts that the source lacks.")] = None,
     config: Annotated[Path | None, path_option("The YAML of a model that is no known version.")] = None,
     ema: Annotated[bool, typer.Option("--ema", help="Take the moving averages of the weights instead.")] = False,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:STRENGTH]", help="A LoRA to merge into the weights. May be repeated."),
+    ] = None,
 ) -> None:
     """Write weights in another format or precision, one tensor in memory at a time."""
     with importing_torch():
         from sgm import convert_weights
+        from sgm.loras import LORA, lora_argument, loras_of
 
+    given = [lora_argument(text) for text in lora or ()]
+    files = {text.rpartition(":")[0]: path for text, path in given if path is not None}
+    loras = loras_of(LORA.check(" + ".join(text for text, _ in given)), files)
     with progress_bar() as show:
         path = convert_weights(
             source,
@@ -91,6 +99,7 @@ def convert(
             base=base,
             config=config,
             ema=ema,
+            loras=loras,
             on_progress=partial(show, "convert"),
         )
     echo_result(path)

@@ -91,6 +91,18 @@ class StandardDiffusionLoss:
         known: Tensor | None = None,
     ) -> Tensor:
         """x: clean latents (b t, c, h, w). known: (b t, 1, h, w), 0 where x is not to be learnt. Returns a scalar."""
+        return self.of_clips(network, denoiser, cond, x, num_video_frames, known)[1].mean()
+
+    def of_clips(
+        self,
+        network: Network,
+        denoiser: Denoiser,
+        cond: dict[str, Tensor],
+        x: Tensor,
+        num_video_frames: int = 1,
+        known: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As the call. -> each clip's sigma and loss, (b,) each."""
         clips = x.shape[0] // num_video_frames
         sigma = self.sigma_sampler(clips, device=x.device).repeat_interleave(num_video_frames)
         noised = x + sigma.view(-1, 1, 1, 1) * torch.randn_like(x)
@@ -98,4 +110,5 @@ class StandardDiffusionLoss:
         error = (denoised - x).square()
         if known is not None:
             error = error * (known / known.mean().clamp(min=1e-3))
-        return (self.weighting(sigma) * error.mean(dim=(1, 2, 3))).mean()
+        loss = self.weighting(sigma) * error.mean(dim=(1, 2, 3))
+        return sigma[::num_video_frames], loss.view(clips, num_video_frames).mean(dim=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
 
@@ -47,15 +47,15 @@ class SafetensorsFile(TensorFile):
     def __init__(self, path: Path, file: FileIO) -> None:
         super().__init__(path, file)
         with reading(path, " as safetensors"):
-            self.layout, self._offsets = _header(path, file)
+            self.layout, self._offsets, self.metadata = _header(path, file)
 
     def read(self, name: str) -> Tensor:
         dtype, shape = self.layout[name]
         return self._values(self._offsets[name], math.prod(shape), dtype).view(shape)
 
 
-def _header(path: Path, file: FileIO) -> tuple[dict[str, tuple[torch.dtype, Shape]], dict[str, int]]:
-    """Layout of a file and offsets of its tensors in bytes; every number of the header is checked against the file."""
+def _header(path: Path, file: FileIO) -> tuple[dict[str, tuple[torch.dtype, Shape]], dict[str, int], dict[str, str]]:
+    """Layout of a file, offsets of its tensors in bytes, metadata; all numbers are checked against the file."""
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
@@ -70,7 +70,8 @@ def _header(path: Path, file: FileIO) -> tuple[dict[str, tuple[torch.dtype, Shap
             f"{path} is cut short: it has {size:,} bytes, its header alone {start:,}. Get the file again."
         )
     entries = json.loads(file.read(length).decode())  # as bytes they could be UTF-16, too
-    entries.pop("__metadata__", None)
+    said = entries.pop("__metadata__", None)
+    metadata = {key: text for key, text in said.items() if isinstance(text, str)} if isinstance(said, dict) else {}
     raw = []
     for name, entry in entries.items():
         begin, stop = entry["data_offsets"]
@@ -104,18 +105,22 @@ def _header(path: Path, file: FileIO) -> tuple[dict[str, tuple[torch.dtype, Shap
         raise WeightsError(
             f"{path} {problem}: its header speaks of {shown(start + end)} bytes, it has {size:,}. Get the file again."
         )
-    return layout, offsets
+    return layout, offsets, metadata
 
 
 def write_tensors(
-    path: Path, layout: Layout, read: Callable[[str], Tensor], on_read: Callable[[int], None] = lambda size: None
+    path: Path,
+    layout: Layout,
+    read: Callable[[str], Tensor],
+    on_read: Callable[[int], None] = lambda size: None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a .safetensors file, one tensor in memory at a time; `on_read(size)` gets each one's size in bytes.
 
     The file appears under its name only when it is complete.
     """
     names = sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name in names:
         dtype, shape = layout[name]

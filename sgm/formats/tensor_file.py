@@ -61,13 +61,16 @@ def is_shape(value: Any) -> bool:
 class TensorFile(ABC):
     """An open file. layout: name -> (dtype, shape); `read(name)`: a tensor on the CPU, not memory-mapped.
 
+    metadata: what a .safetensors file says of itself beside its tensors.
     The dtypes are those of the file: what may be a weight is for the reader of the layout to say.
     """
 
     layout: dict[str, tuple[torch.dtype, Shape]]
+    metadata: dict[str, str]
 
     def __init__(self, path: Path, file: FileIO) -> None:
         self.path, self._file = path, file
+        self.metadata = {}
 
     @abstractmethod
     def read(self, name: str) -> Tensor: ...

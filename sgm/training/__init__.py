@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgm.errors import UserError, enough_memory, printable, shown
-from sgm.paths import check_writable, exists, is_file, is_folder, replacing
+from sgm.paths import check_writable, exists, is_file, is_folder, replacing, writes_explained
 from sgm.training.schema import read_training_config
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Train a model by a config. overrides: such as "train.lr=1e-4", merged into the YAML.
 
     Training resumes from `<out>/last.ckpt` if it exists; only tensors and plain values are read from it. Returns the
-    path of `<out>/<version>.safetensors`, the averaged weights in float16. Raises UserError for a config, data or
-    weights that do not fit, for a `last.ckpt` that is damaged or another training's, and where memory runs out.
+    path of `<out>/<version>.safetensors`, the averaged weights in float16, or of `<out>/<name of out>.safetensors`, a
+    LoRA. Raises UserError for a config, data or weights that do not fit, for a `last.ckpt` that is damaged or another
+    training's, for a loss that is no number, and where memory or disk run out.
     """
     config = read_training_config(config_path, overrides)
     model = _check_places(config)
@@ -35,7 +36,9 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     from lightning.pytorch.loggers import CSVLogger
 
     from sgm.config import config_errors, instantiate_from_config, load_config
-    from sgm.training.tasks import TASKS, save_engine
+    from sgm.training.checkpoints import Signals, WholeCheckpoints
+    from sgm.training.lora import LoraTask
+    from sgm.training.tasks import TASKS
     from sgm.weights import load_weights
 
     out, train = config["out"], config["train"]
@@ -49,7 +52,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     if config["init"]:
         load_weights(engine, config["init"], torch.device("cpu"), torch.float32)
     with config_errors(config_path):
-        task = TASKS[config["task"]](engine, config["data"], train)
+        task = {**TASKS, "lora": LoraTask}[config["task"]](engine, config["data"], train)
     last = out / "last.ckpt"
     resumed = _check_checkpoint(last, task) if exists(last) else None
     out.mkdir(parents=True, exist_ok=True)
@@ -61,30 +64,37 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
         max_steps=train["steps"] or -1,
         max_epochs=-1,
         gradient_clip_val=1.0,
+        accumulate_grad_batches=train["accumulate"],
         log_every_n_steps=20,
+        default_root_dir=out,
         logger=CSVLogger(out, name="", version="log"),
         callbacks=[
             ModelCheckpoint(
                 out, save_last="link", save_top_k=0, every_n_train_steps=None, train_time_interval=timedelta(minutes=3)
             ),
             TQDMProgressBar(refresh_rate=int(every)),
+            signals := Signals(last),
         ],
         enable_model_summary=False,
         use_distributed_sampler=False,
+        plugins=[WholeCheckpoints()],
     )
     try:
+        signals.listen()
         trainer.fit(task, ckpt_path=resumed, weights_only=True)
     except SystemExit:
         if trainer.interrupted:  # Lightning ends the process itself
             raise KeyboardInterrupt from None
         raise
+    finally:
+        signals.leave()
     trainer.save_checkpoint(last, weights_only=False)
-    path = out / f"{model.stem}.safetensors"
+    path = task.result(out, model)
     if trainer.is_global_zero:
         task.to("cuda" if gpus else "cpu")
         task.finish()
-        with replacing(path) as unfinished:
-            save_engine(engine, str(unfinished))
+        with writes_explained(path), replacing(path) as unfinished:
+            task.save(unfinished, config)
     return path
 
 

@@ -15,6 +15,7 @@ from sgm.fields import Field, is_number
 from sgm.paths import user_path
 
 _REQUIRED = object()
+LORA_TARGETS = ("temporal_attention", "attention", "temporal_convolutions", "convolutions")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,13 @@ def _list(of: Callable[[str, Any], Any], length: int | None, default: Any) -> _S
     return _Setting(check, default)
 
 
+def _targets(name: str, value: Any) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not names or not all(target in LORA_TARGETS for target in names):
+        raise ConfigError(f"{name} must be one or several of {', '.join(LORA_TARGETS)}; got {shown(value)}.")
+    return tuple(dict.fromkeys(names))
+
+
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{name} must be a mapping with target and params; got {shown(value)}.")
@@ -77,10 +85,16 @@ def _mapping(name: str, value: Any) -> Mapping[str, Any]:
 
 
 _SETTINGS: dict[str, _Setting] = {
-    "task": _one_of("autoencoder", "video"),
+    "task": _one_of("autoencoder", "video", "lora"),
     "model": _path(_REQUIRED),
     "init": _path(),
     "out": _path(_REQUIRED),
+    # The LoRA's.
+    "rank": _whole(1, 1024, 16),
+    "alpha": _number(1e-6, 1e6, 16.0),
+    "dropout": _number(0, 0.99, 0.0),
+    "targets": _Setting(_targets, ("temporal_attention",)),
+    "trigger": _Setting(_text, None, text=True),
     "data.folder": _path(),
     "data.pictures": _path(),
     "data.clips": _path(),
@@ -98,6 +112,7 @@ _SETTINGS: dict[str, _Setting] = {
     "train.seed": _whole(0, 2**63 - 1, 0),
     "train.devices": _whole(1, 1024, None),
     "train.batch": _whole(1, 65536),
+    "train.accumulate": _whole(1, 65536, 1),
     "train.lr": _number(1e-12, 10),
     "train.weight_decay": _number(0, 10, 0.01),
     "train.warmup": _whole(1, 10**9, 1),
@@ -123,6 +138,9 @@ _SETTINGS: dict[str, _Setting] = {
 }
 
 
+_OF_LORA = ("rank", "alpha", "dropout", "targets", "trigger")  # at the top of a config, that they are at hand
+
+
 def read_training_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A training config with all its settings: {"task": ..., "data": {...}, "train": {...}}; paths are `Path`s.
 
@@ -137,7 +155,7 @@ def read_training_config(path: str | Path, overrides: Sequence[str] = ()) -> dic
             raise ConfigError(f"{path}: the setting {name} is missing.")
         section, _, key = name.rpartition(".")
         checked = value if value is None and setting.default is None else setting.check(name, value)
-        (config[section] if section else config)[key] = checked
+        (config[section or "train"] if section or name in _OF_LORA else config)[key] = checked
     for name in given:
         near = difflib.get_close_matches(name, _SETTINGS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_SETTINGS)}."
@@ -177,7 +195,9 @@ def _check_together(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"data.height and data.width must be multiples of 8; got {data['height']}, {data['width']}.")
     if data["pictures"] is not None and (data["canvas"][0] < data["height"] or data["canvas"][1] < data["width"]):
         raise ConfigError(f"data.canvas must be at least data.height and data.width; got {list(data['canvas'])}.")
-    if config["task"] == "video":
+    if config["task"] == "lora" and config["init"] is None:
+        raise ConfigError("A LoRA changes weights that are there: set init to the file of these.")
+    if config["task"] != "autoencoder":
         if train["loss_config"] is None:
             raise ConfigError("The setting train.loss_config is missing.")
         if train["pool"] < train["fresh"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -16,11 +17,15 @@ from sgm.conditioning.camera import identity_rays
 from sgm.conditioning.conditioner import GeneralConditioner
 from sgm.config import instantiate_from_config
 from sgm.engine import DiffusionEngine
+from sgm.errors import UserError
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.training.data import ClipBatch, FolderClips, PictureClips, join
 from sgm.training.perceptual import PerceptualDistance
 from sgm.unet.unet import Block
 from sgm.weights import to_channels_last
+
+_LOG_EVERY = 20  # batches
+_BANDS = (0.1, 1.0, 10.0)  # of sigma: where one ends and the next begins
 
 
 class Task(lightning.LightningModule):
@@ -39,7 +44,8 @@ class Task(lightning.LightningModule):
         self.pictures: PictureClips | None = None
         self.clips: FolderClips | None = None
         self.ema: list[Tensor] = []
-        self.started = self.elapsed = 0.0
+        self.started = self.elapsed = self.logged = 0.0
+        self.bands = torch.zeros(2, len(_BANDS) + 1, dtype=torch.float64)  # of sigma: sum and number of losses
 
     def trained(self) -> Iterable[nn.Parameter]:
         """The parameters that this task trains."""
@@ -81,7 +87,7 @@ class Task(lightning.LightningModule):
         return torch.utils.data.DataLoader(range(10**9), batch_size=None, num_workers=0)  # pyright: ignore[reportArgumentType]
 
     def on_train_start(self) -> None:
-        self.started = time.monotonic()
+        self.started = self.logged = time.monotonic()
         if not self.ema and self.train_config["ema"]:
             self.ema = [p.detach().clone() for p in self.trained()]
         self.ema = [value.to(self.device) for value in self.ema]
@@ -109,14 +115,58 @@ class Task(lightning.LightningModule):
             self.trainer.should_stop = True
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not self.ema:
+        if (batch_idx + 1) % _LOG_EVERY == 0:
+            self._log_course()
+        if not self.ema or (batch_idx + 1) % self.train_config["accumulate"]:
             return
         decay = min(self.train_config["ema"], (1 + self.global_step) / (10 + self.global_step))
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             self.ema, [p.detach() for p in self.trained()], 1 - decay
         )
 
+    def note_losses(self, sigma: Tensor, losses: Tensor) -> None:
+        """Add losses, (b,), to the means by bands of sigma that the log has."""
+        self.bands = self.bands.to(self.device)
+        band = torch.bucketize(sigma.contiguous(), torch.tensor(_BANDS, device=self.device))
+        self.bands.index_add_(1, band, torch.stack([losses.detach().double(), torch.ones_like(losses).double()]))
+
+    def _log_course(self) -> None:
+        """Log learning rate, clips a second on all devices, memory, and the losses since the last time by sigma."""
+        now = time.monotonic()
+        clips = _LOG_EVERY * self.train_config["batch"] * self.trainer.world_size
+        course = {
+            "lr": self.optimizers().param_groups[0]["lr"],  # pyright: ignore[reportAttributeAccessIssue]
+            "clips_per_second": clips / max(now - self.logged, 1e-9),
+        }
+        if self.device.type == "cuda":
+            course["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        ends = [*map(str, _BANDS), "inf"]
+        for end, (total, count) in zip(ends, self.bands.T.tolist(), strict=True):
+            if count:
+                course[f"loss_to_sigma_{end}"] = total / count
+        self.bands.zero_()
+        self.logged = now
+        if self.logger is not None:
+            self.logger.log_metrics(course, step=self.global_step)
+
+    def checked(self, loss: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """The loss. Raises UserError, which ends the training, where it is no number. sigma: of the step's clips."""
+        if loss.isfinite():
+            return loss
+        at = "" if sigma is None else f", at sigma {', '.join(f'{value:.3g}' for value in sigma.tolist())}"
+        raise self._diverged(f"The loss of step {self.global_step + 1} is {float(loss.detach())}{at}")
+
+    def _diverged(self, what: str) -> UserError:
+        last = Path(self.trainer.default_root_dir, "last.ckpt")
+        kept = f"{last} is from before, and stays" if last.exists() else "There is no checkpoint yet"
+        return UserError(
+            f"{what}: the training has diverged. {kept}. Lower train.lr, or set train.precision=32-true, and look at "
+            "the clips."
+        )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in self.trained()):
+            raise self._diverged(f"After step {self.global_step} a weight is no number")
         checkpoint["ema"] = self.ema
         trained = {id(p) for p in self.trained()}
         names = {name for name, p in self.named_parameters() if id(p) in trained}
@@ -124,6 +174,14 @@ class Task(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.ema = checkpoint["ema"]
+
+    def result(self, out: Path, model: Path) -> Path:
+        """Where in the folder `out` the result goes. model: the YAML."""
+        return out / f"{model.stem}.safetensors"
+
+    def save(self, path: Path, config: Mapping[str, Any]) -> None:
+        """Write the result. config: the whole training config."""
+        save_engine(self.engine, str(path))
 
     def finish(self) -> None:
         """Replace the weights by their moving averages, if there are any."""
@@ -186,7 +244,7 @@ class AutoencoderTask(Task):
             self.log("flicker", flickering, prog_bar=True)
         self.log_dict({"loss": loss, "pixel": pixel, "kl": kl}, prog_bar=True)
         self.log("psnr", -10 * ((out.detach() - target).square().mean() / mask.mean() / 4).log10(), prog_bar=True)
-        return loss
+        return self.checked(loss)
 
     def moved(self, z: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
         """For a share of the clips, warp the first frame's latents along the rays of each frame.
@@ -360,7 +418,7 @@ class VideoTask(Task):
         cond = self.conditioner(clips, embedded={"cond_frames": latent})
         n = z.shape[0] * frames
         cond = {key: value.repeat_interleave(n // len(value), dim=0) for key, value in cond.items()}
-        loss = self.loss(
+        sigma, losses = self.loss.of_clips(
             self.engine.model,
             self.engine.denoiser,
             cond,
@@ -368,8 +426,9 @@ class VideoTask(Task):
             num_video_frames=frames,
             known=known.flatten(0, 1),
         )
-        self.log("loss", loss, prog_bar=True)
-        return loss
+        self.note_losses(sigma, losses)
+        self.log("loss", losses.mean(), prog_bar=True)
+        return self.checked(losses.mean(), sigma)
 
 
 TASKS: dict[str, type[Task]] = {"autoencoder": AutoencoderTask, "video": VideoTask}

@@ -177,6 +177,7 @@ def test_every_field_that_a_request_takes_is_drawn(stage: Stage, version: str) -
 
     def drawn() -> set[str]:
         kinds = ("selectbox", "slider", "select_slider", "number_input", "text_area", "text_input", "button_group")
+        kinds += ("multiselect",)
         return {widget.key.partition(":")[0] for kind in kinds for widget in getattr(page, kind) if widget.key}
 
     def taken(**choices: Any) -> set[str]:

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
 from app import jobs
@@ -701,6 +703,28 @@ def test_a_clip_from_elsewhere_tells_its_motion_bucket(stage: Stage) -> None:
     ok(page.file_uploader[0].set_value(("cut.mp4", encode_video(frames, 8)[:600], "video/mp4")).run())
     assert page.error
     assert not [text for text in page.markdown if "motion bucket" in text.value]
+
+
+def test_loras_are_chosen_with_their_strength(stage: Stage, tmp_path: Path) -> None:
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    said = {"modelspec.title": "Slow pans", "sgm.base": "svd_tiny", "sgm.steps": "200"}
+    layer = "diffusion_model.middle_block.1.time_stack.0.attn1.to_q.lora_down.weight"
+    save_file({layer: torch.zeros(2, 8)}, folder / "pan.safetensors", said)
+    (folder / "cut.safetensors").write_bytes(b"no tensors")
+    page = opened()
+    names = page.multiselect(key="lora:names")
+    assert names.options == ["cut", "Slow pans (pan)"]
+    ok(names.select("pan").run())
+    assert any("Trained on svd" in caption.value and "200 steps" in caption.value for caption in page.caption)
+    ok(page.slider(key="lora:strength:pan").set_value(0.6).run())
+    assert address(page)["lora"] == "pan:0.6"
+    linked = opened(version="svd_tiny", lora="pan:-2.5 + lost:1")
+    assert linked.slider(key="lora:strength:pan").value == -2.5
+    assert any("lost is not among this computer's LoRAs" in warning.value for warning in linked.warning)
+    ok(linked.multiselect(key="lora:names").unselect("lost").select("cut").run())
+    assert address(linked)["lora"] == "pan:-2.5 + cut:1"
+    assert any("cut.safetensors" in caption.value.replace("\\", "") for caption in linked.caption)
 
 
 def test_an_address_holds_the_settings(stage: Stage) -> None:
