@@ -60,6 +60,9 @@ from .media.video import encode_video as encode_video
 from .media.video import video_encoder as video_encoder
 from .media.video import write_frames as write_frames
 from .media.video import write_video as write_video
+from .media.watermark import embed_watermark as embed_watermark
+from .media.watermark import is_marked as is_marked
+from .media.watermark import read_watermark as read_watermark
 from .pipeline import Clip as Clip
 from .pipeline import generate as generate
 from .pipeline import generate_views as generate_views

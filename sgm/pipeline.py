@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from sgm.engine import DiffusionEngine
 from sgm.errors import UserError, enough_memory
 from sgm.matrix import Matrix
 from sgm.ranks import FollowersLost
-from sgm.recipe import settings_of
+from sgm.recipe import MARK, settings_of
 from sgm.request import VideoRequest, ViewsRequest
 from sgm.run import OnStep, Run, to_frames
 
@@ -34,6 +34,10 @@ class Clip:
     frames: np.ndarray
     fps: int
     settings: dict[str, Any]
+
+    def unmarked(self) -> Clip:
+        """The same clip, whose files get no invisible watermark, as its recipe then says."""
+        return replace(self, settings={**self.settings, MARK: {**self.settings[MARK], "watermark": False}})
 
 
 @enough_memory()

@@ -41,7 +41,7 @@ def settings_of(
 
     Under "sgm": versions of the program and of torch, type of device, dtype, number of threads on a processor, name
     and hash of the weights and of their base (see `sgm.weights.quick_hash`), the hash of `picture`, as the model saw
-    it, and that of the frames which came of it all, for an MP4 holds them with a loss.
+    it, that of the frames which came of it all, for an MP4 holds them with a loss, and whether files are watermarked.
     """
     provenance = {
         "format": FORMAT,
@@ -54,6 +54,7 @@ def settings_of(
         "weights": copy.deepcopy(engine.weights),
         "picture": hash_of(picture),
         "frames": hash_of(frames),
+        "watermark": True,  # of what is written for people, until `Clip.unmarked`
     }
     return {**request.settings(), MARK: provenance}
 

@@ -35,12 +35,18 @@ class Table:
     """All jobs in `folder`, which the table owns until `close`; one runs at a time with each runner.
 
     runners: runners or functions (default: an EngineRunner). address: of the page, for the message to a second
-    process. Raises FolderInUse, before any change, if the folder has an owner already; UserError if it cannot be
-    written.
+    process. watermark: whether the clips' files get the invisible one. Raises FolderInUse, before any change, if the
+    folder has an owner already; UserError if it cannot be written.
     """
 
-    def __init__(self, folder: Path, runners: Make | Sequence[Make] | None = None, address: str = "") -> None:
-        self._store = Store(folder, address)
+    def __init__(
+        self,
+        folder: Path,
+        runners: Make | Sequence[Make] | None = None,
+        address: str = "",
+        watermark: bool = True,
+    ) -> None:
+        self._store, self._watermark = Store(folder, address), watermark
         self._seats = seats_for(runners or EngineRunner())
         self._changed = threading.Condition()  # guards the attributes below
         try:
@@ -457,7 +463,10 @@ class Table:
             return {}
 
     def _write(self, job: Job, clip: Clip) -> dict[str, Any]:
-        return self._store.write_clip(job, clip, self.chain(job.parent) if job.parent else [])
+        clip = clip if self._watermark else clip.unmarked()
+        return {"settings": clip.settings} | self._store.write_clip(
+            job, clip, self.chain(job.parent) if job.parent else []
+        )
 
 
 def next_seed(request: VideoRequest, steps: int = 1) -> VideoRequest:

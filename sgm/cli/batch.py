@@ -54,10 +54,11 @@ class Batch:
         turntable: bool,
         low_memory: bool,
         settings: dict[str, Any] | None,
+        watermark: bool = True,
     ) -> None:
         self.request, self.out, self.to_file = request, out, to_file
         self.background_model, self.turntable, self.low_memory = background_model, turntable, low_memory
-        self.settings = settings
+        self.settings, self.watermark = settings, watermark
         self.notes: set[str] = set()
 
     def check_places(self, sources: list[Source]) -> None:
@@ -135,6 +136,7 @@ class Batch:
 
         for sentence in differences(self.settings or {}, clip.settings):
             echo_stderr(sentence)
+        clip = clip if self.watermark else clip.unmarked()
         written = write_new(
             self._target(stem), partial(write_video, frames=clip.frames, fps=clip.fps, settings=clip.settings)
         )
@@ -150,5 +152,6 @@ class Batch:
 
         elevations, azimuths = orbit_of(self.request)
         of_clip = {"frames": clip.frames, "fps": clip.fps, "elevations": elevations, "azimuths": azimuths}
+        of_clip["watermark"] = self.watermark
         loop = write_new(written.with_name(f"{written.stem}-turntable.webp"), partial(write_turntable, **of_clip))
         echo_stderr(f"Turntable: {loop}")

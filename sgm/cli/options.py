@@ -20,6 +20,9 @@ BackgroundModel = Annotated[str, typer.Option(help="rembg's model that removes t
 LowMemory = Annotated[
     bool, typer.Option("--low-memory", help="Take as little of the GPU's memory as can be; a bit slower.")
 ]
+NoWatermark = Annotated[
+    bool, typer.Option("--no-watermark", help="Leave out the invisible watermark; the recipe says so.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Unless given, the fastest.")]
 Devices = Annotated[
     str | None, typer.Option(help="Spread the pictures over several: all, or names as cuda:0,cuda:1 or cpu,cpu.")

@@ -49,6 +49,10 @@ def app(
     trust_network: Annotated[
         bool, typer.Option("--trust-network", help="Let all who reach --host use page and API, without a key.")
     ] = False,
+    no_watermark: Annotated[
+        bool,
+        typer.Option("--no-watermark", envvar="SGM_NO_WATERMARK", help="Leave out the invisible watermark of clips."),
+    ] = False,
     stand: Annotated[
         bool,
         typer.Option("--stand", help="A page for passers-by in place of the page and the API.", rich_help_panel=_STAND),
@@ -86,7 +90,7 @@ def app(
     if devices is not None:
         _check_devices(devices, gpus)
         os.environ["SGM_DEVICES"] = devices  # which the table of jobs reads
-    os.environ["SGM_GPUS"] = str(gpus)
+    os.environ |= {"SGM_GPUS": str(gpus), "SGM_NO_WATERMARK": "1" if no_watermark else ""}
     from sgm.outputs import outputs_folder, reserve
 
     address = f"http://127.0.0.1:{port}"

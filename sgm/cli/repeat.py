@@ -17,10 +17,10 @@ from sgm.cli.console import (
     progress_bar,
     show_step,
 )
-from sgm.cli.recipe import stored_picture
+from sgm.cli.recipe import stored_frames, stored_picture
 from sgm.cli.sample import dtype_of_recipe
 from sgm.errors import UserError
-from sgm.paths import check_writable, exists, is_file, is_folder, write_new
+from sgm.paths import check_writable, exists, is_folder, write_new
 from sgm.process import importing_torch, reuse_freed_memory
 
 if TYPE_CHECKING:
@@ -56,7 +56,16 @@ def repeat(
     """
     with errors_as_sentences(code=2):
         with importing_torch():
-            from sgm import check_weights, choose_device, differences, generate, load_engine, open_picture, write_video
+            from sgm import (
+                check_weights,
+                choose_device,
+                differences,
+                generate,
+                is_marked,
+                load_engine,
+                open_picture,
+                write_video,
+            )
             from sgm.recipe import hash_of, made_by
 
         settings, request = _recipe(clip)
@@ -78,6 +87,7 @@ def repeat(
             load = partial(load_engine, request.version, checkpoint=checkpoint, base=base, unfilled=unfilled)
             engine = load(device=device, dtype=kind, on_progress=partial(show, "load"))
             again = generate(engine, request, seen.image, follow, low_memory=low_memory)
+        again = again if is_marked(settings) else again.unmarked()
         verdict = _verdict(made_by(settings).get("frames"), then, lossless, again)
         same = verdict.startswith(_IDENTICAL)
         for sentence in (verdict, *(differences(settings, again.settings) or ([] if same else [_NO_CAUSE]))):
@@ -111,9 +121,8 @@ def _frames_of(clip: Path, request: VideoRequest) -> tuple[np.ndarray, bool]:
     """A clip's frames, of a film those of its last clip, and whether they are without loss, as the page keeps them."""
     from sgm import read_frames
 
-    beside = clip.with_name("frames.mkv")
-    lossless = clip.name == "clip.mp4" and stored_picture(clip) is not None and is_file(beside)
-    frames = read_frames(beside if lossless else clip)[0][-request.frames :]
+    beside = stored_frames(clip)
+    frames = read_frames(beside or clip)[0][-request.frames :]
     wanted = (request.frames, request.height, request.width, 3)
     if frames.shape != wanted:
         count, height, width, _ = frames.shape
@@ -121,7 +130,7 @@ def _frames_of(clip: Path, request: VideoRequest) -> tuple[np.ndarray, bool]:
             f"{clip} holds {count} × {width}×{height} pixels, its recipe makes {wanted[0]} × {wanted[2]}×{wanted[1]}: "
             "it was cut or scaled since."
         )
-    return frames, lossless
+    return frames, beside is not None
 
 
 def _verdict(known: str | None, then: np.ndarray, lossless: bool, again: Clip) -> str:
@@ -137,7 +146,7 @@ def _verdict(known: str | None, then: np.ndarray, lossless: bool, again: Clip) -
 
     if known == hash_of(again.frames):
         return _IDENTICAL
-    now = again.frames if lossless else read_frames(encode_video(again.frames, again.fps))[0]
+    now = again.frames if lossless else read_frames(encode_video(again.frames, again.fps, again.settings))[0]
     distance = np.abs(np.subtract(then, now, dtype=np.int16))
     if not distance.any():
         if lossless:

@@ -21,6 +21,7 @@ from sgm.cli.options import (
     Gpus,
     LowMemory,
     ModelVersion,
+    NoWatermark,
     Ray,
     RayActors,
     RayCommand,
@@ -117,6 +118,7 @@ def sample(
     background_model: BackgroundModel = "u2net",
     turntable: Annotated[bool, typer.Option("--turntable", help="Also write the orbit as an endless .webp.")] = False,
     orbit_plot: Annotated[Path | None, path_option("Write a picture of the orbit there, a .png.")] = None,
+    no_watermark: NoWatermark = False,
     low_memory: LowMemory = False,
     device: Device = None,
     devices: Devices = None,
@@ -174,12 +176,11 @@ def sample(
         sources = [] if clip else _sources(picture, recipe, request)
     if clip and isinstance(request, ViewsRequest):
         load = partial(load_engine, device=device, dtype=kind)
-        ViewsWork(
-            request, clip, out, background_model, low_memory, {"checkpoint": checkpoint, "base": base}, load
-        ).run()
+        weights = {"checkpoint": checkpoint, "base": base}
+        ViewsWork(request, clip, out, background_model, low_memory, weights, load, not no_watermark).run()
         return
     # What can be known before the work, in the order of its cost.
-    work = Batch(request, out, to_file, background_model, turntable, low_memory, settings)
+    work = Batch(request, out, to_file, background_model, turntable, low_memory, settings, not no_watermark)
     work.check_places(sources)
     if orbit_plot is not None:
         check_writable(orbit_plot.parent)

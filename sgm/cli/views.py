@@ -47,11 +47,12 @@ class ViewsWork:
         low_memory: bool,
         weights: dict[str, Path | None],
         load: Callable[..., Any],
+        watermark: bool = True,
     ) -> None:
         from sgm import check_weights, open_clip, video_encoder
 
         self.request, self.background_model, self.low_memory = request, background_model, low_memory
-        self.weights, self.load = weights, load
+        self.weights, self.load, self.watermark = weights, load, watermark
         self.target = out / f"{plain_stem(source.stem, _LONGEST_STEM)}-{request.version}-{request.seed}"
         views, (width, height) = 2 * (1 + request.model.num_views), request.size  # the grid counts as much again
         check_writable(out, int(views * request.frames * width * height * BYTES_PER_PIXEL))
@@ -131,6 +132,7 @@ class ViewsWork:
         paths, captions = [], []
         for number, clip in enumerate(clips):
             path = folder / (f"view-{number}.mp4" if number else "input.mp4")
+            clip = clip if self.watermark and number else clip.unmarked()  # the input is nothing that a model made
             paths.append(write_video(path, clip.frames, clip.fps, clip.settings))
             captions.append(f"{azimuths[number]:.0f}°, {elevations[number]:.0f}°" if number else "input")
             echo_result(path)
@@ -138,4 +140,4 @@ class ViewsWork:
         with progress_bar() as show:
             drawn = lambda done, of: show("grid", done / of)  # noqa: E731
             grid = ClipGrid([paths[row] for row in rows], captions=[captions[row] for row in rows], on_frame=drawn)
-            echo_result(write_video(folder / "grid.mp4", grid, grid.fps, quick=True))
+            echo_result(write_video(folder / "grid.mp4", grid, grid.fps, quick=True, watermark=self.watermark))

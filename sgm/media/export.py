@@ -11,35 +11,37 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 
+from sgm.media.watermark import embed_watermark
+
 JOIN = -3  # the frame from which a clip is extended: the very last ones have drifted furthest
 
 
-def gif(frames: np.ndarray, fps: float) -> bytes:
+def gif(frames: np.ndarray, fps: float, watermark: bool = False) -> bytes:
     """An endless animated GIF, with a palette a frame. GIF counts hundredths of a second and stops at 50 fps."""
-    return _animation(".gif", frames, max(1000 / fps, 20.0))
+    return _animation(".gif", _drawn(frames, watermark), max(1000 / fps, 20.0))
 
 
-def webp(frames: np.ndarray, fps: float) -> bytes:
+def webp(frames: np.ndarray, fps: float, watermark: bool = False) -> bytes:
     """An endless animated WebP."""
-    return _animation(".webp", frames, 1000 / fps, quality=85)
+    return _animation(".webp", _drawn(frames, watermark), 1000 / fps, quality=85)
 
 
-def png_zip(frames: np.ndarray, fps: float) -> bytes:
+def png_zip(frames: np.ndarray, fps: float, watermark: bool = False) -> bytes:
     """The frames as PNGs in a zip, 0001.png and on."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:  # PNG is compressed already
-        for number, frame in enumerate(frames, 1):
+        for number, frame in enumerate(_drawn(frames, watermark), 1):
             archive.writestr(f"{number:04}.png", _png(frame))
     return file.getvalue()
 
 
-def last_frame(frames: np.ndarray, fps: float) -> bytes:
+def last_frame(frames: np.ndarray, fps: float, watermark: bool = False) -> bytes:
     """The last frame as a PNG."""
-    return _png(frames[-1])
+    return _png(_drawn(frames[-1:], watermark)[0])
 
 
-# Title -> (suffix, MIME type, writer). A writer takes uint8 (T, H, W, 3) and frames a second.
-EXPORTS: dict[str, tuple[str, str, Callable[[np.ndarray, float], bytes]]] = {
+# Title -> (suffix, MIME type, writer). A writer takes uint8 (T, H, W, 3), frames a second, and whether to watermark.
+EXPORTS: dict[str, tuple[str, str, Callable[..., bytes]]] = {
     "GIF": (".gif", "image/gif", gif),
     "WebP": (".webp", "image/webp", webp),
     "PNG frames (zip)": (".zip", "application/zip", png_zip),
@@ -55,6 +57,11 @@ def stitch(clips: Sequence[np.ndarray]) -> np.ndarray:
     if len({clip.shape[1:] for clip in clips}) != 1:
         raise ValueError(f"Clips of one size can be joined; got {[clip.shape for clip in clips]}.")
     return np.concatenate([*(clip[:JOIN] for clip in clips[:-1]), clips[-1]])
+
+
+def _drawn(frames: np.ndarray, watermark: bool) -> np.ndarray:
+    """The frames as they are encoded."""
+    return np.stack([embed_watermark(frame) for frame in frames]) if watermark else frames
 
 
 def _animation(suffix: str, frames: np.ndarray, milliseconds: float, **options: int) -> bytes:
