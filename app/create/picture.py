@@ -153,7 +153,7 @@ def _open_upload() -> None:
         _open(key, found.picture, file.name)
     if found.request:
         settings.restore(found.request)
-    st.session_state["restored"] = found.note
+    st.session_state["restored"] = f"{found.note} {found.mark}".strip()
 
 
 def _refuse_upload(headline: str, reason: str) -> None:

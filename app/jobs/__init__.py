@@ -41,7 +41,8 @@ def table(address: str = "") -> Table:
 
     Its workers are on the cluster that SGM_RAY names, else on the devices of SGM_DEVICES, or on all, SGM_GPUS of them
     to a worker. SGM_NO_WATERMARK leaves clips without the invisible watermark. address: of the page, for the message to
-    a second process. Raises FolderInUse or UserError as `Table`, UserError for a device or a cluster that cannot be used.
+    a second process. Raises FolderInUse or UserError as `Table`, UserError for a device or a cluster that cannot be
+    used.
     """
     global _table
     with _table_lock:

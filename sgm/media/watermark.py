@@ -2,8 +2,8 @@
 
 A frame's U of BT.601 is taken as means of 2 × 2 pixels, the approximation band of one level of Haar wavelets, in blocks
 of 4 × 4 values. Block number n carries bit n mod 48: the value of largest magnitude, the first one left out, is about
-36 · (k + 1/4) for a 0 and 36 · (k + 3/4) for a 1, with any whole k. This is "dwtDct" of the invisible-watermark package,
-which reads the mark. Its own embedder keeps k, so that a value that it lowers may no longer be the largest and the bit
+36 · (k + 1/4) for a 0 and 36 · (k + 3/4) for a 1, with any whole k. The invisible-watermark package
+reads it, as "dwtDct". Its own embedder keeps k, so that a value that it lowers may no longer be the largest and the bit
 be read wrong; here, k is the one that changes the block least, and values that would compete are lowered.
 """
 
@@ -29,11 +29,11 @@ _OVER, _MOST_OVER = (
 _TO_U, _LUMA = 0.492, np.array([0.299, 0.587, 0.114], np.float32)
 _GREEN, _BLUE = -0.395, 2.032  # what a step of U alone changes in RGB; red stays
 _GRID = 8  # sizes of models are multiples of so many blocks of 8 × 8 pixels
-_MOST_READ = 16  # frames
+MOST_READ = 16  # frames
 _MOST_SEARCHED, _LARGEST = 3 << 20, 2048  # pixels of all frames, and of a side, in which more than one way is tried
 _SCALES = 0.4, 2.6  # in which a clip that was scaled is looked for
-# How a file that was encoded again is read: from the block's second largest value or its median, the lead of the largest
-# one is taken this many times.
+# How a file that was encoded again is read: the lead of the largest value, over the second or the median, is taken so
+# many times.
 _SECOND, _MEDIAN = -2, 7  # of the 15 values, sorted
 _FADED = (_SECOND, 1.0), (_SECOND, 1.5), (_SECOND, 2.0), (_SECOND, 3.0), (_MEDIAN, 2.0), (_MEDIAN, 3.0)
 
@@ -96,7 +96,7 @@ def read_watermark(frames: Sequence[np.ndarray], search: bool = True) -> Reading
     into sizes from which the clip may have been scaled, then into each place at which it may have been cropped. The
     more is tried, the more bits must match.
     """
-    frames = frames[:: -(-len(frames) // _MOST_READ)]
+    frames = frames[:: -(-len(frames) // MOST_READ)]
     tries, best = 0, Reading("no", 0, inf)
     for altered, way in (("", _as_written), ("scaled", _scaled), ("cropped", _cropped))[: None if search else 1]:
         for matched, tried in way(frames):
@@ -117,19 +117,15 @@ def _as_written(frames: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
 
 def _scaled(frames: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
     """As `_as_written`, in each size on the grid that has this shape, as far as whole pixels can have it."""
-    height, width = frames[0].shape[:2]
     frames, step = _few(frames), 8 * _GRID
-    for wide in range(step, int(width * _SCALES[1]) + 1, step):
+    height, width = frames[0].shape[:2]
+    for wide in range(step, min(int(width * _SCALES[1]), _LARGEST) + 1, step):
         scale = wide / width
         high = round(height * scale / step) * step
-        if (
-            scale >= _SCALES[0]
-            and wide != width
-            and max(wide, high) <= _LARGEST
-            and abs(high / scale - height) <= 2 + 2 * height / width
-        ):
-            size = wide, high
-            yield from _as_written([np.asarray(Image.fromarray(each).resize(size, Image.BICUBIC)) for each in frames])
+        if scale < _SCALES[0] or wide == width or abs(high / scale - height) > 2 + 2 * height / width:
+            continue
+        pictures = (Image.fromarray(frame) for frame in frames)
+        yield from _as_written([np.asarray(each.resize((wide, high), Image.Resampling.BICUBIC)) for each in pictures])
 
 
 def _cropped(frames: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
