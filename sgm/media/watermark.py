@@ -89,14 +89,14 @@ def embed_watermark(frame: np.ndarray) -> np.ndarray:
     return marked
 
 
-def read_watermark(frames: Sequence[np.ndarray], search: bool = True) -> Reading:
+def read_watermark(frames: Sequence[np.ndarray] | np.ndarray, search: bool = True) -> Reading:
     """What frames of a clip, or a picture as one, hold of the watermark: uint8 RGB, (h, w, 3) each.
 
     All blocks of all frames vote for their bit, as they were written. search: where these say no, some seconds more go
     into sizes from which the clip may have been scaled, then into each place at which it may have been cropped. The
     more is tried, the more bits must match.
     """
-    frames = frames[:: -(-len(frames) // MOST_READ)]
+    frames = list(frames[:: -(-len(frames) // MOST_READ)])
     tries, best = 0, Reading("no", 0, inf)
     for altered, way in (("", _as_written), ("scaled", _scaled), ("cropped", _cropped))[: None if search else 1]:
         for matched, tried in way(frames):
