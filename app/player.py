@@ -10,7 +10,7 @@ import streamlit as st
 
 from app import look
 from app.jobs import Job, table
-from sgm import EXPORTS, RECIPE_TEXTS, UserError, is_marked, loop_order, orbit_of
+from sgm import EXPORTS, RECIPE_TEXTS, UserError, loop_order, orbit_of
 
 _RECIPES = {"yaml": "YAML", "command": "Command line", "python": "Python"}
 _LANGUAGES = {"yaml": "yaml", "command": "sh", "python": "python"}
@@ -84,7 +84,7 @@ def offer_link(job: Job) -> None:
 
 def _exported(job: Job, title: str) -> Callable[[], bytes]:
     """The exported file for a download button, encoded only when it is clicked."""
-    return lambda: EXPORTS[title][2](*table().frames(job), is_marked(job.settings))
+    return lambda: EXPORTS[title][2](*table().frames(job), job.settings)
 
 
 def _turntable(job: Job) -> Callable[[], bytes]:
@@ -92,6 +92,6 @@ def _turntable(job: Job) -> Callable[[], bytes]:
 
     def write() -> bytes:
         frames, fps = table().frames(job)
-        return EXPORTS["WebP"][2](frames[loop_order(*orbit_of(job.request))], fps, is_marked(job.settings))
+        return EXPORTS["WebP"][2](frames[loop_order(*orbit_of(job.request))], fps, job.settings)
 
     return write

@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
     paths = sorted(path for path in arguments.photographs.iterdir() if path.suffix.lower() in (".jpg", ".png", ".webp"))
-    for size in ((320, 192), (576, 320), (1024, 576)):
+    for size in ((320, 192), (1024, 576)):
         survival(paths[:: max(1, len(paths) // 10)][:10], *size)
     false_alarms(paths)
     print(f"ratio {cost(arguments.turns):.4f}")

@@ -36,6 +36,7 @@ from .learned import fvd_missing as fvd_missing
 from .learned import lpips_missing as lpips_missing
 from .media.clip import frames_cut_off as frames_cut_off
 from .media.clip import open_clip as open_clip
+from .media.credentials import check_credentials as check_credentials
 from .media.detection import detect_watermark as detect_watermark
 from .media.export import EXPORTS as EXPORTS
 from .media.export import JOIN as JOIN

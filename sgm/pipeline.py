@@ -37,7 +37,14 @@ class Clip:
 
     def unmarked(self) -> Clip:
         """The same clip, whose files get no invisible watermark, as its recipe then says."""
-        return replace(self, settings={**self.settings, MARK: {**self.settings[MARK], "watermark": False}})
+        return self._saying(watermark=False)
+
+    def as_input(self) -> Clip:
+        """The same clip, which no model made: its files say nothing of one."""
+        return self._saying(watermark=False, input=True)
+
+    def _saying(self, **values: bool) -> Clip:
+        return replace(self, settings={**self.settings, MARK: {**self.settings[MARK], **values}})
 
 
 @enough_memory()
@@ -166,7 +173,7 @@ def _generate_views(
     run.report("decode", 1, 1)
 
     seen = np.stack([np.asarray(frame) for frame in clip])
-    clips = [Clip(seen, request.fps, settings_of(request, engine, seen, seen))]
+    clips = [Clip(seen, request.fps, settings_of(request, engine, seen, seen)).as_input()]
     for view in pictures[:, 1:].unbind(1):
         frames = to_frames(view)
         _check_frames(frames, clip[0])

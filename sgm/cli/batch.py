@@ -152,6 +152,6 @@ class Batch:
 
         elevations, azimuths = orbit_of(self.request)
         of_clip = {"frames": clip.frames, "fps": clip.fps, "elevations": elevations, "azimuths": azimuths}
-        of_clip["watermark"] = self.watermark
+        of_clip["settings"] = clip.settings
         loop = write_new(written.with_name(f"{written.stem}-turntable.webp"), partial(write_turntable, **of_clip))
         echo_stderr(f"Turntable: {loop}")

@@ -95,6 +95,7 @@ def app(
 
     address = f"http://127.0.0.1:{port}"
     _check_port(port, address)
+    _check_credentials()
     if ray is not None:
         _connect(ray, ray_actors)
     reserve(outputs_folder(), address)  # the app takes the lock over
@@ -149,6 +150,13 @@ def _check_devices(devices: str, gpus: int) -> None:
         from sgm import choose_devices
 
     choose_devices(devices, gpus)
+
+
+def _check_credentials() -> None:
+    with importing_torch():
+        from sgm import check_credentials
+
+    check_credentials()
 
 
 def _connect(ray: str, actors: int | None) -> None:

@@ -140,6 +140,7 @@ def sample(
     from sgm import (
         Cluster,
         ViewsRequest,
+        check_credentials,
         check_weights,
         choose_device,
         choose_devices,
@@ -150,6 +151,7 @@ def sample(
     from sgm.cli.views import ViewsWork, clip_asked
 
     with errors_as_sentences(code=2):
+        check_credentials()
         if picture is None and recipe is None:
             raise UserError("Missing argument 'PICTURE': give a picture, or a folder of pictures.")
         batch = picture is not None and is_folder(picture)

@@ -132,7 +132,7 @@ class ViewsWork:
         paths, captions = [], []
         for number, clip in enumerate(clips):
             path = folder / (f"view-{number}.mp4" if number else "input.mp4")
-            clip = clip if self.watermark and number else clip.unmarked()  # the input is nothing that a model made
+            clip = clip if self.watermark else clip.unmarked()
             paths.append(write_video(path, clip.frames, clip.fps, clip.settings))
             captions.append(f"{azimuths[number]:.0f}°, {elevations[number]:.0f}°" if number else "input")
             echo_result(path)

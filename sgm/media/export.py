@@ -5,42 +5,45 @@ from __future__ import annotations
 import io
 import itertools
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
 
-from sgm.media.watermark import embed_watermark
+from sgm.media.credentials import signed
+from sgm.media.watermark import embed_watermark, is_marked
 
+Settings = Mapping[str, Any] | None  # a recipe, which says whether frames are watermarked
 JOIN = -3  # the frame from which a clip is extended: the very last ones have drifted furthest
 
 
-def gif(frames: np.ndarray, fps: float, watermark: bool = False) -> bytes:
+def gif(frames: np.ndarray, fps: float, settings: Settings = None) -> bytes:
     """An endless animated GIF, with a palette a frame. GIF counts hundredths of a second and stops at 50 fps."""
-    return _animation(".gif", _drawn(frames, watermark), max(1000 / fps, 20.0))
+    return signed(_animation(".gif", _drawn(frames, settings), max(1000 / fps, 20.0)), "image/gif", settings)
 
 
-def webp(frames: np.ndarray, fps: float, watermark: bool = False) -> bytes:
+def webp(frames: np.ndarray, fps: float, settings: Settings = None) -> bytes:
     """An endless animated WebP."""
-    return _animation(".webp", _drawn(frames, watermark), 1000 / fps, quality=85)
+    return signed(_animation(".webp", _drawn(frames, settings), 1000 / fps, quality=85), "image/webp", settings)
 
 
-def png_zip(frames: np.ndarray, fps: float, watermark: bool = False) -> bytes:
+def png_zip(frames: np.ndarray, fps: float, settings: Settings = None) -> bytes:
     """The frames as PNGs in a zip, 0001.png and on."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:  # PNG is compressed already
-        for number, frame in enumerate(_drawn(frames, watermark), 1):
-            archive.writestr(f"{number:04}.png", _png(frame))
+        for number, frame in enumerate(_drawn(frames, settings), 1):
+            archive.writestr(f"{number:04}.png", signed(_png(frame), "image/png", settings))
     return file.getvalue()
 
 
-def last_frame(frames: np.ndarray, fps: float, watermark: bool = False) -> bytes:
+def last_frame(frames: np.ndarray, fps: float, settings: Settings = None) -> bytes:
     """The last frame as a PNG."""
-    return _png(_drawn(frames[-1:], watermark)[0])
+    return signed(_png(_drawn(frames[-1:], settings)[0]), "image/png", settings)
 
 
-# Title -> (suffix, MIME type, writer). A writer takes uint8 (T, H, W, 3), frames a second, and whether to watermark.
+# Title -> (suffix, MIME type, writer). A writer takes uint8 (T, H, W, 3), frames a second, and the clip's recipe: with
+# it, the file has the watermark, as it says, and Content Credentials.
 EXPORTS: dict[str, tuple[str, str, Callable[..., bytes]]] = {
     "GIF": (".gif", "image/gif", gif),
     "WebP": (".webp", "image/webp", webp),
@@ -59,9 +62,9 @@ def stitch(clips: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([*(clip[:JOIN] for clip in clips[:-1]), clips[-1]])
 
 
-def _drawn(frames: np.ndarray, watermark: bool) -> np.ndarray:
+def _drawn(frames: np.ndarray, settings: Settings) -> np.ndarray:
     """The frames as they are encoded."""
-    return np.stack([embed_watermark(frame) for frame in frames]) if watermark else frames
+    return np.stack([embed_watermark(frame) for frame in frames]) if is_marked(settings) else frames
 
 
 def _animation(suffix: str, frames: np.ndarray, milliseconds: float, **options: int) -> bytes:

@@ -20,6 +20,7 @@ import imageio.v3 as iio
 import numpy as np
 
 from sgm.errors import UserError
+from sgm.media.credentials import signed
 from sgm.media.provenance import SOURCE_BOX
 from sgm.media.watermark import embed_watermark, is_marked
 from sgm.paths import replacing, writes_explained
@@ -66,7 +67,8 @@ def write_video(
     column. `settings` (anything JSON can hold) go into the file's comment; `read_settings` gives them back. The parent
     folder is made. The file appears only when it is complete and replaces one of the same name. quick: in half of the
     time, for a fifth more bytes. watermark: whether frames get the invisible one; unless given, as a recipe in
-    `settings` says. XMP in the file says that a model made it.
+    `settings` says. With a recipe, Content
+    Credentials are added where the extra `c2pa` is installed; XMP says in each file that a model made it.
     Raises UserError if the name does not end in .mp4 or the place cannot be written, ValueError for bad frames or fps.
     """
     path = Path(path)
@@ -74,9 +76,14 @@ def write_video(
         raise UserError(f"The video's name is {path.name!r}, but must end in .mp4.")
     rate, comment = _checked(frames, fps, settings)
     watermark = is_marked(settings) if watermark is None else watermark
-    write_whole(
-        path, lambda temporary: _encode(str(temporary), frames, rate, comment, quick=quick, watermark=watermark)
-    )
+
+    def write(temporary: Path) -> None:
+        _encode(str(temporary), frames, rate, comment, quick=quick, watermark=watermark)
+        content = temporary.read_bytes()
+        if (whole := signed(content, "video/mp4", settings)) != content:
+            temporary.write_bytes(whole)
+
+    write_whole(path, write)
     return path
 
 
@@ -112,7 +119,7 @@ def encode_video(frames: Frames, fps: float, settings: dict[str, Any] | None = N
     """What `write_video` writes, without a disk; the index stands last. Raises ValueError for bad frames or fps."""
     file = io.BytesIO()
     _encode(file, frames, *_checked(frames, fps, settings), watermark=is_marked(settings))
-    return file.getvalue()
+    return signed(file.getvalue(), "video/mp4", settings)
 
 
 def _checked(frames: Frames, fps: float, settings: dict[str, Any] | None) -> tuple[Fraction, str | None]:

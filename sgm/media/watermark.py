@@ -21,11 +21,9 @@ BITS = 48
 PATTERN = np.array([int(bit) for bit in f"{0xB3EC907BB19E:048b}"])
 MARKED, LIKELY = 1e-6, 1e-4  # the chance at most, that a file without the mark is called so
 _STEP = 36.0  # of a block's values
-_AHEAD = 2.0  # how far the carrying value is above the others of its block
-_OVER, _MOST_OVER = (
-    0.2,
-    4.0,
-)  # share of the value's lead by which it is raised further, since an encoder takes some away
+_AHEAD = 1.0  # how far the carrying value is above the others of its block
+# Share of the value's lead that is added, and the most, since an encoder takes some away.
+_OVER, _MOST_OVER = 0.15, 2.0
 _TO_U, _LUMA = 0.492, np.array([0.299, 0.587, 0.114], np.float32)
 _GREEN, _BLUE = -0.395, 2.032  # what a step of U alone changes in RGB; red stays
 _GRID = 8  # sizes of models are multiples of so many blocks of 8 × 8 pixels

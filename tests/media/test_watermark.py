@@ -102,7 +102,7 @@ def test_colours_without_room_stay_legal_and_nothing_is_read_where_nothing_is(cl
 
 def test_every_form_for_people_carries_it_and_none_without_the_recipe_s_word(clip: np.ndarray) -> None:
     for title in EXPORTS:
-        content = EXPORTS[title][2](clip[:3], 7, True)
+        content = EXPORTS[title][2](clip[:3], 7, RECIPE)
         if title.startswith("PNG"):
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 content = archive.read("0001.png")
