@@ -85,6 +85,10 @@ from .request import prepare_picture as prepare_picture
 from .request import takers as takers
 from .request import with_later_fields as with_later_fields
 from .run import Progress as Progress
+from .safety import Withheld as Withheld
+from .safety import can_filter as can_filter
+from .safety import check_safety as check_safety
+from .safety import filtered as filtered
 from .score import SCORES as SCORES
 from .score import Scores as Scores
 from .score import score_clip as score_clip

@@ -21,7 +21,7 @@ from app.jobs.record import Job, new_id, save_or_log, sizes, stored_picture
 from app.jobs.runner import EngineRunner, Make, run
 from app.jobs.seat import ALL_AWAY, NONE_LEFT, DeviceState, Seat, seats_for
 from app.jobs.store import Store, clip_frames, film_frames, film_video, is_lossless
-from sgm import JOIN, Clip, DeviceAway, DeviceFailed, UserError, VideoRequest, typical_seconds
+from sgm import JOIN, Clip, DeviceAway, DeviceFailed, UserError, VideoRequest, Withheld, filtered, typical_seconds
 from sgm.process import freeze_objects
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,8 @@ class Table:
     """All jobs in `folder`, which the table owns until `close`; one runs at a time with each runner.
 
     runners: runners or functions (default: an EngineRunner). address: of the page, for the message to a second
-    process. watermark: whether the clips' files get the invisible one. Raises FolderInUse, before any change, if the
+    process. watermark: whether the clips' files get the invisible one. safety: the filter, one of
+    `sgm.safety.SAFETY`. Raises FolderInUse, before any change, if the
     folder has an owner already; UserError if it cannot be written.
     """
 
@@ -45,8 +46,9 @@ class Table:
         runners: Make | Sequence[Make] | None = None,
         address: str = "",
         watermark: bool = True,
+        safety: str = "off",
     ) -> None:
-        self._store, self._watermark = Store(folder, address), watermark
+        self._store, self._watermark, self._safety = Store(folder, address), watermark, safety
         self._seats = seats_for(runners or EngineRunner())
         self._changed = threading.Condition()  # guards the attributes below
         try:
@@ -463,10 +465,13 @@ class Table:
             return {}
 
     def _write(self, job: Job, clip: Clip) -> dict[str, Any]:
+        try:
+            warning = filtered(self._safety, None if self._safety == "off" else stored_picture(job), clip.frames)
+        except Withheld as reason:
+            return {"state": "failed", "message": str(reason), "filtered": True, "settings": {}}
         clip = clip if self._watermark else clip.unmarked()
-        return {"settings": clip.settings} | self._store.write_clip(
-            job, clip, self.chain(job.parent) if job.parent else []
-        )
+        stored = self._store.write_clip(job, clip, self.chain(job.parent) if job.parent else [])
+        return {"settings": clip.settings, "message": warning} | stored
 
 
 def next_seed(request: VideoRequest, steps: int = 1) -> VideoRequest:

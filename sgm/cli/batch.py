@@ -55,10 +55,11 @@ class Batch:
         low_memory: bool,
         settings: dict[str, Any] | None,
         watermark: bool = True,
+        safety: str = "off",
     ) -> None:
         self.request, self.out, self.to_file = request, out, to_file
         self.background_model, self.turntable, self.low_memory = background_model, turntable, low_memory
-        self.settings, self.watermark = settings, watermark
+        self.settings, self.watermark, self.safety = settings, watermark, safety
         self.notes: set[str] = set()
 
     def check_places(self, sources: list[Source]) -> None:
@@ -117,12 +118,14 @@ class Batch:
     def open(self, source: Path | Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
         """Open a picture and print how it is fitted. For a fit of "object", also remove its background.
 
-        -> the picture, and for such a fit what the model is shown of it.
+        -> the picture, and for such a fit what the model is shown of it. Raises Withheld as the filter says.
         """
-        from sgm import describe_fit, open_picture
+        from sgm import describe_fit, filtered, open_picture
 
         request, cut = self.request, self.request.fit == "object"
         image = open_picture(source, keep_alpha=cut) if isinstance(source, Path) else source
+        if warning := filtered(self.safety, image, None):
+            echo_stderr(f"{name}: {warning}")
         if not cut:
             echo_stderr(f"{name}: {describe_fit(image.size, *request.size, request.fit)}")
             return image, None
@@ -132,10 +135,12 @@ class Batch:
 
     def write(self, clip: Clip, shown: Image.Image | None, stem: str) -> None:
         """Write a video and what belongs beside it, and print its path. shown, stem: of its picture, see `open`."""
-        from sgm import differences, write_video
+        from sgm import differences, filtered, write_video
 
         for sentence in differences(self.settings or {}, clip.settings):
             echo_stderr(sentence)
+        if warning := filtered(self.safety, None, clip.frames):
+            echo_stderr(f"{stem}: {warning}")
         clip = clip if self.watermark else clip.unmarked()
         written = write_new(
             self._target(stem), partial(write_video, frames=clip.frames, fps=clip.fps, settings=clip.settings)

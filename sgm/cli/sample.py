@@ -26,6 +26,7 @@ from sgm.cli.options import (
     RayActors,
     RayCommand,
     Recipe,
+    Safety,
 )
 from sgm.cli.recipe import stored_picture
 from sgm.cli.spread import Spread
@@ -119,6 +120,7 @@ def sample(
     turntable: Annotated[bool, typer.Option("--turntable", help="Also write the orbit as an endless .webp.")] = False,
     orbit_plot: Annotated[Path | None, path_option("Write a picture of the orbit there, a .png.")] = None,
     no_watermark: NoWatermark = False,
+    safety: Safety = "off",
     low_memory: LowMemory = False,
     device: Device = None,
     devices: Devices = None,
@@ -141,6 +143,7 @@ def sample(
         Cluster,
         ViewsRequest,
         check_credentials,
+        check_safety,
         check_weights,
         choose_device,
         choose_devices,
@@ -152,6 +155,7 @@ def sample(
 
     with errors_as_sentences(code=2):
         check_credentials()
+        check_safety(safety)
         if picture is None and recipe is None:
             raise UserError("Missing argument 'PICTURE': give a picture, or a folder of pictures.")
         batch = picture is not None and is_folder(picture)
@@ -179,10 +183,10 @@ def sample(
     if clip and isinstance(request, ViewsRequest):
         load = partial(load_engine, device=device, dtype=kind)
         weights = {"checkpoint": checkpoint, "base": base}
-        ViewsWork(request, clip, out, background_model, low_memory, weights, load, not no_watermark).run()
+        ViewsWork(request, clip, out, background_model, low_memory, weights, load, not no_watermark, safety).run()
         return
     # What can be known before the work, in the order of its cost.
-    work = Batch(request, out, to_file, background_model, turntable, low_memory, settings, not no_watermark)
+    work = Batch(request, out, to_file, background_model, turntable, low_memory, settings, not no_watermark, safety)
     work.check_places(sources)
     if orbit_plot is not None:
         check_writable(orbit_plot.parent)

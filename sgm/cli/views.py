@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sgm.cli.batch import BYTES_PER_PIXEL, plain_stem
 from sgm.cli.console import duration, echo_result, echo_stderr, progress_bar, show_step
 from sgm.errors import UserError
@@ -14,7 +16,6 @@ from sgm.paths import check_writable, make_folder
 from sgm.process import collect_and_freeze, reuse_freed_memory
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
     from sgm import Clip, ViewsRequest
@@ -48,11 +49,12 @@ class ViewsWork:
         weights: dict[str, Path | None],
         load: Callable[..., Any],
         watermark: bool = True,
+        safety: str = "off",
     ) -> None:
         from sgm import check_weights, open_clip, video_encoder
 
         self.request, self.background_model, self.low_memory = request, background_model, low_memory
-        self.weights, self.load, self.watermark = weights, load, watermark
+        self.weights, self.load, self.watermark, self.safety = weights, load, watermark, safety
         self.target = out / f"{plain_stem(source.stem, _LONGEST_STEM)}-{request.version}-{request.seed}"
         views, (width, height) = 2 * (1 + request.model.num_views), request.size  # the grid counts as much again
         check_writable(out, int(views * request.frames * width * height * BYTES_PER_PIXEL))
@@ -125,8 +127,11 @@ class ViewsWork:
         return engine
 
     def _write(self, clips: list[Clip]) -> None:
-        from sgm import ClipGrid, write_video
+        from sgm import ClipGrid, filtered, write_video
 
+        frames = np.concatenate([clip.frames for clip in clips])
+        if warning := filtered(self.safety, None, frames):
+            echo_stderr(warning)
         folder = make_folder(self.target)
         elevations, azimuths = self.request.family.degrees(self.request)
         paths, captions = [], []
