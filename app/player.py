@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
-import numpy as np
 import streamlit as st
 
 from app import look
@@ -112,14 +111,12 @@ def _choose_smoothing(job: Job) -> Smoothing:
     return offers[title]
 
 
-def _exported(
-    job: Job, write: Callable[[np.ndarray, float], bytes] | None, smoothing: Smoothing
-) -> Callable[[], bytes]:
+def _exported(job: Job, write: Callable[..., bytes] | None, smoothing: Smoothing) -> Callable[[], bytes]:
     """The exported file for a download button, encoded only when it is clicked. write: None for a video."""
 
     def content() -> bytes:
         frames, fps, settings = smoothing.apply(*table().frames(job), job.settings)
-        return write(frames, fps) if write else encode_video(frames, fps, settings)
+        return (write or encode_video)(frames, fps, settings)
 
     return content
 
@@ -129,6 +126,6 @@ def _turntable(job: Job) -> Callable[[], bytes]:
 
     def write() -> bytes:
         frames, fps = table().frames(job)
-        return EXPORTS["WebP"][2](frames[loop_order(*orbit_of(job.request))], fps)
+        return EXPORTS["WebP"][2](frames[loop_order(*orbit_of(job.request))], fps, job.settings)
 
     return write

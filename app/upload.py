@@ -5,11 +5,12 @@ The latest uploads stay in memory, since a browser loses its own when the page i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from sgm import PictureError, VideoRequest, is_clip, open_picture, restore_clip
+from sgm import PictureError, UserError, VideoRequest, detect_watermark, is_clip, open_picture, restore_clip
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,12 +24,16 @@ one_at_a_time = threading.Lock()  # the largest picture takes a gigabyte while i
 
 
 class Upload(NamedTuple):
-    """What a file holds. picture: None for a clip without one. request, note, last: what can be restored of a clip."""
+    """What a file holds. picture: None for a clip without one. request, note, last: what can be restored of a clip.
+
+    mark: a sentence on the watermark, "" of a picture without.
+    """
 
     picture: Image.Image | None
     request: VideoRequest | None = None
     note: str = ""
     last: Image.Image | None = None
+    mark: str = ""
 
 
 def read_upload(content: bytes, name: str) -> Upload:
@@ -40,9 +45,22 @@ def read_upload(content: bytes, name: str) -> Upload:
         raise PictureError(f"{name} is larger than the {LARGEST} MB that can be uploaded: make it smaller.")
     with one_at_a_time:
         if not is_clip(content):
-            return Upload(open_picture(content, name, keep_alpha=True))
-        restored = restore_clip(content, name)
-    return Upload(restored.picture, restored.request, f"Settings of {name} restored. {restored.note}", restored.last)
+            picture = open_picture(content, name, keep_alpha=True)
+            mark = _mark(content, name)
+            return Upload(picture, mark="" if mark.startswith("Watermark: no") else f"A model made {name}. {mark}")
+        try:
+            restored = restore_clip(content, name)
+        except UserError as error:
+            raise UserError(f"{error} {_mark(content, name)}".strip()) from error
+        note = f"Settings of {name} restored. {restored.note}"
+        return Upload(restored.picture, restored.request, note, restored.last, _mark(content, name))
+
+
+def _mark(content: bytes, name: str) -> str:
+    """A sentence on a file's watermark; "" of one that is damaged."""
+    with contextlib.suppress(UserError):
+        return f"Watermark: {detect_watermark(content, name, search=False)}."
+    return ""
 
 
 def keep(content: bytes, name: str) -> str:

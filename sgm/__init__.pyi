@@ -43,6 +43,8 @@ from .loras import lora_text as lora_text
 from .loras import loras_of as loras_of
 from .media.clip import frames_cut_off as frames_cut_off
 from .media.clip import open_clip as open_clip
+from .media.credentials import check_credentials as check_credentials
+from .media.detection import detect_watermark as detect_watermark
 from .media.export import EXPORTS as EXPORTS
 from .media.export import JOIN as JOIN
 from .media.export import stitch as stitch
@@ -68,6 +70,9 @@ from .media.video import encode_video as encode_video
 from .media.video import video_encoder as video_encoder
 from .media.video import write_frames as write_frames
 from .media.video import write_video as write_video
+from .media.watermark import embed_watermark as embed_watermark
+from .media.watermark import is_marked as is_marked
+from .media.watermark import read_watermark as read_watermark
 from .motion import Motion as Motion
 from .motion import measure_motion as measure_motion
 from .motion import motion_steps as motion_steps
@@ -92,6 +97,10 @@ from .request import prepare_picture as prepare_picture
 from .request import takers as takers
 from .request import with_later_fields as with_later_fields
 from .run import Progress as Progress
+from .safety import Withheld as Withheld
+from .safety import can_filter as can_filter
+from .safety import check_safety as check_safety
+from .safety import filtered as filtered
 from .score import SCORES as SCORES
 from .score import Scores as Scores
 from .score import score_clip as score_clip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from sgm.errors import UserError, enough_memory
 from sgm.families.image import to_pixels
 from sgm.matrix import Matrix
 from sgm.ranks import FollowersLost
-from sgm.recipe import settings_of
+from sgm.recipe import MARK, settings_of
 from sgm.request import VideoRequest, ViewsRequest
 from sgm.run import OnStep, Run, to_frames
 
@@ -36,6 +36,17 @@ class Clip:
     frames: np.ndarray
     fps: int
     settings: dict[str, Any]
+
+    def unmarked(self) -> Clip:
+        """The same clip, whose files get no invisible watermark, as its recipe then says."""
+        return self._saying(watermark=False)
+
+    def as_input(self) -> Clip:
+        """The same clip, which no model made: its files say nothing of one."""
+        return self._saying(watermark=False, input=True)
+
+    def _saying(self, **values: bool) -> Clip:
+        return replace(self, settings={**self.settings, MARK: {**self.settings[MARK], **values}})
 
 
 @enough_memory()
@@ -204,7 +215,7 @@ def _generate_views(
     run.report("decode", 1, 1)
 
     seen = np.stack([np.asarray(frame) for frame in clip])
-    clips = [Clip(seen, request.fps, settings_of(request, engine, seen, seen, run.loras))]
+    clips = [Clip(seen, request.fps, settings_of(request, engine, seen, seen, run.loras)).as_input()]
     for view in pictures[:, 1:].unbind(1):
         frames = to_frames(view)
         _check_frames(frames, clip[0])

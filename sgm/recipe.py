@@ -48,8 +48,8 @@ def settings_of(
 
     Under "sgm": versions of the program and of torch, type of device, dtype, number of threads on a processor, name
     and hash of the weights, of their base and of LoRAs (see `sgm.weights.quick_hash`), the hash of `picture`, as the
-    model saw it, of the `last` one where there is one, and that of the frames which came of it all, for an MP4 holds
-    them with a loss.
+    model saw it, of the `last` one where there is one, that of the frames which came of it all, for an MP4 holds them
+    with a loss, and whether files are watermarked.
     """
     provenance = {
         "format": FORMAT,
@@ -64,6 +64,7 @@ def settings_of(
         "picture": hash_of(picture),
         **({"last": hash_of(last)} if last else {}),
         "frames": hash_of(frames),
+        "watermark": True,  # of what is written for people, until `Clip.unmarked`
     }
     return {**request.settings(), MARK: provenance}
 

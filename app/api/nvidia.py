@@ -46,7 +46,9 @@ async def make(request: Request) -> Response:
             with contextlib.suppress(Refused):
                 work.cancel_or_delete(job)
     if job.state != "done":
-        raise Refused(500, work.what_went_wrong(job))
+        if job.filtered:
+            return JSONResponse({"video": "", "finish_reason": "CONTENT_FILTERED", "seed": job.request.seed})
+        raise work.failure(job)
     return await run_sync(_answer, job)
 
 

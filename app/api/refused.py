@@ -5,6 +5,7 @@ from __future__ import annotations
 _NAMES = {
     400: "bad_request",
     401: "unauthorized",
+    403: "content_moderation",
     404: "not_found",
     408: "request_timeout",
     409: "conflict",

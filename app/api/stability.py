@@ -58,7 +58,7 @@ async def result(id: str, request: Request) -> Response:
     if job.active:
         return JSONResponse({"id": id, "status": "in-progress"}, 202, work.retry_after(job))
     if job.state != "done":
-        raise Refused(500, work.what_went_wrong(job))
+        raise work.failure(job)
     return await run_sync(_answer, job, "application/json" in request.headers.get("accept", ""))
 
 

@@ -115,6 +115,8 @@ async def one(id: str, request: Request) -> Response:
 def content(id: str, request: Request, variant: Literal["video", "thumbnail"] = "video") -> Response:
     job = _find(id, request)
     if job.state != "done":
+        if job.filtered:
+            raise work.failure(job)
         raise Refused(409, f"the clip is {_STATES[job.state]}: its content is there once it is completed", "id")
     if variant == "thumbnail":
         return Response(still(job), media_type="image/jpeg")
@@ -151,7 +153,12 @@ def state(job: Job) -> dict[str, Any]:
         "size": f"{asked_for.width}x{asked_for.height}",
         "seconds": f"{asked_for.frames / asked_for.fps:.4g}",
         "seed": asked_for.seed,
-        "error": {"code": "generation_failed", "message": work.what_went_wrong(job)} if wrong else None,
+        "error": {
+            "code": "content_filtered" if job.filtered else "generation_failed",
+            "message": work.what_went_wrong(job),
+        }
+        if wrong
+        else None,
     }
 
 

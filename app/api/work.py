@@ -141,6 +141,13 @@ def expires(job: Job) -> float | None:
     return None if job.active else (job.ended or job.created) + KEPT
 
 
+def failure(job: Job) -> Refused:
+    """What is answered of an ended job without a clip: 403 where the filter withholds it, else 500."""
+    if job.filtered:
+        return Refused(403, what_went_wrong(job), headers={"finish-reason": "CONTENT_FILTERED"})
+    return Refused(500, what_went_wrong(job))
+
+
 def what_went_wrong(job: Job) -> str:
     """Why an ended job has no clip, for people."""
     return job.message or f"the generation was {job.state}"

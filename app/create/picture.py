@@ -249,7 +249,7 @@ def _open_upload() -> None:
         st.session_state["last"] = Opened(key, found.last, f"the last frame of {file.name}")
     if found.request:
         settings.restore(found.request)
-    st.session_state["restored"] = found.note
+    st.session_state["restored"] = f"{found.note} {found.mark}".strip()
     if is_measured:
         st.session_state["measured"] = file.name, content, None
 

@@ -42,8 +42,9 @@ def table(address: str = "") -> Table:
     """The process's table of jobs. Streamlit imports this module once, so that reruns and reloads keep the table.
 
     Its workers are on the cluster that SGM_RAY names, else on the devices of SGM_DEVICES, or on all, SGM_GPUS of them
-    to a worker. address: of the page, for the message to a second process. Raises FolderInUse or UserError as
-    `Table`, UserError for a device or a cluster that cannot be used.
+    to a worker. SGM_NO_WATERMARK leaves clips without the invisible watermark; SGM_SAFETY is the filter's mode.
+    address: of the page, for the message to a second process. Raises FolderInUse or UserError as `Table`, UserError for
+    a device or a cluster that cannot be used.
     """
     global _table
     with _table_lock:
@@ -52,5 +53,6 @@ def table(address: str = "") -> Table:
                 runners = runners_of(cluster_at(ray, int(os.environ.get("SGM_RAY_ACTORS", 0)) or None))
             else:
                 runners = runners_on(os.environ.get("SGM_DEVICES") or "all", int(os.environ.get("SGM_GPUS") or 1))
-            _table = Table(outputs_folder(), runners, address)
+            watermark = os.environ.get("SGM_NO_WATERMARK", "") in ("", "0")
+            _table = Table(outputs_folder(), runners, address, watermark, os.environ.get("SGM_SAFETY") or "off")
         return _table

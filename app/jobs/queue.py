@@ -30,11 +30,19 @@ class Table:
     """All jobs in `folder`, which the table owns until `close`; one runs at a time with each runner.
 
     runners: runners or functions (default: an EngineRunner). address: of the page, for the message to a second
-    process. Raises FolderInUse, before any change, if the folder has an owner already; UserError if it cannot be
-    written.
+    process. watermark: whether the clips' files get the invisible one. safety: the filter, one of
+    `sgm.safety.SAFETY`. Raises FolderInUse, before any change, if the
+    folder has an owner already; UserError if it cannot be written.
     """
 
-    def __init__(self, folder: Path, runners: Make | Sequence[Make] | None = None, address: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        runners: Make | Sequence[Make] | None = None,
+        address: str = "",
+        watermark: bool = True,
+        safety: str = "off",
+    ) -> None:
         self._store = Store(folder, address)
         self._changed = threading.Condition()  # guards the attributes below
         try:
@@ -45,7 +53,7 @@ class Table:
         self._jobs = self._line.jobs
         self._seats = Seats.of(runners or EngineRunner())
         self._forecast = Forecast(self._line, self._seats)
-        self._workers = Workers(self._seats, self._line, self._forecast, self._store, self._changed)
+        self._workers = Workers(self._seats, self._line, self._forecast, self._store, self._changed, watermark, safety)
         with self._changed:
             if self._line.queued():  # jobs that were queued when the server was stopped
                 self._workers.start()

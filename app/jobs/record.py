@@ -67,6 +67,7 @@ _SAVED: dict[str, Callable[[Any], bool]] = {
     "ended": _is_date,
     "resumed": lambda value: isinstance(value, bool),
     "device": lambda value: isinstance(value, str),
+    "filtered": lambda value: isinstance(value, bool),
     "settings": lambda value: isinstance(value, dict),
     "phases": lambda value: isinstance(value, dict) and all(map(_is_seconds, value.values())),
     "files": lambda value: isinstance(value, dict) and all(type(size) is int for size in value.values()),
@@ -94,6 +95,7 @@ class Job:
     lost: int = 0  # how many times the machine went away that it ran on
     device: str = ""  # on which it runs or ran, as "cuda:1"
     message: str = ""  # what went wrong, for people
+    filtered: bool = False  # the filter withholds its clip
     settings: dict[str, Any] = field(default_factory=dict)  # the clip's recipe
     owner: str = ""  # the browser session: owners take turns in the queue
     place: float = 0.0  # in line, among its owner's or its group's jobs; 0 for that of `created`: it was not moved

@@ -11,11 +11,11 @@ from typing import Any
 from app.jobs import estimate
 from app.jobs.forecast import Forecast
 from app.jobs.line import Line
-from app.jobs.record import Job, save_or_log, sizes
+from app.jobs.record import Job, save_or_log, sizes, stored_picture
 from app.jobs.runner import run
 from app.jobs.seat import DeviceState, Seat, Seats
 from app.jobs.store import Store
-from sgm import Clip, DeviceAway, DeviceFailed
+from sgm import Clip, DeviceAway, DeviceFailed, Withheld, filtered
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +24,23 @@ _LOOK_AGAIN = 1.0  # seconds, at which a device that is away is looked for
 
 
 class Workers:
-    """A worker for each seat, which makes jobs of a line and stores their clips. changed: the lock of them all."""
+    """A worker for each seat, which makes jobs of a line and stores their clips.
+
+    changed: the lock of them all. watermark, safety: as of `Table`.
+    """
 
     def __init__(
-        self, seats: Seats, line: Line, forecast: Forecast, store: Store, changed: threading.Condition
+        self,
+        seats: Seats,
+        line: Line,
+        forecast: Forecast,
+        store: Store,
+        changed: threading.Condition,
+        watermark: bool,
+        safety: str,
     ) -> None:
         self.seats, self._line, self._forecast = seats, line, forecast
-        self._store, self._changed = store, changed
+        self._store, self._changed, self._watermark, self._safety = store, changed, watermark, safety
         self._closed = False
 
     def start(self) -> None:
@@ -59,10 +69,15 @@ class Workers:
                 seat.thread.join()
 
     def write(self, job: Job, clip: Clip) -> dict[str, Any]:
-        """Store a job's clip. Returns the job's fields that describe the outcome."""
+        """Store a job's clip, unless the filter withholds it. Returns the job's fields that describe the outcome."""
+        try:
+            warning = filtered(self._safety, None if self._safety == "off" else stored_picture(job), clip.frames)
+        except Withheld as reason:
+            return {"state": "failed", "message": str(reason), "filtered": True, "settings": {}}
+        clip = clip if self._watermark else clip.unmarked()
         with self._changed:
             before = self._line.chain(job.parent)
-        return self._store.write_clip(job, clip, before)
+        return {"settings": clip.settings, "message": warning} | self._store.write_clip(job, clip, before)
 
     def _work(self, seat: Seat) -> None:
         while self._makes_clips(seat):

@@ -59,10 +59,13 @@ class Batch:
         settings: dict[str, Any] | None,
         smoothing: Smoothing,
         last: Image.Image | None = None,
+        watermark: bool = True,
+        safety: str = "off",
     ) -> None:
         self.request, self.out, self.to_file = request, out, to_file
         self.background_model, self.turntable, self.low_memory = background_model, turntable, low_memory
         self.settings, self.smoothing, self.last = settings, smoothing, last
+        self.watermark, self.safety = watermark, safety
         self.notes: set[str] = set()
 
     def check_places(self, sources: list[Source]) -> None:
@@ -157,13 +160,15 @@ class Batch:
     def open(self, source: Path | Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
         """Open a picture and print how it is fitted. For a fit of "object", also remove its background.
 
-        -> the picture, and for such a fit what the model is shown of it.
+        -> the picture, and for such a fit what the model is shown of it. Raises Withheld as the filter says.
         """
-        from sgm import describe_fit, open_picture
+        from sgm import describe_fit, filtered, open_picture
 
         request, cut = self.request, self.request.fit == "object"
         image = open_picture(source, keep_alpha=cut) if isinstance(source, Path) else source
         tell_loop(request, image, self.last, name)
+        if warning := filtered(self.safety, image, None):
+            echo_stderr(f"{name}: {warning}")
         if not cut:
             echo_stderr(f"{name}: {describe_fit(image.size, *request.size, request.fit)}")
             return image, None
@@ -179,10 +184,13 @@ class Batch:
         show: Callable[..., None] = lambda phase, share: None,
     ) -> None:
         """Write a video and what belongs beside it, and print its path. shown, stem: of its picture, see `open`."""
-        from sgm import differences, write_video
+        from sgm import differences, filtered, write_video
 
         for sentence in differences(self.settings or {}, clip.settings):
             echo_stderr(sentence)
+        if warning := filtered(self.safety, None, clip.frames):
+            echo_stderr(f"{stem}: {warning}")
+        clip = clip if self.watermark else clip.unmarked()
         frames, fps, settings = self.smoothing.apply(
             clip.frames, clip.fps, clip.settings, lambda done, of: show(f"smooth {done}/{of}", done / of)
         )
@@ -199,5 +207,6 @@ class Batch:
 
         elevations, azimuths = orbit_of(self.request)
         of_clip = {"frames": clip.frames, "fps": clip.fps, "elevations": elevations, "azimuths": azimuths}
+        of_clip["settings"] = clip.settings
         loop = write_new(written.with_name(f"{written.stem}-turntable.webp"), partial(write_turntable, **of_clip))
         echo_stderr(f"Turntable: {loop}")

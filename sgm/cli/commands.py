@@ -10,6 +10,7 @@ import typer
 
 from sgm import __version__
 from sgm.cli.console import Commands
+from sgm.cli.detect import detect
 from sgm.cli.motion import motion
 from sgm.cli.options import RayCommand
 from sgm.cli.page import app
@@ -53,5 +54,5 @@ for command in (sample, sweep):
     cli.command(cls=SampleCommand)(command)
 cli.command(cls=ScoreCommand)(score)
 cli.command(cls=RayCommand)(app)
-for command in (motion, repeat, recipe, models, download, convert, train):
+for command in (motion, repeat, recipe, detect, models, download, convert, train):
     cli.command()(command)

@@ -166,6 +166,7 @@ class Making:
         picture, path = self.pictures.of(cell), self._paths[cell]
         with reuse_freed_memory():
             clip = generate(self._engine, cell.request, picture, follow, low_memory=self.low_memory, memo=self._memo)
+        clip = clip.unmarked()  # its file is what is scored
         write_video(path, clip.frames, clip.fps, clip.settings)
         self.made[cell] = path
         if not sys.stdout.isatty():  # there, the bar would be in its line

@@ -20,6 +20,13 @@ BackgroundModel = Annotated[str, typer.Option(help="rembg's model that removes t
 LowMemory = Annotated[
     bool, typer.Option("--low-memory", help="Take as little of the GPU's memory as can be; a bit slower.")
 ]
+Safety = Annotated[
+    Literal["off", "warn", "block"],
+    typer.Option(help="The filter of pictures and clips unsafe for work: warn of them, or do not write such clips."),
+]
+NoWatermark = Annotated[
+    bool, typer.Option("--no-watermark", help="Leave out the invisible watermark; the recipe says so.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Unless given, the fastest.")]
 Devices = Annotated[
     str | None, typer.Option(help="Spread the pictures over several: all, or names as cuda:0,cuda:1 or cpu,cpu.")

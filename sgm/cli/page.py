@@ -9,7 +9,7 @@ import socket
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -49,6 +49,18 @@ def app(
     trust_network: Annotated[
         bool, typer.Option("--trust-network", help="Let all who reach --host use page and API, without a key.")
     ] = False,
+    no_watermark: Annotated[
+        bool,
+        typer.Option("--no-watermark", envvar="SGM_NO_WATERMARK", help="Leave out the invisible watermark of clips."),
+    ] = False,
+    safety: Annotated[
+        Literal["off", "warn", "block"] | None,
+        typer.Option(
+            envvar="SGM_SAFETY",
+            help="The filter of pictures and clips unsafe for work: off unless given; at the stand block, if it is "
+            "installed.",
+        ),
+    ] = None,
     stand: Annotated[
         bool,
         typer.Option("--stand", help="A page for passers-by in place of the page and the API.", rich_help_panel=_STAND),
@@ -86,11 +98,12 @@ def app(
     if devices is not None:
         _check_devices(devices, gpus)
         os.environ["SGM_DEVICES"] = devices  # which the table of jobs reads
-    os.environ["SGM_GPUS"] = str(gpus)
+    os.environ |= {"SGM_GPUS": str(gpus), "SGM_NO_WATERMARK": "1" if no_watermark else ""}
     from sgm.outputs import outputs_folder, reserve
 
     address = f"http://127.0.0.1:{port}"
     _check_port(port, address)
+    os.environ["SGM_SAFETY"] = _checked_provenance(safety, stand)
     if ray is not None:
         _connect(ray, ray_actors)
     reserve(outputs_folder(), address)  # the app takes the lock over
@@ -145,6 +158,17 @@ def _check_devices(devices: str, gpus: int) -> None:
         from sgm import choose_devices
 
     choose_devices(devices, gpus)
+
+
+def _checked_provenance(safety: str | None, stand: bool) -> str:
+    """The filter's mode. Raises UserError for a filter that is not there, or credentials that cannot be used."""
+    with importing_torch():
+        from sgm import can_filter, check_credentials, check_safety
+
+    check_credentials()
+    mode = safety or ("block" if stand and can_filter() else "off")
+    check_safety(mode)
+    return mode
 
 
 def _connect(ray: str, actors: int | None) -> None:

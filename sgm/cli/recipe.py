@@ -28,6 +28,12 @@ def recipe(
     echo_result(RECIPE_TEXTS[form](settings).rstrip("\n"))
 
 
+def stored_frames(clip: Path) -> Path | None:
+    """The page's copy of a clip's frames as the model drew them, where the clip lies in a job's folder."""
+    stored = clip.with_name("frames.mkv")
+    return stored if clip.name == "clip.mp4" and stored_picture(clip) is not None and is_file(stored) else None
+
+
 def stored_picture(clip: Path, name: str = "input.png") -> Path | None:
     """The page's copy of a picture that a clip was made of, where the clip lies in a job's folder.
 

@@ -17,10 +17,10 @@ from sgm.cli.console import (
     progress_bar,
     show_step,
 )
-from sgm.cli.recipe import stored_picture
+from sgm.cli.recipe import stored_frames, stored_picture
 from sgm.cli.sample import dtype_of_recipe
 from sgm.errors import UserError
-from sgm.paths import check_writable, exists, is_file, is_folder, write_new
+from sgm.paths import check_writable, exists, is_folder, write_new
 from sgm.process import importing_torch, reuse_freed_memory
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def repeat(
                 choose_device,
                 differences,
                 generate,
+                is_marked,
                 load_engine,
                 open_picture,
                 write_video,
@@ -101,7 +102,8 @@ def repeat(
             load = partial(load_engine, request.version, **weights, unfilled=unfilled)
             engine = load(device=device, dtype=kind, on_progress=partial(show, "load"))
             again = generate(engine, request, seen.image, follow, low_memory=low_memory, last=goal)
-            again = Clip(*smoothing.apply(again.frames, again.fps, again.settings))
+        again = again if is_marked(settings) else again.unmarked()
+        again = Clip(*smoothing.apply(again.frames, again.fps, again.settings))
         verdict = _verdict(made_by(settings).get("frames"), then, lossless, again)
         same = verdict.startswith(_IDENTICAL)
         for sentence in (verdict, *(differences(settings, again.settings) or ([] if same else [_NO_CAUSE]))):
@@ -154,9 +156,8 @@ def _frames_of(clip: Path, request: VideoRequest, count: int) -> tuple[np.ndarra
     """A clip's frames, of a film the `count` of its last clip; and whether they are without loss, as the page's are."""
     from sgm import read_frames
 
-    beside = clip.with_name("frames.mkv")
-    lossless = clip.name == "clip.mp4" and stored_picture(clip) is not None and is_file(beside)
-    frames = read_frames(beside if lossless else clip)[0][-count:]
+    beside = stored_frames(clip)
+    frames = read_frames(beside or clip)[0][-count:]
     wanted = (count, request.height, request.width, 3)
     if frames.shape != wanted:
         count, height, width, _ = frames.shape
@@ -164,7 +165,7 @@ def _frames_of(clip: Path, request: VideoRequest, count: int) -> tuple[np.ndarra
             f"{clip} holds {count} × {width}×{height} pixels, its recipe makes {wanted[0]} × {wanted[2]}×{wanted[1]}: "
             "it was cut or scaled since."
         )
-    return frames, lossless
+    return frames, beside is not None
 
 
 def _verdict(known: str | None, then: np.ndarray, lossless: bool, again: Clip) -> str:
@@ -180,7 +181,7 @@ def _verdict(known: str | None, then: np.ndarray, lossless: bool, again: Clip) -
 
     if known == made_by(again.settings)["frames"]:
         return _IDENTICAL
-    now = again.frames if lossless else read_frames(encode_video(again.frames, again.fps))[0]
+    now = again.frames if lossless else read_frames(encode_video(again.frames, again.fps, again.settings))[0]
     distance = np.abs(np.subtract(then, now, dtype=np.int16))
     if not distance.any():
         if lossless:

@@ -22,10 +22,12 @@ from sgm.cli.options import (
     Gpus,
     LowMemory,
     ModelVersion,
+    NoWatermark,
     Ray,
     RayActors,
     RayCommand,
     Recipe,
+    Safety,
 )
 from sgm.cli.recipe import stored_picture
 from sgm.cli.spread import Spread
@@ -154,6 +156,8 @@ def sample(
     ] = False,
     turntable: Annotated[bool, typer.Option("--turntable", help="Also write the orbit as an endless .webp.")] = False,
     orbit_plot: Annotated[Path | None, path_option("Write a picture of the orbit there, a .png.")] = None,
+    no_watermark: NoWatermark = False,
+    safety: Safety = "off",
     low_memory: LowMemory = False,
     device: Device = None,
     devices: Devices = None,
@@ -175,6 +179,8 @@ def sample(
     from sgm import (
         Cluster,
         ViewsRequest,
+        check_credentials,
+        check_safety,
         check_weights,
         choose_device,
         choose_devices,
@@ -185,6 +191,8 @@ def sample(
     from sgm.cli.views import ViewsWork, clip_asked
 
     with errors_as_sentences(code=2):
+        check_credentials()
+        check_safety(safety)
         if picture is None and recipe is None:
             raise UserError("Missing argument 'PICTURE': give a picture, or a folder of pictures.")
         batch = picture is not None and is_folder(picture)
@@ -219,18 +227,12 @@ def sample(
         goal = last_picture(request, last, recipe)
     if clip and isinstance(request, ViewsRequest):
         load = partial(load_engine, device=device, dtype=kind)
-        ViewsWork(
-            request,
-            clip,
-            out,
-            background_model,
-            low_memory,
-            {"checkpoint": checkpoint, "base": base, "loras": ctx.meta["loras"]},
-            load,
-        ).run()
+        weights = {"checkpoint": checkpoint, "base": base, "loras": ctx.meta["loras"]}
+        ViewsWork(request, clip, out, background_model, low_memory, weights, load, not no_watermark, safety).run()
         return
     # What can be known before the work, in the order of its cost.
-    work = Batch(request, out, to_file, background_model, turntable, low_memory, settings, smoothing, goal)
+    marks = not no_watermark, safety
+    work = Batch(request, out, to_file, background_model, turntable, low_memory, settings, smoothing, goal, *marks)
     work.check_places(sources)
     if orbit_plot is not None:
         check_writable(orbit_plot.parent)

@@ -15,7 +15,7 @@ import typer
 import typer.core
 
 from sgm.cli.console import echo_result, echo_stderr, errors_as_sentences, path_argument, path_option, progress_bar
-from sgm.cli.recipe import stored_picture
+from sgm.cli.recipe import stored_frames, stored_picture
 from sgm.errors import UserError, printable
 from sgm.paths import check_writable, exists, is_folder, user_path, write_new
 from sgm.process import importing_torch
@@ -86,7 +86,7 @@ def score(
             show(f"clip {number + 1}/{len(paths)}", number / len(paths))
             row: Row = {"clip": str(path), **dict.fromkeys(SCORES), "error": None}
             try:
-                frames = read_frames(path)[0]
+                frames = read_frames(stored_frames(path) or path)[0]
                 source, request = _made_of(path, frames, picture)
                 row |= score_clip(frames, source, other, request)
                 lengths[path] = len(frames)

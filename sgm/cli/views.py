@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sgm.cli.batch import BYTES_PER_PIXEL, plain_stem
 from sgm.cli.console import duration, echo_result, echo_stderr, progress_bar, show_step
 from sgm.errors import UserError
@@ -14,7 +16,6 @@ from sgm.paths import check_writable, make_folder
 from sgm.process import collect_and_freeze, reuse_freed_memory
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
     from sgm import Clip, ViewsRequest
@@ -47,11 +48,13 @@ class ViewsWork:
         low_memory: bool,
         weights: dict[str, Any],
         load: Callable[..., Any],
+        watermark: bool = True,
+        safety: str = "off",
     ) -> None:
         from sgm import check_weights, open_clip, video_encoder
 
         self.request, self.background_model, self.low_memory = request, background_model, low_memory
-        self.weights, self.load = weights, load
+        self.weights, self.load, self.watermark, self.safety = weights, load, watermark, safety
         self.target = out / f"{plain_stem(source.stem, _LONGEST_STEM)}-{request.version}-{request.seed}"
         views, (width, height) = 2 * (1 + request.model.num_views), request.size  # the grid counts as much again
         check_writable(out, int(views * request.frames * width * height * BYTES_PER_PIXEL))
@@ -124,13 +127,17 @@ class ViewsWork:
         return engine
 
     def _write(self, clips: list[Clip]) -> None:
-        from sgm import ClipGrid, write_video
+        from sgm import ClipGrid, filtered, write_video
 
+        frames = np.concatenate([clip.frames for clip in clips])
+        if warning := filtered(self.safety, None, frames):
+            echo_stderr(warning)
         folder = make_folder(self.target)
         elevations, azimuths = self.request.family.degrees(self.request)
         paths, captions = [], []
         for number, clip in enumerate(clips):
             path = folder / (f"view-{number}.mp4" if number else "input.mp4")
+            clip = clip if self.watermark else clip.unmarked()
             paths.append(write_video(path, clip.frames, clip.fps, clip.settings))
             captions.append(f"{azimuths[number]:.0f}°, {elevations[number]:.0f}°" if number else "input")
             echo_result(path)
@@ -138,4 +145,4 @@ class ViewsWork:
         with progress_bar() as show:
             drawn = lambda done, of: show("grid", done / of)  # noqa: E731
             grid = ClipGrid([paths[row] for row in rows], captions=[captions[row] for row in rows], on_frame=drawn)
-            echo_result(write_video(folder / "grid.mp4", grid, grid.fps, quick=True))
+            echo_result(write_video(folder / "grid.mp4", grid, grid.fps, quick=True, watermark=self.watermark))

@@ -6,48 +6,52 @@ import io
 import itertools
 import math
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
 
 from sgm.media.colours import match_colours
+from sgm.media.credentials import signed
+from sgm.media.watermark import embed_watermark, is_marked
 
+Settings = Mapping[str, Any] | None  # a recipe, which says whether frames are watermarked
 JOIN = -3  # the frame from which a clip is extended: the very last ones have drifted furthest
 _FASTEST_GIF = 50  # frames a second
 
 
-def gif(frames: np.ndarray, fps: float) -> bytes:
+def gif(frames: np.ndarray, fps: float, settings: Settings = None) -> bytes:
     """An endless animated GIF, with a palette a frame. GIF counts hundredths of a second, and shows 50 fps at most:
 
     of more, every second frame is taken, or every third.
     """
     step = math.ceil(fps / _FASTEST_GIF)
-    return _animation(".gif", frames[::step], 1000 * step / fps)
+    return signed(_animation(".gif", _drawn(frames[::step], settings), 1000 * step / fps), "image/gif", settings)
 
 
-def webp(frames: np.ndarray, fps: float) -> bytes:
+def webp(frames: np.ndarray, fps: float, settings: Settings = None) -> bytes:
     """An endless animated WebP."""
-    return _animation(".webp", frames, 1000 / fps, quality=85)
+    return signed(_animation(".webp", _drawn(frames, settings), 1000 / fps, quality=85), "image/webp", settings)
 
 
-def png_zip(frames: np.ndarray, fps: float) -> bytes:
+def png_zip(frames: np.ndarray, fps: float, settings: Settings = None) -> bytes:
     """The frames as PNGs in a zip, 0001.png and on."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:  # PNG is compressed already
-        for number, frame in enumerate(frames, 1):
-            archive.writestr(f"{number:04}.png", _png(frame))
+        for number, frame in enumerate(_drawn(frames, settings), 1):
+            archive.writestr(f"{number:04}.png", signed(_png(frame), "image/png", settings))
     return file.getvalue()
 
 
-def last_frame(frames: np.ndarray, fps: float) -> bytes:
+def last_frame(frames: np.ndarray, fps: float, settings: Settings = None) -> bytes:
     """The last frame as a PNG."""
-    return _png(frames[-1])
+    return signed(_png(_drawn(frames[-1:], settings)[0]), "image/png", settings)
 
 
-# Title -> (suffix, MIME type, writer). A writer takes uint8 (T, H, W, 3) and frames a second.
-EXPORTS: dict[str, tuple[str, str, Callable[[np.ndarray, float], bytes]]] = {
+# Title -> (suffix, MIME type, writer). A writer takes uint8 (T, H, W, 3), frames a second, and the clip's recipe: with
+# it, the file has the watermark, as it says, and Content Credentials.
+EXPORTS: dict[str, tuple[str, str, Callable[..., bytes]]] = {
     "GIF": (".gif", "image/gif", gif),
     "WebP": (".webp", "image/webp", webp),
     "PNG frames (zip)": (".zip", "application/zip", png_zip),
@@ -68,6 +72,11 @@ def stitch(clips: Sequence[np.ndarray]) -> np.ndarray:
         dropped = joined[-1][JOIN:][: len(clip)]
         joined.append(match_colours(clip, clip[: len(dropped)], dropped))
     return np.concatenate([*(clip[:JOIN] for clip in joined[:-1]), joined[-1]])
+
+
+def _drawn(frames: np.ndarray, settings: Settings) -> np.ndarray:
+    """The frames as they are encoded."""
+    return np.stack([embed_watermark(frame) for frame in frames]) if is_marked(settings) else frames
 
 
 def _animation(suffix: str, frames: np.ndarray, milliseconds: float, **options: int) -> bytes:

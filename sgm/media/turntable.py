@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -54,19 +54,21 @@ def write_turntable(
     elevations: Sequence[float],
     azimuths: Sequence[float],
     turns: int = 3,
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `frames` (T, H, W, 3), uint8, in `loop_order`: .webp and .gif repeat for ever, .mp4 has `turns` loops.
 
+    settings: the clip's recipe, as for `write_video`.
     The file appears only when it is complete. Raises UserError for another suffix or a path that cannot be written.
     """
     path = Path(path)
     order, suffix = loop_order(elevations, azimuths), path.suffix.lower()
     if suffix == ".mp4":
-        return write_video(path, frames[order * turns], fps)
+        return write_video(path, frames[order * turns], fps, settings)
     encode = {".webp": webp, ".gif": gif}.get(suffix)
     if encode is None:
         raise UserError(f"The turntable's name is {path.name!r}, but must end in .webp, .gif or .mp4.")
-    content = encode(frames[order], fps)
+    content = encode(frames[order], fps, settings)
     write_whole(path, lambda temporary: temporary.write_bytes(content))
     return path
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,9 @@ import imageio.v3 as iio
 import numpy as np
 
 from sgm.errors import UserError
+from sgm.media.credentials import signed
+from sgm.media.provenance import SOURCE_BOX
+from sgm.media.watermark import embed_watermark, is_marked
 from sgm.paths import replacing, writes_explained
 
 # The numbers that H.264 and FFmpeg give them. The matrix is the one that tools which ignore the tags assume.
@@ -50,21 +54,36 @@ class Frames(Protocol):
 
 
 def write_video(
-    path: str | Path, frames: Frames, fps: float, settings: dict[str, Any] | None = None, quick: bool = False
+    path: str | Path,
+    frames: Frames,
+    fps: float,
+    settings: dict[str, Any] | None = None,
+    quick: bool = False,
+    watermark: bool | None = None,
 ) -> Path:
     """Write `frames` (T, H, W, 3), uint8 RGB, as an H.264 mp4 of exactly T frames at `fps` frames a second.
 
     H.264 in its widely playable form takes even sizes only: an odd side is made even by repeating its last row or
     column. `settings` (anything JSON can hold) go into the file's comment; `read_settings` gives them back. The parent
     folder is made. The file appears only when it is complete and replaces one of the same name. quick: in half of the
-    time, for a fifth more bytes.
+    time, for a fifth more bytes. watermark: whether frames get the invisible one; unless given, as a recipe in
+    `settings` says. With a recipe, Content
+    Credentials are added where the extra `c2pa` is installed; XMP says in each file that a model made it.
     Raises UserError if the name does not end in .mp4 or the place cannot be written, ValueError for bad frames or fps.
     """
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise UserError(f"The video's name is {path.name!r}, but must end in .mp4.")
     rate, comment = _checked(frames, fps, settings)
-    write_whole(path, lambda temporary: _encode(str(temporary), frames, rate, comment, quick=quick))
+    watermark = is_marked(settings) if watermark is None else watermark
+
+    def write(temporary: Path) -> None:
+        _encode(str(temporary), frames, rate, comment, quick=quick, watermark=watermark)
+        content = temporary.read_bytes()
+        if (whole := signed(content, "video/mp4", settings)) != content:
+            temporary.write_bytes(whole)
+
+    write_whole(path, write)
     return path
 
 
@@ -99,8 +118,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def encode_video(frames: Frames, fps: float, settings: dict[str, Any] | None = None) -> bytes:
     """What `write_video` writes, without a disk; the index stands last. Raises ValueError for bad frames or fps."""
     file = io.BytesIO()
-    _encode(file, frames, *_checked(frames, fps, settings))
-    return file.getvalue()
+    _encode(file, frames, *_checked(frames, fps, settings), watermark=is_marked(settings))
+    return signed(file.getvalue(), "video/mp4", settings)
 
 
 def _checked(frames: Frames, fps: float, settings: dict[str, Any] | None) -> tuple[Fraction, str | None]:
@@ -131,7 +150,13 @@ def video_encoder() -> str:
 
 
 def _encode(
-    file: str | BinaryIO, frames: Frames, rate: Fraction, comment: str | None, encoder: str = "", quick: bool = False
+    file: str | BinaryIO,
+    frames: Frames,
+    rate: Fraction,
+    comment: str | None,
+    encoder: str = "",
+    quick: bool = False,
+    watermark: bool = False,
 ) -> None:
     encoder = encoder or video_encoder()
     # The clock of the whole file ticks a thousandth of a second unless told; then the last frame would come out short.
@@ -153,13 +178,16 @@ def _encode(
         codec = stream.codec_context
         codec.colorspace, codec.color_primaries, codec.color_trc = _BT601_MATRIX, _BT709_PRIMARIES, _BT709_CURVE
         codec.color_range = _LIMITED_RANGE
-        for number, pixels in enumerate(frames):
+        for number, pixels in enumerate(map(embed_watermark, frames) if watermark else frames):
             pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG")
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    with open(file, "ab") if isinstance(file, str) else nullcontext(file) as whole:
+        whole.seek(0, io.SEEK_END)
+        whole.write(SOURCE_BOX)
 
 
 def _encode_lossless(frames: np.ndarray, rate: Fraction) -> bytes:
