@@ -48,8 +48,8 @@ def offer_downloads(job: Job, content: bytes) -> None:
         smoothing = _choose_smoothing(job)
         video = {"MP4": (".mp4", "video/mp4", None)} if smoothing.times > 1 else {}
         for title, (suffix, mime, write) in {**video, **EXPORTS}.items():
-            content = _exported(job, write, smoothing)
-            st.download_button(title, content, f"{name}{suffix}", mime, on_click="ignore", width="stretch")
+            made = _exported(job, write, smoothing)
+            st.download_button(title, made, f"{name}{suffix}", mime, on_click="ignore", width="stretch")
         if job.request.family.orbits:
             suffix, mime, _ = EXPORTS["WebP"]
             st.download_button(
@@ -108,7 +108,7 @@ def _choose_smoothing(job: Job) -> Smoothing:
         help="Frames in between follow the motion; the model's own stay as they are. Slow motion is twice as long."
         + look.plain(reason),
     )
-    return offers[title]
+    return offers[title or "As made"]
 
 
 def _exported(job: Job, write: Callable[..., bytes] | None, smoothing: Smoothing) -> Callable[[], bytes]:

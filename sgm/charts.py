@@ -59,7 +59,7 @@ def draw_motion(lines: Sequence[tuple[str, Sequence[float], Sequence[float]]], w
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
     styles = [(colour, dash) for dash in _DASHES for colour in _COLOURS]
     for (name, seconds, buckets), (colour, dash) in zip(lines, cycle(styles), strict=False):
-        mean = np.mean(buckets)
+        mean = float(np.mean(buckets))
         label = f"{name[-40:]}: {mean:.0f}".replace("$", r"\$").lstrip("_")
         axes.plot(seconds, buckets, dash, color=colour, lw=2, label=label, marker="o" if len(buckets) == 1 else "")
         axes.axhline(mean, color=colour, lw=0.8, alpha=0.5)

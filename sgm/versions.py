@@ -60,8 +60,8 @@ class Version:
             return ""
         own = f"{self.width}×{self.height}"
         return (
-            f"At {width}×{height} {self.title}'s clips lose form and colour: give each side {self.least} pixels or more; "
-            f"{own} is what it was trained for."
+            f"At {width}×{height} {self.title}'s clips lose form and colour: give each side {self.least} pixels or "
+            f"more; {own} is what it was trained for."
         )
 
     @property

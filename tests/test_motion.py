@@ -25,7 +25,7 @@ def pan(*shifts: float) -> np.ndarray:
     """Soft noise of 320×192 pixels, moved on by so many pixels from each frame to the next."""
     noise = np.random.default_rng(0).integers(0, 256, (192, 400, 3)).astype(np.float32)
     wall = np.clip(cv2.GaussianBlur(noise, (0, 0), 4) * 8 - 900, 0, 255)
-    moves = [np.float32([[1, 0, -x], [0, 1, 0]]) for x in np.cumsum([0, *shifts])]
+    moves = [np.array([[1, 0, -x], [0, 1, 0]], np.float32) for x in np.cumsum([0, *shifts])]
     return np.stack([cv2.warpAffine(wall, move, (320, 192)).round().astype(np.uint8) for move in moves])  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 

@@ -66,7 +66,9 @@ def motion(
         if target is not None:
             echo_stderr(f"CSV: {write_new(target, partial(_write, content))}")
         if plot is not None:
-            picture = draw_motion([(short(str(path)), move.seconds, move.buckets) for path, move in measured.items()])
+            picture = draw_motion(
+                [(short(str(path)), move.seconds.tolist(), move.buckets.tolist()) for path, move in measured.items()]
+            )
             echo_stderr(f"Plot: {write_new(plot, picture.save)}")
     raise typer.Exit(1 if failed else 0)
 
