@@ -34,8 +34,12 @@ from .installed import version_status as version_status
 from .learned import fvd as fvd
 from .learned import fvd_missing as fvd_missing
 from .learned import lpips_missing as lpips_missing
-from .media.clip import frames_cut_off as frames_cut_off
+from .media.clip import crop_to_object as crop_to_object
+from .media.clip import cut_off_note as cut_off_note
+from .media.clip import cut_out_clip as cut_out_clip
+from .media.clip import needs_rembg as needs_rembg
 from .media.clip import open_clip as open_clip
+from .media.clip import write_clip as write_clip
 from .media.export import EXPORTS as EXPORTS
 from .media.export import JOIN as JOIN
 from .media.export import stitch as stitch
@@ -77,6 +81,7 @@ from .request import ViewsRequest as ViewsRequest
 from .request import all_fields as all_fields
 from .request import default_of as default_of
 from .request import prepare_picture as prepare_picture
+from .request import request_class as request_class
 from .request import takers as takers
 from .request import with_later_fields as with_later_fields
 from .run import Progress as Progress
@@ -99,6 +104,7 @@ from .versions import DEFAULT_VERSION as DEFAULT_VERSION
 from .versions import VERSIONS as VERSIONS
 from .versions import VIEW_VERSIONS as VIEW_VERSIONS
 from .versions import Version as Version
+from .views import make_views as make_views
 from .weights import quick_hash as quick_hash
 from .workers import Worker as Worker
 from .workers import workers_on as workers_on

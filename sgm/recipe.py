@@ -35,13 +35,17 @@ _BEFORE_MARK = {"version", "frames", "height", "width", "steps", "fps", "motion_
 
 
 def settings_of(
-    request: VideoRequest, engine: DiffusionEngine, picture: Image.Image | np.ndarray, frames: np.ndarray
+    request: VideoRequest,
+    engine: DiffusionEngine,
+    picture: Image.Image | np.ndarray,
+    frames: np.ndarray,
+    **marks: str,
 ) -> dict[str, Any]:
     """The recipe of a clip: the values of all fields and, under "sgm", everything else that decides the frames.
 
     Under "sgm": versions of the program and of torch, type of device, dtype, number of threads on a processor, name
     and hash of the weights and of their base (see `sgm.weights.quick_hash`), the hash of `picture`, as the model saw
-    it, and that of the frames which came of it all, for an MP4 holds them with a loss.
+    it, and that of the frames which came of it all, for an MP4 holds them with a loss. marks: further entries there.
     """
     provenance = {
         "format": FORMAT,
@@ -54,6 +58,7 @@ def settings_of(
         "weights": copy.deepcopy(engine.weights),
         "picture": hash_of(picture),
         "frames": hash_of(frames),
+        **marks,
     }
     return {**request.settings(), MARK: provenance}
 

@@ -269,6 +269,15 @@ class VideoRequest:
         return sum(map(guider.guides, self.levels)) if guider.needs_uc else 0
 
     @property
+    def total_steps(self) -> int:
+        """Steps of all sampling runs that the work takes."""
+        return self.steps
+
+    def stage(self, step: int) -> str:
+        """Where the work stands while its step `step` of `total_steps` runs, counted from 1, for people."""
+        return f"Step {step} of {self.total_steps}"
+
+    @property
     def notes(self) -> list[str]:
         """Sentences about choices that can be made but hardly are meant."""
         notes = []
@@ -315,6 +324,17 @@ class ViewsRequest(VideoRequest):
     @property
     def rows(self) -> int:
         return self.model.times * self.model.num_views
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps * len(self.family.passes(self)) + (self.first.steps if self.first else 0)
+
+    def stage(self, step: int) -> str:
+        before = self.first.steps if self.first else 0
+        if step <= before:
+            return f"Orbit of the first frame, step {step} of {before}"
+        number, done = divmod(step - before - 1, self.steps)
+        return f"{self.family.pass_title(self, number)}, step {done + 1} of {self.steps}"
 
     @property
     def first(self) -> VideoRequest | None:

@@ -38,7 +38,7 @@ class Progress:
 
     phase: "load", "encode", "sample" or "decode". note: the memory plan, on a GPU, or what was done otherwise
     than planned. preview: in "sample", a function that draws the current estimate of the middle frame, uint8 (h, w, 3)
-    at the latents' size.
+    at the latents' size; of several views, those at the middle time side by side.
     """
 
     phase: str
@@ -97,7 +97,7 @@ class Run:
             raise ValueError("The memo is another engine's: make one for each.")
         self.engine, self.request, self.memo = engine, request, memo
         self.on_step, self.check = on_step or _ignore, check or _ignore
-        self.estimate: Tensor  # the latest estimate of the middle frame's clean latents (c, h, w)
+        self.estimates: Tensor  # the latest ones of all frames' clean latents (t, c, h, w)
         # The network for a condition that is in use, with the network and the plan that it was made from.
         self._conditioned: dict[object, tuple[FastUNet, Plan, Callable[..., Tensor]] | None] = {}
         # A part of the engine that is offloaded or overflows, the copy's dtype if another, and its copy on the device.
@@ -164,7 +164,7 @@ class Run:
 
             estimate = self._with_part("network", evaluate)
             self._watch(x, estimate)
-            self.estimate = estimate[frames // 2 - frames]  # in a guided batch the conditional estimates are the last
+            self.estimates = estimate[-frames:]  # in a guided batch the conditional ones are the last
             return estimate
 
         return denoise

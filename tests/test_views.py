@@ -22,7 +22,7 @@ from sgm import (
     Version,
     VideoRequest,
     ViewsRequest,
-    frames_cut_off,
+    cut_off_note,
     generate,
     generate_views,
     load_engine,
@@ -114,7 +114,9 @@ def test_what_is_no_clip_of_an_object_is_refused(frames: list[Image.Image], said
 
 
 def test_an_object_that_leaves_the_picture_is_seen() -> None:
-    assert frames_cut_off(drawn(20, background=(0, 0, 0, 0))) == [16, 17, 18, 19, 20]
+    note = cut_off_note(drawn(20, background=CLEAR))
+    assert note == "The object reaches the picture's edge in frames 16, 17, 18, 19, 20: what lies beyond it is missing."
+    assert cut_off_note(drawn(9, background=CLEAR)) == ""
 
 
 def test_passes() -> None:
@@ -202,11 +204,12 @@ def test_a_clip_becomes_views_and_they_can_be_made_again(put: Callable[..., None
     assert run.exit_code == 0, run.stderr
     assert "walk.mp4 has 7 frames: the first 5 are taken." in run.stderr
     folder = Path("here") / "walk-sv4d2-23"
-    paths = [folder / name for name in ("input.mp4", *(f"view-{i}.mp4" for i in range(1, 5)), "grid.mp4")]
+    names = ["input.mp4", *(f"view-{i}.mp4" for i in range(1, 5)), "grid.mp4", "walk.mp4"]
+    paths = [folder / name for name in names]
     assert [Path(line) for line in run.stdout.split()] == paths
     clips = [read_frames(path)[0] for path in paths]
-    assert {clip.shape for clip in clips[:-1]} == {(5, 64, 64, 3)}
-    assert clips[-1].shape[0] == 5
+    assert {clip.shape for clip in (*clips[:-2], clips[-1])} == {(5, 64, 64, 3)}
+    assert clips[-2].shape[0] == 5
     settings = read_recipe(paths[1])
     assert isinstance(request_of(settings), ViewsRequest)
     assert settings["azimuths"] == [10, 20, 90, 180, 270]
@@ -214,9 +217,12 @@ def test_a_clip_becomes_views_and_they_can_be_made_again(put: Callable[..., None
     assert again.exit_code == 0, again.stderr
     other = Path("here") / "walk-sv4d2-23-2"
     assert all(np.array_equal(read_frames(other / path.name)[0], clip) for path, clip in zip(paths, clips, strict=True))
-    refused = CliRunner().invoke(cli, ["repeat", str(paths[1]), "--picture", "walk.mp4"])
-    assert refused.exit_code == 2
-    assert "is a view that sv4d2 made of another clip" in refused.stderr
+    for path in (paths[3], paths[5]):
+        repeated = CliRunner().invoke(cli, ["repeat", str(path), "--picture", "walk.mp4"], catch_exceptions=False)
+        assert (repeated.exit_code, repeated.stdout) == (0, "identical\n"), repeated.stderr
+    without = CliRunner().invoke(cli, ["repeat", str(paths[3])])
+    assert without.exit_code == 2
+    assert "does not hold the clip that it was made of: give it with --picture" in without.stderr
     assert "several: give a folder" in sample(*options, "--out", "x.mp4").stderr
 
 
@@ -229,7 +235,7 @@ def test_progress_runs_over_all_windows_and_cancels_in_any(put: Callable[..., No
     steps = [progress for progress in seen if progress.phase == "sample"]
     assert [(progress.step, progress.total) for progress in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert steps[0].preview is not None
-    assert steps[0].preview().shape == (16, 16, 3)
+    assert steps[0].preview().shape == (32, 32, 3)
     fractions = [progress.fraction for progress in seen]
     assert fractions == sorted(fractions)
     assert np.array_equal(views[0].frames, np.stack([np.asarray(frame) for frame in clip]))
@@ -273,7 +279,7 @@ def test_sv4d_from_a_folder_of_frames(put: Callable[..., None]) -> None:
     assert "sv3d_u makes the views of the first frame." in run.stderr
     folder = Path("outputs") / "frames-sv4d-23"
     views = [f"view-{i}.mp4" for i in range(1, 5)]
-    assert sorted(path.name for path in folder.iterdir()) == ["grid.mp4", "input.mp4", *views]
+    assert sorted(path.name for path in folder.iterdir()) == ["grid.mp4", "input.mp4", *views, "walk.mp4"]
     assert read_frames(folder / "view-4.mp4")[0].shape == (7, 64, 64, 3)
     Path("sv3d_u.safetensors").unlink()
     missing = CliRunner().invoke(cli, words)

@@ -28,7 +28,7 @@ def recipe(
     echo_result(RECIPE_TEXTS[form](settings).rstrip("\n"))
 
 
-def stored_picture(clip: Path) -> Path | None:
-    """The page's copy of the picture that a clip was made of, where the clip lies in a job's folder."""
-    stored = clip.with_name("input.png")
+def stored_picture(clip: Path, name: str = "input.png") -> Path | None:
+    """The page's copy of the picture that a clip was made of, where the clip lies in a job's folder; name: its name."""
+    stored = clip.with_name(name)
     return stored if is_file(stored) and is_file(clip.with_name("job.json")) else None

@@ -24,9 +24,13 @@ from sgm.paths import check_writable, exists, is_file, is_folder, write_new
 from sgm.process import importing_torch, reuse_freed_memory
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Callable
 
-    from sgm import Clip, VideoRequest
+    import numpy as np
+    from PIL import Image
+
+    from sgm import Clip, VideoRequest, ViewsRequest
+    from sgm.engine import DiffusionEngine
 
 _IDENTICAL = "identical"
 _NO_CAUSE = "The recipe tells of no difference: another model of processor or card, or less memory, rounds otherwise."
@@ -35,10 +39,13 @@ _NO_CAUSE = "The recipe tells of no difference: another model of processor or ca
 def repeat(
     clip: Annotated[Path, path_argument("A video that was made here.")],
     picture: Annotated[
-        Path | None, path_option("What it was made of; unless given, the page's copy beside it, if there is one.")
+        Path | None,
+        path_option("The picture or clip it was made of; unless given, the page's copy beside it, if there is one."),
     ] = None,
     out: Annotated[Path | None, path_option("Keep the new video there, a name ending in .mp4.")] = None,
-    background_model: Annotated[str, typer.Option(help="rembg's model that removes the background, SV3D.")] = "u2net",
+    background_model: Annotated[
+        str, typer.Option(help="rembg's model that removes backgrounds, SV3D, SV4D.")
+    ] = "u2net",
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Take as little of the GPU's memory as can be; a bit slower.")
     ] = False,
@@ -49,35 +56,34 @@ def repeat(
     checkpoint: Annotated[Path | None, path_option("Other weights: a file or a diffusers folder.")] = None,
     base: Annotated[Path | None, path_option("What a checkpoint of the network alone is laid over.")] = None,
 ) -> None:
-    """Make a clip again from its recipe, and say whether it is identical.
+    """Make a clip again from its recipe, and say whether it is identical: of SV4D's a view, the grid or the walk.
 
     Prints "identical", or the largest difference of a pixel, then what differs between then and now. Exit codes: 0,
     identical; 1, different; 2, it could not be made or compared. Nothing is written but --out.
     """
     with errors_as_sentences(code=2):
         with importing_torch():
-            from sgm import check_weights, choose_device, differences, generate, load_engine, open_picture, write_video
+            from sgm import ViewsRequest, choose_device, differences, load_engine, write_video
             from sgm.recipe import hash_of, made_by
 
         settings, request = _recipe(clip)
-        source = picture or stored_picture(clip)
+        what, stored = ("clip", "input.mkv") if isinstance(request, ViewsRequest) else ("picture", "input.png")
+        source = picture or stored_picture(clip, stored)
         if source is None:
-            raise UserError(f"{clip} does not hold the picture that it was made of: give it with --picture.")
+            raise UserError(f"{clip} does not hold the {what} that it was made of: give it with --picture.")
         if out is not None:
             _check_out(out)
-        image = open_picture(source, keep_alpha=request.fit == "object")
-        then, lossless = _frames_of(clip, request)
-        kind = dtype or dtype_of_recipe(settings, choose_device(device))
-        unfilled = check_weights(request.version, checkpoint=checkpoint, base=base)
-        seen = request.family.prepare(image, request, background_model)
+        then, lossless = _frames_of(clip, request, made_by(settings).get("view", ""))
+        load = partial(load_engine, device=device, dtype=dtype or dtype_of_recipe(settings, choose_device(device)))
+        options = source, background_model, low_memory, {"checkpoint": checkpoint, "base": base}, load
+        if isinstance(request, ViewsRequest):
+            seen, make = _view(made_by(settings)["view"], request, *options)
+        else:
+            seen, make = _clip(request, *options)
         made_of = made_by(settings).get("picture")
-        if made_of and made_of != hash_of(seen.frame()):
-            echo_stderr(f"{source} is not the recipe's picture, or is cropped otherwise: the clip will differ.")
-        with progress_bar() as show, reuse_freed_memory():
-            follow = partial(show_step, show, set())
-            load = partial(load_engine, request.version, checkpoint=checkpoint, base=base, unfilled=unfilled)
-            engine = load(device=device, dtype=kind, on_progress=partial(show, "load"))
-            again = generate(engine, request, seen.image, follow, low_memory=low_memory)
+        if made_of and made_of != hash_of(seen):
+            echo_stderr(f"{source} is not the recipe's {what}, or is cropped otherwise: the clip will differ.")
+        again = make()
         verdict = _verdict(made_by(settings).get("frames"), then, lossless, again)
         same = verdict.startswith(_IDENTICAL)
         for sentence in (verdict, *(differences(settings, again.settings) or ([] if same else [_NO_CAUSE]))):
@@ -88,15 +94,52 @@ def repeat(
     raise typer.Exit(0 if same else 1)
 
 
+def _clip(
+    request: VideoRequest,
+    source: Path,
+    background_model: str,
+    low_memory: bool,
+    weights: dict[str, Path | None],
+    load: Callable[..., DiffusionEngine],
+) -> tuple[Image.Image, Callable[[], Clip]]:
+    """The picture as the model sees it, and what makes the clip of it. Checks before all that can be checked."""
+    from sgm import check_weights, generate, open_picture
+
+    image = open_picture(source, keep_alpha=request.fit == "object")
+    unfilled = check_weights(request.version, **weights)
+    seen = request.family.prepare(image, request, background_model)
+
+    def make() -> Clip:
+        with progress_bar() as show, reuse_freed_memory():
+            engine = load(request.version, **weights, unfilled=unfilled, on_progress=partial(show, "load"))
+            return generate(engine, request, seen.image, partial(show_step, show, set()), low_memory=low_memory)
+
+    return seen.frame(), make
+
+
+def _view(name: str, request: ViewsRequest, source: Path, *options: Any) -> tuple[np.ndarray, Callable[[], Clip]]:
+    """As `_clip`, of a view, the grid or the walk of another clip."""
+    import numpy as np
+
+    from sgm.cli.views import ViewsWork
+
+    work = ViewsWork(request, source, *options)
+    return np.stack([np.asarray(frame) for frame in work.seen]), lambda: work.run()[name]
+
+
 def _recipe(clip: Path) -> tuple[dict[str, Any], VideoRequest]:
     """A clip's recipe and its request. Raises UserError for a YAML, too, which has no frames to compare with."""
-    from sgm import read_recipe
-    from sgm.recipe import recipe_text, request_of_picture
+    from sgm import ViewsRequest, read_recipe, request_of
+    from sgm.recipe import made_by, recipe_text
 
     if recipe_text(clip) is not None:
         raise UserError(f"{clip} holds settings, but no frames to compare with: give a video that was made here.")
     settings = read_recipe(clip)
-    return settings, request_of_picture(settings, clip)
+    request = request_of(settings)
+    names = ["input", *(f"view-{i + 1}" for i in range(request.model.num_views)), "grid", "walk"]
+    if isinstance(request, ViewsRequest) and made_by(settings).get("view") not in names:
+        raise UserError(f"{clip} does not say which of the clips of {request.version} it is: give one that does.")
+    return settings, request
 
 
 def _check_out(out: Path) -> None:
@@ -107,14 +150,17 @@ def _check_out(out: Path) -> None:
     exists(out)
 
 
-def _frames_of(clip: Path, request: VideoRequest) -> tuple[np.ndarray, bool]:
-    """A clip's frames, of a film those of its last clip, and whether they are without loss, as the page keeps them."""
+def _frames_of(clip: Path, request: VideoRequest, view: str) -> tuple[np.ndarray, bool]:
+    """A clip's frames, of a film those of its last clip, and whether they are without loss, as the page keeps them.
+
+    view: which of a request's clips it is, "" of a single one.
+    """
     from sgm import read_frames
 
     beside = clip.with_name("frames.mkv")
-    lossless = clip.name == "clip.mp4" and stored_picture(clip) is not None and is_file(beside)
+    lossless = clip.name == "clip.mp4" and is_file(clip.with_name("job.json")) and is_file(beside)
     frames = read_frames(beside if lossless else clip)[0][-request.frames :]
-    wanted = (request.frames, request.height, request.width, 3)
+    wanted = (request.frames, *(frames.shape[1:3] if view == "grid" else (request.height, request.width)), 3)
     if frames.shape != wanted:
         count, height, width, _ = frames.shape
         raise UserError(

@@ -145,7 +145,7 @@ def sample(
         video_encoder,
         workers_on,
     )
-    from sgm.cli.views import ViewsWork, clip_asked
+    from sgm.cli.views import clip_asked, sample_views
 
     with errors_as_sentences(code=2):
         if picture is None and recipe is None:
@@ -174,9 +174,7 @@ def sample(
         sources = [] if clip else _sources(picture, recipe, request)
     if clip and isinstance(request, ViewsRequest):
         load = partial(load_engine, device=device, dtype=kind)
-        ViewsWork(
-            request, clip, out, background_model, low_memory, {"checkpoint": checkpoint, "base": base}, load
-        ).run()
+        sample_views(request, clip, out, background_model, low_memory, {"checkpoint": checkpoint, "base": base}, load)
         return
     # What can be known before the work, in the order of its cost.
     work = Batch(request, out, to_file, background_model, turntable, low_memory, settings)

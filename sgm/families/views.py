@@ -53,6 +53,20 @@ class ViewsFamily(ImageFamily):
         """The sampling runs, in order."""
         return window_passes(request.frames, request.model.times)
 
+    def pass_title(self, request: VideoRequest, number: int) -> str:
+        """A pass, counted from 0, for people."""
+        return f"Window {number + 1} of {len(self.passes(request))}"
+
+    def walk(self, request: VideoRequest) -> list[int]:
+        """The view of each frame of the walk through view and time, the input's being 0.
+
+        While the clip goes on once, the walk goes once around the object, in the order of the azimuths from the input's
+        own view, and stays as long at each.
+        """
+        azimuths = self.degrees(request)[1]
+        around = sorted(range(len(azimuths)), key=lambda view: (azimuths[view] - azimuths[0]) % 360)
+        return [around[time * len(around) // request.frames] for time in range(request.frames)]
+
     def prepare_clip(
         self,
         frames: Sequence[Image.Image],
@@ -121,6 +135,9 @@ class DenseViewsFamily(ViewsFamily):
 
     def passes(self, request: VideoRequest) -> list[Pass]:
         return dense_passes(request.model.times)
+
+    def pass_title(self, request: VideoRequest, number: int) -> str:
+        return f"Stretch {number} of {request.model.times}" if number else "Anchors"
 
     def matrix(self, clip: Sequence[Image.Image], request: VideoRequest, first: np.ndarray | None) -> torch.Tensor:
         if first is None or first.shape != (self.around, request.height, request.width, 3):
