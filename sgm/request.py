@@ -273,10 +273,6 @@ class VideoRequest:
         """Steps of all sampling runs that the work takes."""
         return self.steps
 
-    def stage(self, step: int) -> str:
-        """Where the work stands while its step `step` of `total_steps` runs, counted from 1, for people."""
-        return f"Step {step} of {self.total_steps}"
-
     @property
     def notes(self) -> list[str]:
         """Sentences about choices that can be made but hardly are meant."""
@@ -330,6 +326,7 @@ class ViewsRequest(VideoRequest):
         return self.steps * len(self.family.passes(self)) + (self.first.steps if self.first else 0)
 
     def stage(self, step: int) -> str:
+        """Where the work stands at its step `step` of `total_steps`, counted from 1, for people."""
         before = self.first.steps if self.first else 0
         if step <= before:
             return f"Orbit of the first frame, step {step} of {before}"

@@ -10,7 +10,7 @@ from streamlit.navigation.page import StreamlitPage
 from app import hands, look, models
 from app.create import bar, picture, result, session, settings
 from app.jobs import table
-from sgm import UserError
+from sgm import VIEW_VERSIONS, UserError
 
 
 def page() -> StreamlitPage:
@@ -26,9 +26,10 @@ def show_page() -> None:
     left, right = st.columns([7, 10], gap="large")
     request = None
     with left:
-        st.header("1 · Picture", anchor=False)
+        of_clip = settings.current_version().name in VIEW_VERSIONS
+        st.header("1 · Clip" if of_clip else "1 · Picture", anchor=False)
         chosen = picture.choose_picture(settings.current_version(), *settings.current_size())
-        st.header("2 · Movement", anchor=False)
+        st.header("2 · Views" if of_clip else "2 · Movement", anchor=False)
         version = settings.choose_version()
         ready = models.show_status(version)
         try:

@@ -37,12 +37,12 @@ def _open_address(address: dict[str, str]) -> None:
         if job.owner and not (job.by_api or job.at_stand):
             st.session_state.setdefault("owner", job.owner)  # a reload: it has the same jobs
         picture.open_job_picture(job)
+    taken = taken_from(address, job and job.request)
+    settings.restore(taken.request, switched_on=address)
     if address.get("sample") in look.SAMPLES:
         picture.open_sample(address["sample"])
     elif "upload" in address:
         picture.open_upload(address["upload"])
-    taken = taken_from(address, job and job.request)
-    settings.restore(taken.request, switched_on=address)
     if taken.refused:
         some = "Some settings" if {*taken.names} - {"version"} else "The settings"
         picture.refuse(f"{some} in the address were ignored.", " ".join(taken.refused))

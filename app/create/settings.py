@@ -27,11 +27,22 @@ from app.create.fields import (
     value_of,
     with_options,
 )
-from app.create.orbit import choose_orbit, show_orbit, without_effect
+from app.create.orbit import choose_orbit, choose_views, show_orbit, show_views, without_effect
 from app.presets import CALM, LIVELY
-from sgm import VERSIONS, Field, UserError, Version, VideoRequest, all_fields, best_version, version_status
+from sgm import (
+    ALL_VERSIONS,
+    Field,
+    UserError,
+    Version,
+    VideoRequest,
+    ViewsRequest,
+    all_fields,
+    best_version,
+    request_class,
+    version_status,
+)
 
-_FIRST = ("camera", "orbit", "motion_bucket", "depth", "elevation", "fps", "steps", "seed")
+_FIRST = ("camera", "orbit", "motion_bucket", "depth", "elevation", "elevations", "azimuths", "fps", "steps", "seed")
 _WITH_PICTURE = ("fit",)
 _SWITCHES = ("new_seed", "whole_ranges", "research")
 _PRESETS = {
@@ -46,7 +57,7 @@ def current_version() -> Version:
     """The chosen version, also before its widget is drawn, since the picture is drawn above it."""
     if "version" not in st.session_state:
         st.session_state["version"] = best_version()
-    return VERSIONS[st.session_state["version"]]
+    return ALL_VERSIONS[st.session_state["version"]]
 
 
 def current_size() -> tuple[int, int]:
@@ -62,8 +73,8 @@ def choose_version() -> Version:
     """Draw the widget of the model version."""
     st.selectbox(
         "Model",
-        list(VERSIONS),
-        list(VERSIONS).index(current_version().name),
+        list(ALL_VERSIONS),
+        list(ALL_VERSIONS).index(current_version().name),
         format_func=_version_title,  # constant, since Streamlit identifies choices by their titles
         key="version",
         persist_state=KEPT,
@@ -85,8 +96,9 @@ def choose_settings(version: Version) -> VideoRequest:
     if "orbit" in fields:
         choose_orbit(fields["orbit"], version)
     for name in ("motion_bucket", "depth", "elevation"):
-        if name in fields and name not in without_effect(st.session_state):
+        if name in fields and ("orbit" not in fields or name not in without_effect(st.session_state)):
             draw(fields[name], version, slider=True)
+    choose_views(version)
     orbit = st.container()
     left, right = st.columns(2)
     with left:
@@ -102,6 +114,9 @@ def choose_settings(version: Version) -> VideoRequest:
     if request.family.orbits:
         with orbit:
             show_orbit(request)
+    if isinstance(request, ViewsRequest):
+        with orbit:
+            show_views(request)
     return request
 
 
@@ -180,7 +195,7 @@ def pressed(version: Version) -> dict[str, bool]:
 
 def unready() -> dict[str, str]:
     """Titles of the versions that cannot run, and what there is of their weights."""
-    states = {name: version_status(name).state for name in VERSIONS}
+    states = {name: version_status(name).state for name in ALL_VERSIONS}
     return {_version_title(name): state for name, state in states.items() if state != "ready"}
 
 
@@ -217,7 +232,9 @@ def _request(version: Version) -> VideoRequest:
     }
     if "sigmas" in values:
         del values["steps"]
-    return VideoRequest(version.name, **{name: value for name, value in values.items() if value is not None})
+    return request_class(version.name)(
+        version.name, **{name: value for name, value in values.items() if value is not None}
+    )
 
 
 def _draw_all(fields: Iterable[Field], version: Version) -> None:
@@ -263,7 +280,7 @@ def _follow_speed(version: Version) -> None:
     fields = base_fields(version.name)
     before, now = st.session_state.get(speed_key(version), "exact"), value_of(fields["speed"], version)
     st.session_state[speed_key(version)] = now
-    old, new = (VideoRequest(version.name, speed=speed) for speed in (before, now))
+    old, new = (request_class(version.name)(version.name, speed=speed) for speed in (before, now))
     for name in ("steps", "schedule"):
         if now != before and value_of(fields[name], version) == getattr(old, name):
             set_value(fields[name], version, getattr(new, name))
@@ -340,5 +357,5 @@ def _preset(name: str, version: Version) -> dict[str, int]:
 
 
 def _version_title(name: str) -> str:
-    version = VERSIONS[name]
+    version = ALL_VERSIONS[name]
     return f"{version.title} · {version.frames} frames · {version.width} × {version.height}"

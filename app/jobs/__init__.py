@@ -10,7 +10,7 @@ import threading
 
 from app.jobs.estimate import doing
 from app.jobs.queue import LONGEST_CHAIN, Table, next_seed
-from app.jobs.record import Job, open_stored, still, stored_picture
+from app.jobs.record import Input, Job, open_stored, still, stored_input, stored_picture
 from app.jobs.runner import EngineRunner, Runner, runners_of, runners_on
 from app.jobs.seat import DeviceState
 from sgm import cluster_at
@@ -21,6 +21,7 @@ __all__ = [
     "DeviceState",
     "EngineRunner",
     "FolderInUse",
+    "Input",
     "Job",
     "Runner",
     "Table",
@@ -28,6 +29,7 @@ __all__ = [
     "next_seed",
     "open_stored",
     "still",
+    "stored_input",
     "stored_picture",
     "table",
 ]

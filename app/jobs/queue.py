@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from app.jobs import estimate
-from app.jobs.record import Job, new_id, save_or_log, sizes, stored_picture
+from app.jobs.record import Input, Job, new_id, save_or_log, sizes, stored_input
 from app.jobs.runner import EngineRunner, Make, run
 from app.jobs.seat import ALL_AWAY, NONE_LEFT, DeviceState, Seat, seats_for
 from app.jobs.store import Store, clip_frames, film_frames, film_video, is_lossless
@@ -67,7 +67,7 @@ class Table:
         return self._store.left_out
 
     def submit(
-        self, request: VideoRequest, picture: Image.Image, name: str = "picture", owner: str = "", parent: str = ""
+        self, request: VideoRequest, picture: Input, name: str = "picture", owner: str = "", parent: str = ""
     ) -> Job:
         """Queue a job; owners take turns. Raises UserError if the outputs folder cannot be written."""
         job_id = new_id()
@@ -110,7 +110,7 @@ class Table:
             job_id = new_id()
             fresh = Job(job_id, self.folder / job_id, job.request, job.name, owner=job.owner)
             fresh.group, fresh.cell, fresh.axes, fresh.finish = job.group, job.cell, job.axes, job.finish
-            self._add_all([fresh], stored_picture(job))
+            self._add_all([fresh], stored_input(job))
             self.delete(job.id)
 
     def group(self, group: str) -> list[Job]:
@@ -138,12 +138,12 @@ class Table:
     def again(self, job_id: str, owner: str = "") -> Job:
         """Queue a job like an ended one. Raises UserError if it, or its picture, has been deleted."""
         job = self._existing(job_id)
-        return self.submit(job.request, stored_picture(job), job.name, owner, job.parent)
+        return self.submit(job.request, stored_input(job), job.name, owner, job.parent)
 
     def new_take(self, job_id: str, owner: str = "") -> Job:
         """Queue a job like an ended one, with the next seed. Raises UserError as `again` does."""
         job = self._existing(job_id)
-        return self.submit(next_seed(job.request), stored_picture(job), job.name, owner, job.parent)
+        return self.submit(next_seed(job.request), stored_input(job), job.name, owner, job.parent)
 
     def extend(self, job_id: str, owner: str = "") -> Job:
         """Queue an extension of a clip, with its settings, from the frame JOIN: the very last frames drift furthest.
@@ -151,6 +151,8 @@ class Table:
         Raises UserError for a clip that has been deleted, is too short, or is the last of LONGEST_CHAIN.
         """
         job = self._existing(job_id)
+        if job.parts:
+            raise UserError("Views of another clip cannot be gone on from: make those of a longer clip.")
         if len(self.chain(job_id)) >= LONGEST_CHAIN:
             raise UserError(f"This film has {LONGEST_CHAIN} clips already, and more would drift off. Start a new one.")
         frames, _ = clip_frames(job)
@@ -370,7 +372,7 @@ class Table:
 
     # Called without the lock.
 
-    def _add_all(self, jobs: Sequence[Job], picture: Image.Image) -> None:
+    def _add_all(self, jobs: Sequence[Job], picture: Input) -> None:
         """Store jobs of one picture and queue them; none of them where one cannot be stored, which raises UserError."""
         try:
             for job in jobs:

@@ -2,7 +2,8 @@
 
 `<outputs>/<id>/` holds `input.png` (the uncropped picture, or its object as RGBA), `job.json` (request and outcome),
 `clip.mp4`, `frames.mkv` (its frames, lossless), `poster.jpg`, and for an extension of other clips `film.mp4`, all of
-them joined. Which of all that can be trusted, after a power cut or in a folder from elsewhere, is decided here.
+them joined. Where a clip is seen from several sides, it holds `input.mkv` (that clip), `clip.mp4` is the grid of all
+views, and `input.mp4`, `view-1.mp4`, … and `walk.mp4` are its parts. Which of all that can be trusted, after a power cut or in a folder from elsewhere, is decided here.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from typing import Any
 
 from PIL import Image
 
-from sgm import Clip, Progress, UserError, VideoRequest, with_later_fields
+from sgm import Clip, Progress, UserError, VideoRequest, ViewsRequest, open_clip, request_class, with_later_fields
 from sgm.paths import is_file, replacing
 
 log = logging.getLogger(__name__)
 
+Input = Image.Image | list[Image.Image]  # of a job: a picture, or a clip's frames
 ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 API_OWNER, STAND_OWNER = "api-", "stand-"  # what the owners of the HTTP API's and the stand's jobs begin with
 STATES = ("queued", "running", "done", "failed", "cancelled", "interrupted")
@@ -74,6 +76,13 @@ _NEEDED = list(_SAVED)[:3]
 
 class Unreadable(UserError):
     """Raised for a folder named like a job's that holds none; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class ViewsClip(Clip):
+    """The grid of a clip's views, and the clips that it is made of, by their names: see `sgm.make_views`."""
+
+    parts: dict[str, Clip]
 
 
 @dataclass
@@ -130,7 +139,16 @@ class Job:
 
     @property
     def picture(self) -> Path:
-        return self.folder / "input.png"
+        """What the clip is made of: a picture, or a clip."""
+        return self.folder / ("input.mkv" if isinstance(self.request, ViewsRequest) else "input.png")
+
+    @property
+    def parts(self) -> list[Path]:
+        """The clips of which a grid of views is made; [] of a single clip."""
+        if not isinstance(self.request, ViewsRequest):
+            return []
+        views = (f"view-{number + 1}" for number in range(self.request.model.num_views))
+        return [self.folder / f"{name}.mp4" for name in ("input", *views, "walk")]
 
     @property
     def clip(self) -> Path:
@@ -255,7 +273,7 @@ def _recorded(folder: Path, saved: dict[str, Any]) -> Job:
     values = saved["request"]
     # Earlier programs may have had other fields.
     chosen = with_later_fields({name: values[name] for name in values if name != "version"})
-    request = VideoRequest.fitting(values["version"], chosen)
+    request = request_class(values["version"]).fitting(values["version"], chosen)
     return Job(folder.name, folder, request, **{name: saved[name] for name in _SAVED if name in saved})
 
 
@@ -267,7 +285,7 @@ def _depth(value: Any) -> int:
 def sizes(job: Job) -> dict[str, int]:
     """The sizes of a job's files, for `Job.files`."""
     found = {}
-    for path in (job.picture, job.clip, job.frames, job.poster, job.folder / "film.mp4"):
+    for path in (job.picture, job.clip, job.frames, job.poster, job.folder / "film.mp4", *job.parts):
         with contextlib.suppress(OSError):
             found[path.name] = path.stat().st_size
     return found
@@ -281,6 +299,16 @@ def stored_picture(job: Job) -> Image.Image:
         raise UserError("The picture of this clip is no longer on the server. Choose it again.") from error
 
 
+def stored_input(job: Job) -> Input:
+    """As `stored_picture`, or the frames of a job's stored clip."""
+    if not isinstance(job.request, ViewsRequest):
+        return stored_picture(job)
+    try:
+        return open_clip(job.picture, job.request.frames).frames
+    except UserError as error:
+        raise UserError("The clip that this one was made of is no longer on the server. Choose it again.") from error
+
+
 def still(job: Job) -> bytes:
     """A small picture that stands for a job: its poster or, where that is missing or damaged, its picture; else b""."""
     try:
@@ -289,7 +317,8 @@ def still(job: Job) -> bytes:
         return content
     except Exception:  # Pillow raises many kinds for damaged files
         try:
-            return small_jpeg(stored_picture(job).convert("RGB"))
+            found = stored_input(job)
+            return small_jpeg((found[0] if isinstance(found, list) else found).convert("RGB"))
         except UserError:
             return b""
 

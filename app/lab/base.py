@@ -12,7 +12,7 @@ from app.create import picture, session, settings
 from app.jobs import table
 from app.lab import grid
 from app.summary import summary
-from sgm import UserError, VideoRequest
+from sgm import VIEW_VERSIONS, UserError, VideoRequest
 
 
 class Base(NamedTuple):
@@ -51,6 +51,9 @@ def choose(group: str) -> Base:
                 problem = settings.labelled(str(error))
                 st.error(look.plain(problem))
         settings.choose_research(version, request)
+    if version.name in VIEW_VERSIONS:
+        st.info("The Lab makes clips of pictures: choose another model for it.", icon=":material/info:")
+        ready, chosen = False, None
     pressed = picture.pressed() | settings.pressed(version)
     hands.lend(grid.said(group), pressed, settings.values(version), settings.unready(), picture.take_out)
     return Base(request if ready else None, chosen)
