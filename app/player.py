@@ -40,16 +40,16 @@ def choose_part(job: Job) -> Path | None:
         names,
         default="grid",
         required=True,
-        format_func=lambda name: titles.get(name, name.capitalize()),
+        format_func=lambda name: titles.get(name) or name.capitalize(),
         key=f"part_{job.id}",
-        help="Grid: the clip and all its views, in sync. Walk: once around the object while the clip goes on. Input: the "
-        "clip as the model saw it. Degrees: a view's azimuth, and its elevation where it has one.",
+        help="Grid: the clip and all its views, in sync. Walk: once around the object while the clip goes on. Input: "
+        "the clip as the model saw it. Degrees: a view's azimuth, and its elevation where it has one.",
     )
     return paths.get(chosen or "grid")
 
 
 def offer_downloads(job: Job, content: bytes, part: Path | None = None) -> None:
-    """Buttons that download the clip as MP4, whose content is given, and in other formats. part: of a grid, its file."""
+    """Buttons that download the clip as MP4, whose content is given, and in other formats. part: a grid's, if played."""
     name = f"{Path(job.name).stem}-{job.id}" + (f"-{part.stem}" if part else "")
     if content:
         st.download_button(

@@ -49,7 +49,8 @@ class Upload(NamedTuple):
 def read_upload(content: bytes, name: str, views: bool = False) -> Upload:
     """The picture, or the clip, that a file's content is; nothing is changed meanwhile. name: its name in messages.
 
-    views: whether a clip is wanted whose object is to be seen from other sides, not a picture. Raises PictureError for what is neither, and for a picture that cannot be used; UserError for such a clip.
+    views: whether a clip is wanted whose object is to be seen from other sides, not a picture. Raises PictureError for
+    what is neither, and for a picture that cannot be used; UserError for such a clip.
     """
     if len(content) > LARGEST << 20:
         raise PictureError(f"{name} is larger than the {LARGEST} MB that can be uploaded: make it smaller.")

@@ -34,7 +34,7 @@ def choose(key: str, content: bytes, name: str) -> None:
 
 
 def read(version: Version) -> list[Image.Image] | None:
-    """The frames that a version takes of the session's clip; None where there are none that can be read, which is said."""
+    """The frames that a version takes of the session's clip; None where none can be read, which is said."""
     clip = chosen()
     if clip is None:
         return None

@@ -74,7 +74,7 @@ def show_views(request: ViewsRequest) -> None:
         _orbit_plot(tuple(e for _, e in views), tuple(a for a, _ in views), st.context.theme.type == "dark"),
         width="stretch",
         output_format="PNG",
-        alt=f"The views: at azimuths of {', '.join(f'{azimuth:.4g}°' for azimuth, _ in views[:-1])} from the clip's own",
+        alt=f"The views: {', '.join(f'{azimuth:.4g}°' for azimuth, _ in views[:-1])} around the object from the clip's",
     )
     st.caption(
         f"{len(views) - 1} new views; the line is the walk's way, once around while the clip goes on.",

@@ -221,7 +221,7 @@ def _fitted(
             given = clip.show(opened, frames, version, (width, height), fitted)
             return Picture(given, opened.name) if given else None
         if value_of(chooser, version) == "object":
-            item = cutout.show_object(*opened, width, height, values["image_frame_ratio"])
+            item = cutout.show_object(opened.key, opened.image, opened.name, width, height, values["image_frame_ratio"])
             return Picture(item, opened.name) if item else None
         _show_frame(opened, width, height, value_of(chooser, version), (values["crop_x"], values["crop_y"]))
         return Picture(opened.image, opened.name)

@@ -2,8 +2,9 @@
 
 `<outputs>/<id>/` holds `input.png` (the uncropped picture, or its object as RGBA), `job.json` (request and outcome),
 `clip.mp4`, `frames.mkv` (its frames, lossless), `poster.jpg`, and for an extension of other clips `film.mp4`, all of
-them joined. Where a clip is seen from several sides, it holds `input.mkv` (that clip), `clip.mp4` is the grid of all
-views, and `input.mp4`, `view-1.mp4`, … and `walk.mp4` are its parts. Which of all that can be trusted, after a power cut or in a folder from elsewhere, is decided here.
+them joined. Of a clip's views, it holds `input.mkv` (that clip) instead of the picture, `clip.mp4` is the grid of all,
+and `input.mp4`, `view-1.mp4`, … and `walk.mp4` are its parts. Which of all that can be trusted, after a power cut or in
+a folder from elsewhere, is decided here.
 """
 
 from __future__ import annotations

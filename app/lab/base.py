@@ -66,6 +66,7 @@ def start(
     if base.picture is None:
         return
     image, name = base.picture
+    assert not isinstance(image, list)  # see `choose`
     try:
         group = table().submit_group(requests, image, name, session.owner(), axes, order, finish)
     except UserError as error:
