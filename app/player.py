@@ -49,7 +49,7 @@ def choose_part(job: Job) -> Path | None:
 
 
 def offer_downloads(job: Job, content: bytes, part: Path | None = None) -> None:
-    """Buttons that download the clip as MP4, whose content is given, and in other formats. part: a grid's, if played."""
+    """Buttons that download the clip as MP4, whose content is given, and in other formats. part: that is played."""
     name = f"{Path(job.name).stem}-{job.id}" + (f"-{part.stem}" if part else "")
     if content:
         st.download_button(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ from sgm import (
     cut_off_note,
     generate,
     generate_views,
+    kinds,
     load_engine,
     open_clip,
     read_frames,
     read_recipe,
     request_of,
+    write_clip,
     write_video,
 )
 from sgm.cli.commands import cli
@@ -170,7 +172,7 @@ def test_weights_are_told_apart_by_their_tensors(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Puts a small model of a golden case's kind, with made-up weights, in a version's place."""
     monkeypatch.setenv("SGM_CHECKPOINTS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -185,8 +187,10 @@ def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         row = {field.name: getattr(versions[name], field.name) for field in dataclasses.fields(Version)}
         monkeypatch.setitem(versions, name, Small(**{**row, **changes}))
         save_file(small_model.state_of(small_model.made_up(config)), tmp_path / f"{name}.safetensors")
+        kinds._fingerprint.cache_clear()
 
-    return put
+    yield put
+    kinds._fingerprint.cache_clear()
 
 
 SV4D2 = {"times": 3, "frames": 5}
@@ -217,12 +221,14 @@ def test_a_clip_becomes_views_and_they_can_be_made_again(put: Callable[..., None
     assert again.exit_code == 0, again.stderr
     other = Path("here") / "walk-sv4d2-23-2"
     assert all(np.array_equal(read_frames(other / path.name)[0], clip) for path, clip in zip(paths, clips, strict=True))
-    for path in (paths[3], paths[5]):
-        repeated = CliRunner().invoke(cli, ["repeat", str(path), "--picture", "walk.mp4"], catch_exceptions=False)
-        assert (repeated.exit_code, repeated.stdout) == (0, "identical\n"), repeated.stderr
     without = CliRunner().invoke(cli, ["repeat", str(paths[3])])
     assert without.exit_code == 2
     assert "does not hold the clip that it was made of: give it with --picture" in without.stderr
+    write_clip(folder / "input.mkv", open_clip(Path("walk.mp4"), 5).frames)  # as the page stores it
+    (folder / "job.json").write_text("{}")
+    for path, given in ((paths[3], []), (paths[5], ["--picture", "walk.mp4"])):
+        repeated = CliRunner().invoke(cli, ["repeat", str(path), *given], catch_exceptions=False)
+        assert (repeated.exit_code, repeated.stdout) == (0, "identical\n"), repeated.stderr
     assert "several: give a folder" in sample(*options, "--out", "x.mp4").stderr
 
 

@@ -12,7 +12,7 @@ import streamlit as st
 from sgm import VIEW_VERSIONS, Field, Version, VideoRequest, all_fields, default_of, request_class
 
 # Fields with a default for each version, but one value for all versions once it is set.
-FOLLOWING = ("motion_bucket", "image_frame_ratio")
+FOLLOWING = ("motion_bucket",)
 KEPT = "session"  # `persist_state` of widgets: their values outlive runs, and pages, in which they are not drawn
 _EMPTY = {"decode_chunk": "All frames"}  # fields that may stay empty, and what that means
 _RUNS = 2  # after code has set a field, in which the browser is told its value
@@ -44,9 +44,9 @@ def key_of(field: Field, version: Version) -> str:
     """The field's key in the session state, set to the field's default if it is new.
 
     A field with a default for each version has a key for each version, so that each has a value of its own; so have
-    lists of what each has in another number, as views.
+    those of views: lists with another number in each, an object's share of the frame.
     """
-    of_views = field.kind is tuple and version.name in VIEW_VERSIONS
+    of_views = version.name in VIEW_VERSIONS and (field.kind is tuple or hasattr(version, field.name))
     shared = (field.default is not None and not of_views) or field.name in FOLLOWING
     key = field.name if shared else f"{field.name}:{version.name}"
     if key not in st.session_state:

@@ -21,12 +21,12 @@ def page() -> StreamlitPage:
 def show_page() -> None:
     session.current_job()  # whose settings a new session shows
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", key="head"):
-        st.title("Image to video", anchor=False)
+        of_clip = settings.current_version().name in VIEW_VERSIONS
+        st.title("Views of a clip" if of_clip else "Image to video", anchor=False)
         badges = st.container(horizontal=True, width="content", vertical_alignment="center", gap="small")
     left, right = st.columns([7, 10], gap="large")
     request = None
     with left:
-        of_clip = settings.current_version().name in VIEW_VERSIONS
         st.header("1 · Clip" if of_clip else "1 · Picture", anchor=False)
         chosen = picture.choose_picture(settings.current_version(), *settings.current_size())
         st.header("2 · Views" if of_clip else "2 · Movement", anchor=False)

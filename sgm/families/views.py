@@ -27,7 +27,6 @@ class ViewsFamily(ImageFamily):
     """SV4D 2.0: windows over a clip, each shown what the one before made; elevations and azimuths can be chosen."""
 
     fields = tuple(LISTS.values())
-    orbit = ""  # the version whose orbit of the first frame must be given
 
     def check(self, request: VideoRequest) -> None:
         times, views = request.model.times, 1 + request.model.num_views
@@ -117,7 +116,6 @@ class DenseViewsFamily(ViewsFamily):
     """SV4D: the views of the first frame come from SV3D's orbit, the others of few frames from these, then all."""
 
     fields = (ELEVATION,)
-    orbit = "sv3d_u"
     # Of the orbit, beginning with the input's view: pictures, and numbers of all pictures.
     chosen, around = (0, 2, 5, 7, 9, 12, 14, 16, 19), 21
 
@@ -141,7 +139,7 @@ class DenseViewsFamily(ViewsFamily):
 
     def matrix(self, clip: Sequence[Image.Image], request: VideoRequest, first: np.ndarray | None) -> torch.Tensor:
         if first is None or first.shape != (self.around, request.height, request.width, 3):
-            raise ValueError(f"{request.version} needs first views: {self.around} frames of {self.orbit}.")
+            raise ValueError(f"{request.version} needs first views: {self.around} frames of {request.model.orbit}.")
         pictures = self._matrix(clip, request)
         turned = np.roll(first, 1, axis=0)  # its last frame is the input's view
         pictures[0, 1:] = _to_pixels(turned[list(self.chosen[1 : pictures.shape[1]])])
