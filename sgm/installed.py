@@ -71,7 +71,7 @@ def version_status(version: str) -> VersionStatus:
         problem = printable(f"{path} cannot be read ({type(error).__name__}: {error}).", 400)
     if problem and path.exists():  # else a dead link, which is the user's to mend
         command = download
-    elif needed := model.base or model.orbit:
+    elif needed := model.base or model.begins_with:
         other = version_status(needed)
         if other.state != "ready":
             how = "is laid over" if model.base else "begins with an orbit by"

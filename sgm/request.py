@@ -339,10 +339,10 @@ class ViewsRequest(VideoRequest):
 
         Its picture is the first frame as `family.prepare_clip` gives it.
         """
-        if not self.model.orbit:
+        if not self.model.begins_with:
             return None
         same = {name: getattr(self, name) for name in ("seed", "steps", "width", "height", "cond_aug")}
-        return VideoRequest(self.model.orbit, fit="crop", **same)
+        return VideoRequest(self.model.begins_with, fit="crop", **same)
 
 
 def request_class(version: object) -> type[VideoRequest]:

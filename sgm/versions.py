@@ -46,7 +46,7 @@ class Version:
     family: str = "image"  # name in `sgm.families.FAMILIES`: its settings and conditioning
     num_views: int = 1  # views of a clip that the network makes at once, at each of `times` times
     times: int = 0
-    orbit: str = ""  # the version with whose orbit of the clip's first frame it begins
+    begins_with: str = ""  # the version with whose orbit of the clip's first frame it begins
     image_frame_ratio: float = 0.9  # of an object that is cut out: its share of the frame
     sigma_max: float = 0.0  # of the noise schedule; 0: its YAML's
     multiple: int = 64  # height and width must be multiples of this
@@ -267,7 +267,7 @@ VIEW_VERSIONS: dict[str, Version] = {
             guider="spatiotemporal",
             min_guidance=1.0,
             max_guidance=2.0,
-            orbit="sv3d_u",
+            begins_with="sv3d_u",
             image_frame_ratio=0.917,
         ),
         _sv4d(

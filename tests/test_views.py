@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from sgm import (
@@ -31,12 +31,16 @@ from sgm import (
     read_frames,
     read_recipe,
     request_of,
+    typical_seconds,
+    version_status,
     write_clip,
     write_video,
 )
 from sgm.cli.commands import cli
 from sgm.conditioning.views import dense_passes, view_angles, window_passes
+from sgm.engine import build_engine
 from sgm.installed import recognise
+from sgm.memory import GIB, choose
 from tests import small_model
 
 SIZE = {"width": 64, "height": 64}
@@ -164,6 +168,47 @@ def test_what_runs_is_not_what_the_yamls_say() -> None:
     }
 
 
+@pytest.mark.parametrize("version", VIEW_VERSIONS)
+def test_time_and_memory_are_those_of_the_frames_of_all_passes(version: str) -> None:
+    request = ViewsRequest(version)
+    passes = len(request.family.passes(request))
+    before = request.first.steps if request.first else 0
+    assert request.total_steps == before + passes * request.steps
+    assert request.stage(request.total_steps).endswith(
+        f" {passes - bool(before)}, step {request.steps} of {request.steps}"
+    )
+    typical = typical_seconds(request, "cuda")
+    single = typical_seconds(
+        VideoRequest("svd_xt", frames=request.rows, steps=request.steps, width=576, height=576), "cuda"
+    )
+    first = sum(map(sum, typical_seconds(request.first, "cuda").values())) if request.first else 0
+    assert sum(typical["sample"]) == pytest.approx(passes * sum(single["sample"]) + first, rel=0.12)
+    engine = build_engine(VIEW_VERSIONS[version].config_path).half()
+    engine.version = version
+    assert choose(engine, request.rows, 576, 576, True, 20 * GIB).offload is False
+    assert choose(engine, request.rows, 576, 576, True, 8 * GIB).peak < 6 * GIB
+
+
+def test_the_walk_goes_once_around_while_the_clip_goes_on() -> None:
+    request = ViewsRequest("sv4d2", azimuths=[350, 80, 20, 200, 10])
+    walk = request.family.walk(request)
+    assert list(dict.fromkeys(walk)) == [0, 4, 2, 1, 3]
+    assert [walk.count(view) for view in (0, 4, 2, 1, 3)] == [5, 4, 4, 4, 4]
+
+
+def test_a_share_of_the_frame_is_that_of_the_authors_program() -> None:
+    assert [ViewsRequest(name).image_frame_ratio for name in VIEW_VERSIONS] == [0.917, 0.9, 0.9]
+    request = ViewsRequest("sv4d", width=576, height=576)
+    frame = request.family.prepare_clip(drawn(2, (300, 300), CLEAR), request)[0]
+    assert frame.size == (576, 576)
+    seen = np.argwhere(np.asarray(frame).min(axis=2) < 128)
+    assert np.ptp(seen[:, 1]) + 1 < round(0.917 * 576)
+    both = np.concatenate(
+        [np.argwhere(np.asarray(f).min(axis=2) < 128) for f in request.family.prepare_clip(drawn(2), request)]
+    )
+    assert np.ptp(both[:, 1]) + 1 == pytest.approx(0.917 * 576, abs=8)  # of both frames' objects, soft at the edge
+
+
 def test_weights_are_told_apart_by_their_tensors(tmp_path: Path) -> None:
     names = {"sv3d_p": ["sv3d_p"], "sv4d": ["sv4d"], "sv4d2": ["sv4d2", "sv4d2_8views"]}
     for name, versions in names.items():
@@ -230,6 +275,49 @@ def test_a_clip_becomes_views_and_they_can_be_made_again(put: Callable[..., None
         repeated = CliRunner().invoke(cli, ["repeat", str(path), *given], catch_exceptions=False)
         assert (repeated.exit_code, repeated.stdout) == (0, "identical\n"), repeated.stderr
     assert "several: give a folder" in sample(*options, "--out", "x.mp4").stderr
+    half = CliRunner().invoke(cli, ["convert", "sv4d2.safetensors", "half.safetensors", "--dtype", "fp16"])
+    assert half.exit_code == 0, half.stderr
+    kept, whole = load_file("half.safetensors"), load_file("sv4d2.safetensors")
+    assert kept.keys() == whole.keys()
+    assert all(torch.equal(value, whole[name].half()) for name, value in kept.items())
+
+
+@pytest.mark.parametrize(
+    ("frames", "name", "said"),
+    [
+        (drawn(1), "one.gif", "A single picture does not move: give a clip of two frames or more."),
+        (
+            [*drawn(2), *drawn(1, (80, 60))],
+            "sizes",
+            "Frame 3 has 80×60 pixels, the first 90×60: give frames of one size.",
+        ),
+        ([Image.new("RGBA", (40, 30), (99, 0, 0, i)) for i in range(3)], "none", "No object was found in the clip"),
+        (drawn(0), "gone.mp4", "There is no clip at gone.mp4"),
+        (drawn(1), "one.png", "one.png is a PNG picture, which does not move: give a clip, or a folder of its frames."),
+    ],
+)
+def test_what_is_no_clip_ends_in_a_sentence(
+    put: Callable[..., None], frames: list[Image.Image], name: str, said: str
+) -> None:
+    put("sv4d2", "sv4d2_small", **SV4D2)
+    if frames:
+        saved(Path(name), frames)
+    run = CliRunner().invoke(cli, ["sample", name, "--version", "sv4d2", "--width", "64", "--height", "64"])
+    assert run.exit_code in (1, 2)
+    assert said in " ".join(run.stderr.split())
+    assert not Path("outputs").exists() or not list(Path("outputs").iterdir())
+
+
+def test_a_thousand_frames_are_cut_and_an_object_that_leaves_is_said(put: Callable[..., None]) -> None:
+    put("sv4d2", "sv4d2_small", **SV4D2)
+    saved(Path("long"), drawn(5, (26, 60), CLEAR) * 200)
+    options = ["--version", "sv4d2", "--width", "64", "--height", "64", "--steps", "1"]
+    run = CliRunner().invoke(cli, ["sample", "long", *options], catch_exceptions=False)
+    assert run.exit_code == 0, run.stderr
+    assert "long has 1000 frames: the first 5 are taken." in run.stderr
+    assert (
+        "The object reaches the picture's edge in frames 1, 2, 3, 4, 5: what lies beyond it is missing." in run.stderr
+    )
 
 
 def test_progress_runs_over_all_windows_and_cancels_in_any(put: Callable[..., None]) -> None:
@@ -288,6 +376,11 @@ def test_sv4d_from_a_folder_of_frames(put: Callable[..., None]) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["grid.mp4", "input.mp4", *views, "walk.mp4"]
     assert read_frames(folder / "view-4.mp4")[0].shape == (7, 64, 64, 3)
     Path("sv3d_u.safetensors").unlink()
+    status = version_status("sv4d")
+    assert (status.problem, status.command) == (
+        "It begins with an orbit by sv3d_u, which is missing.",
+        "sgm download sv3d_u",
+    )
     missing = CliRunner().invoke(cli, words)
     assert missing.exit_code == 1
     assert "The weights of sv3d_u are missing" in missing.stderr

@@ -58,7 +58,7 @@ def download(
     with progress_bar() as show:
         path = download_weights(version, to, on_progress=show)
     model = ALL_VERSIONS[version]
-    needed, how = model.base or model.orbit, "is laid over" if model.base else "begins with an orbit by"
+    needed, how = model.base or model.begins_with, "is laid over" if model.base else "begins with an orbit by"
     if needed and ALL_VERSIONS[needed].checkpoint_path is None:
         echo_stderr(f"{version} {how} {needed}, which is missing: run `sgm download {needed}`, too.")
     echo_result(path)

@@ -139,7 +139,9 @@ class DenseViewsFamily(ViewsFamily):
 
     def matrix(self, clip: Sequence[Image.Image], request: VideoRequest, first: np.ndarray | None) -> torch.Tensor:
         if first is None or first.shape != (self.around, request.height, request.width, 3):
-            raise ValueError(f"{request.version} needs first views: {self.around} frames of {request.model.orbit}.")
+            raise ValueError(
+                f"{request.version} needs first views: {self.around} frames of {request.model.begins_with}."
+            )
         pictures = self._matrix(clip, request)
         turned = np.roll(first, 1, axis=0)  # its last frame is the input's view
         pictures[0, 1:] = _to_pixels(turned[list(self.chosen[1 : pictures.shape[1]])])
