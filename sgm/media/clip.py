@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -24,14 +25,17 @@ _WHITE = 250  # of 255: brighter pixels are the background of a clip that is whi
 
 
 class OpenedClip(NamedTuple):
-    """The first frames of a clip, RGB, or RGBA where they are transparent; length: how many frames it has in all."""
+    """The first frames of a clip, RGB, or RGBA where they are transparent; length: how many frames it has in all.
+
+    It is infinite for a video of more than MAX_FRAMES, which are not counted.
+    """
 
     frames: list[Image.Image]
-    length: int
+    length: float
 
     def described(self, name: str, wanted: int) -> str:
         """A sentence on how the clip's frames become the model's."""
-        count = f"more than {MAX_FRAMES}" if self.length > MAX_FRAMES else str(self.length)
+        count = f"more than {MAX_FRAMES}" if self.length == math.inf else str(self.length)
         if self.length > wanted:
             return f"{name} has {count} frames: the first {wanted} are taken."
         if self.length < wanted:
@@ -66,7 +70,7 @@ def open_clip(
     if kind.group == "picture":
         raise UserError(f"{name} is {kind.name}, which does not move: give a clip, or a folder of its frames.")
     with open_video(source, name) as video:
-        frames, length = [Image.fromarray(pixels) for pixels in islice(video.frames(alpha=True), most)], MAX_FRAMES + 1
+        frames, length = [Image.fromarray(pixels) for pixels in islice(video.frames(alpha=True), most)], math.inf
         with suppress(UserError):  # which says that there are more
             length = len(video)
         return OpenedClip(frames, max(len(frames), length))
