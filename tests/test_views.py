@@ -119,6 +119,15 @@ def test_what_is_no_clip_of_an_object_is_refused(frames: list[Image.Image], said
         request.family.prepare_clip(frames, request)
 
 
+def test_a_clip_is_stored_as_it_is_and_what_is_clear_is_white_in_whole_frames(tmp_path: Path) -> None:
+    frames = [drawn(1)[0], *drawn(2, background=(9, 9, 9, 0))]
+    stored = open_clip(write_clip(tmp_path / "input.mkv", frames), 9).frames
+    assert [a.tobytes() for a in stored] == [b.convert("RGBA").tobytes() for b in frames]
+    request = ViewsRequest("sv4d2", fit="crop", **SIZE)
+    seen = np.asarray(request.family.prepare_clip(stored, request))
+    assert seen[:, :4].min() > 250
+
+
 def test_an_object_that_leaves_the_picture_is_seen() -> None:
     note = cut_off_note(drawn(20, background=CLEAR))
     assert note == "The object reaches the picture's edge in frames 16, 17, 18, 19, 20: what lies beyond it is missing."

@@ -13,7 +13,7 @@ from sgm.conditioning.views import Pass, dense_passes, view_angles, window_passe
 from sgm.errors import UserError
 from sgm.families.image import ImageFamily
 from sgm.families.orbit import ELEVATION, LISTS
-from sgm.media.clip import cut_out_clip, place_clip
+from sgm.media.clip import cut_out_clip, on_white, place_clip
 from sgm.media.image import fit_picture
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class ViewsFamily(ImageFamily):
             placed = place_clip(cut, *request.size, request.image_frame_ratio)
         else:
             how = request.fit, (request.crop_x, request.crop_y)
-            placed = [fit_picture(frame, *request.size, *how) for frame in frames]
+            placed = [fit_picture(on_white(frame), *request.size, *how) for frame in frames]
         back_and_forth = [*placed, *placed[-2:0:-1]]
         return [back_and_forth[i % len(back_and_forth)] for i in range(request.frames)]
 

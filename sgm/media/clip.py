@@ -77,8 +77,16 @@ def open_clip(
 
 
 def write_clip(path: Path, frames: Sequence[Image.Image]) -> Path:
-    """Write frames, all RGB or all RGBA, so that `open_clip` gives the same: an .mkv. Raises as `write_frames`."""
-    return write_frames(path, np.stack([np.asarray(frame) for frame in frames]), 10)
+    """Write frames so that `open_clip` gives the same, all in RGBA where one is: an .mkv. Raises as `write_frames`."""
+    mode = "RGBA" if any(frame.mode == "RGBA" for frame in frames) else "RGB"
+    return write_frames(path, np.stack([np.asarray(frame.convert(mode)) for frame in frames]), 10)
+
+
+def on_white(frame: Image.Image) -> Image.Image:
+    """An RGB or RGBA frame on white, RGB."""
+    flat = Image.new("RGB", frame.size, "white")
+    flat.paste(frame, mask=frame if frame.mode == "RGBA" else None)
+    return flat
 
 
 def needs_rembg(frames: Sequence[Image.Image]) -> bool:
