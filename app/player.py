@@ -99,7 +99,8 @@ def offer_link(job: Job) -> None:
         if len(address := st.query_params.to_dict()) > 1:
             st.caption("With what was changed on this page since:")
             st.code(f"{here}?{urlencode(address)}", language=None, wrap_lines=True)
-        st.caption("Its recipe makes it again. PICTURE stands for the path of the picture.")
+        what = "clip" if job.parts else "picture"
+        st.caption(f"Its recipe makes it again. PICTURE stands for the path of the {what}.")
         try:
             texts = {name: text(job.settings) for name, text in RECIPE_TEXTS.items()}
         except UserError as error:

@@ -71,6 +71,7 @@ def saved(path: Path, frames: Sequence[Image.Image]) -> Path:
     return path
 
 
+WEIGHTS: dict[str, dict[str, torch.Tensor]] = {}  # of small models, by their golden case
 WHITE, CLEAR = (255, 255, 255), (0, 0, 0, 0)
 
 
@@ -238,7 +239,9 @@ def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
 
         row = {field.name: getattr(versions[name], field.name) for field in dataclasses.fields(Version)}
         monkeypatch.setitem(versions, name, Small(**{**row, **changes}))
-        save_file(small_model.state_of(small_model.made_up(config)), tmp_path / f"{name}.safetensors")
+        if case not in WEIGHTS:
+            WEIGHTS[case] = small_model.state_of(small_model.made_up(config))
+        save_file(WEIGHTS[case], tmp_path / f"{name}.safetensors")
         kinds._fingerprint.cache_clear()
 
     yield put
