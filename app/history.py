@@ -13,7 +13,7 @@ from app import look, places
 from app.jobs import Job, still, table
 from app.lab import chosen
 from app.summary import matches, varied
-from sgm import VERSIONS, UserError
+from sgm import ALL_VERSIONS, UserError
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ def show_page() -> None:
     ).strip()
     version = middle.selectbox(
         "Model",
-        ["", *VERSIONS],
-        format_func=lambda name: VERSIONS[name].title if name else "All models",
+        ["", *ALL_VERSIONS],
+        format_func=lambda name: ALL_VERSIONS[name].title if name else "All models",
         key="history_version",
     )
     unfinished = right.toggle("Unfinished, too", key="history_unfinished")
@@ -103,7 +103,7 @@ def _restore() -> None:
         number = given.get("page", "")
         st.session_state["history"] = {
             "history_text": given.get("search", ""),
-            "history_version": given["model"] if given.get("model") in VERSIONS else "",
+            "history_version": given["model"] if given.get("model") in ALL_VERSIONS else "",
             "history_unfinished": given.get("unfinished") == "yes",
             "history_page": int(number) if number.isdecimal() and len(number) < 7 else 1,
         }
@@ -137,7 +137,7 @@ def _card(job: Job) -> None:
             st.caption("Its picture is missing or damaged.")
         if st.button(f"Open {title(job)}", key=f"open_{job.id}", width="stretch"):
             places.open_clip(job.id)
-        parts = [_STATES.get(job.state), VERSIONS[job.request.version].title, f"seed {job.request.seed}"]
+        parts = [_STATES.get(job.state), job.request.model.title, f"seed {job.request.seed}"]
         st.caption(look.plain(" · ".join(filter(None, [*parts, varied(job.request)]))))
         with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
             st.checkbox(f"Select {title(job)}", key=f"select_{job.id}", label_visibility="collapsed")

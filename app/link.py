@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import chain, combinations
 from typing import Any, NamedTuple
 
-from sgm import UserError, VideoRequest, all_fields, best_version
+from sgm import UserError, VideoRequest, all_fields, best_version, request_class
 
 
 def request_from(address: Mapping[str, Any], base: VideoRequest | None = None) -> VideoRequest:
@@ -17,7 +17,7 @@ def request_from(address: Mapping[str, Any], base: VideoRequest | None = None) -
     """
     fields = all_fields()
     version = str(address.get("version", base.version if base else best_version()))
-    start = base if base and base.version == version else VideoRequest(version)
+    start = base if base and base.version == version else request_class(version)(version)
     return start.replace(
         **{
             name: fields[name].parse(value) if isinstance(value, str) else value
@@ -61,7 +61,7 @@ def address_of(request: VideoRequest, base: VideoRequest | None = None) -> dict[
     Without `base`, they are empty for the page's initial settings, and otherwise include the version, since the initial
     one depends on the installed weights.
     """
-    start = base if base and base.version == request.version else VideoRequest(request.version)
+    start = base if base and base.version == request.version else request_class(request.version)(request.version)
     choices, start_choices = request.choices(), start.choices()
     address = {
         name: field.text(getattr(request, name))

@@ -7,7 +7,7 @@ from typing import Literal
 import streamlit as st
 
 from app.look import plain
-from sgm import DEFAULT_VERSION, VERSIONS, Version, VersionStatus, version_status
+from sgm import ALL_VERSIONS, DEFAULT_VERSION, Version, VersionStatus, version_status
 
 _BADGES: dict[str, tuple[str, str, Literal["green", "orange", "gray"]]] = {
     "ready": ("Ready", ":material/check_circle:", "green"),
@@ -47,10 +47,10 @@ def _note_check(version: str) -> None:
 def _all_models() -> None:
     """The dialog with every version's status; "Check again" redraws the dialog alone."""
     left, right = st.columns([5, 2], vertical_alignment="center")
-    location = plain(str(VERSIONS[DEFAULT_VERSION].home.parent))
+    location = plain(str(ALL_VERSIONS[DEFAULT_VERSION].home.parent))
     left.caption(f"Weights that you have already belong into the folder {location}, under the name in the command.")
     right.button("Check again", icon=":material/refresh:", key="check_all", width="stretch")
-    for version in VERSIONS.values():
+    for version in ALL_VERSIONS.values():
         status = version_status(version.name)
         with st.container(border=True):
             with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -10,7 +12,19 @@ import streamlit as st
 
 from app import look
 from app.jobs import Job, table
-from sgm import EXPORTS, JOIN, RECIPE_TEXTS, Smoothing, UserError, encode_video, loop_order, orbit_of
+from sgm import (
+    EXPORTS,
+    JOIN,
+    RECIPE_TEXTS,
+    Smoothing,
+    UserError,
+    ViewsRequest,
+    encode_video,
+    loop_order,
+    orbit_of,
+    read_frames,
+    read_settings,
+)
 
 _SMOOTHINGS = {
     "As made": Smoothing(),
@@ -31,9 +45,30 @@ def play(job: Job, content: bytes) -> None:
         st.video(content, loop=True, autoplay=True, muted=True, alt=f"The clip made of {job.name}")
 
 
-def offer_downloads(job: Job, content: bytes) -> None:
-    """Buttons that download the clip as MP4, whose content is given, and in other formats."""
-    name = f"{Path(job.name).stem}-{job.id}"
+def choose_part(job: Job) -> Path | None:
+    """Of a clip's views, draw the choice of what is played; None for the grid of all, and for other clips."""
+    paths: dict[str, Path] = {path.stem: path for path in job.parts if job.has(path)}
+    if not isinstance(job.request, ViewsRequest) or not paths:
+        return None
+    degrees = zip(*job.request.family.degrees(job.request), strict=True)
+    titles = {f"view-{view}": f"{a:.4g}°" + (f", {e:+.4g}°" if e else "") for view, (e, a) in enumerate(degrees)}
+    names = ["grid", *(name for name in ("walk", "input") if name in paths), *(n for n in titles if n in paths)]
+    chosen = st.segmented_control(
+        "Shown",
+        names,
+        default="grid",
+        required=True,
+        format_func=lambda name: titles.get(name) or name.capitalize(),
+        key=f"part_{job.id}",
+        help="Grid: the clip and all its views, in sync. Walk: once around the object while the clip goes on. Input: "
+        "the clip as the model saw it. Degrees: a view's azimuth, and its elevation where it has one.",
+    )
+    return paths.get(chosen or "grid")
+
+
+def offer_downloads(job: Job, content: bytes, part: Path | None = None) -> None:
+    """Buttons that download the clip as MP4, whose content is given, and in other formats. part: that is played."""
+    name = f"{Path(job.name).stem}-{job.id}" + (f"-{part.stem}" if part else "")
     if content:
         st.download_button(
             "Download MP4",
@@ -45,10 +80,10 @@ def offer_downloads(job: Job, content: bytes) -> None:
             on_click="ignore",
         )
     with st.popover("More formats"):
-        smoothing = _choose_smoothing(job)
+        smoothing = Smoothing() if job.parts else _choose_smoothing(job)
         video = {"MP4": (".mp4", "video/mp4", None)} if smoothing.times > 1 else {}
         for title, (suffix, mime, write) in {**video, **EXPORTS}.items():
-            made = _exported(job, write, smoothing)
+            made = _exported(job, write, smoothing, part)
             st.download_button(title, made, f"{name}{suffix}", mime, on_click="ignore", width="stretch")
         if job.request.family.orbits:
             suffix, mime, _ = EXPORTS["WebP"]
@@ -61,7 +96,12 @@ def offer_downloads(job: Job, content: bytes) -> None:
                 width="stretch",
                 help="Loops without a seam: from the last view to the first it is one step of the orbit.",
             )
-        lossless = table().lossless(job)
+        if paths := [path for path in (job.clip, *job.parts) if job.parts and job.has(path)]:
+            zipped = f"{Path(job.name).stem}-{job.id}.zip"
+            st.download_button(
+                "All clips (zip)", lambda: _zipped(paths), zipped, "application/zip", on_click="ignore", width="stretch"
+            )
+        lossless = table().lossless(job) and not part
         st.caption(
             "Made of the frames as the model drew them: the PNGs have lost nothing."
             if lossless
@@ -78,7 +118,8 @@ def offer_link(job: Job) -> None:
         if len(address := st.query_params.to_dict()) > 1:
             st.caption("With what was changed on this page since:")
             st.code(f"{here}?{urlencode(address)}", language=None, wrap_lines=True)
-        st.caption("Its recipe makes it again. PICTURE stands for the path of the picture.")
+        what = "clip" if job.parts else "picture"
+        st.caption(f"Its recipe makes it again. PICTURE stands for the path of the {what}.")
         try:
             texts = {name: text(job.settings) for name, text in RECIPE_TEXTS.items()}
         except UserError as error:
@@ -111,14 +152,26 @@ def _choose_smoothing(job: Job) -> Smoothing:
     return offers[title or "As made"]
 
 
-def _exported(job: Job, write: Callable[..., bytes] | None, smoothing: Smoothing) -> Callable[[], bytes]:
+def _exported(
+    job: Job, write: Callable[..., bytes] | None, smoothing: Smoothing, part: Path | None
+) -> Callable[[], bytes]:
     """The exported file for a download button, encoded only when it is clicked. write: None for a video."""
 
     def content() -> bytes:
-        frames, fps, settings = smoothing.apply(*table().frames(job), job.settings)
-        return (write or encode_video)(frames, fps, settings)
+        settings = read_settings(part) if part else job.settings
+        frames, fps = read_frames(part) if part else table().frames(job)
+        return (write or encode_video)(*smoothing.apply(frames, fps, settings or job.settings))
 
     return content
+
+
+def _zipped(paths: Sequence[Path]) -> bytes:
+    """The MP4s in an archive; the grid under its name."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in paths:
+            archive.write(path, "grid.mp4" if path.stem == "clip" else path.name)
+    return file.getvalue()
 
 
 def _turntable(job: Job) -> Callable[[], bytes]:

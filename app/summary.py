@@ -27,6 +27,7 @@ def summary(request: VideoRequest) -> str:
     fields, choices = request.fields(), request.choices()
     unsaid = "depth" if "depth" not in choices else ""  # a number that tells nothing where it is the usual one
     usual = [f.name for f in request.family.fields if f.name != unsaid and not _without_effect(request, f.name)]
+    usual = [name for name in usual if getattr(request, name) != ()]
     parts = [
         request.model.title,
         f"seed {request.seed}",

@@ -8,9 +8,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sgm import PictureError, UserError, VideoRequest, detect_watermark, is_clip, open_picture, restore_clip
+from sgm import (
+    PictureError,
+    UserError,
+    VideoRequest,
+    ViewsRequest,
+    detect_watermark,
+    is_clip,
+    is_recipe,
+    made_by,
+    open_clip,
+    open_picture,
+    open_video,
+    request_of,
+    restore_clip,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,7 +40,8 @@ one_at_a_time = threading.Lock()  # the largest picture takes a gigabyte while i
 class Upload(NamedTuple):
     """What a file holds. picture: None for a clip without one. request, note, last: what can be restored of a clip.
 
-    mark: a sentence on the watermark, "" of a picture without.
+    mark: a sentence on the watermark, "" of a picture without. is_clip: whether it is a clip whose object is to be seen
+    from other sides.
     """
 
     picture: Image.Image | None
@@ -34,26 +49,35 @@ class Upload(NamedTuple):
     note: str = ""
     last: Image.Image | None = None
     mark: str = ""
+    is_clip: bool = False
 
 
-def read_upload(content: bytes, name: str) -> Upload:
+def read_upload(content: bytes, name: str, views: bool = False) -> Upload:
     """The picture, or the clip, that a file's content is; nothing is changed meanwhile. name: its name in messages.
 
-    Raises PictureError for what is neither, and for a picture that cannot be used; UserError for such a clip.
+    views: whether a clip is wanted whose object is to be seen from other sides, not a picture. Raises PictureError for
+    what is neither, and for a picture that cannot be used; UserError for such a clip.
     """
     if len(content) > LARGEST << 20:
         raise PictureError(f"{name} is larger than the {LARGEST} MB that can be uploaded: make it smaller.")
     with one_at_a_time:
         if not is_clip(content):
-            picture = open_picture(content, name, keep_alpha=True)
-            mark = _mark(content, name)
-            return Upload(picture, mark="" if mark.startswith("Watermark: no") else f"A model made {name}. {mark}")
+            if views:
+                return _clip(content, name)
+            return Upload(open_picture(content, name, keep_alpha=True), mark=_mark_of_any(content, name))
         try:
-            restored = restore_clip(content, name)
+            with open_video(content, name) as video:
+                settings = video.settings or {}
+            request = request_of(settings) if is_recipe(settings) else None
+            if isinstance(request, ViewsRequest):
+                return _view(settings, request, content, name)
+            if not views:
+                restored = restore_clip(content, name)
+                note = f"Settings of {name} restored. {restored.note}"
+                return Upload(restored.picture, restored.request, note, restored.last, _mark(content, name))
         except UserError as error:
             raise UserError(f"{error} {_mark(content, name)}".strip()) from error
-        note = f"Settings of {name} restored. {restored.note}"
-        return Upload(restored.picture, restored.request, note, restored.last, _mark(content, name))
+        return _clip(content, name)
 
 
 def _mark(content: bytes, name: str) -> str:
@@ -61,6 +85,26 @@ def _mark(content: bytes, name: str) -> str:
     with contextlib.suppress(UserError):
         return f"Watermark: {detect_watermark(content, name, search=False)}."
     return ""
+
+
+def _mark_of_any(content: bytes, name: str) -> str:
+    """As `_mark`, but "" of a file without one, as most are that come from elsewhere."""
+    mark = _mark(content, name)
+    return "" if mark.startswith("Watermark: no") else f"A model made {name}. {mark}"
+
+
+def _clip(content: bytes, name: str) -> Upload:
+    """A clip of an object. Raises UserError for what is none."""
+    if len(open_clip(content, 2, name=name).frames) < 2:
+        raise UserError(f"{name} is a single picture, which does not move: give a clip of two frames or more.")
+    return Upload(None, mark=_mark_of_any(content, name), is_clip=True)
+
+
+def _view(settings: dict[str, Any], request: ViewsRequest, content: bytes, name: str) -> Upload:
+    """A clip that is one of several views: what its recipe restores."""
+    note, is_input = f"Settings of {name} restored.", made_by(settings).get("view") == "input"
+    missing = "" if is_input else " The clip that it was made of is not in it: choose that one, too."
+    return Upload(None, request, note + missing, mark=_mark(content, name), is_clip=is_input)
 
 
 def keep(content: bytes, name: str) -> str:

@@ -41,8 +41,12 @@ from .loras import chosen_loras as chosen_loras
 from .loras import installed_loras as installed_loras
 from .loras import lora_text as lora_text
 from .loras import loras_of as loras_of
-from .media.clip import frames_cut_off as frames_cut_off
+from .media.clip import crop_to_object as crop_to_object
+from .media.clip import cut_off_note as cut_off_note
+from .media.clip import cut_out_clip as cut_out_clip
+from .media.clip import needs_rembg as needs_rembg
 from .media.clip import open_clip as open_clip
+from .media.clip import write_clip as write_clip
 from .media.credentials import check_credentials as check_credentials
 from .media.detection import detect_watermark as detect_watermark
 from .media.export import EXPORTS as EXPORTS
@@ -94,6 +98,7 @@ from .request import ViewsRequest as ViewsRequest
 from .request import all_fields as all_fields
 from .request import default_of as default_of
 from .request import prepare_picture as prepare_picture
+from .request import request_class as request_class
 from .request import takers as takers
 from .request import with_later_fields as with_later_fields
 from .run import Progress as Progress
@@ -120,6 +125,7 @@ from .versions import DEFAULT_VERSION as DEFAULT_VERSION
 from .versions import VERSIONS as VERSIONS
 from .versions import VIEW_VERSIONS as VIEW_VERSIONS
 from .versions import Version as Version
+from .views import make_views as make_views
 from .weights import quick_hash as quick_hash
 from .workers import Worker as Worker
 from .workers import workers_on as workers_on

@@ -71,10 +71,11 @@ def version_status(version: str) -> VersionStatus:
         problem = printable(f"{path} cannot be read ({type(error).__name__}: {error}).", 400)
     if problem and path.exists():  # else a dead link, which is the user's to mend
         command = download
-    elif model.base:
-        base = version_status(model.base)
-        if base.state != "ready":
-            problem, command = f"It is laid over {model.base}, which is {base.state}.", base.command
+    elif needed := model.base or model.begins_with:
+        other = version_status(needed)
+        if other.state != "ready":
+            how = "is laid over" if model.base else "begins with an orbit by"
+            problem, command = f"It {how} {needed}, which is {other.state}.", other.command
     state = "on disk" if problem else "ready"
     return VersionStatus(version, state, path, size, command, model.licence, page, problem)
 

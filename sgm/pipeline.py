@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -85,7 +87,9 @@ def generate(
         return _generate(*arguments, Run(engine, request, on_step, check, low_memory, memo, note=note))
 
 
-def checked_ends(request: VideoRequest, first: Image.Image, last: Image.Image | None) -> VideoRequest:
+def checked_ends(
+    request: VideoRequest, first: Image.Image | Sequence[Image.Image], last: Image.Image | None
+) -> VideoRequest:
     """The request for two pictures: that for a loop, where the last one is the first.
 
     Raises UserError for a last picture that the request does not take or lacks.
@@ -175,7 +179,8 @@ def generate_views(
 
     clip: its frames as `request.family.prepare_clip` gives them. first: for SV4D, the frames of sv3d_u's orbit around
     the object in the clip's first frame, uint8 (21, h, w, 3). Raises UserError and calls on_step and check as
-    `generate` does, with the previews of one time and view; steps are counted over all passes.
+    `generate` does, with previews of all new views at one time; steps are counted over all passes. The recipe of each
+    says under "sgm" which it is, as "view": "input", "view-1", …
     """
     _check_version(engine, request)
     with _on(engine):
@@ -201,8 +206,8 @@ def _generate_views(
 
         def report(i: int, n: int, number: int = number) -> None:
             picture, latent = matrix.example
-            middle = run.estimate[request.rows // 2][None]
-            draw = lambda: preview(middle / engine.scale_factor, latent, picture)  # noqa: E731
+            tiles = _side_by_side(run.estimate, request)
+            draw = lambda: preview(tiles / engine.scale_factor, latent, picture)  # noqa: E731
             run.report("sample", number * n + i, len(passes) * n, draw)
 
         def sample(step: Pass = step, state: Tensor = state) -> Tensor:
@@ -211,16 +216,29 @@ def _generate_views(
             settings = request.build_guider(), request.build_sampler(), sigmas, noise
             return matrix.sample(run, step, x, *settings, on_step=report)
 
-        matrix.put(step, run.pictures(run.sample(sample)))
-    run.report("decode", 1, 1)
+        last = [lambda done, of: run.report("decode", done, of)] if number == len(passes) - 1 else []
+        matrix.put(step, run.pictures(run.sample(sample), *last))
 
     seen = np.stack([np.asarray(frame) for frame in clip])
-    clips = [Clip(seen, request.fps, settings_of(request, engine, seen, seen, run.loras)).as_input()]
+    views = [seen]
     for view in pictures[:, 1:].unbind(1):
-        frames = to_frames(view)
-        _check_frames(frames, clip[0])
-        clips.append(Clip(frames, request.fps, settings_of(request, engine, seen, frames, run.loras)))
-    return clips
+        views.append(to_frames(view))
+        _check_frames(views[-1], clip[0])
+    names = ("input", *(f"view-{number}" for number in range(1, len(views))))
+    clips = [
+        Clip(frames, request.fps, settings_of(request, engine, seen, frames, run.loras, view=name))
+        for name, frames in zip(names, views, strict=True)
+    ]
+    return [clips[0].as_input(), *clips[1:]]
+
+
+def _side_by_side(estimates: Tensor, request: ViewsRequest) -> Tensor:
+    """The latents of all new views at a pass's middle time, of rows (t v, c, h, w), as one: (1, c, rows h, columns w)."""
+    views = estimates.unflatten(0, (request.model.times, -1))[request.model.times // 2]
+    columns = math.ceil(len(views) ** 0.5)
+    empty = -len(views) % columns
+    tiles = torch.cat([views, views.new_zeros(empty, *views.shape[1:])])
+    return rearrange(tiles, "(rows columns) c h w -> 1 c (rows h) (columns w)", columns=columns)
 
 
 def _on(engine: DiffusionEngine) -> AbstractContextManager[object]:

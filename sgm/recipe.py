@@ -43,13 +43,14 @@ def settings_of(
     frames: np.ndarray,
     loras: Sequence[Lora] = (),
     last: Image.Image | None = None,
+    view: str = "",
 ) -> dict[str, Any]:
     """The recipe of a clip: the values of all fields and, under "sgm", everything else that decides the frames.
 
     Under "sgm": versions of the program and of torch, type of device, dtype, number of threads on a processor, name
     and hash of the weights, of their base and of LoRAs (see `sgm.weights.quick_hash`), the hash of `picture`, as the
     model saw it, of the `last` one where there is one, that of the frames which came of it all, for an MP4 holds them
-    with a loss, and whether files are watermarked.
+    with a loss, whether files are watermarked and, of views, the name of which it is (see `sgm.make_views`).
     """
     provenance = {
         "format": FORMAT,
@@ -65,6 +66,7 @@ def settings_of(
         **({"last": hash_of(last)} if last else {}),
         "frames": hash_of(frames),
         "watermark": True,  # of what is written for people, until `Clip.unmarked`
+        **({"view": view} if view else {}),
     }
     return {**request.settings(), MARK: provenance}
 

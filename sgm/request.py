@@ -308,6 +308,11 @@ class VideoRequest:
         return sum(map(guider.guides, self.levels)) if guider.needs_uc else 0
 
     @property
+    def total_steps(self) -> int:
+        """Steps of all sampling runs that the work takes."""
+        return self.steps
+
+    @property
     def notes(self) -> list[str]:
         """Sentences about choices that can be made but hardly are meant."""
         notes = [note] if (note := self.model.size_note(*self.size)) else []
@@ -356,15 +361,27 @@ class ViewsRequest(VideoRequest):
         return self.model.times * self.model.num_views
 
     @property
+    def total_steps(self) -> int:
+        return self.steps * len(self.family.passes(self)) + (self.first.steps if self.first else 0)
+
+    def stage(self, step: int) -> str:
+        """Where the work stands at its step `step` of `total_steps`, counted from 1, for people."""
+        before = self.first.steps if self.first else 0
+        if step <= before:
+            return f"Orbit of the first frame, step {step} of {before}"
+        number, done = divmod(step - before - 1, self.steps)
+        return f"{self.family.pass_title(self, number)}, step {done + 1} of {self.steps}"
+
+    @property
     def first(self) -> VideoRequest | None:
         """The request of the orbit around the first frame's object with which a version begins; None where none does.
 
         Its picture is the first frame as `family.prepare_clip` gives it.
         """
-        if not self.family.orbit:
+        if not self.model.begins_with:
             return None
         same = {name: getattr(self, name) for name in ("seed", "steps", "width", "height", "cond_aug")}
-        return VideoRequest(self.family.orbit, fit="crop", **same)
+        return VideoRequest(self.model.begins_with, fit="crop", **same)
 
 
 def request_class(version: object) -> type[VideoRequest]:

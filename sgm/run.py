@@ -40,7 +40,8 @@ class Progress:
 
     phase: "load", "encode", "sample" or "decode". note: the memory plan, on a GPU, or what was done otherwise
     than planned. preview: in "sample", a function that draws the current estimate, uint8 (n, h, w, 3), at the latents'
-    size: of all frames or, in the first third of the steps, of the middle one alone.
+    size: of all frames or, in the first third of the steps, of the middle one alone; of several views, those at the
+    middle time, side by side.
     """
 
     phase: str

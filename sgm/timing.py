@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sgm.request import VideoRequest
+import numpy as np
+
+from sgm.request import VideoRequest, ViewsRequest
 
 # Device and model -> phase -> (a, b): of one core of a processor, and of an H100. Sampling: (a, b) of one evaluation.
 _TINY_CPU = {
@@ -38,7 +40,26 @@ def typical_seconds(request: VideoRequest, device: str, cores: int = 1) -> dict[
     figures = _MEASURED["cuda" if device == "cuda" else "cpu", model]
     speed = 1.0 if device == "cuda" else min(cores, 8) ** -0.6
     works = {phase: _work(request, phase) for phase in figures}
-    return {phase: (speed * a * works[phase][0], speed * b * works[phase][1]) for phase, (a, b) in figures.items()}
+    seconds = {phase: (speed * a * works[phase][0], speed * b * works[phase][1]) for phase, (a, b) in figures.items()}
+    return _of_views(request, seconds, device, cores) if isinstance(request, ViewsRequest) else seconds
+
+
+def _of_views(
+    request: ViewsRequest, of_pass: dict[str, tuple[float, float]], device: str, cores: int
+) -> dict[str, tuple[float, float]]:
+    """The seconds of a clip's views: sampling has within what goes between its passes, and before them an orbit.
+
+    An evaluation costs about one of SVD-XT's for as many latent pixels, and the camera and motion blocks a bit more,
+    which is not measured.
+    """
+    seconds = {phase: np.array(parts) for phase, parts in of_pass.items()}
+    passes, clips = len(request.family.passes(request)), 2 * (2 + request.model.num_views)  # the grid counts as all
+    seconds["sample"] = passes * seconds["sample"] + (passes - 1) * (seconds["encode"] + seconds["decode"])
+    if request.first:
+        orbit = typical_seconds(request.first, device, cores)
+        seconds["sample"] += sum(np.array(orbit[phase]) for phase in ("load", "encode", "sample", "decode"))
+    seconds["save"] *= (clips, clips * request.frames / request.rows)
+    return {phase: (float(fixed), float(growing)) for phase, (fixed, growing) in seconds.items()}
 
 
 def _work(request: VideoRequest, phase: str) -> tuple[float, float]:
@@ -48,9 +69,9 @@ def _work(request: VideoRequest, phase: str) -> tuple[float, float]:
         whole = 1 / request.cache_interval
         share = whole + (1 - whole) * _SHALLOW
         halves = request.evaluations + request.guided_evaluations
-        return share * request.evaluations, share * halves * pixels * request.frames
-    if phase == "encode" and "camera" not in request.options:
+        return share * request.evaluations, share * halves * pixels * request.rows
+    if phase == "encode" and "camera" not in request.options and not isinstance(request, ViewsRequest):
         return 1.0, pixels
     if phase == "encode" and request.options.get("depth"):  # the object is found, the scene rendered
         return 4.0, 1.6 * pixels * request.frames
-    return 1.0, pixels * request.frames
+    return 1.0, pixels * request.rows

@@ -46,6 +46,8 @@ class Version:
     family: str = "image"  # name in `sgm.families.FAMILIES`: its settings and conditioning
     num_views: int = 1  # views of a clip that the network makes at once, at each of `times` times
     times: int = 0
+    begins_with: str = ""  # the version with whose orbit of the clip's first frame it begins
+    image_frame_ratio: float = 0.9  # of an object that is cut out: its share of the frame
     sigma_max: float = 0.0  # of the noise schedule; 0: its YAML's
     multiple: int = 64  # height and width must be multiples of this
     # GPU memory of activations, bytes in half precision: for each latent while sampling, for each pixel while decoding.
@@ -185,7 +187,7 @@ def _sv3d(name: str, title: str, family: str) -> Version:
     )
 
 
-def _sv4d(name: str, title: str, repo: str, *, views: int, times: int, steps: int, licence: str, **guidance) -> Version:
+def _sv4d(name: str, title: str, repo: str, *, views: int, times: int, steps: int, licence: str, **others) -> Version:
     return Version(
         name=name,
         title=title,
@@ -202,7 +204,7 @@ def _sv4d(name: str, title: str, repo: str, *, views: int, times: int, steps: in
         num_views=views,
         times=times,
         sigma_max=700.0,  # the YAMLs say 500 and other guidance, which never ran: this is the authors' program's
-        **guidance,
+        **others,
     )
 
 
@@ -277,6 +279,8 @@ VIEW_VERSIONS: dict[str, Version] = {
             guider="spatiotemporal",
             min_guidance=1.0,
             max_guidance=2.0,
+            begins_with="sv3d_u",
+            image_frame_ratio=0.917,
         ),
         _sv4d(
             "sv4d2",

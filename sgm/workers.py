@@ -14,8 +14,9 @@ from sgm.conditioning.memo import Memo
 from sgm.devices import watched
 from sgm.engine import DiffusionEngine, load_engine
 from sgm.pipeline import Clip, generate
-from sgm.request import VideoRequest
+from sgm.request import VideoRequest, ViewsRequest
 from sgm.run import OnStep, Progress
+from sgm.views import make_views
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,6 +81,26 @@ class Worker:
         check()
         with watched(self.device):
             return generate(engine, request, image, on_step, check, low_memory, memo, last)
+
+    def make_views(
+        self,
+        request: ViewsRequest,
+        clip: Sequence[Image.Image],
+        on_step: OnStep = lambda progress: None,
+        check: Callable[[], None] = lambda: None,
+        low_memory: bool = False,
+    ) -> dict[str, Clip]:
+        """`sgm.make_views` with this worker's engine, as `generate`."""
+        if self.device.type == "cpu" and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+
+        def load(version: str, on_progress: Callable[[float], None]) -> DiffusionEngine:
+            engine = self.load(version, on_progress)[0]
+            check()
+            return engine
+
+        with watched(self.device):
+            return make_views(request, clip, load, on_step, check, low_memory)
 
     def load(self, version: str, on_progress: Callable[[float], None]) -> tuple[DiffusionEngine, Memo]:
         """The engine of a version, and its memo. Raises what `load_engine` raises, and DeviceFailed."""

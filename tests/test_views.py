@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from sgm import (
@@ -22,19 +22,25 @@ from sgm import (
     Version,
     VideoRequest,
     ViewsRequest,
-    frames_cut_off,
+    cut_off_note,
     generate,
     generate_views,
+    kinds,
     load_engine,
     open_clip,
     read_frames,
     read_recipe,
     request_of,
+    typical_seconds,
+    version_status,
+    write_clip,
     write_video,
 )
 from sgm.cli.commands import cli
 from sgm.conditioning.views import dense_passes, view_angles, window_passes
+from sgm.engine import build_engine
 from sgm.installed import recognise
+from sgm.memory import GIB, choose
 from tests import small_model
 
 SIZE = {"width": 64, "height": 64}
@@ -65,6 +71,7 @@ def saved(path: Path, frames: Sequence[Image.Image]) -> Path:
     return path
 
 
+WEIGHTS: dict[str, dict[str, torch.Tensor]] = {}  # of small models, by their golden case
 WHITE, CLEAR = (255, 255, 255), (0, 0, 0, 0)
 
 
@@ -113,8 +120,19 @@ def test_what_is_no_clip_of_an_object_is_refused(frames: list[Image.Image], said
         request.family.prepare_clip(frames, request)
 
 
+def test_a_clip_is_stored_as_it_is_and_what_is_clear_is_white_in_whole_frames(tmp_path: Path) -> None:
+    frames = [drawn(1)[0], *drawn(2, background=(9, 9, 9, 0))]
+    stored = open_clip(write_clip(tmp_path / "input.mkv", frames), 9).frames
+    assert [a.tobytes() for a in stored] == [b.convert("RGBA").tobytes() for b in frames]
+    request = ViewsRequest("sv4d2", fit="crop", **SIZE)
+    seen = np.asarray(request.family.prepare_clip(stored, request))
+    assert seen[:, :4].min() > 250
+
+
 def test_an_object_that_leaves_the_picture_is_seen() -> None:
-    assert frames_cut_off(drawn(20, background=(0, 0, 0, 0))) == [16, 17, 18, 19, 20]
+    note = cut_off_note(drawn(20, background=CLEAR))
+    assert note == "The object reaches the picture's edge in frames 16, 17, 18, 19, 20: what lies beyond it is missing."
+    assert cut_off_note(drawn(9, background=CLEAR)) == ""
 
 
 def test_passes() -> None:
@@ -160,6 +178,45 @@ def test_what_runs_is_not_what_the_yamls_say() -> None:
     }
 
 
+@pytest.mark.parametrize("version", VIEW_VERSIONS)
+def test_time_and_memory_are_those_of_the_frames_of_all_passes(version: str) -> None:
+    request = ViewsRequest(version)
+    passes = len(request.family.passes(request))
+    before = request.first.steps if request.first else 0
+    assert request.total_steps == before + passes * request.steps
+    assert request.stage(request.total_steps).endswith(
+        f" {passes - bool(before)}, step {request.steps} of {request.steps}"
+    )
+    typical = typical_seconds(request, "cuda")
+    one = VideoRequest("svd_xt", frames=request.rows, steps=request.steps, width=576, height=576)
+    single = typical_seconds(one, "cuda")
+    first = sum(map(sum, typical_seconds(request.first, "cuda").values())) if request.first else 0
+    assert sum(typical["sample"]) == pytest.approx(passes * sum(single["sample"]) + first, rel=0.2)
+    engine = build_engine(VIEW_VERSIONS[version].config_path).half()
+    engine.version = version
+    assert choose(engine, request.rows, 576, 576, True, 20 * GIB).offload is False
+    assert choose(engine, request.rows, 576, 576, True, 8 * GIB).peak < 6 * GIB
+
+
+def test_the_walk_goes_once_around_while_the_clip_goes_on() -> None:
+    request = ViewsRequest("sv4d2", azimuths=[350, 80, 20, 200, 10])
+    walk = request.family.walk(request)
+    assert list(dict.fromkeys(walk)) == [0, 4, 2, 1, 3]
+    assert [walk.count(view) for view in (0, 4, 2, 1, 3)] == [5, 4, 4, 4, 4]
+
+
+def test_a_share_of_the_frame_is_that_of_the_authors_program() -> None:
+    assert [ViewsRequest(name).image_frame_ratio for name in VIEW_VERSIONS] == [0.917, 0.9, 0.9]
+    request = ViewsRequest("sv4d", width=576, height=576)
+    frame = request.family.prepare_clip(drawn(2, (300, 300), CLEAR), request)[0]
+    assert frame.size == (576, 576)
+    seen = np.argwhere(np.asarray(frame).min(axis=2) < 128)
+    assert np.ptp(seen[:, 1]) + 1 < round(0.917 * 576)
+    prepared = request.family.prepare_clip(drawn(2), request)
+    both = np.concatenate([np.argwhere(np.asarray(frame).min(axis=2) < 128) for frame in prepared])
+    assert np.ptp(both[:, 1]) + 1 == pytest.approx(0.917 * 576, abs=8)  # of both frames' objects, soft at the edge
+
+
 def test_weights_are_told_apart_by_their_tensors(tmp_path: Path) -> None:
     names = {"sv3d_p": ["sv3d_p"], "sv4d": ["sv4d"], "sv4d2": ["sv4d2", "sv4d2_8views"]}
     for name, versions in names.items():
@@ -168,7 +225,7 @@ def test_weights_are_told_apart_by_their_tensors(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Puts a small model of a golden case's kind, with made-up weights, in a version's place."""
     monkeypatch.setenv("SGM_CHECKPOINTS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -182,9 +239,13 @@ def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
         row = {field.name: getattr(versions[name], field.name) for field in dataclasses.fields(Version)}
         monkeypatch.setitem(versions, name, Small(**{**row, **changes}))
-        save_file(small_model.state_of(small_model.made_up(config)), tmp_path / f"{name}.safetensors")
+        if case not in WEIGHTS:
+            WEIGHTS[case] = small_model.state_of(small_model.made_up(config))
+        save_file(WEIGHTS[case], tmp_path / f"{name}.safetensors")
+        kinds._fingerprint.cache_clear()
 
-    return put
+    yield put
+    kinds._fingerprint.cache_clear()
 
 
 SV4D2 = {"times": 3, "frames": 5}
@@ -202,11 +263,12 @@ def test_a_clip_becomes_views_and_they_can_be_made_again(put: Callable[..., None
     assert run.exit_code == 0, run.stderr
     assert "walk.mp4 has 7 frames: the first 5 are taken." in run.stderr
     folder = Path("here") / "walk-sv4d2-23"
-    paths = [folder / name for name in ("input.mp4", *(f"view-{i}.mp4" for i in range(1, 5)), "grid.mp4")]
+    names = ["input.mp4", *(f"view-{i}.mp4" for i in range(1, 5)), "grid.mp4", "walk.mp4"]
+    paths = [folder / name for name in names]
     assert [Path(line) for line in run.stdout.split()] == paths
     clips = [read_frames(path)[0] for path in paths]
-    assert {clip.shape for clip in clips[:-1]} == {(5, 64, 64, 3)}
-    assert clips[-1].shape[0] == 5
+    assert {clip.shape for clip in (*clips[:-2], clips[-1])} == {(5, 64, 64, 3)}
+    assert clips[-2].shape[0] == 5
     settings = read_recipe(paths[1])
     assert isinstance(request_of(settings), ViewsRequest)
     assert settings["azimuths"] == [10, 20, 90, 180, 270]
@@ -214,10 +276,44 @@ def test_a_clip_becomes_views_and_they_can_be_made_again(put: Callable[..., None
     assert again.exit_code == 0, again.stderr
     other = Path("here") / "walk-sv4d2-23-2"
     assert all(np.array_equal(read_frames(other / path.name)[0], clip) for path, clip in zip(paths, clips, strict=True))
-    refused = CliRunner().invoke(cli, ["repeat", str(paths[1]), "--picture", "walk.mp4"])
-    assert refused.exit_code == 2
-    assert "is a view that sv4d2 made of another clip" in refused.stderr
+    without = CliRunner().invoke(cli, ["repeat", str(paths[3])])
+    assert without.exit_code == 2
+    assert "does not hold the clip that it was made of: give it with --picture" in without.stderr
+    write_clip(folder / "input.mkv", open_clip(Path("walk.mp4"), 5).frames)  # as the page stores it
+    (folder / "job.json").write_text("{}")
+    for path, given in ((paths[3], []), (paths[5], ["--picture", "walk.mp4"])):
+        repeated = CliRunner().invoke(cli, ["repeat", str(path), *given], catch_exceptions=False)
+        assert (repeated.exit_code, repeated.stdout) == (0, "identical\n"), repeated.stderr
     assert "several: give a folder" in sample(*options, "--out", "x.mp4").stderr
+    half = CliRunner().invoke(cli, ["convert", "sv4d2.safetensors", "half.safetensors", "--dtype", "fp16"])
+    assert half.exit_code == 0, half.stderr
+    kept, whole = load_file("half.safetensors"), load_file("sv4d2.safetensors")
+    assert kept.keys() == whole.keys()
+    assert all(torch.equal(value, whole[name].half()) for name, value in kept.items())
+
+
+def test_what_a_clip_lacks_is_said_before_the_work(put: Callable[..., None]) -> None:
+    put("sv4d2", "sv4d2_small", **SV4D2)
+    options = ["--version", "sv4d2", "--width", "64", "--height", "64", "--steps", "1"]
+    faint = [Image.new("RGBA", (40, 30), (99, 0, 0, i)) for i in range(3)]
+    for frames, name, said in (
+        (drawn(1), "one.gif", "A single picture does not move: give a clip of two frames or more."),
+        ([*drawn(2), *drawn(1, (80, 60))], "sizes", "Frame 3 has 80×60 pixels, the first 90×60: give frames of one"),
+        (faint, "none", "No object was found in the clip: give one whose background is transparent, white or plain."),
+        (drawn(1), "one.png", "one.png is a PNG picture, which does not move: give a clip, or a folder of its frames."),
+        ([], "gone.mp4", "There is no clip at gone.mp4: give a video, an animation or a folder of frames."),
+    ):
+        if frames:
+            saved(Path(name), frames)
+        run = CliRunner().invoke(cli, ["sample", name, *options])
+        assert run.exit_code in (1, 2)
+        assert said in " ".join(run.stderr.split())
+        assert not Path("outputs").exists() or not list(Path("outputs").iterdir())
+    saved(Path("long"), drawn(5, (26, 60), CLEAR) * 200)
+    run = CliRunner().invoke(cli, ["sample", "long", *options], catch_exceptions=False)
+    assert run.exit_code == 0, run.stderr
+    assert "long has 1000 frames: the first 5 are taken." in run.stderr
+    assert "reaches the picture's edge in frames 1, 2, 3, 4: what lies beyond it is missing." in run.stderr
 
 
 def test_progress_runs_over_all_windows_and_cancels_in_any(put: Callable[..., None]) -> None:
@@ -229,7 +325,7 @@ def test_progress_runs_over_all_windows_and_cancels_in_any(put: Callable[..., No
     steps = [progress for progress in seen if progress.phase == "sample"]
     assert [(progress.step, progress.total) for progress in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert steps[0].preview is not None
-    assert steps[0].preview().shape == (1, 16, 16, 3)
+    assert steps[0].preview().shape == (1, 32, 32, 3)
     fractions = [progress.fraction for progress in seen]
     assert fractions == sorted(fractions)
     assert np.array_equal(views[0].frames, np.stack([np.asarray(frame) for frame in clip]))
@@ -273,9 +369,12 @@ def test_sv4d_from_a_folder_of_frames(put: Callable[..., None]) -> None:
     assert "sv3d_u makes the views of the first frame." in run.stderr
     folder = Path("outputs") / "frames-sv4d-23"
     views = [f"view-{i}.mp4" for i in range(1, 5)]
-    assert sorted(path.name for path in folder.iterdir()) == ["grid.mp4", "input.mp4", *views]
+    assert sorted(path.name for path in folder.iterdir()) == ["grid.mp4", "input.mp4", *views, "walk.mp4"]
     assert read_frames(folder / "view-4.mp4")[0].shape == (7, 64, 64, 3)
     Path("sv3d_u.safetensors").unlink()
+    status = version_status("sv4d")
+    assert status.problem == "It begins with an orbit by sv3d_u, which is missing."
+    assert status.command == "sgm download sv3d_u"
     missing = CliRunner().invoke(cli, words)
     assert missing.exit_code == 1
     assert "The weights of sv3d_u are missing" in missing.stderr

@@ -9,10 +9,10 @@ from streamlit.delta_generator import DeltaGenerator
 
 from app import look
 from app.create import progress, session, settings, stills
-from app.create.picture import Picture
+from app.create.picture import Picture, chosen
 from app.jobs import Job, table
 from app.summary import varied
-from sgm import VideoRequest
+from sgm import VIEW_VERSIONS, VideoRequest, ViewsRequest
 
 
 def offer(request: VideoRequest | None, picture: Picture | None) -> tuple[DeltaGenerator, str]:
@@ -95,12 +95,16 @@ def _thumb(picture: str, about: str, word: str = "") -> None:
 
 def _will_run(request: VideoRequest | None, picture: Picture | None) -> str:
     """What Generate will run, or what it waits for."""
+    of_clip = settings.current_version().name in VIEW_VERSIONS
     if picture is None:
-        opened = st.session_state.get("opened")
+        what = "clip" if of_clip else "picture"
+        opened = chosen()
         if opened and settings.ends_at_last() and not st.session_state.get("last"):
             return "Choose the last picture first, or another end: see Picture."
-        return "The object is not cut out yet: see Picture." if opened else "Choose a picture first."
+        return f"The object is not cut out yet: see {what.capitalize()}." if opened else f"Choose a {what} first."
     if request is None:
-        return "This cannot run yet: see Movement."
-    cost = f"{request.frames / request.fps:.1f} s of video, made in about {look.duration(table().seconds_for(request))}"
+        return f"This cannot run yet: see {'Views' if of_clip else 'Movement'}."
+    views = f"{request.model.num_views} views, " if isinstance(request, ViewsRequest) else ""
+    took = look.duration(table().seconds_for(request))
+    cost = f"{views}{request.frames / request.fps:.1f} s of video, made in about {took}"
     return look.plain(" · ".join(filter(None, [cost, varied(request, seed_known=not settings.new_seed())])))

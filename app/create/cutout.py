@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import streamlit as st
 from PIL import Image, ImageOps
 
 from app.look import plain
-from sgm import UserError, cut_out, fetched_first, fetched_share, place_object
+from sgm import (
+    UserError,
+    crop_to_object,
+    cut_off_note,
+    cut_out,
+    cut_out_clip,
+    fetched_first,
+    fetched_share,
+    needs_rembg,
+    place_object,
+)
 
 
 class _CutOut:
-    """Background removal of one picture: `result`, RGBA, or `error`, once `ended` is set."""
+    """Background removal: `result`, what `cut` gives, or `error`, once `ended` is set.
 
-    def __init__(self, key: str, image: Image.Image) -> None:
-        self.key = key
-        self.result: Image.Image | None = None
-        self.error = ""
+    cut(on_frame): on_frame(done, of) is told the frames of a clip, which are noted in `frames`.
+    """
+
+    def __init__(self, key: str, cut: Callable[[Callable[[int, int], None]], Any]) -> None:
+        self.key, self.result, self.error, self.frames = key, None, "", ""
         self.ended = threading.Event()
         self.started = time.monotonic()
-        threading.Thread(target=self._run, args=(image,), name="cut-out", daemon=True).start()
+        threading.Thread(target=self._run, args=(cut,), name="cut-out", daemon=True).start()
 
-    def _run(self, image: Image.Image) -> None:
+    def _run(self, cut: Callable[[Callable[[int, int], None]], Any]) -> None:
         try:
-            item = cut_out(image)
-            item = item.crop(item.getchannel("A").getbbox())
-            # A transparent edge marks the picture as cut out for `sgm.cut_out`, even if the object fills it.
-            self.result = ImageOps.expand(item, 1, (255, 255, 255, 0))
+            self.result = cut(self._note)
         except UserError as error:
             self.error = str(error)
         except Exception as error:  # from any layer of rembg
@@ -37,21 +47,62 @@ class _CutOut:
         finally:
             self.ended.set()
 
+    def _note(self, done: int, of: int) -> None:
+        self.frames = f" · frame {done} of {of}"
+
 
 def show_object(key: str, image: Image.Image, name: str, width: int, height: int, share: float) -> Image.Image | None:
     """Show a picture's object as the model will see it. Returns the cut-out as RGBA, None while there is none.
 
     share: the object's longer side over the frame's shorter one.
     """
+
+    def cut(on_frame: Callable[[int, int], None]) -> Image.Image:
+        item = cut_out(image)
+        item = item.crop(item.getchannel("A").getbbox())
+        # A transparent edge marks the picture as cut out for `sgm.cut_out`, even if the object fills it.
+        return ImageOps.expand(item, 1, (255, 255, 255, 0))
+
+    item: Image.Image | None = _result(key, cut, lambda: fetched_first(image))
+    if item is None:
+        return None
+    try:
+        frame = place_object(item, width, height, share)
+    except UserError as error:
+        st.error(plain(str(error)), icon=":material/content_cut:")
+        return None
+    st.image(frame, width="stretch", output_format="PNG", alt=f"The object of {name}")
+    st.caption(f"The model sees exactly this: the object on white, {width}×{height}.", text_alignment="center")
+    return item
+
+
+def object_of_clip(key: str, frames: Sequence[Image.Image]) -> tuple[list[Image.Image], str] | None:
+    """A clip's object, cut out of all frames, and a note on what is cut off; None while there is none.
+
+    Meanwhile the progress is shown, or what is wrong.
+    """
+
+    def cut(on_frame: Callable[[int, int], None]) -> tuple[list[Image.Image], str]:
+        items = cut_out_clip(frames, on_frame=on_frame)
+        return crop_to_object(items), cut_off_note(items)
+
+    return _result(key, cut, lambda: fetched_first(frames[0]) if needs_rembg(frames) else "")
+
+
+def _result(key: str, cut: Callable[[Callable[[int, int], None]], Any], fetched: Callable[[], str]) -> Any:
+    """What `cut` gives, in a thread of its own; None while there is none, and its progress or error is shown.
+
+    fetched: a sentence on what has to be fetched first, or "".
+    """
     work: _CutOut | None = st.session_state.get("cutting")
     if work is None or work.key != key:
-        note = fetched_first(image)
+        note = fetched()
         if note:
             st.info(f"The object is to stand alone, on white. {plain(note)}", icon=":material/download:")
             if not st.button("Fetch it and cut the object out", icon=":material/content_cut:"):
                 st.caption("Or give a picture whose background is transparent already.")
                 return None
-        work = st.session_state["cutting"] = _CutOut(key, image)
+        work = st.session_state["cutting"] = _CutOut(key, cut)
         work.ended.wait(0.5)  # a picture with transparency takes no time
     if not work.ended.is_set():
         _watch()
@@ -60,13 +111,6 @@ def show_object(key: str, image: Image.Image, name: str, width: int, height: int
         st.error(plain(work.error), icon=":material/content_cut:")
         st.button("Try again", on_click=lambda: st.session_state.pop("cutting"))
         return None
-    try:
-        frame = place_object(work.result, width, height, share)
-    except UserError as error:
-        st.error(plain(str(error)), icon=":material/content_cut:")
-        return None
-    st.image(frame, width="stretch", output_format="PNG", alt=f"The object of {name}")
-    st.caption(f"The model sees exactly this: the object on white, {width}×{height}.", text_alignment="center")
     return work.result
 
 
@@ -78,6 +122,6 @@ def _watch() -> None:
         st.rerun()
     share = fetched_share()
     if share is None:
-        st.progress(0.0, f"Cutting the object out · {time.monotonic() - work.started:.0f} s")
+        st.progress(0.0, f"Cutting the object out{work.frames} · {time.monotonic() - work.started:.0f} s")
     else:
         st.progress(share, f"Fetching rembg's model · {share:.0%}")

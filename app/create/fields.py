@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from sgm import Field, Version, VideoRequest, all_fields, default_of
+from sgm import VIEW_VERSIONS, Field, Version, VideoRequest, all_fields, default_of, request_class
 
 # Fields with a default for each version, but one value for all versions once it is set.
 FOLLOWING = ("motion_bucket",)
@@ -24,7 +24,7 @@ _EXACT = "%.15g"  # 15 digits, without trailing zeros
 @cache
 def base_fields(version: str) -> dict[str, Field]:
     """The fields that a version has whatever is chosen, by name, in the table's order: without options of choices."""
-    fields = VideoRequest(version).fields()
+    fields = request_class(version)(version).fields()
     choices = (choice for field in fields.values() if field.choices for choice in field.choices().values())
     options = {option.name for choice in choices for option in choice.options.values()}
     return {name: field for name, field in fields.items() if name not in options}
@@ -45,9 +45,11 @@ def with_options(fields: Iterable[Field], version: Version) -> Iterator[Field]:
 def key_of(field: Field, version: Version) -> str:
     """The field's key in the session state, set to the field's default if it is new.
 
-    A field with a default for each version has a key for each version, so that each has a value of its own.
+    A field with a default for each version has a key for each version, so that each has a value of its own; so have
+    those of views: lists with another number in each, an object's share of the frame.
     """
-    shared = field.default is not None or field.name in FOLLOWING
+    of_views = version.name in VIEW_VERSIONS and (field.kind is tuple or hasattr(version, field.name))
+    shared = (field.default is not None and not of_views) or field.name in FOLLOWING
     key = field.name if shared else f"{field.name}:{version.name}"
     if key not in st.session_state:
         st.session_state[key] = _initial(field, version)

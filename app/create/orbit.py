@@ -9,7 +9,7 @@ import streamlit as st
 from PIL import Image
 
 from app.create.fields import base_fields, draw, options_of, set_value, value_of
-from sgm import ORBITS, Field, Version, VideoRequest, draw_orbit, orbit_of
+from sgm import ORBITS, Field, Version, VideoRequest, ViewsRequest, draw_orbit, orbit_of
 
 
 def choose_orbit(field: Field, version: Version) -> None:
@@ -41,6 +41,45 @@ def show_orbit(request: VideoRequest) -> None:
     )
     if request.options.get("orbit") == "dynamic" and st.session_state.get("new_seed"):
         st.caption("Each new seed draws another orbit than this one.", text_alignment="center")
+
+
+def choose_views(version: Version) -> None:
+    """Draw the widgets of the angles of a clip's views, where the version has them."""
+    fields = base_fields(version.name)
+    if lists := [fields[name] for name in ("azimuths", "elevations") if name in fields]:
+        for field in lists:
+            draw(field, version)
+        about = "The views that the model makes unless others are given."
+        st.button(
+            "Start from the model's own",
+            icon=":material/restart_alt:",
+            help=about,
+            on_click=_set_own_views,
+            args=(version,),
+        )
+
+
+def _set_own_views(version: Version) -> None:
+    request, fields = ViewsRequest(version.name), base_fields(version.name)
+    for name, values in zip(("elevations", "azimuths"), request.family.degrees(request), strict=True):
+        set_value(fields[name], version, values)
+
+
+def show_views(request: ViewsRequest) -> None:
+    """Show a plot of the views, in the order in which the walk goes through them."""
+    elevations, azimuths = request.family.degrees(request)
+    views = sorted(((a - azimuths[0]) % 360, e) for a, e in zip(azimuths[1:], elevations[1:], strict=True))
+    views.append((360.0, elevations[0]))  # the input's own, which is drawn as the last
+    st.image(
+        _orbit_plot(tuple(e for _, e in views), tuple(a for a, _ in views), st.context.theme.type == "dark"),
+        width="stretch",
+        output_format="PNG",
+        alt=f"The views: {', '.join(f'{azimuth:.4g}°' for azimuth, _ in views[:-1])} around the object from the clip's",
+    )
+    st.caption(
+        f"{len(views) - 1} new views; the line is the walk's way, once around while the clip goes on.",
+        text_alignment="center",
+    )
 
 
 def _fill_lists(version: Version) -> None:

@@ -10,7 +10,7 @@ from streamlit.navigation.page import StreamlitPage
 from app import hands, look, models
 from app.create import bar, picture, result, session, settings, templates
 from app.jobs import table
-from sgm import UserError
+from sgm import VIEW_VERSIONS, UserError
 
 
 def page() -> StreamlitPage:
@@ -21,15 +21,17 @@ def page() -> StreamlitPage:
 def show_page() -> None:
     session.current_job()  # whose settings a new session shows
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", key="head"):
-        st.title("Image to video", anchor=False)
+        of_clip = settings.current_version().name in VIEW_VERSIONS
+        st.title("Views of a clip" if of_clip else "Image to video", anchor=False)
         badges = st.container(horizontal=True, width="content", vertical_alignment="center", gap="small")
     left, right = st.columns([7, 10], gap="large")
     request = None
     with left:
-        st.header("1 · Picture", anchor=False)
-        settings.follow_picture()
+        st.header("1 · Clip" if of_clip else "1 · Picture", anchor=False)
+        if not of_clip:
+            settings.follow_picture()
         chosen = picture.choose_picture(settings.current_version(), *settings.current_size())
-        st.header("2 · Movement", anchor=False)
+        st.header("2 · Views" if of_clip else "2 · Movement", anchor=False)
         version = settings.choose_version()
         ready = models.show_status(version)
         settings.choose_preset(version)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import streamlit as st
 from PIL import Image
 
 from app import look, upload
-from app.create import cutout, settings
+from app.create import clip, cutout, settings
 from app.create.charts import draw_lines
 from app.create.fields import KEPT, base_fields, draw, keep_reshaped, key_of, options_of, set_value, value_of
-from app.jobs import Job, open_stored, stored_last, table
+from app.jobs import Input, Job, open_stored, stored_last, table
 from sgm import (
+    VIEW_VERSIONS,
     Field,
     PictureError,
     UserError,
@@ -31,6 +32,7 @@ _POSITIONS = {
     "crop_x": ("Left", "Left of centre", "Centre", "Right of centre", "Right"),
     "crop_y": ("Top", "Upper", "Centre", "Lower", "Bottom"),
 }
+_NO_CLIP = f"We can't take that file as a clip. Use an MP4, GIF or WebP under {upload.LARGEST} MB."
 _UNREADABLE = f"We can't read that file as a picture. Use a JPG, PNG, WebP or HEIC under {upload.LARGEST} MB."
 _LAST = (
     "Where the clip ends, cropped to the shape of the first picture. Two parts of one view, as its left and its right, "
@@ -48,26 +50,56 @@ class Opened(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """The picture of a job, uncropped, or its object as RGBA; its name; and its last picture, if it ends at one."""
+    """The picture of a job, uncropped, or its object as RGBA, or the frames of its clip; the name; and its last picture.
 
-    image: Image.Image
+    last: None unless the clip ends at one.
+    """
+
+    image: Input
     name: str
     last: Image.Image | None = None
 
 
 def choose_picture(version: Version, width: int, height: int) -> Picture | None:
-    """Draw the widgets that choose and fit a picture, and the end. Returns the picture, None while one is lacking."""
+    """Draw the widgets that choose and fit a picture and choose the end, or a clip's; None while something is lacking."""
+    views = version.name in VIEW_VERSIONS
     if name := st.session_state.pop("too_large", None):
-        _refuse_upload(_UNREADABLE, f"{name} is too large: give a file of {upload.LARGEST} MB or smaller.")
+        _refuse_upload(
+            _NO_CLIP if views else _UNREADABLE, f"{name} is too large: give a file of {upload.LARGEST} MB or smaller."
+        )
     st.file_uploader(  # of any kind: what a file is, is told by its content
-        "Drop, paste or choose a picture",
+        f"Drop, paste or choose a {'clip' if views else 'picture'}",
         key="upload",
         on_change=_open_upload,
         max_upload_size=upload.LARGEST,
-        help="JPG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF, dropped or pasted anywhere on this page. "
+        help="An MP4 or another video, an animated GIF or WebP, of one object that moves: whole, on white, transparent "
+        "or plain. A view that was made here brings its settings."
+        if views
+        else "JPG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF, dropped or pasted anywhere on this page. "
         "An MP4 that was made here brings its settings; of any clip, its motion is measured.",
     )
     opened: Opened | None = st.session_state.get("opened")
+    if not views:
+        _offer_samples(opened)
+    if refused := st.session_state.get("refused"):
+        headline, reason = refused
+        st.error(f"{headline}\n\n{look.plain(reason)}", icon=":material/broken_image:")
+    if restored := st.session_state.get("restored"):
+        st.success(look.plain(restored), icon=":material/settings_backup_restore:")
+    if views:
+        frames = clip.read(version)
+        return _fitted(chosen(), version, width, height, frames) if frames else None
+    if "measured" in st.session_state:
+        _show_motion(version)
+    picture = _fitted(opened, version, width, height) if opened else None
+    settings.choose_end()
+    if not settings.ends_at_last():
+        return picture
+    last = _choose_last(opened, version, width, height)
+    return picture._replace(last=last) if picture and last else None
+
+
+def _offer_samples(opened: Opened | None) -> None:
     st.caption("Or start from a sample")
     with st.container(horizontal=True, gap="xsmall", key="samples"):
         for sample in look.SAMPLES:
@@ -80,19 +112,6 @@ def choose_picture(version: Version, width: int, height: int) -> Picture | None:
                 args=(sample,),
                 width="stretch",
             )
-    if refused := st.session_state.get("refused"):
-        headline, reason = refused
-        st.error(f"{headline}\n\n{look.plain(reason)}", icon=":material/broken_image:")
-    if restored := st.session_state.get("restored"):
-        st.success(look.plain(restored), icon=":material/settings_backup_restore:")
-    if "measured" in st.session_state:
-        _show_motion(version)
-    picture = _fitted(opened, version, width, height) if opened else None
-    settings.choose_end()
-    if not settings.ends_at_last():
-        return picture
-    last = _choose_last(opened, version, width, height)
-    return picture._replace(last=last) if picture and last else None
 
 
 def _show_motion(version: Version) -> None:
@@ -141,15 +160,20 @@ def pressed() -> dict[str, bool]:
     return {f"sample_{sample}": sample == chosen_sample() for sample in look.SAMPLES}
 
 
+def chosen() -> Any:
+    """The chosen picture or, for a version that takes one, the chosen clip; None where there is none."""
+    return clip.chosen() if settings.current_version().name in VIEW_VERSIONS else st.session_state.get("opened")
+
+
 def chosen_sample() -> str:
     """The name of the chosen sample; "" for another picture, or none."""
-    opened: Opened | None = st.session_state.get("opened")
+    opened = chosen()
     return opened.key if opened and opened.key in look.SAMPLES else ""
 
 
 def chosen_upload() -> str:
     """The id of the chosen upload; "" for another picture, or none."""
-    opened: Opened | None = st.session_state.get("opened")
+    opened = chosen()
     return opened.key if opened and upload.kept(opened.key) else ""
 
 
@@ -178,28 +202,36 @@ def open_job_picture(job: Job) -> None:
     """
     first, *_ = table().chain(job.id) or [job]
     try:
-        _open(job.id, open_stored(first.picture), first.name)
+        if job.parts:
+            _open_clip(job.id, job.picture.read_bytes(), job.name)
+        else:
+            _open(job.id, open_stored(first.picture), first.name)
     except Exception:  # of any kind: the file may be damaged
-        st.session_state["opened"] = None
+        st.session_state["opened_clip" if job.parts else "opened"] = None
     with suppress(UserError):  # of a file that is damaged or gone
         if last := stored_last(job):
             st.session_state["last"] = Opened(job.id, last, "the last picture")
 
 
 def is_of(job: Job) -> bool:
-    """Whether the chosen picture is the job's stored one."""
-    opened: Opened | None = st.session_state.get("opened")
+    """Whether the chosen picture, or the chosen clip, is the job's stored one."""
+    opened = chosen()
     return opened is not None and opened.key == job.id
 
 
-def open_upload(upload_id: str) -> None:
-    """Choose the picture of an earlier upload, or say that it is gone."""
+def open_upload(upload_id: str, views: bool) -> None:
+    """Choose the picture or, for views, the clip of an earlier upload, or say that it is gone."""
     content, name = upload.kept(upload_id) or (b"", "")
-    image = upload.read_upload(content, name).picture if content else None
-    if image:
-        _open(upload_id, image, name)
+    found = upload.read_upload(content, name, views) if content else None
+    if found and found.is_clip:
+        _open_clip(upload_id, content, name)
+    elif found and found.picture:
+        _open(upload_id, found.picture, name)
     else:
-        refuse("The picture of this address is gone.", "Uploads are kept while the server runs: choose it again.")
+        refuse(
+            f"The {'clip' if views else 'picture'} of this address is gone.",
+            "Uploads are kept while the server runs: choose it again.",
+        )
 
 
 def refuse(headline: str, reason: str) -> None:
@@ -213,17 +245,23 @@ def _open(key: str, image: Image.Image, name: str) -> None:
     st.session_state.pop("measured", None)
 
 
+def _open_clip(key: str, content: bytes, name: str) -> None:
+    clip.choose(key, content, name)
+    st.session_state["refused"] = st.session_state["restored"] = None
+
+
 def take_out() -> None:
     """Leave the session without its upload, which has been taken out of the uploader by hand: see app/hands.py."""
-    opened: Opened | None = st.session_state.get("opened")
-    if opened and opened.key == st.session_state.get("uploaded"):
-        st.session_state["opened"] = None
+    for place in ("opened", "opened_clip"):
+        opened: Any = st.session_state.get(place)
+        if opened and opened.key == st.session_state.get("uploaded"):
+            st.session_state[place] = None
     st.session_state["refused"] = st.session_state["restored"] = None
     st.session_state.pop("measured", None)
 
 
 def _open_upload() -> None:
-    """Read the upload: a picture, or a clip with a recipe, whose settings and input frame are restored.
+    """Read the upload: a picture, a clip of an object, or one with a recipe, whose settings and input are restored.
 
     Nothing is changed by a file that cannot be read, nor by none: so a browser says that another one is to come.
     """
@@ -234,17 +272,22 @@ def _open_upload() -> None:
     st.session_state["refused"] = st.session_state["restored"] = None
     st.session_state["uploaded"] = ""
     st.session_state.pop("measured", None)
-    is_measured = is_clip(content) and len(content) <= upload.LARGEST << 20
+    views = settings.current_version().name in VIEW_VERSIONS
+    is_measured = not views and is_clip(content) and len(content) <= upload.LARGEST << 20
     try:
-        found = upload.read_upload(content, file.name)
+        found = upload.read_upload(content, file.name, views)
     except UserError as error:
         if is_measured:
             st.session_state["measured"] = file.name, content, None
-        _refuse_upload(_UNREADABLE if isinstance(error, PictureError) else _NOT_RESTORED, str(error))
+        headline = _UNREADABLE if isinstance(error, PictureError) else _NOT_RESTORED
+        _refuse_upload(_NO_CLIP if views else headline, str(error))
         return
-    if found.picture:
+    if found.picture or found.is_clip:
         st.session_state["uploaded"] = key = upload.keep(content, file.name)
-        _open(key, found.picture, file.name)
+        if found.picture:
+            _open(key, found.picture, file.name)
+        else:
+            _open_clip(key, content, file.name)
     if found.last:
         st.session_state["last"] = Opened(key, found.last, f"the last frame of {file.name}")
     if found.request:
@@ -294,25 +337,31 @@ def _open_last() -> None:
 
 
 def _refuse_upload(headline: str, reason: str) -> None:
-    opened: Opened | None = st.session_state.get("opened")
+    opened = chosen()
     refuse(headline, f"{reason} {opened.name} stays chosen." if opened else reason)
 
 
-def _fitted(opened: Opened, version: Version, width: int, height: int) -> Picture | None:
-    """Show the frame that the model will see, and the widgets that fit the picture to it."""
+def _fitted(
+    opened: Any, version: Version, width: int, height: int, frames: list[Image.Image] | None = None
+) -> Picture | None:
+    """Show the frame that the model will see, and the widgets that fit the picture to it. frames: of a clip instead."""
     shown = st.container()
     chooser = base_fields(version.name)["fit"]
     draw(chooser, version)
     options = {field.name: field for field in options_of(chooser, version)}
-    if axis := _free_axis(opened.image, width, height, value_of(chooser, version)):
+    if axis := _free_axis(frames[0] if frames else opened.image, width, height, value_of(chooser, version)):
         _choose_position(options[axis], version)
     for name, field in options.items():
         if name not in _POSITIONS:
             draw(field, version, slider=True)
     values = {name: value_of(field, version) for name, field in options.items()}
     with shown:
+        if frames:
+            fitted = {"fit": value_of(chooser, version), **values}
+            given = clip.show(opened, frames, version, (width, height), fitted)
+            return Picture(given, opened.name) if given else None
         if value_of(chooser, version) == "object":
-            item = cutout.show_object(*opened, width, height, values["image_frame_ratio"])
+            item = cutout.show_object(opened.key, opened.image, opened.name, width, height, values["image_frame_ratio"])
             return Picture(item, opened.name) if item else None
         _show_frame(opened, width, height, value_of(chooser, version), (values["crop_x"], values["crop_y"]))
         return Picture(opened.image, opened.name)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import streamlit as st
 
 from app import look, places, player
-from app.create import session, stills
+from app.create import picture, session, stills
 from app.create import settings as fields
 from app.jobs import LONGEST_CHAIN, Job, still, table
 from app.lab import chosen
 from app.summary import summary, varied
-from sgm import UserError
+from sgm import VIEW_VERSIONS, UserError
 
 
 def show_result(job: Job | None) -> None:
@@ -19,7 +19,8 @@ def show_result(job: Job | None) -> None:
         st.info("This clip is no longer on the server.", icon=":material/link_off:")
         st.button("Start anew", on_click=session.forget_job)
     elif job is None:
-        how = "Press Generate." if st.session_state.get("opened") else "Choose a picture, then press Generate."
+        what = "clip" if fields.current_version().name in VIEW_VERSIONS else "picture"
+        how = "Press Generate." if picture.chosen() else f"Choose a {what}, then press Generate."
         st.html(f'<div class="stage"><b>Your clip will play here</b>{how}</div>')
     elif job.active:
         st.html(stills.preview(job))
@@ -169,10 +170,12 @@ def _show_clip(job: Job) -> None:
         if saved is None or not saved.message:
             st.rerun()
         st.toast("There is still no room.", icon=":material/save:")
+    part = player.choose_part(job)
+    content = part.read_bytes() if part else content
     player.play(job, content)
     links = len(table().chain(job.id))
     with st.container(horizontal=True, key="actions"):
-        player.offer_downloads(job, content)
+        player.offer_downloads(job, content, part)
         st.button(
             "New take",
             icon=":material/casino:",
@@ -183,7 +186,7 @@ def _show_clip(job: Job) -> None:
         st.button(
             "Extend",
             icon=":material/add:",
-            disabled=bool(job.unsaved) or job.request.family.orbits or not 0 < links < LONGEST_CHAIN,
+            disabled=bool(job.unsaved or job.parts) or job.request.family.orbits or not 0 < links < LONGEST_CHAIN,
             help=f"Go on from near the end, as one film of at most {LONGEST_CHAIN} clips. This is clip {links or 1}.",
             on_click=session.submit,
             args=(table().extend, job.id),

@@ -13,7 +13,7 @@ from app import look
 from app.create import picture, settings
 from app.jobs import Job, table
 from app.link import address_of, taken_from
-from sgm import UserError, VideoRequest
+from sgm import UserError, VideoRequest, ViewsRequest
 
 _DOUBLE_CLICK = 1.0  # seconds
 
@@ -38,13 +38,13 @@ def _open_address(address: dict[str, str]) -> None:
         if job.owner and not (job.by_api or job.at_stand):
             st.session_state.setdefault("owner", job.owner)  # a reload: it has the same jobs
         picture.open_job_picture(job)
+    taken = taken_from(address, job and job.request)
     if address.get("sample") in look.SAMPLES:
         picture.open_sample(address["sample"])
     elif "upload" in address:
-        picture.open_upload(address["upload"])
+        picture.open_upload(address["upload"], isinstance(taken.request, ViewsRequest))
     if "last" in address:
         picture.open_last(address["last"])
-    taken = taken_from(address, job and job.request)
     settings.restore(taken.request, switched_on=address)
     if taken.refused:
         some = "Some settings" if {*taken.names} - {"version"} else "The settings"

@@ -30,11 +30,23 @@ from app.create.fields import (
     with_options,
 )
 from app.create.loras import any_loras, choose_loras
-from app.create.orbit import choose_orbit, show_orbit, without_effect
+from app.create.orbit import choose_orbit, choose_views, show_orbit, show_views, without_effect
 from app.presets import CALM, LIVELY
-from sgm import SAMPLERS, VERSIONS, Field, UserError, Version, VideoRequest, all_fields, best_version, version_status
+from sgm import (
+    ALL_VERSIONS,
+    SAMPLERS,
+    Field,
+    UserError,
+    Version,
+    VideoRequest,
+    ViewsRequest,
+    all_fields,
+    best_version,
+    request_class,
+    version_status,
+)
 
-_FIRST = ("camera", "orbit", "motion_bucket", "depth", "elevation", "fps", "steps", "seed")
+_FIRST = ("camera", "orbit", "motion_bucket", "depth", "elevation", "elevations", "azimuths", "fps", "steps", "seed")
 _WITH_PICTURE = ("fit",)
 _SWITCHES = ("new_seed", "whole_ranges", "research")
 _PRESETS = {
@@ -51,7 +63,7 @@ def current_version() -> Version:
     """The chosen version, also before its widget is drawn, since the picture is drawn above it."""
     if "version" not in st.session_state:
         st.session_state["version"] = best_version()
-    return VERSIONS[st.session_state["version"]]
+    return ALL_VERSIONS[st.session_state["version"]]
 
 
 def current_size() -> tuple[int, int]:
@@ -103,8 +115,8 @@ def choose_version() -> Version:
     """Draw the widget of the model version."""
     st.selectbox(
         "Model",
-        list(VERSIONS),
-        list(VERSIONS).index(current_version().name),
+        list(ALL_VERSIONS),
+        list(ALL_VERSIONS).index(current_version().name),
         format_func=_version_title,  # constant, since Streamlit identifies choices by their titles
         key="version",
         persist_state=KEPT,
@@ -126,8 +138,9 @@ def choose_settings(version: Version) -> VideoRequest:
     if "orbit" in fields:
         choose_orbit(fields["orbit"], version)
     for name in ("motion_bucket", "depth", "elevation"):
-        if name in fields and name not in without_effect(st.session_state):
+        if name in fields and ("orbit" not in fields or name not in without_effect(st.session_state)):
             draw(fields[name], version, slider=True)
+    choose_views(version)
     orbit = st.container()
     left, right = st.columns(2)
     with left:
@@ -147,6 +160,9 @@ def choose_settings(version: Version) -> VideoRequest:
     if request.family.orbits:
         with orbit:
             show_orbit(request)
+    if isinstance(request, ViewsRequest):
+        with orbit:
+            show_views(request)
     return request
 
 
@@ -235,7 +251,7 @@ def pressed(version: Version) -> dict[str, bool]:
 
 def unready() -> dict[str, str]:
     """Titles of the versions that cannot run, and what there is of their weights."""
-    states = {name: version_status(name).state for name in VERSIONS}
+    states = {name: version_status(name).state for name in ALL_VERSIONS}
     return {_version_title(name): state for name, state in states.items() if state != "ready"}
 
 
@@ -272,7 +288,9 @@ def _request(version: Version) -> VideoRequest:
     }
     if "sigmas" in values:
         del values["steps"]
-    return VideoRequest(version.name, **{name: value for name, value in values.items() if value is not None})
+    return request_class(version.name)(
+        version.name, **{name: value for name, value in values.items() if value is not None}
+    )
 
 
 def _draw_all(fields: Iterable[Field], version: Version) -> None:
@@ -315,13 +333,14 @@ def _follow_version(version: Version) -> None:
 
 def _follow_choices(version: Version) -> None:
     """After a change of speed or sampler, give what depends on it the new default, unless it was set."""
-    fields, own = all_fields(), VideoRequest(version.name)
+    fields, kind = all_fields(), request_class(version.name)
+    own = kind(version.name)
     for chooser, followers in FOLLOWED.items():
         key, now = followed_key(chooser, version), value_of(fields[chooser], version)
         before = st.session_state.get(key, getattr(own, chooser))
         st.session_state[key] = now
         with suppress(UserError):  # of a sampler that the version does not take, which is said
-            old, new = (VideoRequest(version.name, **{chooser: value}).settings() for value in (before, now))
+            old, new = (kind(version.name, **{chooser: value}).settings() for value in (before, now))
             for name in followers if now != before else ():
                 if name in old and name in new and value_of(fields[name], version) == old[name]:
                     set_value(fields[name], version, new[name])
@@ -335,7 +354,7 @@ def ends_at_last() -> bool:
 def choose_end() -> None:
     """Draw the buttons that say where the clip ends, if the version leaves a choice."""
     version = current_version()
-    if VideoRequest(version.name).family.bounded:
+    if request_class(version.name)(version.name).family.bounded:
         about = "Two pictures take twice the work: the clip is made from either end. A loop begins and ends at one."
         _offer("ending", "End", about, version)
 
@@ -425,5 +444,5 @@ def _preset(name: str, version: Version) -> dict[str, int]:
 
 
 def _version_title(name: str) -> str:
-    version = VERSIONS[name]
+    version = ALL_VERSIONS[name]
     return f"{version.title} · {version.frames} frames · {version.width} × {version.height}"

@@ -11,7 +11,7 @@ import threading
 from app.jobs.estimate import doing
 from app.jobs.line import LONGEST_CHAIN
 from app.jobs.queue import Table, next_seed
-from app.jobs.record import Job, open_stored, still, stored_last, stored_picture
+from app.jobs.record import Input, Job, open_stored, still, stored_input, stored_last, stored_picture
 from app.jobs.runner import EngineRunner, Runner, runners_of, runners_on
 from app.jobs.seat import DeviceState
 from sgm import cluster_at
@@ -22,6 +22,7 @@ __all__ = [
     "DeviceState",
     "EngineRunner",
     "FolderInUse",
+    "Input",
     "Job",
     "Runner",
     "Table",
@@ -29,6 +30,7 @@ __all__ = [
     "next_seed",
     "open_stored",
     "still",
+    "stored_input",
     "stored_last",
     "stored_picture",
     "table",

@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from app.jobs.record import Job
-from sgm import Progress, VideoRequest, typical_seconds
+from sgm import Progress, VideoRequest, ViewsRequest, typical_seconds
 
 _Typical = dict[str, tuple[float, float]]  # of `typical_seconds`
 
 
 class Phase(NamedTuple):
-    """Texts about a phase of a job, for people. They may contain {step} and {total}."""
+    """Texts about a phase of a job, for people. They may contain {step} and {stage}, which says it with the total."""
 
     doing: str  # while it runs
     stopped: str  # where it was cancelled
@@ -30,7 +30,7 @@ class Phase(NamedTuple):
 PHASES = {  # in their order
     "load": Phase("Loading the model, {step} %", "Stopped while loading the model."),
     "encode": Phase("Reading the picture", "Stopped while reading the picture."),
-    "sample": Phase("Step {step} of {total}", "Stopped at step {step} of {total}."),
+    "sample": Phase("{stage}", "Stopped at {stage}."),
     "decode": Phase("Painting the frames", "Stopped while painting the frames."),
     "save": Phase("Saving", "Stopped while saving."),
 }
@@ -165,4 +165,6 @@ def stopped(job: Job) -> str:
 def _text(job: Job, kind: int) -> str:
     progress = job.progress or Progress(job.phase, 0, 0)
     step = progress.step if job.phase == "load" else max(progress.step, 1)  # the first step runs before it is reported
-    return PHASES[job.phase][kind].format(step=step, total=progress.total)
+    stage = job.request.stage(step) if isinstance(job.request, ViewsRequest) else f"Step {step} of {progress.total}"
+    stage = stage[0].lower() + stage[1:] if kind else stage
+    return PHASES[job.phase][kind].format(step=step, stage=stage)

@@ -16,14 +16,14 @@ from PIL import Image
 
 from app.jobs.forecast import Forecast
 from app.jobs.line import LONGEST_CHAIN, Line
-from app.jobs.record import Job, new_id, save_or_log, sizes, stored_last, stored_picture
+from app.jobs.record import Input, Job, new_id, save_or_log, sizes, stored_input, stored_last
 from app.jobs.runner import EngineRunner, Make
 from app.jobs.seat import DeviceState, Seats
 from app.jobs.store import Store, clip_frames, film_frames, film_video, is_lossless
 from app.jobs.workers import Workers
 from sgm import JOIN, UserError, VideoRequest, checked_ends
 
-_Part = tuple[Sequence[Job], Image.Image, Image.Image | None]  # jobs of one picture, and of one last picture
+_Part = tuple[Sequence[Job], Input, Image.Image | None]  # jobs of one picture or clip, and of one last picture
 
 
 class Table:
@@ -70,7 +70,7 @@ class Table:
     def submit(
         self,
         request: VideoRequest,
-        picture: Image.Image,
+        picture: Input,
         name: str = "picture",
         owner: str = "",
         parent: str = "",
@@ -144,7 +144,7 @@ class Table:
             job_id = new_id()
             fresh = Job(job_id, self.folder / job_id, job.request, job.name, owner=job.owner)
             fresh.group, fresh.cell, fresh.axes, fresh.finish = job.group, job.cell, job.axes, job.finish
-            self._add_all([([fresh], stored_picture(job), stored_last(job))])
+            self._add_all([([fresh], stored_input(job), stored_last(job))])
             self.delete(job.id)
 
     def group(self, group: str) -> list[Job]:
@@ -169,13 +169,13 @@ class Table:
     def again(self, job_id: str, owner: str = "") -> Job:
         """Queue a job like an ended one. Raises UserError if it, or its picture, has been deleted."""
         job = self._existing(job_id)
-        return self.submit(job.request, stored_picture(job), job.name, owner, job.parent, stored_last(job))
+        return self.submit(job.request, stored_input(job), job.name, owner, job.parent, stored_last(job))
 
     def new_take(self, job_id: str, owner: str = "") -> Job:
         """Queue a job like an ended one, with the next seed. Raises UserError as `again` does."""
         job = self._existing(job_id)
-        pictures = stored_picture(job), stored_last(job)
-        return self.submit(next_seed(job.request), pictures[0], job.name, owner, job.parent, pictures[1])
+        inputs = stored_input(job), stored_last(job)
+        return self.submit(next_seed(job.request), inputs[0], job.name, owner, job.parent, inputs[1])
 
     def extend(self, job_id: str, owner: str = "") -> Job:
         """Queue an extension of a clip, with its settings, from the frame JOIN: the very last frames drift furthest.
@@ -184,6 +184,8 @@ class Table:
         UserError for a clip that has been deleted, is too short, or is the last of LONGEST_CHAIN.
         """
         job = self._existing(job_id)
+        if job.parts:
+            raise UserError("Views of another clip cannot be gone on from: make those of a longer clip.")
         links = len(self.chain(job_id))
         if links >= LONGEST_CHAIN:
             raise UserError(f"This film has {LONGEST_CHAIN} clips already, and more would drift off. Start a new one.")

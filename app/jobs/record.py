@@ -3,7 +3,9 @@
 `<outputs>/<id>/` holds `input.png` (the uncropped picture, or its object as RGBA), `last.png` (likewise, of a clip that
 ends at a last picture), `job.json` (request and outcome),
 `clip.mp4`, `frames.mkv` (its frames, lossless), `poster.jpg`, and for an extension of other clips `film.mp4`, all of
-them joined. Which of all that can be trusted, after a power cut or in a folder from elsewhere, is decided here.
+them joined. Of a clip's views, it holds `input.mkv` (that clip) instead of the picture, `clip.mp4` is the grid of all,
+and `input.mp4`, `view-1.mp4`, … and `walk.mp4` are its parts. Which of all that can be trusted, after a power cut or in
+a folder from elsewhere, is decided here.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ from typing import Any
 
 from PIL import Image
 
-from sgm import Clip, Progress, UserError, VideoRequest, with_later_fields
+from sgm import Clip, Progress, UserError, VideoRequest, ViewsRequest, open_clip, request_class, with_later_fields
 from sgm.paths import is_file, replacing
 
 log = logging.getLogger(__name__)
 
+Input = Image.Image | list[Image.Image]  # of a job: a picture, or a clip's frames
 ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 API_OWNER, STAND_OWNER = "api-", "stand-"  # what the owners of the HTTP API's and the stand's jobs begin with
 STATES = ("queued", "running", "done", "failed", "cancelled", "interrupted")
@@ -77,6 +80,17 @@ _NEEDED = list(_SAVED)[:3]
 
 class Unreadable(UserError):
     """Raised for a folder named like a job's that holds none; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class ViewsClip(Clip):
+    """The grid of a clip's views, and the clips that it is made of, by their names: see `sgm.make_views`."""
+
+    parts: dict[str, Clip]
+
+    def unmarked(self) -> ViewsClip:
+        parts = {name: part.unmarked() for name, part in self.parts.items()}
+        return replace(self, settings=super().unmarked().settings, parts=parts)
 
 
 @dataclass
@@ -141,7 +155,16 @@ class Job:
 
     @property
     def picture(self) -> Path:
-        return self.folder / "input.png"
+        """What the clip is made of: a picture, or a clip."""
+        return self.folder / ("input.mkv" if isinstance(self.request, ViewsRequest) else "input.png")
+
+    @property
+    def parts(self) -> list[Path]:
+        """The clips of which a grid of views is made; [] of a single clip."""
+        if not isinstance(self.request, ViewsRequest):
+            return []
+        views = (f"view-{number + 1}" for number in range(self.request.model.num_views))
+        return [self.folder / f"{name}.mp4" for name in ("input", *views, "walk")]
 
     @property
     def last(self) -> Path:
@@ -272,7 +295,7 @@ def _recorded(folder: Path, saved: dict[str, Any]) -> Job:
     values = saved["request"]
     # Earlier programs may have had other fields.
     chosen = with_later_fields({name: values[name] for name in values if name != "version"})
-    request = VideoRequest.fitting(values["version"], chosen)
+    request = request_class(values["version"]).fitting(values["version"], chosen)
     return Job(folder.name, folder, request, **{name: saved[name] for name in _SAVED if name in saved})
 
 
@@ -284,7 +307,8 @@ def _depth(value: Any) -> int:
 def sizes(job: Job) -> dict[str, int]:
     """The sizes of a job's files, for `Job.files`."""
     found = {}
-    for path in (job.picture, job.last, job.clip, job.frames, job.poster, job.folder / "film.mp4"):
+    own = job.picture, job.last, job.clip, job.frames, job.poster, job.folder / "film.mp4"
+    for path in (*own, *job.parts):
         with contextlib.suppress(OSError):
             found[path.name] = path.stat().st_size
     return found
@@ -308,6 +332,16 @@ def stored_last(job: Job) -> Image.Image | None:
         raise UserError("The last picture of this clip is no longer on the server. Choose it again.") from error
 
 
+def stored_input(job: Job) -> Input:
+    """As `stored_picture`, or the frames of a job's stored clip."""
+    if not isinstance(job.request, ViewsRequest):
+        return stored_picture(job)
+    try:
+        return open_clip(job.picture, job.request.frames).frames
+    except UserError as error:
+        raise UserError("The clip that this one was made of is no longer on the server. Choose it again.") from error
+
+
 def still(job: Job) -> bytes:
     """A small picture that stands for a job: its poster or, where that is missing or damaged, its picture; else b""."""
     try:
@@ -316,7 +350,8 @@ def still(job: Job) -> bytes:
         return content
     except Exception:  # Pillow raises many kinds for damaged files
         try:
-            return small_jpeg(stored_picture(job).convert("RGB"))
+            found = stored_input(job)
+            return small_jpeg((found[0] if isinstance(found, list) else found).convert("RGB"))
         except UserError:
             return b""
 

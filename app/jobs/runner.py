@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from app.jobs import estimate
-from app.jobs.record import Job, small_jpeg, stored_last, stored_picture
+from app.jobs.record import Job, ViewsClip, small_jpeg, stored_input, stored_last, stored_picture
 from sgm import (
     EXPORTS,
     Clip,
@@ -26,6 +26,7 @@ from sgm import (
     DeviceFailed,
     Progress,
     UserError,
+    ViewsRequest,
     Worker,
     choose_devices,
     describe_device,
@@ -106,7 +107,20 @@ class EngineRunner(Runner):
 
     def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
         with reuse_freed_memory():
+            if isinstance(job.request, ViewsRequest):
+                return self._views(job, job.request, on_step, check)
             return self._worker.generate(job.request, stored_picture(job), on_step, check, last=stored_last(job))
+
+    def _views(
+        self, job: Job, request: ViewsRequest, on_step: Callable[[Progress], None], check: Callable[[], None]
+    ) -> Clip:
+        if self._gpus > 1:
+            raise UserError(f"{request.version} works on one card: start the page without --gpus.")
+        frames = stored_input(job)
+        assert isinstance(frames, list)
+        made = self._worker.make_views(request, request.family.prepare_clip(frames, request), on_step, check)
+        grid = made.pop("grid")
+        return ViewsClip(grid.frames, grid.fps, grid.settings, made)
 
 
 class ClusterRunner(Runner):
@@ -131,6 +145,8 @@ class ClusterRunner(Runner):
         return self._worker.missing()
 
     def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
+        if isinstance(job.request, ViewsRequest):
+            raise UserError(f"{job.request.version} works on this machine's own devices: start the page without --ray.")
         return self._worker.generate(job.request, stored_picture(job), on_step, check, last=stored_last(job))
 
 
@@ -197,7 +213,7 @@ def run(
             draw(progress.preview)
         progress = replace(progress, preview=None)  # it holds tensors
         if (progress.phase, progress.step) == ("encode", progress.total):  # the first step has begun
-            progress = replace(progress, phase="sample", step=0, total=job.request.steps)
+            progress = replace(progress, phase="sample", step=0, total=job.request.total_steps)
         if progress.phase != job.phase:
             enter(progress.phase, progress)
         else:

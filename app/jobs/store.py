@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from app.jobs.record import ID, Job, Unreadable, restore, save, small_jpeg, write
-from sgm import Clip, UserError, encode_video, read_frames, read_settings, stitch, write_frames, write_video
+from app.jobs.record import ID, Input, Job, Unreadable, ViewsClip, restore, save, small_jpeg, write
+from sgm import Clip, UserError, encode_video, read_frames, read_settings, stitch, write_clip, write_frames, write_video
 from sgm.outputs import take
 from sgm.paths import refusals_explained, replacing
 
@@ -62,7 +62,7 @@ class Store:
                 log.warning("%s is left out of the history: %s", folder, error)
         return sorted(jobs, key=lambda job: job.created)
 
-    def add(self, job: Job, picture: Image.Image | Path, last: Image.Image | Path | None = None) -> None:
+    def add(self, job: Job, picture: Input | Path, last: Image.Image | Path | None = None) -> None:
         """Write a new job's folder, by a hidden temporary name. Raises UserError if it cannot be written.
 
         picture: also the file of another job's picture, which costs no room where the file system has hard links. last:
@@ -105,6 +105,10 @@ class Store:
                 links = [*(link.settings for link in before), clip.settings]
                 write_video(job.folder / "film.mp4", frames, clip.fps, clip.settings | {"links": links})
 
+        def parts() -> None:
+            for name, part in clip.parts.items() if isinstance(clip, ViewsClip) else ():
+                write_video(job.folder / f"{name}.mp4", part.frames, part.fps, part.settings)
+
         failures = [
             self._failure(job, part)
             for part in (
@@ -112,6 +116,7 @@ class Store:
                 lambda: write(job.poster, small_jpeg(Image.fromarray(clip.frames[0]))),
                 lambda: write_frames(job.frames, clip.frames, clip.fps),
                 film,
+                parts,
             )
         ]
         fields: dict[str, Any] = {}
@@ -140,10 +145,12 @@ class Store:
         return None
 
 
-def _put(picture: Image.Image | Path, target: Path) -> None:
-    """Write a job's picture, given it or another job's file of it. Raises OSError."""
+def _put(picture: Input | Path, target: Path) -> None:
+    """Write a job's picture or clip, given it or another job's file of it. Raises OSError."""
     if isinstance(picture, Path):
         _link(picture, target)
+    elif isinstance(picture, list):
+        write_clip(target, picture)
     else:
         with replacing(target) as temporary:
             picture.save(temporary, format="PNG", compress_level=1)

@@ -11,7 +11,7 @@ from typing import Any
 from app.jobs import estimate
 from app.jobs.forecast import Forecast
 from app.jobs.line import Line
-from app.jobs.record import Job, save_or_log, sizes, stored_picture
+from app.jobs.record import Job, ViewsClip, save_or_log, sizes, stored_picture
 from app.jobs.runner import run
 from app.jobs.seat import DeviceState, Seat, Seats
 from app.jobs.store import Store
@@ -70,8 +70,13 @@ class Workers:
 
     def write(self, job: Job, clip: Clip) -> dict[str, Any]:
         """Store a job's clip, unless the filter withholds it. Returns the job's fields that describe the outcome."""
+        picture, frames = None, clip.frames
+        if isinstance(clip, ViewsClip):
+            frames = clip.parts["walk"].frames  # which begins with the input, and shows all views
+        elif self._safety != "off":
+            picture = stored_picture(job)
         try:
-            warning = filtered(self._safety, None if self._safety == "off" else stored_picture(job), clip.frames)
+            warning = filtered(self._safety, picture, frames)
         except Withheld as reason:
             return {"state": "failed", "message": str(reason), "filtered": True, "settings": {}}
         clip = clip if self._watermark else clip.unmarked()

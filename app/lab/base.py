@@ -12,7 +12,7 @@ from app.create import picture, session, settings, templates
 from app.jobs import table
 from app.lab import grid
 from app.summary import summary
-from sgm import UserError, VideoRequest, version_status
+from sgm import VIEW_VERSIONS, UserError, VideoRequest, version_status
 
 
 class Base(NamedTuple):
@@ -46,7 +46,7 @@ def choose(group: str) -> Base:
         version = settings.current_version()
         settings.choose_research(version, request)
     _lend(group, picture.pressed(), picture.take_out)
-    return Base(_ready(request), chosen)
+    return Base(_ready(request), None if version.name in VIEW_VERSIONS else chosen)
 
 
 def choose_settings(group: str) -> VideoRequest | None:
@@ -78,7 +78,10 @@ def _choose_movement() -> VideoRequest | None:
 
 
 def _ready(request: VideoRequest | None) -> VideoRequest | None:
-    """The request, if its model's weights are there."""
+    """The request, if its model's weights are there; None, which is said, of a model that takes clips."""
+    if settings.current_version().name in VIEW_VERSIONS:
+        st.info("The Lab makes clips of pictures: choose another model for it.", icon=":material/info:")
+        return None
     return request if request and version_status(request.version).state == "ready" else None
 
 
@@ -95,6 +98,7 @@ def start(
     if base.picture is None:
         return
     image, name, last = base.picture
+    assert not isinstance(image, list)  # see `choose`
     try:
         group = table().submit_group(requests, image, name, session.owner(), axes, order, finish, last)
     except UserError as error:

@@ -30,14 +30,13 @@ def recipe(
 
 def stored_frames(clip: Path) -> Path | None:
     """The page's copy of a clip's frames as the model drew them, where the clip lies in a job's folder."""
-    stored = clip.with_name("frames.mkv")
-    return stored if clip.name == "clip.mp4" and stored_picture(clip) is not None and is_file(stored) else None
+    return stored_picture(clip, "frames.mkv") if clip.name == "clip.mp4" else None
 
 
 def stored_picture(clip: Path, name: str = "input.png") -> Path | None:
-    """The page's copy of a picture that a clip was made of, where the clip lies in a job's folder.
+    """The page's copy of what a clip was made of, where the clip lies in a job's folder.
 
-    name: last.png for the last picture.
+    name: last.png for the last picture, input.mkv for the clip of which a view was made.
     """
     stored = clip.with_name(name)
     return stored if is_file(stored) and is_file(clip.with_name("job.json")) else None

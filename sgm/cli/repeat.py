@@ -24,10 +24,13 @@ from sgm.paths import check_writable, exists, is_folder, write_new
 from sgm.process import importing_torch, reuse_freed_memory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from PIL import Image
 
-    from sgm import Clip, VideoRequest
+    from sgm import Clip, VideoRequest, ViewsRequest
+    from sgm.engine import DiffusionEngine
 
 _IDENTICAL = "identical"
 _NO_CAUSE = "The recipe tells of no difference: another model of processor or card, or less memory, rounds otherwise."
@@ -36,13 +39,16 @@ _NO_CAUSE = "The recipe tells of no difference: another model of processor or ca
 def repeat(
     clip: Annotated[Path, path_argument("A video that was made here.")],
     picture: Annotated[
-        Path | None, path_option("What it was made of; unless given, the page's copy beside it, if there is one.")
+        Path | None,
+        path_option("The picture or clip it was made of; unless given, the page's copy beside it, if there is one."),
     ] = None,
     last: Annotated[
         Path | None, path_option("The picture at which it ends; unless given, the page's copy beside it.")
     ] = None,
     out: Annotated[Path | None, path_option("Keep the new video there, a name ending in .mp4.")] = None,
-    background_model: Annotated[str, typer.Option(help="rembg's model that removes the background, SV3D.")] = "u2net",
+    background_model: Annotated[
+        str, typer.Option(help="rembg's model that removes backgrounds, SV3D, SV4D.")
+    ] = "u2net",
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Take as little of the GPU's memory as can be; a bit slower.")
     ] = False,
@@ -56,7 +62,7 @@ def repeat(
         list[Path] | None, path_option("A LoRA of the recipe, where it is not in the folder loras. May be repeated.")
     ] = None,
 ) -> None:
-    """Make a clip again from its recipe, and say whether it is identical.
+    """Make a clip again from its recipe, and say whether it is identical: of SV4D's a view, the grid or the walk.
 
     Prints "identical", or the largest difference of a pixel, then what differs between then and now. Exit codes: 0,
     identical; 1, different; 2, it could not be made or compared. Nothing is written but --out.
@@ -66,42 +72,39 @@ def repeat(
             from sgm import (
                 Clip,
                 Smoothing,
-                check_weights,
+                ViewsRequest,
                 choose_device,
                 differences,
-                generate,
                 is_marked,
                 load_engine,
-                open_picture,
                 write_video,
             )
             from sgm.recipe import hash_of, made_by
 
         settings, request = _recipe(clip)
-        source = picture or stored_picture(clip)
+        what, stored = ("clip", "input.mkv") if isinstance(request, ViewsRequest) else ("picture", "input.png")
+        source = picture or stored_picture(clip, stored)
         if source is None:
-            raise UserError(f"{clip} does not hold the picture that it was made of: give it with --picture.")
+            raise UserError(f"{clip} does not hold the {what} that it was made of: give it with --picture.")
         if out is not None:
             _check_out(out)
-        goal = _last_picture(clip, request, last)
-        image = open_picture(source, keep_alpha=request.fit == "object")
-        smoothing = Smoothing.of(settings)
-        then, lossless = _frames_of(clip, request, smoothing.length(request.frames))
-        kind = dtype or dtype_of_recipe(settings, choose_device(device))
-        weights: dict[str, Any] = {"checkpoint": checkpoint, "base": base, "loras": _named(lora or [])}
-        unfilled = check_weights(request.version, **weights, lora=request.lora)
-        seen = request.family.prepare(image, request, background_model)
+        name, goal, smoothing = (
+            made_by(settings).get("view", ""),
+            _last_picture(clip, request, last),
+            Smoothing.of(settings),
+        )
+        then, lossless = _frames_of(clip, request, smoothing.length(request.frames), name)
+        load = partial(load_engine, device=device, dtype=dtype or dtype_of_recipe(settings, choose_device(device)))
+        weights = {"checkpoint": checkpoint, "base": base, "loras": _named(lora or [])}
+        options = source, background_model, low_memory, weights, load
+        if isinstance(request, ViewsRequest):
+            seen, make = _view(name, request, *options)
+        else:
+            seen, make = _clip(request, *options, goal, made_by(settings).get("last"))
         made_of = made_by(settings).get("picture")
-        if made_of and made_of != hash_of(seen.frame()):
-            echo_stderr(f"{source} is not the recipe's picture, or is cropped otherwise: the clip will differ.")
-        known = made_by(settings).get("last")
-        if goal and known and known != hash_of(request.family.prepare(goal, request, background_model).frame()):
-            echo_stderr("The last picture is not the recipe's, or is cropped otherwise: the clip will differ.")
-        with progress_bar() as show, reuse_freed_memory():
-            follow = partial(show_step, show, set())
-            load = partial(load_engine, request.version, **weights, unfilled=unfilled)
-            engine = load(device=device, dtype=kind, on_progress=partial(show, "load"))
-            again = generate(engine, request, seen.image, follow, low_memory=low_memory, last=goal)
+        if made_of and made_of != hash_of(seen):
+            echo_stderr(f"{source} is not the recipe's {what}, or is cropped otherwise: the clip will differ.")
+        again = make()
         again = again if is_marked(settings) else again.unmarked()
         again = Clip(*smoothing.apply(again.frames, again.fps, again.settings))
         verdict = _verdict(made_by(settings).get("frames"), then, lossless, again)
@@ -119,15 +122,61 @@ def _named(loras: list[Path]) -> dict[str, Path]:
     return {path.name.removesuffix(".safetensors"): path for path in loras}
 
 
+def _clip(
+    request: VideoRequest,
+    source: Path,
+    background_model: str,
+    low_memory: bool,
+    weights: dict[str, Any],
+    load: Callable[..., DiffusionEngine],
+    goal: Image.Image | None,
+    known: str | None,
+) -> tuple[Image.Image, Callable[[], Clip]]:
+    """The picture as the model sees it, and what makes the clip of it. Checks before all that can be checked.
+
+    goal, known: the last picture of a clip that ends at one, and the recipe's hash of it.
+    """
+    from sgm import check_weights, generate, open_picture
+    from sgm.recipe import hash_of
+
+    image = open_picture(source, keep_alpha=request.fit == "object")
+    unfilled = check_weights(request.version, **weights, lora=request.lora)
+    seen = request.family.prepare(image, request, background_model)
+    if goal and known and known != hash_of(request.family.prepare(goal, request, background_model).frame()):
+        echo_stderr("The last picture is not the recipe's, or is cropped otherwise: the clip will differ.")
+
+    def make() -> Clip:
+        with progress_bar() as show, reuse_freed_memory():
+            engine = load(request.version, **weights, unfilled=unfilled, on_progress=partial(show, "load"))
+            follow = partial(show_step, show, set())
+            return generate(engine, request, seen.image, follow, low_memory=low_memory, last=goal)
+
+    return seen.frame(), make
+
+
+def _view(name: str, request: ViewsRequest, source: Path, *options: Any) -> tuple[np.ndarray, Callable[[], Clip]]:
+    """As `_clip`, of a view, the grid or the walk of another clip."""
+    import numpy as np
+
+    from sgm.cli.views import ViewsWork
+
+    work = ViewsWork(request, source, *options)
+    return np.stack([np.asarray(frame) for frame in work.seen]), lambda: work.run()[name]
+
+
 def _recipe(clip: Path) -> tuple[dict[str, Any], VideoRequest]:
     """A clip's recipe and its request. Raises UserError for a YAML, too, which has no frames to compare with."""
-    from sgm import read_recipe
-    from sgm.recipe import recipe_text, request_of_picture
+    from sgm import ViewsRequest, read_recipe, request_of
+    from sgm.recipe import made_by, recipe_text
 
     if recipe_text(clip) is not None:
         raise UserError(f"{clip} holds settings, but no frames to compare with: give a video that was made here.")
     settings = read_recipe(clip)
-    return settings, request_of_picture(settings, clip)
+    request = request_of(settings)
+    names = ["input", *(f"view-{i + 1}" for i in range(request.model.num_views)), "grid", "walk"]
+    if isinstance(request, ViewsRequest) and made_by(settings).get("view") not in names:
+        raise UserError(f"{clip} does not say which of the clips of {request.version} it is: give one that does.")
+    return settings, request
 
 
 def _last_picture(clip: Path, request: VideoRequest, last: Path | None) -> Image.Image | None:
@@ -152,13 +201,16 @@ def _check_out(out: Path) -> None:
     exists(out)
 
 
-def _frames_of(clip: Path, request: VideoRequest, count: int) -> tuple[np.ndarray, bool]:
-    """A clip's frames, of a film the `count` of its last clip; and whether they are without loss, as the page's are."""
+def _frames_of(clip: Path, request: VideoRequest, count: int, view: str) -> tuple[np.ndarray, bool]:
+    """A clip's frames, of a film the `count` of its last clip; and whether they are without loss, as the page's are.
+
+    view: which of a request's clips it is, "" of a single one.
+    """
     from sgm import read_frames
 
     beside = stored_frames(clip)
     frames = read_frames(beside or clip)[0][-count:]
-    wanted = (count, request.height, request.width, 3)
+    wanted = (count, *(frames.shape[1:3] if view == "grid" else (request.height, request.width)), 3)
     if frames.shape != wanted:
         count, height, width, _ = frames.shape
         raise UserError(

@@ -188,7 +188,7 @@ def sample(
         video_encoder,
         workers_on,
     )
-    from sgm.cli.views import ViewsWork, clip_asked
+    from sgm.cli.views import clip_asked, sample_views
 
     with errors_as_sentences(code=2):
         check_credentials()
@@ -228,7 +228,8 @@ def sample(
     if clip and isinstance(request, ViewsRequest):
         load = partial(load_engine, device=device, dtype=kind)
         weights = {"checkpoint": checkpoint, "base": base, "loras": ctx.meta["loras"]}
-        ViewsWork(request, clip, out, background_model, low_memory, weights, load, not no_watermark, safety).run()
+        marks = not no_watermark, safety
+        sample_views(request, clip, out, *marks, background_model, low_memory, weights, load)
         return
     # What can be known before the work, in the order of its cost.
     marks = not no_watermark, safety

@@ -19,6 +19,7 @@ from sgm.cli.recipe import stored_frames, stored_picture
 from sgm.errors import UserError, printable
 from sgm.paths import check_writable, exists, is_folder, user_path, write_new
 from sgm.process import importing_torch
+from sgm.versions import VIEW_VERSIONS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,7 +148,7 @@ def _made_of(path: Path, frames: np.ndarray, given: Path | None) -> tuple[Image.
     except UserError:  # there is no recipe, or none that can be used
         return None if given is None else fit_picture(open_picture(given), *size), None
     source = given or (stored_picture(path) if len(frames) == request.frames else None)
-    if source is None or request.family.input_frame != 0 or request.size != size:
+    if source is None or request.family.input_frame != 0 or request.size != size or request.version in VIEW_VERSIONS:
         return None, None
     return open_picture(source, keep_alpha=request.fit == "object"), request
 

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sgm.cli.batch import BYTES_PER_PIXEL, plain_stem
 from sgm.cli.console import duration, echo_result, echo_stderr, progress_bar, show_step
 from sgm.errors import UserError
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from sgm import Clip, ViewsRequest
 
 _LONGEST_STEM = 200  # bytes of the clip's name that the folder's keeps
-_COLUMNS = 3  # of the grid
 
 
 def clip_asked(request: ViewsRequest, source: Path | None, out: Path) -> Path:
@@ -31,6 +28,28 @@ def clip_asked(request: ViewsRequest, source: Path | None, out: Path) -> Path:
     if out.suffix.lower() == ".mp4":
         raise UserError(f"--out {out} is one video, but {request.version} makes several: give a folder.")
     return source
+
+
+def sample_views(request: ViewsRequest, source: Path, out: Path, watermark: bool, safety: str, *options: Any) -> None:
+    """Make a clip's views, write all clips into a new folder in `out`, and print their paths.
+
+    watermark: whether the files get the invisible one. safety: the filter, one of `sgm.safety.SAFETY`. options: as
+    `ViewsWork`'s.
+    """
+    from sgm import filtered, write_video
+
+    target = out / f"{plain_stem(source.stem, _LONGEST_STEM)}-{request.version}-{request.seed}"
+    clips, (width, height) = 2 * (2 + request.model.num_views), request.size  # the grid counts as all the others
+    check_writable(out, int(clips * request.frames * width * height * BYTES_PER_PIXEL))
+    made = ViewsWork(request, source, *options).run()
+    if warning := filtered(safety, None, made["walk"].frames):  # which shows all views
+        echo_stderr(warning)
+    folder = make_folder(target)
+    with progress_bar() as show:
+        for number, (name, clip) in enumerate(made.items(), start=1):
+            show(f"save {name}", number / len(made))
+            clip = clip if watermark else clip.unmarked()
+            echo_result(write_video(folder / f"{name}.mp4", clip.frames, clip.fps, clip.settings))
 
 
 class ViewsWork:
@@ -43,106 +62,57 @@ class ViewsWork:
         self,
         request: ViewsRequest,
         source: Path,
-        out: Path,
         background_model: str,
         low_memory: bool,
         weights: dict[str, Any],
         load: Callable[..., Any],
-        watermark: bool = True,
-        safety: str = "off",
     ) -> None:
         from sgm import check_weights, open_clip, video_encoder
 
-        self.request, self.background_model, self.low_memory = request, background_model, low_memory
-        self.weights, self.load, self.watermark, self.safety = weights, load, watermark, safety
-        self.target = out / f"{plain_stem(source.stem, _LONGEST_STEM)}-{request.version}-{request.seed}"
-        views, (width, height) = 2 * (1 + request.model.num_views), request.size  # the grid counts as much again
-        check_writable(out, int(views * request.frames * width * height * BYTES_PER_PIXEL))
+        self.request, self.low_memory, self._load = request, low_memory, load
         video_encoder()
         clip = open_clip(source, request.frames, echo_stderr)
         echo_stderr(clip.described(source.name, request.frames))
-        self.frames, self.notes = clip.frames, set[str]()
-        self.unfilled: Any = check_weights(request.version, **weights, lora=request.lora)
+        unfilled = check_weights(request.version, **weights, lora=request.lora)
+        self._options: dict[str, Any] = {**weights, "unfilled": unfilled}
         if request.first is not None:
             check_weights(request.first.version)
+            echo_stderr(f"{request.first.version} makes the views of the first frame.")
+        self.seen = self._prepared(clip.frames, background_model)
 
-    def run(self) -> None:
-        """Make the views, write them and a grid of all into a new folder, and print their paths."""
-        from sgm import generate_views
+    def run(self) -> dict[str, Clip]:
+        """All clips by their names: see `sgm.make_views`."""
+        from sgm import make_views
 
-        clip = self._prepared()
-        first = self._first(clip[0])
-        with progress_bar() as show:
-            engine = self._loaded(show, self.request.version, **self.weights, unfilled=self.unfilled)
-            self.unfilled = None
-            with reuse_freed_memory():
-                follow = partial(show_step, show, self.notes)
-                clips = generate_views(engine, self.request, clip, follow, low_memory=self.low_memory, first=first)
-        self._write(clips)
+        with progress_bar() as show, reuse_freed_memory():
+            follow = partial(show_step, show, set[str]())
+            return make_views(self.request, self.seen, self._loaded, follow, low_memory=self.low_memory)
 
-    def _prepared(self) -> list[Image.Image]:
+    def _prepared(self, frames: list[Image.Image], background_model: str) -> list[Image.Image]:
         """The frames as the model sees them."""
-        from sgm import frames_cut_off
+        from sgm import cut_off_note
 
-        def on_frame(done: int, of: int) -> None:
-            show(f"object {done}/{of}", done / of)
-
-        cut_off: list[int] = []
+        notes: list[str] = []
         with progress_bar() as show:
             clip = self.request.family.prepare_clip(
-                self.frames,
+                frames,
                 self.request,
-                self.background_model,
-                on_frame,
-                lambda cut: cut_off.extend(frames_cut_off(cut)),
+                background_model,
+                lambda done, of: show(f"object {done}/{of}", done / of),
+                lambda cut: notes.append(cut_off_note(cut)),
             )
-        if cut_off:
-            numbers = ", ".join(map(str, cut_off[:8])) + (" …" if len(cut_off) > 8 else "")
-            echo_stderr(f"The object reaches the picture's edge in frame {numbers}: what lies beyond it is missing.")
+        for note in filter(None, notes):
+            echo_stderr(note)
         return clip
 
-    def _first(self, picture: Image.Image) -> np.ndarray | None:
-        """The orbit around the object in the first frame, for versions that begin with it; its model is unloaded."""
-        from sgm import generate
-
-        request = self.request.first
-        if request is None:
-            return None
-        echo_stderr(f"{request.version} makes the views of the first frame.")
-        with progress_bar() as show, reuse_freed_memory():
-            engine = self._loaded(show, request.version)
-            follow = partial(show_step, show, self.notes)
-            frames = generate(engine, request, picture, follow, low_memory=self.low_memory).frames
-        del engine  # both models at once may not fit
-        collect_and_freeze()
-        return frames
-
-    def _loaded(self, show: Callable[..., None], version: str, **options: Any) -> Any:
+    def _loaded(self, version: str, on_progress: Callable[[float], None]) -> Any:
         import time
 
+        collect_and_freeze()  # an engine before, which may not fit beside this one
         start = time.perf_counter()
-        engine = self.load(version, on_progress=partial(show, "load"), **options)
+        options = self._options if version == self.request.version else {}
+        engine = self._load(version, on_progress=on_progress, **options)
+        options.clear()
         if (seconds := time.perf_counter() - start) > 5:
             echo_stderr(f"The weights of {version} took {duration(seconds)} to load.")
         return engine
-
-    def _write(self, clips: list[Clip]) -> None:
-        from sgm import ClipGrid, filtered, write_video
-
-        frames = np.concatenate([clip.frames for clip in clips])
-        if warning := filtered(self.safety, None, frames):
-            echo_stderr(warning)
-        folder = make_folder(self.target)
-        elevations, azimuths = self.request.family.degrees(self.request)
-        paths, captions = [], []
-        for number, clip in enumerate(clips):
-            path = folder / (f"view-{number}.mp4" if number else "input.mp4")
-            clip = clip if self.watermark else clip.unmarked()
-            paths.append(write_video(path, clip.frames, clip.fps, clip.settings))
-            captions.append(f"{azimuths[number]:.0f}°, {elevations[number]:.0f}°" if number else "input")
-            echo_result(path)
-        rows = [slice(start, start + _COLUMNS) for start in range(0, len(clips), _COLUMNS)]
-        with progress_bar() as show:
-            drawn = lambda done, of: show("grid", done / of)  # noqa: E731
-            grid = ClipGrid([paths[row] for row in rows], captions=[captions[row] for row in rows], on_frame=drawn)
-            echo_result(write_video(folder / "grid.mp4", grid, grid.fps, quick=True, watermark=self.watermark))

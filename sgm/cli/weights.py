@@ -57,9 +57,10 @@ def download(
     echo_stderr(f"Licence: {ALL_VERSIONS[version].licence}")
     with progress_bar() as show:
         path = download_weights(version, to, on_progress=show)
-    base = ALL_VERSIONS[version].base
-    if base and ALL_VERSIONS[base].checkpoint_path is None:
-        echo_stderr(f"{version} is laid over {base}, which is missing: run `sgm download {base}`, too.")
+    model = ALL_VERSIONS[version]
+    needed, how = model.base or model.begins_with, "is laid over" if model.base else "begins with an orbit by"
+    if needed and ALL_VERSIONS[needed].checkpoint_path is None:
+        echo_stderr(f"{version} {how} {needed}, which is missing: run `sgm download {needed}`, too.")
     echo_result(path)
 
 

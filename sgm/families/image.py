@@ -30,7 +30,7 @@ IMAGE_FRAME_RATIO = Field(
     "image_frame_ratio",
     float,
     "Object's share of the frame",
-    "The object's longer side against the frame's. SV3D was trained on about 0.9.",
+    "The object's longer side against the frame's. SV3D and SV4D 2.0 were trained on about 0.9, SV4D on 0.917.",
     0.1,
     1,
     default=0.9,

@@ -13,7 +13,7 @@ from sgm.conditioning.views import Pass, dense_passes, view_angles, window_passe
 from sgm.errors import UserError
 from sgm.families.image import ImageFamily
 from sgm.families.orbit import ELEVATION, LISTS
-from sgm.media.clip import cut_out_clip, place_clip
+from sgm.media.clip import cut_out_clip, on_white, place_clip
 from sgm.media.image import fit_picture
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ class ViewsFamily(ImageFamily):
 
     fields = tuple(LISTS.values())
     bounded = False
-    orbit = ""  # the version whose orbit of the first frame must be given
 
     def check(self, request: VideoRequest) -> None:
         times, views = request.model.times, 1 + request.model.num_views
@@ -53,6 +52,20 @@ class ViewsFamily(ImageFamily):
     def passes(self, request: VideoRequest) -> list[Pass]:
         """The sampling runs, in order."""
         return window_passes(request.frames, request.model.times)
+
+    def pass_title(self, request: VideoRequest, number: int) -> str:
+        """A pass, counted from 0, for people."""
+        return f"Window {number + 1} of {len(self.passes(request))}"
+
+    def walk(self, request: VideoRequest) -> list[int]:
+        """The view of each frame of the walk through view and time, the input's being 0.
+
+        While the clip goes on once, the walk goes once around the object, in the order of the azimuths from the input's
+        own view, and stays as long at each.
+        """
+        azimuths = self.degrees(request)[1]
+        around = sorted(range(len(azimuths)), key=lambda view: (azimuths[view] - azimuths[0]) % 360)
+        return [around[time * len(around) // request.frames] for time in range(request.frames)]
 
     def prepare_clip(
         self,
@@ -81,7 +94,7 @@ class ViewsFamily(ImageFamily):
             placed = place_clip(cut, *request.size, request.image_frame_ratio)
         else:
             how = request.fit, (request.crop_x, request.crop_y)
-            placed = [fit_picture(frame, *request.size, *how) for frame in frames]
+            placed = [fit_picture(on_white(frame), *request.size, *how) for frame in frames]
         back_and_forth = [*placed, *placed[-2:0:-1]]
         return [back_and_forth[i % len(back_and_forth)] for i in range(request.frames)]
 
@@ -104,7 +117,6 @@ class DenseViewsFamily(ViewsFamily):
     """SV4D: the views of the first frame come from SV3D's orbit, the others of few frames from these, then all."""
 
     fields = (ELEVATION,)
-    orbit = "sv3d_u"
     # Of the orbit, beginning with the input's view: pictures, and numbers of all pictures.
     chosen, around = (0, 2, 5, 7, 9, 12, 14, 16, 19), 21
 
@@ -123,9 +135,14 @@ class DenseViewsFamily(ViewsFamily):
     def passes(self, request: VideoRequest) -> list[Pass]:
         return dense_passes(request.model.times)
 
+    def pass_title(self, request: VideoRequest, number: int) -> str:
+        return f"Stretch {number} of {request.model.times}" if number else "Anchors"
+
     def matrix(self, clip: Sequence[Image.Image], request: VideoRequest, first: np.ndarray | None) -> torch.Tensor:
         if first is None or first.shape != (self.around, request.height, request.width, 3):
-            raise ValueError(f"{request.version} needs first views: {self.around} frames of {self.orbit}.")
+            raise ValueError(
+                f"{request.version} needs first views: {self.around} frames of {request.model.begins_with}."
+            )
         pictures = self._matrix(clip, request)
         turned = np.roll(first, 1, axis=0)  # its last frame is the input's view
         pictures[0, 1:] = _to_pixels(turned[list(self.chosen[1 : pictures.shape[1]])])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -15,50 +17,84 @@ from sgm.errors import UserError
 from sgm.media.image import PictureError, open_picture
 from sgm.media.kinds import GIF, WEBP, files_of, kind_of
 from sgm.media.object import BACKGROUND_MODEL, cut_out, has_transparency, place_object, visible_box
-from sgm.media.reading import open_video, stills
-from sgm.paths import is_folder
+from sgm.media.reading import MAX_FRAMES, open_video, stills
+from sgm.media.video import write_frames
+from sgm.paths import is_file, is_folder
 
 _WHITE = 250  # of 255: brighter pixels are the background of a clip that is white all around
 
 
 class OpenedClip(NamedTuple):
-    """The first frames of a clip, RGB, or RGBA where they are transparent; length: how many frames it has in all."""
+    """The first frames of a clip, RGB, or RGBA where they are transparent; length: how many frames it has in all.
+
+    It is infinite for a video of more than MAX_FRAMES, which are not counted.
+    """
 
     frames: list[Image.Image]
-    length: int
+    length: float
 
     def described(self, name: str, wanted: int) -> str:
         """A sentence on how the clip's frames become the model's."""
+        count = f"more than {MAX_FRAMES}" if self.length == math.inf else str(self.length)
         if self.length > wanted:
-            return f"{name} has {self.length} frames: the first {wanted} are taken."
+            return f"{name} has {count} frames: the first {wanted} are taken."
         if self.length < wanted:
-            return f"{name} has {self.length} frames: they run back and forth to make {wanted}."
-        return f"{name} has {wanted} frames, as many as are made."
+            return f"{name} has {count} frames: they run back and forth to make {wanted}."
+        return f"{name} has {count} frames, as many as are made."
 
 
-def open_clip(source: Path, most: int, say: Callable[[str], object] = lambda line: None) -> OpenedClip:
+def open_clip(
+    source: Path | bytes, most: int, say: Callable[[str], object] = lambda line: None, name: str = ""
+) -> OpenedClip:
     """The first `most` frames of a video, an animated GIF or WebP, or a folder of pictures in the order of their names.
 
-    say: is told what is left out of a folder. Raises UserError for what is no clip or is damaged, PictureError for a
-    picture of a folder that cannot be read.
+    source: a path, or a file's content. say: is told what is left out of a folder. name: the file's in messages. Raises
+    UserError for what is no clip or is damaged, PictureError for a picture of a folder that cannot be read.
     """
-    if is_folder(source):
-        files = files_of(source, "picture", say)
-        return OpenedClip([open_picture(path, keep_alpha=True) for path in files[:most]], len(files))
-    with open(source, "rb") if source.is_file() else io.BytesIO() as file:
+    name = name or ("The file" if isinstance(source, bytes) else str(source))
+    if isinstance(source, Path):
+        if is_folder(source):
+            files = files_of(source, "picture", say)
+            return OpenedClip([open_picture(path, keep_alpha=True) for path in files[:most]], len(files))
+        if not is_file(source):
+            raise UserError(f"There is no clip at {source}: give a video, an animation or a folder of frames.")
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         kind = kind_of(file)
         if kind in (GIF, WEBP):
             frames, length = [], 0
-            for still in stills(file, str(source)):
-                length += 1
-                if length <= most:
-                    frames.append(still.convert("RGBA" if still.has_transparency_data else "RGB"))
-            return OpenedClip(frames, length)
+            for still in islice(stills(file, name), most):
+                frames.append(still.convert("RGBA" if still.has_transparency_data else "RGB"))
+                with suppress(Exception):  # of any kind: the rest may be damaged
+                    length = length or getattr(still, "n_frames", 0)
+            return OpenedClip(frames, max(len(frames), length))
     if kind.group == "picture":
-        raise UserError(f"{source} is {kind.name}, which does not move: give a clip, or a folder of its frames.")
-    with open_video(source) as video:
-        frames = [Image.fromarray(pixels) for pixels in islice(video, most)]
-        return OpenedClip(frames, max(len(frames), len(video)))
+        raise UserError(f"{name} is {kind.name}, which does not move: give a clip, or a folder of its frames.")
+    with open_video(source, name) as video:
+        frames, length = [Image.fromarray(pixels) for pixels in islice(video.frames(alpha=True), most)], math.inf
+        with suppress(UserError):  # which says that there are more
+            length = len(video)
+        return OpenedClip(frames, max(len(frames), length))
+
+
+def write_clip(path: Path, frames: Sequence[Image.Image]) -> Path:
+    """Write frames so that `open_clip` gives the same, all in RGBA where one is: an .mkv. Raises as `write_frames`."""
+    mode = "RGBA" if any(frame.mode == "RGBA" for frame in frames) else "RGB"
+    return write_frames(path, np.stack([np.asarray(frame.convert(mode)) for frame in frames]), 10)
+
+
+def on_white(frame: Image.Image) -> Image.Image:
+    """An RGB or RGBA frame on white, RGB."""
+    flat = Image.new("RGB", frame.size, "white")
+    flat.paste(frame, mask=frame if frame.mode == "RGBA" else None)
+    return flat
+
+
+def needs_rembg(frames: Sequence[Image.Image]) -> bool:
+    """Whether the background of a clip's frames has to be removed, for it is neither transparent nor white.
+
+    A clip has transparency where any of its frames has; it is on white where every frame's edge is.
+    """
+    return not (any(map(has_transparency, frames)) or all(map(_is_on_white, frames)))
 
 
 def cut_out_clip(
@@ -68,18 +104,26 @@ def cut_out_clip(
 ) -> list[Image.Image]:
     """The object in each frame, as RGBA, all of one size: by transparency, by a white background, or by rembg.
 
-    A clip has transparency where any of its frames has; it is on white where every frame's edge is. on_frame(done, of)
-    is called after each frame of which rembg removes the background.
+    on_frame(done, of) is called after each frame of which rembg removes the background.
     """
-    if any(map(has_transparency, frames)):
-        return [frame.convert("RGBA") for frame in frames]
-    if all(map(_is_on_white, frames)):
-        return [_without_white(frame) for frame in frames]
+    if not needs_rembg(frames):
+        transparent = any(map(has_transparency, frames))
+        return [frame.convert("RGBA") if transparent else _without_white(frame) for frame in frames]
     cut = []
     for number, frame in enumerate(frames, start=1):
         cut.append(cut_out(frame, model))
         on_frame(number, len(frames))
     return cut
+
+
+def crop_to_object(frames: Sequence[Image.Image]) -> list[Image.Image]:
+    """RGBA frames without what is empty in all of them, but for an edge of a pixel, which marks them as cut out.
+
+    Raises PictureError where nothing is visible in any frame.
+    """
+    left, top, right, bottom = _box_of_all(frames)
+    # Pillow fills with transparent black what lies beyond the picture.
+    return [frame.crop((left - 1, top - 1, right + 1, bottom + 1)) for frame in frames]
 
 
 def place_clip(
@@ -90,22 +134,31 @@ def place_clip(
     The box around the object in all frames is centred. image_frame_ratio: its longer side over the frame's shorter one.
     Raises PictureError where nothing is visible in any frame.
     """
-    boxes = [box for frame in frames if (box := visible_box(frame))]
-    if not boxes:
-        raise PictureError("No object was found in the clip: give one whose background is transparent, white or plain.")
-    left, top, right, bottom = zip(*boxes, strict=True)
-    box = min(left), min(top), max(right), max(bottom)
+    box = _box_of_all(frames)
     return [place_object(frame, width, height, image_frame_ratio, box) for frame in frames]
 
 
-def frames_cut_off(frames: Sequence[Image.Image]) -> list[int]:
-    """The numbers, from 1, of the RGBA frames in which the object reaches the edge, beyond which it may go on."""
+def cut_off_note(frames: Sequence[Image.Image]) -> str:
+    """A sentence on the RGBA frames in which the object reaches the edge, beyond which it may go on; "" for none."""
     reaching = []
     for number, frame in enumerate(frames, start=1):
         box = visible_box(frame)
         if box and (min(box[:2]) == 0 or box[2] == frame.width or box[3] == frame.height):
-            reaching.append(number)
-    return reaching
+            reaching.append(str(number))
+    if not reaching:
+        return ""
+    numbers = ", ".join(reaching[:8]) + (" …" if len(reaching) > 8 else "")
+    frame = "frames" if len(reaching) > 1 else "frame"
+    return f"The object reaches the picture's edge in {frame} {numbers}: what lies beyond it is missing."
+
+
+def _box_of_all(frames: Sequence[Image.Image]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what is visible in any of RGBA frames. Raises PictureError where nothing is."""
+    boxes = [box for frame in frames if (box := visible_box(frame))]
+    if not boxes:
+        raise PictureError("No object was found in the clip: give one whose background is transparent, white or plain.")
+    left, top, right, bottom = zip(*boxes, strict=True)
+    return min(left), min(top), max(right), max(bottom)
 
 
 def _is_on_white(frame: Image.Image) -> bool:

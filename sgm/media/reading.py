@@ -99,13 +99,15 @@ class Video:
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.frames()
 
-    def frames(self, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+    def frames(self, size: tuple[int, int] | None = None, alpha: bool = False) -> Iterator[np.ndarray]:
         """All frames; of a file that is cut short, those before the cut, and a warning is logged.
 
-        size: (width, height) to which they are scaled, in half the time of Pillow.
+        size: (width, height) to which they are scaled, in half the time of Pillow. alpha: with the transparency, RGBA,
+        where `write_frames` wrote any.
         """
         packets, shape, damage = 0, None, None
-        kind: dict[str, Any] = {"format": "rgb24"}
+        transparent = alpha and self._stream.codec_context.pix_fmt == "bgra"
+        kind: dict[str, Any] = {"format": "rgba" if transparent else "rgb24"}
         if size and size != self.size:
             how = "AREA" if size[0] < self.size[0] else "BICUBIC"
             kind |= {"width": size[0], "height": size[1], "interpolation": how}

@@ -88,15 +88,14 @@ def write_video(
 
 
 def write_frames(path: str | Path, frames: np.ndarray, fps: float) -> Path:
-    """Write `frames` (T, H, W, 3), uint8 RGB, so that `read_frames` gives back the same: FFV1 in Matroska, .mkv.
+    """Write `frames` (T, H, W, 3 or 4), uint8 RGB or RGBA, so that reading gives back the same: FFV1 in Matroska, .mkv.
 
-    About a quarter of the pixels' bytes. Otherwise as `write_video`.
+    `read_frames` leaves out the transparency. About a quarter of the pixels' bytes. Otherwise as `write_video`.
     """
     path = Path(path)
     if path.suffix.lower() != ".mkv":
         raise UserError(f"The file's name is {path.name!r}, but must end in .mkv.")
-    rate, _ = _checked(frames, fps, None)
-    content = _encode_lossless(frames, rate)
+    content = encode_frames(frames, fps)
     write_whole(path, lambda temporary: temporary.write_bytes(content))
     return path
 
@@ -122,9 +121,23 @@ def encode_video(frames: Frames, fps: float, settings: dict[str, Any] | None = N
     return signed(file.getvalue(), "video/mp4", settings)
 
 
-def _checked(frames: Frames, fps: float, settings: dict[str, Any] | None) -> tuple[Fraction, str | None]:
+def encode_frames(frames: np.ndarray, fps: float) -> bytes:
+    """What `write_frames` writes, without a disk. Raises ValueError for bad frames or fps."""
+    rate, _ = _checked(frames, fps, None, channels=(3, 4))
+    stored, given = ("bgra", "rgba") if frames.shape[3] == 4 else ("bgr0", "rgb24")
+    file = io.BytesIO()  # to a file of Python's that cannot grow, PyAV would print tracebacks
+    with iio.imopen(file, "w", plugin="pyav", extension=".mkv") as video:
+        video.init_video_stream("ffv1", fps=float(rate), pixel_format=stored)
+        for pixels in frames:
+            video.write_frame(pixels, pixel_format=given)
+    return file.getvalue()
+
+
+def _checked(
+    frames: Frames, fps: float, settings: dict[str, Any] | None, channels: tuple[int, ...] = (3,)
+) -> tuple[Fraction, str | None]:
     """The rate, and the comment that holds the settings."""
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] not in channels or 0 in frames.shape:
         raise ValueError(f"Frames must be uint8 of shape (T, H, W, 3), not {frames.dtype} of shape {frames.shape}.")
     if not 0 < fps <= 1000:
         raise ValueError(f"fps is {fps}, but must be above 0 and at most 1000.")
@@ -188,12 +201,3 @@ def _encode(
     with open(file, "ab") if isinstance(file, str) else nullcontext(file) as whole:
         whole.seek(0, io.SEEK_END)
         whole.write(SOURCE_BOX)
-
-
-def _encode_lossless(frames: np.ndarray, rate: Fraction) -> bytes:
-    file = io.BytesIO()  # to a file of Python's that cannot grow, PyAV would print tracebacks
-    with iio.imopen(file, "w", plugin="pyav", extension=".mkv") as video:
-        video.init_video_stream("ffv1", fps=float(rate), pixel_format="bgr0")
-        for pixels in frames:
-            video.write_frame(pixels)
-    return file.getvalue()

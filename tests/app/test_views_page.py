@@ -1,0 +1,207 @@
+"""The page for SV4D: a clip's object cut out and shown, its views chosen, made by a small model, and watched."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+from app import jobs
+from app.jobs import Job, Table, stored_input
+from app.jobs.runner import EngineRunner
+from sgm import (
+    Progress,
+    UserError,
+    VideoRequest,
+    ViewsRequest,
+    encode_video,
+    generate_views,
+    load_engine,
+    read_frames,
+    read_recipe,
+    request_of,
+    workers_on,
+)
+from tests.app.pages import visited
+from tests.app.test_page import ROOT, ended, generate, job_of, ok, said
+from tests.test_views import CLEAR, SV4D2, drawn, put
+
+__all__ = ["put"]  # a fixture
+
+SMALL = {"version": "sv4d2", "width": "64", "height": "64", "frames": "5", "steps": "2"}
+AZIMUTHS = "10, 100, 70, 190, 280"
+
+
+class Gated(EngineRunner):
+    """A runner that holds at the step at which it is told to."""
+
+    hold_at = 0
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.reached, self.go_on = Event(), Event()
+
+    def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Any:
+        def hold(progress: Progress) -> None:
+            on_step(progress)
+            if progress.phase == "sample" and progress.step == self.hold_at:
+                self.reached.set()
+                assert self.go_on.wait(60)
+
+        return super().__call__(job, hold, check)
+
+
+@pytest.fixture
+def runner(put: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gated]:
+    """A table that runs a small sv4d2."""
+    put("sv4d2", "sv4d2_small", **SV4D2)
+    runner = Gated(workers_on([torch.device("cpu")])[0])
+    table = Table(tmp_path / "outputs", runner)
+    monkeypatch.setattr(jobs, "_table", table)
+    yield runner
+    runner.go_on.set()
+    table.close()
+
+
+def history() -> None:
+    from app.history import show_page
+
+    show_page()
+
+
+def opened(**settings: str) -> AppTest:
+    page = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=60)
+    page.query_params.update(SMALL | settings)
+    return ok(page.run())
+
+
+def dropped(page: AppTest, frames: list[Image.Image], name: str = "walk.webp") -> AppTest:
+    file = io.BytesIO()
+    frames[0].save(file, Path(name).suffix[1:], save_all=True, append_images=frames[1:], lossless=True)
+    return ok(page.file_uploader[0].set_value((name, file.getvalue(), "image/webp")).run())
+
+
+def test_a_clip_s_views_are_chosen_made_watched_and_opened_again(runner: Gated, tmp_path: Path) -> None:
+    weights = tmp_path / "sv4d2.safetensors"
+    weights.rename(tmp_path / "elsewhere")
+    page = opened()
+    assert "SV4D 2.0, 4 views has no weights on this computer." in page.warning[0].value.replace("*", "")
+    assert page.code[0].value == "sgm download sv4d2"
+    assert "of SV4D: Stability AI Community Licence" in said(page).replace("\\", "")
+    (tmp_path / "elsewhere").rename(weights)
+    clip = drawn(7, background=CLEAR)
+    dropped(page, clip)
+    assert "The model sees exactly this: the object on white, 64×64." in said(page)
+    assert "walk.webp has 7 frames: the first 5 are taken." in said(page).replace("\\", "")
+    assert len(page.get("video")) == 1
+    ok(page.text_area(key="azimuths:sv4d2").set_value("1, 2").run())
+    assert "azimuths must be 5 numbers, one a view, the first of them the clip's own; got 2" in page.error[0].value
+    assert generate(page).disabled
+    ok(page.text_area(key="azimuths:sv4d2").set_value(AZIMUTHS).run())
+    assert any("60°, 90°, 180°, 270°" in image.proto.imgs[0].alt for image in page.get("image"))
+    assert "Generate will run" not in said(page)
+    assert "4 views, 0.5 s of video" in said(page)
+
+    runner.hold_at = 3
+    ok(generate(page).click().run())
+    assert runner.reached.wait(60)
+    told = next(
+        json.loads(part.proto.json) for part in ok(page.run()).get("bidi_component") if '"text"' in part.proto.json
+    )
+    assert told["text"].startswith("Window 2 of 2, step 1 of 2")
+    runner.go_on.set()
+    job = ended(job_of(page))
+    assert job.state == "done", job.message
+    request = ViewsRequest("sv4d2", frames=5, steps=2, azimuths=[10, 100, 70, 190, 280], width=64, height=64)
+    assert job.request == request
+    views = generate_views(load_engine("sv4d2"), request, request.family.prepare_clip(clip, request))
+    assert [path.name for path in job.parts] == ["input.mp4", *(f"view-{i}.mp4" for i in range(1, 5)), "walk.mp4"]
+    recipes = [read_recipe(path) for path in job.parts]
+    assert [recipe["sgm"]["frames"] for recipe in recipes[:5]] == [view.settings["sgm"]["frames"] for view in views]
+    assert all(request_of(recipe) == request for recipe in recipes)
+    walk = read_frames(job.parts[-1])[0]
+    for time, view in enumerate((0, 2, 1, 3, 4)):  # once around by azimuth
+        distances = [np.abs(walk[time].astype(float) - other.frames[time]).mean() for other in views]
+        assert int(np.argmin(distances)) == view
+    grid = read_frames(job.frames)[0]
+    assert len(grid) == 5
+    assert grid.shape[2] > 3 * 64 < grid.shape[1]
+
+    ok(page.run())
+    shown = page.button_group(key=f"part_{job.id}")
+    assert [option.content for option in shown.proto.options] == [
+        "Grid",
+        "Walk",
+        "Input",
+        "100°",
+        "70°",
+        "190°",
+        "280°",
+    ]
+    playing = page.get("video")[-1].proto.url
+    ok(shown.set_value("walk").run())
+    assert page.get("video")[-1].proto.url != playing
+    again = opened(job=job.id)
+    assert again.text_area(key="azimuths:sv4d2").value == AZIMUTHS
+    assert not generate(again).disabled
+    assert next(button for button in again.button if button.label == "Extend").disabled
+    assert "SV4D 2.0, 4 views" in said(visited(history))
+    with pytest.raises(UserError, match="Views of another clip cannot be gone on from"):
+        jobs.table().extend(job.id)
+    taken = ended(jobs.table().new_take(job.id).id)
+    assert (taken.state, taken.request.seed) == ("done", 24)
+    assert not np.array_equal(read_frames(taken.frames)[0], grid)
+
+
+def test_cancel_in_a_window_keeps_the_clip_and_what_it_was_made_of(runner: Gated, tmp_path: Path) -> None:
+    frames = [frame.crop((0, 0, 60, 60)) for frame in drawn(5, background=CLEAR)]
+    runner.hold_at = 1
+    job = jobs.table().submit(ViewsRequest("sv4d2", frames=5, steps=2, width=64, height=64), frames, "walk.gif")
+    assert runner.reached.wait(60)
+    jobs.table().cancel(job.id)
+    runner.go_on.set()
+    job = ended(job.id)
+    assert (job.state, job.message) == ("cancelled", "Stopped at window 1 of 2, step 1 of 2.")
+    stored = stored_input(job)
+    assert isinstance(stored, list)
+    assert [np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(stored, frames, strict=True)] == [True] * 5
+
+
+def test_what_a_clip_lacks_is_said(runner: Gated) -> None:
+    page, faint = opened(), [Image.new("RGBA", (40, 30), (99, 0, 0, i)) for i in range(3)]
+    for frames, name, told, runs in (
+        (drawn(1), "one.gif", "one.gif is a single picture, which does not move: give a clip of two frames", False),
+        (drawn(1), "one.png", "one.png is a PNG picture, which does not move", False),
+        (faint, "none.webp", "No object was found in the clip", False),
+        (drawn(5, (40, 60), CLEAR), "gone.webp", "The object reaches the picture's edge in frames 4, 5", True),
+        (drawn(3), "short.gif", "short.gif has 3 frames: they run back and forth to make 5.", True),
+        ([f.resize((30, 20)) for f in drawn(9)] * 111, "long.gif", "long.gif has 999 frames: the first 5 are", True),
+        (drawn(1), "one.png", "long.gif stays chosen", True),
+    ):
+        dropped(page, frames, name)
+        assert told in said(page).replace("\\", "")
+        assert generate(page).disabled != runs
+
+
+def test_a_view_brings_its_settings_and_the_input_its_clip(runner: Gated) -> None:
+    frames, taken = np.stack([np.asarray(frame) for frame in drawn(5)]), ViewsRequest("sv4d2", frames=5, seed=9)
+    page = opened(version="svd_tiny", width="320", height="192", steps="6")
+    for view, told, clips in (("view-2", "choose that one, too", 0), ("input", "Settings of it.mp4 restored", 1)):
+        content = encode_video(frames, 10, {**taken.settings(), "sgm": {"format": 1, "view": view}})
+        ok(page.file_uploader[0].set_value(("it.mp4", content, "video/mp4")).run())
+        assert told in page.success[0].value.replace("\\", "")
+        assert (page.selectbox(key="version").value, page.number_input(key="seed").value) == ("sv4d2", 9)
+        assert len(page.get("video")) == clips
+    other = encode_video(frames, 10, VideoRequest("svd_tiny").settings() | {"sgm": {"format": 1}})
+    ok(page.file_uploader[0].set_value(("other.mp4", other, "video/mp4")).run())  # a clip like any other
+    assert "other.mp4 has 5 frames, as many as are made." in said(page).replace("\\", "")
+    assert page.selectbox(key="version").value == "sv4d2"
