@@ -125,7 +125,8 @@ def test_svd_ends_at_its_last_picture(ends: tuple[Image.Image, Image.Image]) -> 
     clips = [generate(engine, last, ends[0], last=goal) for goal in goals]
     assert clips[0].frames.shape == generate(engine, open_end, ends[0]).frames.shape
     pictures = np.stack([np.asarray(prepare_picture(picture, last)) for picture in (ends[0], *goals)]).astype(float)
-    seen = Run(engine, last).latents(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    seen = torch.cat([Run(engine, last).latents(picture) for picture in pixels.split(1)])
     for clip, goal in zip(clips, (1, 2), strict=True):
         with torch.inference_mode():
             wanted = to_frames(engine.decode_clip(seen[[0, goal]]))
