@@ -140,8 +140,7 @@ class Run:
     def latents(self, picture: Tensor, corrections: int = 0) -> Tensor:
         """The scaled latent (1, c, h / f, w / f) of a picture (1, 3, h, w) in [-1, 1], by the conditioner's encoder.
 
-        corrections: how often it is moved by what decoding and encoding it loses, so that it decodes to a picture that is
-        nearer.
+        corrections: how often it is moved by what decoding and encoding it loses, so that what it decodes to is nearer.
         """
 
         def encode(pixels: Tensor) -> Tensor:
