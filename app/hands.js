@@ -103,7 +103,10 @@ function start() {
   noteFocus(document.activeElement);
   on("focusin", (event) => noteFocus(event.target));
   on("pointerdown", () => (state.focused = {})); // the hand moves it now
-  on("click", ({ target }) => target.closest('[data-testid="stFileUploader"] [aria-label^="Remove "]') && state.now.setStateValue("removed", Date.now()));
+  on("click", ({ target }) => {
+    if (!target.closest('[data-testid="stFileUploader"] [aria-label^="Remove "]')) return;
+    state.now.setStateValue("removed", `${target.closest(".st-key-last_place") ? "last" : "first"} ${Date.now()}`);
+  });
   on("click", ({ target }) => target.closest(".goto") && document.querySelector(".st-key-result").scrollIntoView({ behavior: "smooth" }));
   let waiting = false;
   new MutationObserver(() => {

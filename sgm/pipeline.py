@@ -122,7 +122,7 @@ def _generate(
     conditions = [run.conditions(batch) for batch in batches]
     c, uc = conditions[0]
     ends = (picture, goal or picture) if request.bounded else ()
-    latents = [run.latents(to_pixels(end.frame()).to(engine.device)) for end in ends]
+    latents = [run.latents(to_pixels(end.frame()).to(engine.device), family.corrections) for end in ends]
     run.report("encode", 1, 1)
 
     # Denoise.

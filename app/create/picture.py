@@ -213,8 +213,11 @@ def _open(key: str, image: Image.Image, name: str) -> None:
     st.session_state.pop("measured", None)
 
 
-def take_out() -> None:
-    """Leave the session without its upload, which has been taken out of the uploader by hand: see app/hands.py."""
+def take_out(which: str) -> None:
+    """Leave the session without an upload, which has been taken out of its uploader by hand: see app/hands.py."""
+    if which == "last":
+        st.session_state["last"] = st.session_state["last_refused"] = None
+        return
     opened: Opened | None = st.session_state.get("opened")
     if opened and opened.key == st.session_state.get("uploaded"):
         st.session_state["opened"] = None
@@ -272,7 +275,7 @@ def _choose_last(opened: Opened | None, version: Version, width: int, height: in
             return last.image
         position = value_of(options["crop_x"], version), value_of(options["crop_y"], version)
         _show_frame(last, width, height, fit, position, "last_frame")
-        if opened and np.array_equal(np.asarray(opened.image), np.asarray(last.image)):
+        if opened and opened.image.size == last.image.size and np.array_equal(opened.image, last.image):
             st.caption(":material/info: The last picture is the first one: the clip will be a loop.")
         return last.image
 
