@@ -762,8 +762,8 @@ def test_several_pictures_that_are_dropped_become_a_batch(page: Any, site: Serve
     with page.expect_download(timeout=LATER) as download:
         button(page, "All as ZIP").click(timeout=LATER)
     with zipfile.ZipFile(download.value.path()) as made:
-        assert made.namelist() == ["hill-23.mp4", "sea-23.mp4", "contact-sheet.png"]
-        assert len(read_frames(made.read("sea-23.mp4"))[0]) == 5
+        assert made.namelist() == ["hill-seed 23.mp4", "sea-seed 23.mp4", "contact-sheet.png"]
+        assert len(read_frames(made.read("sea-seed 23.mp4"))[0]) == 5
         assert Image.open(io.BytesIO(made.read("contact-sheet.png"))).width > 320
     expect(page.locator(".stException")).to_have_count(0)
 

@@ -192,13 +192,13 @@ def test_all_clips_come_once_though_a_node_dies(
     for worker in cluster.workers:
         ready(worker)
     written: Counter[str] = Counter()
-    write = table._write
+    write = table._workers.write
 
     def count(job: Job, clip: Clip) -> dict:
         written[job.id] += 1
         return write(job, clip)
 
-    table._write = count
+    table._workers.write = count
     jobs = [table.submit(REQUEST.replace(seed=seed), picture) for seed in range(CLIPS - 2)]
     jobs += [table.submit(REQUEST.replace(seed=seed, steps=40), picture, owner="other") for seed in (90, 91)]
     until(lambda: written and all(job.device and job.phase == "sample" for job in running(table)))
