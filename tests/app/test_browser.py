@@ -717,6 +717,8 @@ def test_a_sweep_fills_its_grid(page: Any, site: Server) -> None:
     page.reload()  # neither that nor another page disturbs it
     expect(page.get_by_role("textbox", name="Values of Seed")).to_have_value("1..3")
     expect(page.locator("figure canvas")).to_have_count(3, timeout=LATER)
+    tops = page.locator("figure canvas").evaluate_all("all => all.map(one => one.getBoundingClientRect().top)")
+    assert len({*tops}) == 1  # a column each
     with page.expect_download() as download:
         button(page, "Grid as MP4").click()
     assert len(read_frames(Path(download.value.path()))[0]) == 5
