@@ -14,6 +14,7 @@ from pathlib import Path
 
 import streamlit as st
 from streamlit.components import v2
+from streamlit.delta_generator import DeltaGenerator
 
 from app import places
 from app.upload import LARGEST, LARGEST_ZIP, MOST
@@ -33,7 +34,13 @@ def component(name: str, code: str) -> Callable[..., object]:
     return v2.component(f"sgm_{name}", js=code, isolate_styles=False)
 
 
+def place() -> DeltaGenerator:
+    """A place for `lend`, before all that is not always drawn: moved on the page, its script would end and start."""
+    return st.container(key="hands_place")
+
+
 def lend(
+    place: DeltaGenerator,
     said: str,
     pressed: Mapping[str, bool],
     values: Mapping[str, str],
@@ -59,7 +66,7 @@ def lend(
 
     data = {"said": said, "pressed": dict(pressed), "values": dict(values), "notes": dict(notes)}
     data["limits"] = _LIMITS
-    with st.container(key="hands_place"):
+    with place:
         component(_KEY, _code())(
             key=_KEY,
             data=data,

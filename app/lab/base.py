@@ -85,7 +85,7 @@ def _ready(request: VideoRequest | None) -> VideoRequest | None:
 def _lend(group: str, pressed: Mapping[str, bool], take_out: Callable[[], None]) -> None:
     version = settings.current_version()
     pressed = {**pressed, **settings.pressed(version), **templates.pressed(version)}
-    hands.lend(grid.said(group), pressed, settings.values(version), settings.unready(), take_out)
+    hands.lend(hands.place(), grid.said(group), pressed, settings.values(version), settings.unready(), take_out)
 
 
 def start(
