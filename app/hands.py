@@ -1,9 +1,9 @@
 """What the browser does for the page itself, since Streamlit has no words for it (`hands.js`).
 
-A picture that is pasted or dropped anywhere goes to the uploader, several of them and ZIPs to that of the page Batch;
-what is too large is refused before it is sent;
-focus stays where it was when a widget is drawn anew; buttons say what they are and whether they are chosen; progress
-and the finished clip are announced; numbers that a field does not accept are told beside Generate.
+A picture that is pasted or dropped anywhere goes to the uploader, several of them, folders and ZIPs to that of the page
+Batch; what is too large is refused before it is sent; focus stays where it was when a widget is drawn anew; buttons say
+what they are and whether they are chosen; progress and the finished clip are announced; numbers that a field does not
+accept are told beside Generate.
 """
 
 from __future__ import annotations
