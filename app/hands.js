@@ -109,6 +109,6 @@ export default function (component) {
   component.parentElement.append(state.note, state.voice);
   describe(component), tellRefusedNumbers(state);
   return () => {
-    state.now = null;
+    if (state.now === component) state.now = null; // not where the next one has begun
   };
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import streamlit as st
 from streamlit.components import v2
+from streamlit.delta_generator import DeltaGenerator
 
 from app.upload import LARGEST
 
@@ -30,7 +31,13 @@ def component(name: str, code: str) -> Callable[..., object]:
     return v2.component(f"sgm_{name}", js=code, isolate_styles=False)
 
 
+def place() -> DeltaGenerator:
+    """A place for `lend`, before all that is not always drawn: moved on the page, its script would end and start."""
+    return st.container(key="hands_place")
+
+
 def lend(
+    place: DeltaGenerator,
     said: str,
     pressed: Mapping[str, bool],
     values: Mapping[str, str],
@@ -39,11 +46,11 @@ def lend(
 ) -> None:
     """Give the page its hands; once a run.
 
-    said: announced to those who hear the page, where it is another text than before. pressed: keys of buttons, and
-    whether each is the chosen one of its group. values: labels of number fields, and the value that would run. notes:
-    titles of choices in lists, and what is said beside them. take_out: called when an upload is taken out by hand. Of
-    one that is replaced, the uploader says the same, so the click is told: as a state, which no later message can
-    overtake.
+    place: see `place`. said: announced to those who hear the page, where it is another text than before. pressed: keys
+    of buttons, and whether each is the chosen one of its group. values: labels of number fields, and the value that
+    would run. notes: titles of choices in lists, and what is said beside them. take_out: called when an upload is taken
+    out by hand. Of one that is replaced, the uploader says the same, so the click is told: as a state, which no later
+    message can overtake.
     """
 
     def on_removed() -> None:
@@ -54,7 +61,7 @@ def lend(
 
     data = {"said": said, "pressed": dict(pressed), "values": dict(values), "notes": dict(notes)}
     data["megabytes"] = LARGEST
-    with st.container(key="hands_place"):
+    with place:
         component(_KEY, _code())(
             key=_KEY,
             data=data,

@@ -163,7 +163,7 @@ def clip_seconds(port: int, folder: Path, rate: float, steps: int) -> tuple[floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=20, help="for the time a job")
+    parser.add_argument("--jobs", type=int, default=20, help="for the time a job; two at least")
     parser.add_argument("--repeat", type=int, default=3, help="clips with polls, and as many without")
     parser.add_argument("--rate", type=float, default=200, help="polls a second")
     parser.add_argument("--steps", type=int, default=25, help="of each clip")

@@ -38,6 +38,7 @@ def show_page() -> None:
     asked = request if ready else None, chosen
     with st.bottom:
         place, problem = bar.offer(*asked)
+        for_hands = hands.place()
     job = session.current_job()
     if request:
         session.share(request, job)
@@ -54,7 +55,7 @@ def show_page() -> None:
     with st.bottom:
         bar.show(place, *asked, job, problem)
         pressed = picture.pressed() | settings.pressed(version)
-        hands.lend(bar.said(job), pressed, settings.values(version), settings.unready(), picture.take_out)
+        hands.lend(for_hands, bar.said(job), pressed, settings.values(version), settings.unready(), picture.take_out)
 
 
 def _show_devices() -> None:

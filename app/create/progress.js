@@ -1,7 +1,6 @@
 // Draws a job's progress, and its latest preview wherever a picture of it is: see progress.py.
 const PREVIEW_EVERY = 2000; // milliseconds: to draw a picture costs the browser more than all else
 const RETRY = 10000; // milliseconds: to ask for the whole page anew breaks off the run that draws it
-const MOST_RETRIES = 3; // after which the page is loaded anew: its address holds the settings
 const SLOWEST = 8000; // milliseconds: an answer that comes later is taken for lost
 const MARKUP = `<div class="told"><p></p><div role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100"><i></i></div>
 <p class="about-memory"></p></div>`;
@@ -29,7 +28,6 @@ export default function ({ data, parentElement, setTriggerValue }) {
     if (round !== place.round) return; // all is drawn anew, or gone, meanwhile
     // At its end, all is drawn anew; so it is where a server that was started anew does not know this part of the page.
     const ended = answer ? !answer.active : ++place.unanswered > 3;
-    if (ended && ++place.ended > MOST_RETRIES) return location.reload();
     if (ended) window.sgmHands?.now?.setTriggerValue("ended", true);
     else if (answer) draw(place, answer);
     else setTriggerValue("look", true); // `streamlit run` serves the page, which has no such address: Python tells
@@ -37,7 +35,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   };
   clearTimeout(place.timer);
   if (place.address !== data.address) place.seen = "";
-  [place.address, place.more, place.unanswered, place.ended] = [data.address, data.more, 0, 0];
+  [place.address, place.more, place.unanswered] = [data.address, data.more, 0];
   draw(place, data);
   place.timer = setTimeout(look, data.every);
   return () => {

@@ -52,7 +52,7 @@ def choose(group: str) -> Base:
                 st.error(look.plain(problem))
         settings.choose_research(version, request)
     pressed = picture.pressed() | settings.pressed(version)
-    hands.lend(grid.said(group), pressed, settings.values(version), settings.unready(), picture.take_out)
+    hands.lend(hands.place(), grid.said(group), pressed, settings.values(version), settings.unready(), picture.take_out)
     return Base(request if ready else None, chosen)
 
 

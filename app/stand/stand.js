@@ -1,7 +1,6 @@
 // What the browser does at the stand: see browser.py. Listeners are the window's, set once; `data` is of the latest run.
 const WARNED = 15; // seconds before the page starts anew, at most a third of its rest
 const SLOWEST = 60_000; // milliseconds until a picture that is sent is given up
-const LATE = 5_000; // milliseconds after which a film that is done, and not shown, has the page drawn anew
 
 function start() {
   const state = (window.sgmStand = { data: {}, touched: performance.now(), connected: performance.now() });
@@ -18,7 +17,6 @@ function start() {
     look(state);
     describe();
   }, 500);
-  setInterval(() => catchUp(state), LATE);
   return state;
 }
 
@@ -69,18 +67,6 @@ function look(state) {
   veil(state);
 }
 
-// The page asks for the film by itself; Streamlit may lose that, and a stand has nobody who reloads it.
-async function catchUp(state) {
-  const { stage, token } = state.data;
-  if (!stage?.startsWith("making") || !token) return;
-  const found = fetch(`/clip/${token}/film.mp4`, { method: "HEAD", cache: "no-store", signal: AbortSignal.timeout(LATE) });
-  const { ok } = await found.catch(() => ({}));
-  if (state.data.stage !== stage) return;
-  state.late = ok ? (state.late ?? 0) + 1 : 0;
-  if (state.late === 2) Object.assign(state, { mark: `${performance.now()}`, asked: 0 });
-  if (state.late === 4) location.reload();
-}
-
 function describe() {
   for (const button of document.querySelectorAll(".st-key-moods button, .st-key-languages button"))
     button.setAttribute("aria-pressed", button.getAttribute("kind") === "primary");
@@ -110,7 +96,6 @@ export default function (component) {
   const moved = state.data.stage !== data.stage;
   Object.assign(state, { data, now: component });
   if (moved) {
-    state.late = 0;
     state.touched = performance.now();
     state.reading = 0;
     document.querySelector(".stMain")?.scrollTo(0, 0);
