@@ -245,7 +245,7 @@ def test_a_clip_with_loras_has_them_in_its_recipe_and_is_made_again(
     assert (about.title, about.note, about.problem) == ("Slow pans", "trained on svd_small · 200 steps", "")
 
 
-@pytest.mark.parametrize("text", ["a/b", "x:9", "x:nan", "..", "x + x:2", "\\x", 5])
+@pytest.mark.parametrize("text", ["a/b", "C:b:1", "x:9", "x:nan", "..", "x + x:2", "\\x", 5])
 def test_a_wrong_name_or_strength_is_one_sentence(text: object) -> None:
     with pytest.raises(UserError, match=r"^lora must be "):
         VideoRequest(lora=text)

@@ -102,7 +102,7 @@ def _with_lora(before: str, argument: str, files: dict[str, Path]) -> str:
         path = path and path.absolute()
         if path is not None and files.setdefault(name, path) != path:
             raise UserError(f"{path} and {files[name]} have the same name: rename one of the two.")
-        before = f"{before} + {text}" if before else text
+        before = " + ".join(filter(None, (before, text)))
     return before
 
 
