@@ -21,13 +21,25 @@ function give(files) {
   uploader().dispatchEvent(new Event("change", { bubbles: true }));
 }
 
+// The files of a folder and of the folders in it, without hidden ones; no more than one too many.
+async function filesIn(entry, found) {
+  if (tooMany(found) || entry.name.startsWith(".")) return;
+  if (entry.isFile) return void found.push(await new Promise((done, failed) => entry.file(done, failed)));
+  const reader = entry.createReader();
+  const more = () => new Promise((done, failed) => reader.readEntries(done, failed));
+  for (let some; (some = await more()).length; ) for (const one of some) await filesIn(one, found);
+}
+
 function take(event, files) {
   // Text is pasted and dropped as ever; in a dialog, or on another page, there is no uploader; another one has its own.
   const own = event.target.closest?.('[data-testid="stFileUploader"]');
   if (!files?.length || !uploader() || (own && !own.contains(uploader()))) return;
   event.preventDefault();
   event.stopImmediatePropagation();
-  give([...files]);
+  const entries = [...(event.dataTransfer?.items ?? [])].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  if (!entries.some((entry) => entry.isDirectory)) return give([...files]);
+  const found = [];
+  Promise.all(entries.map((entry) => filesIn(entry, found))).then(() => found.length && give(found));
 }
 
 function giveCarried(state) {
@@ -103,7 +115,10 @@ function start() {
   noteFocus(document.activeElement);
   on("focusin", (event) => noteFocus(event.target));
   on("pointerdown", () => (state.focused = {})); // the hand moves it now
-  on("click", ({ target }) => target.closest('[data-testid="stFileUploader"] [aria-label^="Remove "]') && state.now.setStateValue("removed", Date.now()));
+  on("click", ({ target }) => {
+    if (!target.closest('[data-testid="stFileUploader"] [aria-label^="Remove "]')) return;
+    state.now.setStateValue("removed", `${target.closest(".st-key-last_place") ? "last" : "first"} ${Date.now()}`);
+  });
   on("click", ({ target }) => target.closest(".goto") && document.querySelector(".st-key-result").scrollIntoView({ behavior: "smooth" }));
   let waiting = false;
   new MutationObserver(() => {

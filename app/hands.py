@@ -1,9 +1,9 @@
 """What the browser does for the page itself, since Streamlit has no words for it (`hands.js`).
 
-A picture that is pasted or dropped anywhere goes to the uploader, several of them and ZIPs to that of the page Batch;
-what is too large is refused before it is sent;
-focus stays where it was when a widget is drawn anew; buttons say what they are and whether they are chosen; progress
-and the finished clip are announced; numbers that a field does not accept are told beside Generate.
+A picture that is pasted or dropped anywhere goes to the uploader, several of them, folders and ZIPs to that of the page
+Batch; what is too large is refused before it is sent; focus stays where it was when a widget is drawn anew; buttons say
+what they are and whether they are chosen; progress and the finished clip are announced; numbers that a field does not
+accept are told beside Generate.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ def lend(
     pressed: Mapping[str, bool],
     values: Mapping[str, str],
     notes: Mapping[str, str],
-    take_out: Callable[[], None],
+    take_out: Callable[[str], None],
 ) -> None:
     """Give the page its hands; once a run.
 
     place: see `place`. said: announced to those who hear the page, where it is another text than before. pressed: keys
     of buttons, and whether each is the chosen one of its group. values: labels of number fields, and the value that
     would run. notes: titles of choices in lists, and what is said beside them. take_out: called when an upload is taken
-    out by hand. Of one that is replaced, the uploader says the same, so the click is told: as a state, which no later
-    message can overtake.
+    out by hand, with "first" or "last", the picture that it is. Of one that is replaced, the uploader says the same, so
+    the click is told: as a state, which no later message can overtake.
 
     Ends the script's run where several files were dropped on a page other than Batch: it leads there.
     """
@@ -62,7 +62,7 @@ def lend(
         clicks = st.session_state[_KEY].get("removed")
         if clicks and clicks != st.session_state.get("removed"):
             st.session_state["removed"] = clicks
-            take_out()
+            take_out(str(clicks).partition(" ")[0])
 
     data = {"said": said, "pressed": dict(pressed), "values": dict(values), "notes": dict(notes)}
     data["limits"] = _LIMITS

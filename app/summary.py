@@ -149,7 +149,7 @@ def _pictures(jobs: Sequence[Job], made: Sequence[Mapping[str, Any]]) -> list[st
 
 
 def _without_effect(request: VideoRequest, name: str) -> bool:
-    """Whether other settings leave one without a meaning: a list each frame's elevation, a last picture the camera's."""
+    """Whether other settings leave one without a meaning: a list the elevation, a last picture the drawn camera."""
     if name == "camera":
         return request.takes_last and request.options[name] == "auto"
     return name == "elevation" and bool(request.options.get("elevations"))

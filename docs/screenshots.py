@@ -83,7 +83,7 @@ def batch(page: Any, server: Server) -> None:
     samples = HERE.parent / "app" / "samples"
 
     def choose(*names: str) -> None:
-        page.locator("input[type=file][multiple]").set_input_files([samples / f"{name}.jpg" for name in names])
+        page.locator("input[type=file][multiple]").first.set_input_files([samples / f"{name}.jpg" for name in names])
         page.get_by_text(f"{len(names)} pictures").wait_for()
 
     page.goto(f"{server.address}batch")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class LoraField(Field):
             raise problem
         chosen = chosen_loras(value)
         for name, strength in chosen:
-            plain = name.isprintable() and not re.search(r"[/\\]", name) and name.strip(". ")
+            plain = name.isprintable() and not re.search(r"[/\\:]", name) and name.strip(". ")
             if not plain or len(name) > _LONGEST or not self.low <= strength <= self.high:
                 raise problem
         names = [name for name, _ in chosen]
@@ -159,11 +160,11 @@ class LoraAbout:
 
 
 def installed_loras() -> dict[str, Path]:
-    """The LoRAs in the folders, by name."""
+    """The LoRAs in the folders that can be read, by name."""
     found: dict[str, Path] = {}
     for folder in lora_folders():
-        if is_folder(folder):
-            for path in contents(folder):
+        with suppress(UserError):  # a folder that may not be entered
+            for path in contents(folder) if is_folder(folder) else ():
                 if path.suffix in _SUFFIXES or is_folder(path):
                     found.setdefault(path.name.removesuffix(".safetensors"), path)
     return found

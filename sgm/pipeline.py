@@ -126,7 +126,7 @@ def _generate(
     conditions = [run.conditions(batch) for batch in batches]
     c, uc = conditions[0]
     ends = (picture, goal or picture) if request.bounded else ()
-    latents = [run.latents(to_pixels(end.frame()).to(engine.device)) for end in ends]
+    latents = [run.latents(to_pixels(end.frame()).to(engine.device), family.corrections) for end in ends]
     run.report("encode", 1, 1)
 
     # Denoise.
@@ -233,7 +233,7 @@ def _generate_views(
 
 
 def _side_by_side(estimates: Tensor, request: ViewsRequest) -> Tensor:
-    """The latents of all new views at a pass's middle time, of rows (t v, c, h, w), as one: (1, c, rows h, columns w)."""
+    """The latents of all new views at a pass's middle time, of (t v, c, h, w), as one picture's: (1, c, m h, n w)."""
     views = estimates.unflatten(0, (request.model.times, -1))[request.model.times // 2]
     columns = math.ceil(len(views) ** 0.5)
     empty = -len(views) % columns

@@ -57,6 +57,8 @@ class Progress:
         return start + share * self.step / self.total
 
 
+_CORRECTION = 0.7  # share of what was lost, by which a latent is moved
+
 OnStep = Callable[[Progress], None]
 
 
@@ -151,16 +153,27 @@ class Run:
         c, uc = self._with_part("conditioner", embed, lambda pair: all(_finite(*cond.values()) for cond in pair))
         return (c, uc) if "cond_view" in c else (self._per_frame(c), self._per_frame(uc))
 
-    def latents(self, pictures: Tensor) -> Tensor:
-        """Pictures (n, 3, h, w) in [-1, 1] -> scaled latents (n, c, h / f, w / f), by the conditioner's encoder."""
+    def latents(self, picture: Tensor, corrections: int = 0) -> Tensor:
+        """The scaled latent (1, c, h / f, w / f) of a picture (1, 3, h, w) in [-1, 1], by the conditioner's encoder.
 
-        def encode(conditioner: Any) -> Tensor:
-            encoder = next(part.encoder for part in conditioner.embedders if hasattr(part, "encoder"))
-            weights = next(encoder.parameters())
-            moments = encoder.moments(pictures.to(weights, memory_format=torch.channels_last), self.check)
-            return moments.chunk(2, dim=1)[0].float() * self.engine.scale_factor
+        corrections: how often it is moved by what decoding and encoding it loses, so that what it decodes to is nearer.
+        """
 
-        return self._with_part("conditioner", encode, _finite)
+        def encode(pixels: Tensor) -> Tensor:
+            def moments(conditioner: Any) -> Tensor:
+                encoder = next(part.encoder for part in conditioner.embedders if hasattr(part, "encoder"))
+                weights = next(encoder.parameters())
+                return encoder.moments(pixels.to(weights, memory_format=torch.channels_last), self.check)
+
+            return (
+                self._with_part("conditioner", moments, _finite).chunk(2, dim=1)[0].float() * self.engine.scale_factor
+            )
+
+        latent = wanted = encode(picture)
+        for _ in range(corrections):
+            decoded = self.pictures(latent.expand(2, -1, -1, -1))[:1]  # a clip of two frames, as decoders of clips know
+            latent = latent + _CORRECTION * (wanted - encode(decoded.clamp(-1, 1)))
+        return latent
 
     def denoiser(self, cond: Condition) -> Callable[[Tensor, Tensor], Tensor]:
         """The denoiser for a condition of (b t) frames: x (b t, c, h, w), sigma (b t,) -> estimate of the clean x."""

@@ -87,7 +87,7 @@ def test_a_last_picture_that_is_lacking_or_not_taken_is_told(
 
 
 def test_a_pan_between_two_crops_of_a_photograph(tiny: DiffusionEngine, ends: tuple[Image.Image, Image.Image]) -> None:
-    request = VideoRequest(sampler="bounded", ends="last", frames=4, steps=3)
+    request = VideoRequest(sampler="bounded", ends="last", frames=4, steps=2)
     seen = []
     clip = generate(tiny, request, ends[0], lambda progress: seen.append(progress), last=ends[1])
     first, last = (np.asarray(prepare_picture(end, request)) for end in ends)
@@ -95,7 +95,7 @@ def test_a_pan_between_two_crops_of_a_photograph(tiny: DiffusionEngine, ends: tu
     scores = score_clip(clip.frames)
     assert (scores["jerk"] or 0) < 0.35
     assert scores["motion"] == pytest.approx(100 * 0.12 / 3, rel=0.1)
-    assert [(p.step, p.total) for p in seen if p.phase == "sample"] == [(i, 3) for i in (1, 2, 3)]
+    assert [(p.step, p.total) for p in seen if p.phase == "sample"] == [(1, 2), (2, 2)]
     drawn = next(p.preview for p in seen if p.phase == "sample" and p.preview)()
     assert drawn.shape == (24, 40, 3)
     assert made_by(clip.settings)["last"] == hash_of(last)
@@ -125,7 +125,8 @@ def test_svd_ends_at_its_last_picture(ends: tuple[Image.Image, Image.Image]) -> 
     clips = [generate(engine, last, ends[0], last=goal) for goal in goals]
     assert clips[0].frames.shape == generate(engine, open_end, ends[0]).frames.shape
     pictures = np.stack([np.asarray(prepare_picture(picture, last)) for picture in (ends[0], *goals)]).astype(float)
-    seen = Run(engine, last).latents(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    seen = torch.cat([Run(engine, last).latents(picture) for picture in pixels.split(1)])
     for clip, goal in zip(clips, (1, 2), strict=True):
         with torch.inference_mode():
             wanted = to_frames(engine.decode_clip(seen[[0, goal]]))
@@ -174,7 +175,6 @@ def test_sample_and_repeat(tmp_path: Path, ends: tuple[Image.Image, Image.Image]
     assert request_of(read_recipe(out)).takes_last
     assert sgm("repeat", out, "--picture", a, "--last", b).stdout == "identical\n"
     assert "give it with --last" in sgm("repeat", out, "--picture", a).stderr
-    assert sgm("repeat", out, "--picture", a, "--last", a).exit_code == 1
     assert "nothing in common" not in made.stderr
 
     again = sgm("sample", a, "--recipe", out, "--out", tmp_path / "again.mp4")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,12 @@ from sgm.conditioning.scalar import ConcatTimestepEmbedderND
 from sgm.config import instantiate_from_config, load_config
 from sgm.errors import UserError
 from sgm.layers.embeddings import timestep_embedding
+from sgm.merging import merged
 from sgm.versions import bundle
 from tests.diffusers_weights import autoencoder, image_tower, part, unet
+from tests.small_model import made_up as made_up_engine
+from tests.small_model import write_config
+from tests.test_lora import evaluated, found, inputs
 from tests.test_parity import OWN, error, golden_weights
 
 TINY = bundle() / "configs" / "inference" / "svd_tiny.yaml"
@@ -64,6 +69,39 @@ def test_network(params: dict) -> None:
         # The witness hears every input: without the ids it says something else.
         deaf = theirs(x, torch.tensor(c_noise), context, torch.zeros_like(ids)).sample.flatten(0, 1)
         assert error(got, deaf) > 1e-2
+
+
+def test_a_lora_of_peft_computes_what_peft_computes(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="the witness for LoRAs: python -m pip install -e '.[test]'")
+    config = write_config(tmp_path / "small.yaml")
+    engine = made_up_engine(config)
+    plain = unet(
+        load_config(config)["model"]["params"]["network_config"]["params"],
+        part(engine.state_dict(), "model.diffusion_model"),
+        FRAMES,
+    )
+    for name, module in plain.named_modules():
+        if name.endswith(("norm1", "norm2")) and isinstance(module, torch.nn.GroupNorm):
+            module.eps = 1e-5  # as in the original; diffusers has 1e-6 in some blocks
+    # Linear layers, convolutions over pixels and over frames, of the spatial and of the temporal part.
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "net.0.proj", "conv1", "conv_shortcut"]
+    targets += ["downsamplers.0.conv"]
+    torch.manual_seed(3)
+    theirs = peft.get_peft_model(
+        plain, peft.LoraConfig(r=4, lora_alpha=6, target_modules=targets, init_lora_weights=False)
+    ).eval()
+    theirs.save_pretrained(tmp_path / "style")
+    x, context, ids = inputs(engine.network)
+    for strength in (1.0, 0.5):
+        for module in theirs.modules():
+            if isinstance(module, peft.tuners.lora.LoraLayer):
+                module.set_scale("default", strength)
+        ours = merged(engine.network, found(tmp_path / "style", strength), "svd")
+        with torch.inference_mode():
+            want = theirs(x, torch.tensor(1.6), context, ids).sample.flatten(0, 1)
+        for fast in (True, False):
+            assert error(evaluated(ours, fast), want) <= 1e-5
+        assert error(evaluated(engine.network), want) > 1e-2
 
 
 @torch.inference_mode()

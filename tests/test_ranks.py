@@ -12,18 +12,22 @@ from PIL import Image
 
 from sgm import VideoRequest, generate, load_engine
 from sgm.ranks import start_ranks
+from tests.test_lora import TINY_LAYER, write_lora
 
 SMALL = {"width": 96, "height": 64, "frames": 6, "steps": 2}
 GUIDED = {"guider": "linear", "min_guidance": 1.0, "max_guidance": 3.0}
 
 
 @pytest.fixture(scope="module")
-def engines() -> Iterator[tuple[Any, Any]]:
-    """One process's engine, and that of four."""
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
+    """One process's engine, and that of four, with a LoRA "style"."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         several = load_engine(device="cpu", dtype="float32", gpus=4)
-        yield load_engine(device="cpu", dtype="float32"), several
+        one = load_engine(device="cpu", dtype="float32")
+        style = write_lora(tmp_path_factory.mktemp("loras") / "style.safetensors", one, layers=[TINY_LAYER])
+        one.loras = several.loras = {"style": style}
+        yield one, several
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,7 @@ def apart(engines: tuple[Any, Any], picture: Image.Image, **choices: Any) -> tup
         pytest.param(GUIDED, id="guidance first, then frames"),
         pytest.param({"frames": 5}, id="frames of no guidance, in uneven parts"),
         pytest.param({**GUIDED, "frames": 3}, id="a process for each of two clips' frames"),
-        pytest.param({"frames": 2}, id="fewer frames than processes"),
+        pytest.param({"frames": 2, "lora": "style:3"}, id="fewer frames than processes, and a LoRA"),
         pytest.param({"sampler": "dpmpp_2m_sde"}, id="noise in each step"),
     ],
 )

@@ -50,9 +50,9 @@ class Opened(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """The picture of a job, uncropped, or its object as RGBA, or the frames of its clip; the name; and its last picture.
+    """The picture of a job, uncropped, or its object as RGBA, or the frames of its clip; and the name.
 
-    last: None unless the clip ends at one.
+    last: the picture at which the clip ends, if it ends at one.
     """
 
     image: Input
@@ -61,7 +61,7 @@ class Picture(NamedTuple):
 
 
 def choose_picture(version: Version, width: int, height: int) -> Picture | None:
-    """Draw the widgets that choose and fit a picture and choose the end, or a clip's; None while something is lacking."""
+    """Draw the widgets that choose and fit a picture, and the end, or a clip. Returns it, None while one is lacking."""
     views = version.name in VIEW_VERSIONS
     if name := st.session_state.pop("too_large", None):
         _refuse_upload(
@@ -248,10 +248,14 @@ def _open(key: str, image: Image.Image, name: str) -> None:
 def _open_clip(key: str, content: bytes, name: str) -> None:
     clip.choose(key, content, name)
     st.session_state["refused"] = st.session_state["restored"] = None
+    st.session_state.pop("measured", None)
 
 
-def take_out() -> None:
-    """Leave the session without its upload, which has been taken out of the uploader by hand: see app/hands.py."""
+def take_out(which: str) -> None:
+    """Leave the session without an upload, which has been taken out of its uploader by hand: see app/hands.py."""
+    if which == "last":
+        st.session_state["last"] = st.session_state["last_refused"] = None
+        return
     for place in ("opened", "opened_clip"):
         opened: Any = st.session_state.get(place)
         if opened and opened.key == st.session_state.get("uploaded"):
@@ -315,7 +319,7 @@ def _choose_last(opened: Opened | None, version: Version, width: int, height: in
             return last.image
         position = value_of(options["crop_x"], version), value_of(options["crop_y"], version)
         _show_frame(last, width, height, fit, position, "last_frame")
-        if opened and np.array_equal(np.asarray(opened.image), np.asarray(last.image)):
+        if opened and opened.image.size == last.image.size and np.array_equal(opened.image, last.image):
             st.caption(":material/info: The last picture is the first one: the clip will be a loop.")
         return last.image
 

@@ -110,7 +110,7 @@ def editing() -> Job | None:
     job = table().get(job_id) if job_id else None
     if job and job.state == "queued" and picture.is_of(job):
         return job
-    if job and picture.is_of(job):
+    if job and job.state != "cancelled" and picture.is_of(job):
         st.session_state["line_refused"] = f"The clip of {job.name} has begun meanwhile, with its settings of before."
     st.session_state["editing"] = ""
     return None

@@ -34,7 +34,7 @@ def choose(version: Version) -> None:
                 on_click=settings.use,
                 args=(request,),
             )
-        with st.popover("Templates", icon=_ICON, type="tertiary", help="Your own settings, under names of yours."):
+        with st.popover("Templates", icon=_ICON, type="tertiary"):
             _show_fold(known)
     for sentence in filter(None, [problem, st.session_state.pop("template_refused", "")]):
         st.error(look.plain(settings.labelled(sentence)))

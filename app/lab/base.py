@@ -60,7 +60,7 @@ def choose_settings(group: str) -> VideoRequest | None:
         with left:
             picture.choose_fit(version)
         settings.choose_research(version, request)
-    _lend(group, {}, lambda: None)
+    _lend(group, {}, lambda which: None)
     return _ready(request)
 
 
@@ -85,7 +85,7 @@ def _ready(request: VideoRequest | None) -> VideoRequest | None:
     return request if request and version_status(request.version).state == "ready" else None
 
 
-def _lend(group: str, pressed: Mapping[str, bool], take_out: Callable[[], None]) -> None:
+def _lend(group: str, pressed: Mapping[str, bool], take_out: Callable[[str], None]) -> None:
     version = settings.current_version()
     pressed = {**pressed, **settings.pressed(version), **templates.pressed(version)}
     hands.lend(hands.place(), grid.said(group), pressed, settings.values(version), settings.unready(), take_out)

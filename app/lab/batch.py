@@ -60,7 +60,7 @@ def _choose_pictures() -> list[Entry]:
         bundle.left_out.append((large, f"A picture may have {LARGEST} MB, a ZIP {LARGEST_ZIP} MB."))
     round_ = st.session_state.setdefault("batch_round", 0)
     files = st.file_uploader(
-        "Drop, paste or choose pictures, or ZIPs of pictures",
+        "Drop, paste or choose pictures, folders of them, or ZIPs",
         accept_multiple_files=True,
         key=f"batch_upload_{round_}",
         max_upload_size=LARGEST_ZIP,

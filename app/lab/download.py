@@ -6,17 +6,21 @@ import io
 import itertools
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from app.jobs import Job, table
 from sgm import UserError
 
-_LONGEST_STEM = 80  # characters of a picture's name that its clips' names keep
+_LONGEST_PART = 80  # characters of a picture's name, and of a label
 
 
-def archive(jobs: Sequence[Job], sheets: Sequence[Callable[[], bytes]]) -> bytes:
-    """The ZIP of a group. sheets: each gives a PNG; one that raises UserError is left out."""
+def archive(jobs: Sequence[Job], labels: Mapping[str, str], sheets: Sequence[Callable[[], bytes]]) -> bytes:
+    """The ZIP of a group.
+
+    labels: id -> what follows the picture's name in the clip's. sheets: each gives a PNG; one that raises UserError is
+    left out.
+    """
     file, names, failures = io.BytesIO(), set[str](), list[str]()
     with zipfile.ZipFile(file, "w") as packed:  # stored: all in it is compressed already
         for job in jobs:
@@ -27,9 +31,9 @@ def archive(jobs: Sequence[Job], sheets: Sequence[Callable[[], bytes]]) -> bytes
                 except UserError as error:
                     content, reason = b"", str(error)
                 if content:
-                    packed.writestr(_name(job, names), content)
+                    packed.writestr(_name(job, labels[job.id], names), content)
                     continue
-            failures.append(f"{job.name}, seed {job.request.seed}: {reason}")
+            failures.append(f"{job.name}, {labels[job.id]}: {reason}")
         for number, sheet in enumerate(sheets, 1):
             try:
                 packed.writestr(f"contact-sheet{f'-{number}' if number > 1 else ''}.png", sheet())
@@ -40,10 +44,10 @@ def archive(jobs: Sequence[Job], sheets: Sequence[Callable[[], bytes]]) -> bytes
     return file.getvalue()
 
 
-def _name(job: Job, taken: set[str]) -> str:
-    """A name that every system takes, of the picture's and the seed; with -2, -3, ... where that is taken."""
-    stem = re.sub(r"[^\w .()+-]", "_", Path(job.name).stem)[:_LONGEST_STEM].strip(" .") or "picture"
-    stem = f"{stem}-{job.request.seed}"
+def _name(job: Job, label: str, taken: set[str]) -> str:
+    """A name that every system takes, of the picture's and a label; with -2, -3, ... where that is taken."""
+    plain = [re.sub(r"[^\w .,=()+-]", "_", part)[:_LONGEST_PART].strip(" .") for part in (Path(job.name).stem, label)]
+    stem = "-".join(filter(None, plain)) or "clip"
     names = itertools.chain([f"{stem}.mp4"], (f"{stem}-{number}.mp4" for number in itertools.count(2)))
     name = next(name for name in names if name.lower() not in taken)
     taken.add(name.lower())

@@ -119,15 +119,21 @@ def _show_page(
             has = [player.OPEN, ("added", "+", "Add to compare"), *actions] if job.state == "done" else [player.OPEN]
             tiles.append(player.tile(job, str(job.cell + 1), _label(job), has, scale, note=note))
     does = {"added": _compare, **does}
-    labels = {"columns": columns, "heads": page.columns, "sides": page.rows}
+    heads = page.columns if jobs[0].axes else ()  # of a batch, each tile says all
+    labels = {"columns": columns, "heads": heads, "sides": page.rows}
     if opened := player.play(f"grid_{group}", tiles, does, watched=was_active, **labels):
         places.open_clip(opened)
 
 
 def _label(job: Job) -> str:
     """What is varied of a cell, in words; of a batch's, its picture and its seed."""
+    return _take(job) if job.axes else f"{job.name} · {_take(job)}"
+
+
+def _take(job: Job) -> str:
+    """What tells a clip from the others of its group that have the same picture, in words."""
     if not job.axes:
-        return f"{job.name} · seed {job.request.seed}"
+        return f"seed {job.request.seed}"
     axes = [Axis.parse(text) for text in job.axes]
     return ", ".join(axis.label(getattr(job.request, axis.name)) for axis in axes if hasattr(job.request, axis.name))
 
@@ -156,7 +162,9 @@ def _offer(jobs: Sequence[Job], page: Page) -> None:
     with st.container(horizontal=True):
         st.download_button(
             "All as ZIP",
-            lambda: download.archive(jobs, [partial(_sheet, jobs, page) for page in _pages(jobs)]),
+            lambda: download.archive(
+                jobs, {job.id: _take(job) for job in jobs}, [partial(_sheet, jobs, page) for page in _pages(jobs)]
+            ),
             f"{name}.zip",
             "application/zip",
             type="primary",

@@ -102,9 +102,10 @@ def _with_lora(before: str, argument: str, files: dict[str, Path]) -> str:
 
     for text, path in map(lora_argument, argument.split(" + ")):
         name = text.rpartition(":")[0]
+        path = path and path.absolute()
         if path is not None and files.setdefault(name, path) != path:
             raise UserError(f"{path} and {files[name]} have the same name: rename one of the two.")
-        before = f"{before} + {text}" if before else text
+        before = " + ".join(filter(None, (before, text)))
     return before
 
 

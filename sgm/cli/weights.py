@@ -17,7 +17,7 @@ from sgm.versions import ALL_VERSIONS, checkpoint_folders
 def models() -> None:
     """List the model versions, which of them are installed, and the names that `sgm sample` takes."""
     with importing_torch():
-        from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, SCHEDULES, version_status
+        from sgm import CAMERA_MOVES, GUIDERS, SAMPLERS, SCHEDULES, installed_loras, version_status
 
     lines = [f"{'version':<22}{'frames':>6}  {'size':<10}{'steps':>5}  weights"]
     pages: dict[str, list[str]] = {}  # licence and page -> the versions that are missing
@@ -38,6 +38,7 @@ def models() -> None:
         lines += [f"  {', '.join(names):<27} {page}" for page, names in pages.items()]
         lines.append(f"Files that you have already belong into {checkpoint_folders()[0]}")
     names = {"samplers": SAMPLERS, "schedules": SCHEDULES, "guiders": GUIDERS, "cameras": CAMERA_MOVES}
+    names |= {"loras": loras} if (loras := installed_loras()) else {}
     lines += ["", *(f"{f'{kind}:':<10} {', '.join(known)}" for kind, known in names.items())]
     for line in lines:
         echo_result(printable(line, 2000))

@@ -76,13 +76,14 @@ class ImageFamily:
 
     fields: the family's own settings. input_frame: index of the frame that shows the input picture. orbits: whether the
     camera orbits an object, so that the clip can be looped as a turntable. bounded: whether a clip can be made between
-    two pictures.
+    two pictures. corrections: of their latents, see `Run.latents`.
     """
 
     fields: tuple[Field, ...] = (MOTION_BUCKET,)
     input_frame: ClassVar[int] = 0
     orbits: ClassVar[bool] = False
     bounded: ClassVar[bool] = True
+    corrections: ClassVar[int] = 0
 
     def check(self, request: VideoRequest) -> None:
         """Raise UserError where fields of this family contradict each other."""

@@ -103,14 +103,12 @@ def open_lora(path: Path, expected: Shapes, model: str) -> LoraFile:
             config = {**config, **_stored_config(file.metadata)}
             lora = LoraFile(path, file, shapes, file.metadata, root_scaled=bool(config.get("use_rslora")))
             _match(lora, config)
-            said = base_of(file.metadata)
-            if other := _other_network(lora, model):
-                raise WeightsError(f"{path} is {other}, which does not fit {model}{f'; it says: {said}' * bool(said)}.")
+            said = f"; it says that it is for {base_of(file.metadata)}" if base_of(file.metadata) else ""
+            if other := _other_network(lora):
+                raise WeightsError(f"{path} is {other}, which does not fit {model}{said}.")
             if not lora.pairs:
-                raise WeightsError(
-                    f"{path} is a LoRA that fits no layer of {model}{f'; it says that it is for {said}' * bool(said)}. "
-                    f"It holds {_listed(lora.unfit)}."
-                )
+                held = _listed(lora.unfit)
+                raise WeightsError(f"{path} is a LoRA that fits no layer of {model}{said}. It holds {held}.")
         return lora
     except BaseException:
         file.close()
@@ -194,7 +192,7 @@ def _core(shape: Shape) -> Shape:
     return shape
 
 
-def _other_network(lora: LoraFile, model: str) -> str:
+def _other_network(lora: LoraFile) -> str:
     """What network a LoRA is of, if it is told that this is another one; else ""."""
     names, metadata = list(lora.file.layout), lora.metadata
     if any("motion_modules" in name for name in names):

@@ -100,6 +100,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
 
 def _check_places(config: Mapping[str, Any]) -> Path:
     """Raise UserError where the files and folders of a config are missing; return the path of its model's YAML."""
+    from sgm.media.kinds import files_of
     from sgm.versions import bundle
 
     model = next((place for place in (config["model"], bundle() / config["model"]) if is_file(place)), None)
@@ -112,6 +113,9 @@ def _check_places(config: Mapping[str, Any]) -> Path:
     for name in ("pictures", "clips", "masks"):
         if config["data"][name] and not is_folder(config["data"][name]):
             raise UserError(f"There is no folder {config['data'][name]}: set data.{name} to a folder of your {name}.")
+    for name, group in (("pictures", "picture"), ("clips", "clip")):
+        if folder := config["data"][name]:
+            files_of(folder, group, lambda line: None, deep=True)  # raises for none; the rest is said when it is read
     perceptual = config["train"]["perceptual"]
     if perceptual and not is_file(perceptual):
         raise UserError(f"There is no file {perceptual}: set train.perceptual, or null for none.")

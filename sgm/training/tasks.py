@@ -19,13 +19,13 @@ from sgm.config import instantiate_from_config
 from sgm.engine import DiffusionEngine
 from sgm.errors import UserError
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
+from sgm.training.course import Course
 from sgm.training.data import ClipBatch, FolderClips, PictureClips, join
 from sgm.training.perceptual import PerceptualDistance
 from sgm.unet.unet import Block
 from sgm.weights import to_channels_last
 
 _LOG_EVERY = 20  # batches
-_BANDS = (0.1, 1.0, 10.0)  # of sigma: where one ends and the next begins
 
 
 class Task(lightning.LightningModule):
@@ -44,8 +44,8 @@ class Task(lightning.LightningModule):
         self.pictures: PictureClips | None = None
         self.clips: FolderClips | None = None
         self.ema: list[Tensor] = []
-        self.started = self.elapsed = self.logged = 0.0
-        self.bands = torch.zeros(2, len(_BANDS) + 1, dtype=torch.float64)  # of sigma: sum and number of losses
+        self.started = self.elapsed = 0.0
+        self.course = Course()
 
     def trained(self) -> Iterable[nn.Parameter]:
         """The parameters that this task trains."""
@@ -87,7 +87,7 @@ class Task(lightning.LightningModule):
         return torch.utils.data.DataLoader(range(10**9), batch_size=None, num_workers=0)  # pyright: ignore[reportArgumentType]
 
     def on_train_start(self) -> None:
-        self.started = self.logged = time.monotonic()
+        self.started, self.course = time.monotonic(), Course()
         if not self.ema and self.train_config["ema"]:
             self.ema = [p.detach().clone() for p in self.trained()]
         self.ema = [value.to(self.device) for value in self.ema]
@@ -116,38 +116,17 @@ class Task(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % _LOG_EVERY == 0:
-            self._log_course()
+            clips = _LOG_EVERY * self.train_config["batch"] * self.trainer.world_size
+            lr = self.optimizers().param_groups[0]["lr"]  # pyright: ignore[reportAttributeAccessIssue]
+            figures = {"lr": lr, **self.course.take(clips, self.device)}
+            if self.logger is not None:
+                self.logger.log_metrics(figures, step=self.global_step)
         if not self.ema or (batch_idx + 1) % self.train_config["accumulate"]:
             return
         decay = min(self.train_config["ema"], (1 + self.global_step) / (10 + self.global_step))
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             self.ema, [p.detach() for p in self.trained()], 1 - decay
         )
-
-    def note_losses(self, sigma: Tensor, losses: Tensor) -> None:
-        """Add losses, (b,), to the means by bands of sigma that the log has."""
-        self.bands = self.bands.to(self.device)
-        band = torch.bucketize(sigma.contiguous(), torch.tensor(_BANDS, device=self.device))
-        self.bands.index_add_(1, band, torch.stack([losses.detach().double(), torch.ones_like(losses).double()]))
-
-    def _log_course(self) -> None:
-        """Log learning rate, clips a second on all devices, memory, and the losses since the last time by sigma."""
-        now = time.monotonic()
-        clips = _LOG_EVERY * self.train_config["batch"] * self.trainer.world_size
-        course = {
-            "lr": self.optimizers().param_groups[0]["lr"],  # pyright: ignore[reportAttributeAccessIssue]
-            "clips_per_second": clips / max(now - self.logged, 1e-9),
-        }
-        if self.device.type == "cuda":
-            course["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        ends = [*map(str, _BANDS), "inf"]
-        for end, (total, count) in zip(ends, self.bands.T.tolist(), strict=True):
-            if count:
-                course[f"loss_to_sigma_{end}"] = total / count
-        self.bands.zero_()
-        self.logged = now
-        if self.logger is not None:
-            self.logger.log_metrics(course, step=self.global_step)
 
     def checked(self, loss: Tensor, sigma: Tensor | None = None) -> Tensor:
         """The loss. Raises UserError, which ends the training, where it is no number. sigma: of the step's clips."""
@@ -426,7 +405,7 @@ class VideoTask(Task):
             num_video_frames=frames,
             known=known.flatten(0, 1),
         )
-        self.note_losses(sigma, losses)
+        self.course.note(sigma, losses)
         self.log("loss", losses.mean(), prog_bar=True)
         return self.checked(losses.mean(), sigma)
 

@@ -746,6 +746,8 @@ def test_a_sweep_fills_its_grid(page: Any, site: Server) -> None:
     page.reload()  # neither that nor another page disturbs it
     expect(page.get_by_role("textbox", name="Values of Seed")).to_have_value("1..3")
     expect(page.locator("figure canvas")).to_have_count(3, timeout=LATER)
+    tops = page.locator("figure canvas").evaluate_all("all => all.map(one => one.getBoundingClientRect().top)")
+    assert len({*tops}) == 1  # a column each
     with page.expect_download() as download:
         button(page, "Grid as MP4").click()
     assert len(read_frames(Path(download.value.path()))[0]) == 5
@@ -791,8 +793,8 @@ def test_several_pictures_that_are_dropped_become_a_batch(page: Any, site: Serve
     with page.expect_download(timeout=LATER) as download:
         button(page, "All as ZIP").click(timeout=LATER)
     with zipfile.ZipFile(download.value.path()) as made:
-        assert made.namelist() == ["hill-23.mp4", "sea-23.mp4", "contact-sheet.png"]
-        assert len(read_frames(made.read("sea-23.mp4"))[0]) == 5
+        assert made.namelist() == ["hill-seed 23.mp4", "sea-seed 23.mp4", "contact-sheet.png"]
+        assert len(read_frames(made.read("sea-seed 23.mp4"))[0]) == 5
         assert Image.open(io.BytesIO(made.read("contact-sheet.png"))).width > 320
     expect(page.locator(".stException")).to_have_count(0)
 

@@ -577,7 +577,7 @@ def test_one_model_is_unloaded_before_the_next_is_loaded(
         return engine
 
     def generate(engine: Engine, request: VideoRequest, image: Image.Image, *rest: Any) -> Clip:
-        assert rest[-1].engine is engine
+        assert rest[3].engine is engine  # the memo
         return Clip(np.asarray(image)[None], 8, request.settings())
 
     monkeypatch.setattr("app.jobs.runner.load_engine", load)
@@ -681,10 +681,10 @@ def test_a_group_is_cancelled_or_refused_as_a_whole(held: tuple[Table, Held], pi
     assert [job.state for job in table.group(group)] == ["cancelled"] * 3
     before = set(table.folder.iterdir())
 
-    def refuse(job: Job, source: Any) -> None:
+    def refuse(job: Job, *pictures: Any) -> None:
         if job.cell:
             raise UserError("There is no room.")
-        add(job, source)
+        add(job, *pictures)
 
     add, table._store.add = table._store.add, refuse  # type: ignore[method-assign, assignment]
     with pytest.raises(UserError, match="no room"):

@@ -194,12 +194,12 @@ def test_a_batch_is_dropped_made_and_downloaded_as_one(table: Table) -> None:
     assert grid(visited(show_batch, group=group))["clips"] == shown["clips"]  # a link, or a reload
     jobs = table.group(group)
     table.delete(jobs[4].id)
-    with zipfile.ZipFile(io.BytesIO(archive_of(table.group(group), [lambda: b"sheet"]))) as made:
+    with zipfile.ZipFile(
+        io.BytesIO(archive_of(table.group(group), {job.id: str(job.request.seed) for job in jobs}, [lambda: b"sheet"]))
+    ) as made:
         assert made.namelist() == ["sea-12.mp4", "sea-12-2.mp4", "contact-sheet.png", "not-made.txt"]
         assert made.read("sea-12.mp4") == table.video(jobs[0])
-        assert (
-            made.read("not-made.txt").decode() == "sea.png, seed 13: Bad luck.\n" * 2 + "sea.PNG, seed 13: Bad luck.\n"
-        )
+        assert made.read("not-made.txt").decode() == "sea.png, 13: Bad luck.\n" * 2 + "sea.PNG, 13: Bad luck.\n"
     assert not said(visited(show_sweep)).count("sea.png")  # a batch is no sweep
 
 
