@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from sgm import RECIPE_TEXTS, VERSIONS, UserError, VideoRequest, printable, read_recipe, request_of
+from sgm import RECIPE_TEXTS, UserError, VideoRequest, printable, read_recipe, request_of
 from sgm.paths import contents, is_folder, refusals_explained, replacing, writes_explained
 
 MOST = 24
@@ -87,12 +87,9 @@ def _read(path: Path, changed: int, size: int) -> VideoRequest:
 
 def _checked(settings: dict, name: str) -> VideoRequest:
     try:
-        request = request_of(settings)
+        return request_of(settings)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
-    if request.version not in VERSIONS:
-        raise UserError(f"{name} is for {request.version}, which takes a clip instead of a picture.")
-    return request
 
 
 def _as_file(name: str) -> str:

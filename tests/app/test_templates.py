@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app import templates
-from sgm import UserError, VideoRequest
+from sgm import UserError, VideoRequest, ViewsRequest
 from sgm.cli.sample import starting_point
 
 ZOOM = VideoRequest("svd_tiny", camera="zoom_in", steps=8, seed=4)
@@ -24,6 +24,7 @@ def test_a_template_is_a_recipe_without_a_seed(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "version: svd_tiny\nsteps: 8\ncamera: zoom_in\n"
     assert starting_point(path)[0] == ZOOM.replace(seed=23)  # as `sgm sample --recipe` takes it
     assert templates.parse(path.read_bytes(), "x.yaml") == ZOOM.replace(seed=23)
+    assert templates.parse(b"version: sv4d2", "x.yaml") == ViewsRequest("sv4d2")
     with pytest.raises(UserError, match="is there already"):
         templates.save(tmp_path, "SLOW ZOOM", ZOOM)
     with pytest.raises(UserError, match="is there already"):
@@ -69,7 +70,7 @@ def test_a_name_that_no_file_can_have_is_refused(name: str, tmp_path: Path) -> N
         ("version: svd_tiny\nlater: 5", "later is not a setting of a video"),
         ("version: svd_9", "version must be one of"),
         ("version: svd_tiny\nsteps: many", "steps must be a whole number"),
-        ("version: sv4d2", "takes a clip instead of a picture"),
+        ("version: sv4d2\nframes: 3", "frames must be"),
         ("version: svd_tiny\nsgm: {format: 99}", "are a newer program's"),
         ("steps: 5", "is no recipe"),
         ("version: [", "cannot be read as YAML"),
