@@ -10,7 +10,7 @@ import streamlit as st
 
 from app import look
 from app.jobs import Job, table
-from sgm import EXPORTS, JOIN, RECIPE_TEXTS, Smoothing, UserError, encode_video, loop_order, orbit_of
+from sgm import EXPORTS, JOIN, RECIPE_TEXTS, Smoothing, UserError, encode_video, is_marked, loop_order, orbit_of
 
 _SMOOTHINGS = {
     "As made": Smoothing(),
@@ -61,9 +61,9 @@ def offer_downloads(job: Job, content: bytes) -> None:
                 width="stretch",
                 help="Loops without a seam: from the last view to the first it is one step of the orbit.",
             )
-        lossless = table().lossless(job)
+        lossless, but = table().lossless(job), ", but carry the watermark" if is_marked(job.settings) else ""
         st.caption(
-            "Made of the frames as the model drew them: the PNGs have lost nothing."
+            f"Made of the frames as the model drew them: the PNGs have lost nothing{but}."
             if lossless
             else "Made of the MP4: the frames as the model drew them were not kept."
         )

@@ -51,7 +51,7 @@ def _manifest(settings: Mapping[str, Any], mark: Mapping[str, Any]) -> dict[str,
     weights = mark.get("weights")
     model = {"com.sgm-video.version": settings.get("version")}
     if isinstance(weights, Mapping):
-        model |= {f"com.sgm-video.weights.{name}": weights[name] for name in ("name", "hash") if name in weights}
+        model |= {f"com.sgm-video.weights.{name}": weights[name] for name in ("name", "sha256") if name in weights}
     created = {
         "action": "c2pa.created",
         "digitalSourceType": SOURCE_TYPE,
