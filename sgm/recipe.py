@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from sgm import __version__
-from sgm.errors import UserError, reason_of
+from sgm.errors import UserError, printable, reason_of
 from sgm.media.kinds import UNKNOWN, kind_of
 from sgm.paths import is_file, refusals_explained
 from sgm.request import VideoRequest, ViewsRequest, request_class, with_later_fields
@@ -214,6 +214,7 @@ def differences(settings: Mapping[str, Any], again: Mapping[str, Any]) -> list[s
     """How program, torch, device, dtype, threads, weights and picture of a second recipe differ, in sentences.
 
     Entries that the first recipe lacks are left out. Without differences, the same request gives the same frames.
+    The sentences are `printable`: a file from elsewhere may hold any text.
     """
     before, now = made_by(settings), made_by(again)
     sentences = []
@@ -226,11 +227,12 @@ def differences(settings: Mapping[str, Any], again: Mapping[str, Any]) -> list[s
     }
     for key, label in labels.items():
         if key in before and key in now and before[key] != now[key]:
-            sentences.append(f"{label}: {before[key]} then, {now[key]} now.")
+            sentences.append(f"{label}: {printable(before[key], 80)} then, {printable(now[key], 80)} now.")
     for key, label in (("weights", "Weights"), ("base", "Base weights")):
         old, new = before[key], now[key]
         if old and old.get("sha256") != new.get("sha256"):
-            sentences.append(f"{label}: {old.get('name')} ({str(old.get('sha256'))[:8]}) then, another now.")
+            name, digest = printable(old.get("name"), 80), printable(str(old.get("sha256"))[:8])
+            sentences.append(f"{label}: {name} ({digest}) then, another now.")
     if "picture" in before and before["picture"] != now.get("picture"):
         sentences.append("The picture is another one, or was cropped otherwise.")
     return sentences
