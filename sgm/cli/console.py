@@ -58,7 +58,7 @@ def echo_result(text: object) -> None:
     if sys.stdout and sys.stdout.isatty():
         text = "\n".join(printable(line, len(line)) for line in str(text).split("\n"))
     try:
-        typer.echo(text)
+        typer.echo(text, color=True)  # else it leaves out what looks like a colour, even of a path
     except OSError as error:
         if error.errno == errno.EPIPE:  # whoever reads has heard enough
             raise
