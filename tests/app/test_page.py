@@ -659,7 +659,7 @@ def test_sizes_are_chosen_by_buttons(stage: Stage) -> None:
 
 
 def size_of(page: AppTest) -> tuple[int, int]:
-    width, height = (page.number_input(key=f"{side}:svd_tiny").value for side in ("width", "height"))
+    width, height = (int(page.number_input(key=f"{side}:svd_tiny").value or 0) for side in ("width", "height"))
     return width, height
 
 
