@@ -49,11 +49,11 @@ def lend(
 ) -> None:
     """Give the page its hands; once a run.
 
-    said: announced to those who hear the page, where it is another text than before. pressed: keys of buttons, and
-    whether each is the chosen one of its group. values: labels of number fields, and the value that would run. notes:
-    titles of choices in lists, and what is said beside them. take_out: called when an upload is taken out by hand. Of
-    one that is replaced, the uploader says the same, so the click is told: as a state, which no later message can
-    overtake.
+    place: see `place`. said: announced to those who hear the page, where it is another text than before. pressed: keys
+    of buttons, and whether each is the chosen one of its group. values: labels of number fields, and the value that
+    would run. notes: titles of choices in lists, and what is said beside them. take_out: called when an upload is taken
+    out by hand. Of one that is replaced, the uploader says the same, so the click is told: as a state, which no later
+    message can overtake.
 
     Ends the script's run where several files were dropped on a page other than Batch: it leads there.
     """
