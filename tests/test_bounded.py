@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from sgm.versions import bundle
 from tests import small_model
 from tests.test_parity import OWN
 
-SMALL = {"frames": 3, "steps": 1, "width": 160, "height": 96}
+SMALL: dict[str, Any] = {"frames": 3, "steps": 1, "width": 160, "height": 96}
 
 
 @pytest.fixture(scope="module")
