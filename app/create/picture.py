@@ -274,7 +274,8 @@ def _choose_last(opened: Opened | None, version: Version, width: int, height: in
             return last.image
         position = value_of(options["crop_x"], version), value_of(options["crop_y"], version)
         _show_frame(last, width, height, fit, position, "last_frame")
-        if opened and opened.image.size == last.image.size and opened.image.tobytes() == last.image.tobytes():
+        same_size = opened and opened.image.size == last.image.size
+        if opened and same_size and np.array_equal(np.asarray(opened.image), np.asarray(last.image)):
             st.caption(":material/info: The last picture is the first one: the clip will be a loop.")
         return last.image
 
