@@ -20,6 +20,7 @@ from sgm import (
     UserError,
     ViewsRequest,
     encode_video,
+    is_marked,
     loop_order,
     orbit_of,
     read_frames,
@@ -101,9 +102,12 @@ def offer_downloads(job: Job, content: bytes, part: Path | None = None) -> None:
             st.download_button(
                 "All clips (zip)", lambda: _zipped(paths), zipped, "application/zip", on_click="ignore", width="stretch"
             )
-        lossless = table().lossless(job) and not part
+        lossless, but = (
+            table().lossless(job) and not part,
+            ", but carry the watermark" if is_marked(job.settings) else "",
+        )
         st.caption(
-            "Made of the frames as the model drew them: the PNGs have lost nothing."
+            f"Made of the frames as the model drew them: the PNGs have lost nothing{but}."
             if lossless
             else "Made of the MP4: the frames as the model drew them were not kept."
         )

@@ -137,7 +137,7 @@ def _download(
             "make room, or name another place with --to."
         )
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    with errors_explained(model):
+    with errors_explained(model, part, size):
         file = io.FileIO(os.open(part, flags, 0o666), "r+")
     count: int | None = done
     try:

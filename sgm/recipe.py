@@ -244,6 +244,7 @@ def differences(settings: Mapping[str, Any], again: Mapping[str, Any]) -> list[s
     """How program, torch, device, dtype, threads, weights and picture of a second recipe differ, in sentences.
 
     Entries that the first recipe lacks are left out. Without differences, the same request gives the same frames.
+    The sentences are `printable`: a file from elsewhere may hold any text.
     """
     before, now = made_by(settings), made_by(again)
     sentences = []
@@ -256,14 +257,15 @@ def differences(settings: Mapping[str, Any], again: Mapping[str, Any]) -> list[s
     }
     for key, label in labels.items():
         if key in before and key in now and before[key] != now[key]:
-            sentences.append(f"{label}: {before[key]} then, {now[key]} now.")
+            sentences.append(f"{label}: {printable(before[key], 80)} then, {printable(now[key], 80)} now.")
     for key, label in (("weights", "Weights"), ("base", "Base weights")):
         old, new = before[key], now[key]
         if old and old.get("sha256") != new.get("sha256"):
-            sentences.append(f"{label}: {old.get('name')} ({str(old.get('sha256'))[:8]}) then, another now.")
+            name, digest = printable(old.get("name"), 80), printable(str(old.get("sha256"))[:8])
+            sentences.append(f"{label}: {name} ({digest}) then, another now.")
     for name, sha in before["loras"].items():
         if now["loras"].get(name, sha) != sha:
-            sentences.append(f"LoRA: {printable(name)} ({sha[:8]}) then, another now.")
+            sentences.append(f"LoRA: {printable(name, 80)} ({printable(str(sha)[:8])}) then, another now.")
     if "picture" in before and before["picture"] != now.get("picture"):
         sentences.append("The picture is another one, or was cropped otherwise.")
     if "last" in before and before["last"] != now.get("last"):

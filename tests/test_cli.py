@@ -425,10 +425,11 @@ def test_ctrl_c_is_130_and_leaves_nothing(picture: Path, when: str) -> None:
     assert not list(Path().rglob("*.mp4"))
 
 
-def test_app_says_when_its_port_is_taken() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"] if sys.platform == "linux" else ["127.0.0.1"])
+def test_app_says_when_its_port_is_taken(host: str) -> None:
+    with socket.create_server((host, 0)) as other:
         port = other.getsockname()[1]
-        done = sgm("app", "--no-browser", "--port", port)
+        done = sgm("app", "--no-browser", "--port", port, "--host", host)
     assert done.exit_code == 1
     assert f"Port {port} is taken" in done.stderr
 

@@ -340,6 +340,7 @@ def test_what_is_in_the_way_is_told(hub: Hub, tmp_path: Path) -> None:
         ("HTTP_PROXY", "http://me:secret@127.0.0.1:9", "", r"the proxy http://127\.0\.0\.1:9 .*and running\?"),
         ("ALL_PROXY", "socks4://127.0.0.1:9", "", r"the proxy socks4://127\.0\.0\.1:9 .*is it an HTTP proxy"),
         ("HF_TOKEN", "hf_secret\u20ac", "", "The token of your login"),
+        ("SSL_CERT_FILE", "/none.pem", "", r"a file of this machine cannot be read .*SSL_CERT_FILE"),
         ("", "", "huggingface.co", r"HF_ENDPOINT.* is huggingface\.co, which is no address"),
         ("", "", "file:///etc", "HF_ENDPOINT.* is file:///etc, which is no address"),
         ("", "", "SELF-SIGNED", "certificate is not trusted .* SSL_CERT_FILE"),

@@ -174,6 +174,9 @@ def test_a_difference_of_weights_program_or_picture_is_said(made: tuple[Path, Pa
     other["sgm"] |= {"program": "9.9", "device": "cuda", "weights": {"name": "mine", "sha256": "0"}, "picture": "1"}
     said = differences(settings, other)
     assert [sentence.split()[0] for sentence in said] == ["Program", "Device:", "Weights:", "The"]
+    other["sgm"] = {"program": "9\x1b[31m\n", "weights": {"name": "\x1b]0;", "sha256": "\x07"}}  # from elsewhere
+    assert "9\\x1b[31m\\n then" in differences(other, settings)[0]
+    assert "\\x1b]0; (\\x07) then" in differences(other, settings)[1]
     assert differences(BEFORE_THE_MARK, settings) == []  # nothing is known of them
 
 

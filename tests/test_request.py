@@ -461,3 +461,10 @@ def test_progress_grows_from_nothing_to_all() -> None:
     assert fractions == sorted(fractions)
     assert fractions[0] == 0
     assert fractions[-1] == pytest.approx(1)
+
+
+def test_a_size_at_which_clips_fall_apart_is_noted() -> None:
+    (note,) = VideoRequest("svd_tiny", width=64, height=160).notes
+    assert note.startswith("At 64×160 SVD tiny's clips lose form and colour: give each side 96 pixels or more")
+    for version, width, height in (("svd_tiny", 96, 320), ("svd_tiny", 448, 256), ("svd", 64, 64)):
+        assert not VideoRequest(version, width=width, height=height).notes

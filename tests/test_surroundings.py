@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sgm.cli.console import echo_result
 from sgm.versions import VERSIONS, bundle
 from tests.test_cli import SMALL, sgm
 
@@ -159,6 +160,23 @@ def test_names_that_would_steer_a_terminal(tmp_path: Path, monkeypatch: pytest.M
         assert done.exit_code in (1, 2)
         assert not set("\x1b\u202e") & set(done.output)
         assert len(done.stderr.splitlines()) == 1
+    Image.new("RGB", (90, 60), "teal").save("b.png")
+    planned = sgm("sweep", name, "b.png", "--vary", "seed=1,2", "--dry-run")
+    assert "picture  a\\x1b[31mb\\nc\\u202e.png, b.png\n" in planned.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals of this kind")
+def test_results_are_exact_for_programs_and_harmless_on_a_terminal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    echo_result("a\x1b[31m")
+    assert capfd.readouterr().out == "a\x1b[31m\n"
+    main, terminal = os.openpty()
+    with os.fdopen(terminal, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        echo_result("a\x1b[31m\nb")
+        assert os.read(main, 100) == b"a\\x1b[31m\r\nb\r\n"
+    os.close(main)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")

@@ -131,7 +131,7 @@ def test_a_checkpoint_is_not_gone_on_with(kind: str, data: list[str], autoencode
         ("data.picturs=X", "data.picturs is no setting of a training config: did you mean data.pictures?"),
         ("train.lrr=1", "did you mean train.lr?"),
         ("zzzz=1", "zzzz is no setting of a training config: known are task, "),
-        ("task=audio", "task must be one of autoencoder, video; got 'audio'"),
+        ("task=audio", "task must be one of autoencoder, video, lora; got 'audio'"),
         ("task=null", "task must be one of"),
         ("train=5", "train must be a mapping"),
         ("train.steps=many", "train.steps must be a whole number; got 'many'"),

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from app.api import bounds, keys
 from app.api.refused import Refused
-from sgm import UserError
+from sgm import UserError, printable
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -45,7 +45,7 @@ def answering(handler: Handler, shape: Callable[[Refused], Response], bad: int =
         except HTTPException as error:  # of the parser of forms
             return answer(Refused(error.status_code, str(error.detail), headers=dict(error.headers or {})))
         except Exception:
-            logging.getLogger(__name__).exception("%s %s failed", request.method, request.url.path)
+            logging.getLogger(__name__).exception("%s %s failed", request.method, printable(request.url.path))
             return answer(Refused(500, "The server failed. Its log has the details."))
 
     def answer(refused: Refused) -> Response:

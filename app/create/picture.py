@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-import numpy as np
 import streamlit as st
 from PIL import Image
 
@@ -319,7 +318,8 @@ def _choose_last(opened: Opened | None, version: Version, width: int, height: in
             return last.image
         position = value_of(options["crop_x"], version), value_of(options["crop_y"], version)
         _show_frame(last, width, height, fit, position, "last_frame")
-        if opened and opened.image.size == last.image.size and np.array_equal(opened.image, last.image):
+        same_size = opened and opened.image.size == last.image.size
+        if opened and same_size and np.array_equal(np.asarray(opened.image), np.asarray(last.image)):
             st.caption(":material/info: The last picture is the first one: the clip will be a loop.")
         return last.image
 

@@ -141,8 +141,8 @@ def make() -> None:
         return
     except visits.TooMany as error:
         problem = "limit", {"minutes": error.minutes}
-    except UserError as error:
-        log.warning("A film cannot be queued: %s", error)
+    except Exception as error:  # of any kind: with a token that stands for no film, no other could be asked for
+        log.warning("A film cannot be queued: %s", error, exc_info=not isinstance(error, UserError))
         problem = "failed", {}
     st.session_state["token"] = ""
     st.session_state["problem"] = problem

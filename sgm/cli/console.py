@@ -6,6 +6,7 @@ import contextlib
 import errno
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,10 +45,20 @@ def echo_stderr(message: str) -> None:
         typer.echo(printable(message, 2000), err=True)
 
 
+def echo_line(line: object) -> None:
+    """Print on stdout, as `echo_stderr` does, a line for people."""
+    echo_result(printable(line, 2000))
+
+
 def echo_result(text: object) -> None:
-    """Print a result on stdout. Raises UserError where stdout is full."""
+    """Print a result on stdout: for programs as it is; on a terminal, control characters become escapes.
+
+    Raises UserError where stdout is full.
+    """
+    if sys.stdout and sys.stdout.isatty():
+        text = "\n".join(printable(line, len(line)) for line in str(text).split("\n"))
     try:
-        typer.echo(text)
+        typer.echo(text, color=True)  # else it leaves out what looks like a colour, even of a path
     except OSError as error:
         if error.errno == errno.EPIPE:  # whoever reads has heard enough
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import typer
 
@@ -101,8 +103,8 @@ def app(
     os.environ |= {"SGM_GPUS": str(gpus), "SGM_NO_WATERMARK": "1" if no_watermark else ""}
     from sgm.outputs import outputs_folder, reserve
 
-    address = f"http://127.0.0.1:{port}"
-    _check_port(port, address)
+    address = _address(host, port)
+    _check_port(host, port, address)
     os.environ["SGM_SAFETY"] = _checked_provenance(safety, stand)
     if ray is not None:
         _connect(ray, ray_actors)
@@ -182,30 +184,52 @@ def _connect(ray: str, actors: int | None) -> None:
     echo_stderr(f"Clips are made by {len(cluster.workers)} actors of the Ray cluster at {cluster.address}.")
 
 
-def _check_port(port: int, address: str) -> None:
-    """Raise UserError for a port that is in use; the message says whether this app is running there."""
+def _address(host: str, port: int) -> str:
+    """Where this machine's browser finds a server that listens on `host`."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{name}]' if ':' in name else name}:{port}"
+
+
+def _check_port(host: str, port: int, address: str) -> None:
+    """Raise UserError where nothing can listen; the message says whether this app is running there."""
     from sgm.outputs import outputs_folder, owner_of
 
-    with socket.socket() as probe:
-        probe.settimeout(0.5)
-        if probe.connect_ex(("127.0.0.1", port)):
-            return
-    other = f"choose another port with --port {port % 65535 + 1}"
+    other = f"choose another port with --port {max(port % 65535 + 1, 1024)}"
+    name = str(urlsplit(address).hostname)
+    try:
+        socket.create_server((host, port), family=_family(host)).close()
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UserError(
+                f"--host {host} is no address of this machine: take one of its own, or 0.0.0.0 for all of them."
+            ) from None
+        if error.errno != errno.EADDRINUSE:
+            reason = os.strerror(error.errno or 0)
+            raise UserError(f"Nothing can listen on port {port} of {host} ({reason}): {other}.") from None
+    else:
+        with socket.socket(_family(name)) as probe:  # macOS lets two listen, one on all addresses
+            probe.settimeout(0.5)
+            if probe.connect_ex((name, port)):
+                return
     owner = owner_of(outputs_folder())
     if owner and owner.address == address:
         raise UserError(
             f"sgm app is already running at {address} ({owner}): open it, or {other} and another folder in SGM_OUTPUTS."
         )
-    if _is_app(port):
+    if _is_app(name, port):
         raise UserError(f"sgm app is already running at {address}, with another outputs folder: open it, or {other}.")
     raise UserError(f"Port {port} is taken by another program: {other}.")
 
 
-def _is_app(port: int) -> bool:
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _is_app(name: str, port: int) -> bool:
     """Whether this app is running on a port of this machine: it serves the file app/static/sgm-video.txt."""
     import http.client
 
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)  # does not use a proxy; the app may be busy
+    connection = http.client.HTTPConnection(name, port, timeout=5)  # does not use a proxy; the app may be busy
     try:
         connection.request("GET", "/app/static/sgm-video.txt")
         return connection.getresponse().read(64).startswith(b"sgm app")

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import streamlit as st
 import typer
@@ -35,7 +36,7 @@ from sgm.errors import UserError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_OWN_HOST = re.compile(r"(?:127\.0\.0\.1|localhost)(?::\d+)?")
+_OWN_HOST = re.compile(r"(?:127(?:\.\d{1,3}){3}|\[::1\]|localhost)(?::\d+)?")
 _ANSWERED = ("finish-reason", "seed", "retry-after", "location", "x-request-id")  # headers that the API answers with
 _API = re.compile(r"/(?:api|v1|v2alpha|v2beta|docs)(?:/.*)?|/openapi\.json")
 # At the stand: all but its page and what that is made of.
@@ -154,7 +155,8 @@ def serve(
     script = root / "app" / ("stand_main.py" if stand else "main.py")
     paths, module = (_STAND, "app.stand.routes") if stand else (_API, "app.api")
     settings = {**_settings(root), "server.address": host, "server.port": port, "browser.serverPort": port}
-    settings |= {"server.headless": True} | ({"server.allowedHosts": ["*"]} if network == "trusted" else {})
+    hosts = ["*"] if network == "trusted" else [*settings["server.allowedHosts"], urlsplit(address).hostname]
+    settings |= {"server.headless": True, "server.allowedHosts": hosts}
     settings |= {"client.toolbarMode": "minimal"} if stand else {}
     os.environ["STREAMLIT_SERVER_COOKIE_SECRET"] = secrets.token_hex()  # the one value that `run` does not take
     sys.argv = [str(script)]  # beside which Streamlit looks for the theme

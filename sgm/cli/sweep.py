@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from sgm.cli.batch import BYTES_PER_PIXEL
-from sgm.cli.console import duration, echo_result, echo_stderr, errors_as_sentences, path_argument, path_option
+from sgm.cli.console import (
+    duration,
+    echo_line,
+    echo_result,
+    echo_stderr,
+    errors_as_sentences,
+    path_argument,
+    path_option,
+)
 from sgm.cli.folder import TABLE, Pictures, SweepFolder
 from sgm.cli.making import Making
 from sgm.cli.options import BackgroundModel, Base, Checkpoint, Device, Dtype, Gpus, LowMemory, ModelVersion, Recipe
@@ -101,7 +109,7 @@ def sweep(
     load = partial(load_engine, **weights, device=device, gpus=gpus, dtype=kind)
     price = partial(_price, device=target.type)
     making = Making(folder, opened, order, places, plan.compared, price, load, low_memory)
-    say = echo_result if dry_run else echo_stderr
+    say = echo_line if dry_run else echo_stderr
     for line in _described(plan, order, making, target.type):
         say(line)
     kept = [recipe for _, recipe in places.values() if recipe is not None]

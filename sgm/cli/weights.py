@@ -8,8 +8,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from sgm.cli.console import echo_result, echo_stderr, errors_as_sentences, path_argument, path_option, progress_bar
-from sgm.errors import UserError, printable
+from sgm.cli.console import (
+    echo_line,
+    echo_result,
+    echo_stderr,
+    errors_as_sentences,
+    path_argument,
+    path_option,
+    progress_bar,
+)
+from sgm.errors import UserError
 from sgm.process import importing_torch
 from sgm.versions import ALL_VERSIONS, checkpoint_folders
 
@@ -41,7 +49,7 @@ def models() -> None:
     names |= {"loras": loras} if (loras := installed_loras()) else {}
     lines += ["", *(f"{f'{kind}:':<10} {', '.join(known)}" for kind, known in names.items())]
     for line in lines:
-        echo_result(printable(line, 2000))
+        echo_line(line)
 
 
 def download(

@@ -51,7 +51,7 @@ def _manifest(settings: Mapping[str, Any], mark: Mapping[str, Any]) -> dict[str,
     weights = mark.get("weights")
     model = {"com.sgm-video.version": settings.get("version")}
     if isinstance(weights, Mapping):
-        model |= {f"com.sgm-video.weights.{name}": weights[name] for name in ("name", "hash") if name in weights}
+        model |= {f"com.sgm-video.weights.{name}": weights[name] for name in ("name", "sha256") if name in weights}
     created = {
         "action": "c2pa.created",
         "digitalSourceType": SOURCE_TYPE,
@@ -112,6 +112,7 @@ def _self_made() -> tuple[bytes, bytes]:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID
 
     def made(title: str, key: Any, issuer: str, issuer_key: Any, root: bool) -> x509.Certificate:
         names = [
@@ -137,7 +138,7 @@ def _self_made() -> tuple[bytes, bytes]:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), False)
         )
         if not root:
-            email = x509.ExtendedKeyUsageOID.EMAIL_PROTECTION  # among the uses that C2PA asks for
+            email = ExtendedKeyUsageOID.EMAIL_PROTECTION  # among the uses that C2PA asks for
             builder = builder.add_extension(x509.ExtendedKeyUsage([email]), False)
         return builder.sign(issuer_key, hashes.SHA256())
 

@@ -113,13 +113,13 @@ def _check_places(config: Mapping[str, Any]) -> Path:
     for name in ("pictures", "clips", "masks"):
         if config["data"][name] and not is_folder(config["data"][name]):
             raise UserError(f"There is no folder {config['data'][name]}: set data.{name} to a folder of your {name}.")
-    for name, group in (("pictures", "picture"), ("clips", "clip")):
-        if folder := config["data"][name]:
-            files_of(folder, group, lambda line: None, deep=True)  # raises for none; the rest is said when it is read
     perceptual = config["train"]["perceptual"]
     if perceptual and not is_file(perceptual):
         raise UserError(f"There is no file {perceptual}: set train.perceptual, or null for none.")
     check_writable(config["out"])
+    for name, group in (("pictures", "picture"), ("clips", "clip")):
+        if folder := config["data"][name]:
+            files_of(folder, group, lambda line: None, deep=True)  # raises for none; the rest is said when it is read
     return model
 
 

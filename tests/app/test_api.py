@@ -570,6 +570,8 @@ def test_keys_slow_bodies_and_too_many_requests(alone: str) -> None:
         ("", "127.0.0.1", "localhost:8501", "/v1/videos", "https://friend.example", True),
         ("keys", "192.0.2.9", "192.0.2.1:8501", "/v1/videos", "https://friend.example", True),
         ("", "127.0.0.1", "localhost:8501", "/_stcore/stream", "https://friend.example", False),
+        ("", "::1", "[::1]:8501", "/", "http://[::1]:8501", True),
+        ("", "127.0.0.1", "127.0.0.2:8501", "/", "http://127.0.0.3:8501", False),
     ],
 )
 def test_who_else_may_ask(network: str, client: str, host: str, path: str, origin: str | None, allowed: bool) -> None:
@@ -593,6 +595,7 @@ def test_who_else_may_ask(network: str, client: str, host: str, path: str, origi
         ("--host 0.0.0.0", "SGM_API_KEYS"),
         ("--host example.org", "--host must be an address"),
         ("--host ::", "--trust"),
+        ("--host 192.0.2.1 --trust-network", "192.0.2.1 is no address of this machine"),
         ("--stand --host 192.0.2.1", "Use --host 0.0.0.0"),
         ("--stand-limit 3", "add --stand"),
     ],

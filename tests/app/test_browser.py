@@ -896,6 +896,7 @@ def test_sessions_take_turns_and_outlive_a_kill(page: Any, browser: Any, site: S
         expect(other.get_by_text("Number 1 in line")).to_be_visible()
         expect(page.get_by_text(re.compile(r"Step \d+ of 200"))).to_be_visible(timeout=LATER)
         expect(page.get_by_alt_text("A preview of the clip of giraffe.jpg")).to_be_visible()
+        page.locator("img[data-job][src^='data:image/webp']").first.wait_for(timeout=LATER)  # the whole clip, moving
         drawn, progress = polls, page.locator(".told p").first
         for _ in range(2):
             text = progress.inner_text()

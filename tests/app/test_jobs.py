@@ -24,7 +24,17 @@ from starlette.requests import Request
 from app import jobs
 from app.create import progress
 from app.jobs import EngineRunner, Job, Table
-from sgm import EXPORTS, Clip, Progress, UserError, VideoRequest, open_picture, read_frames, read_settings
+from sgm import (
+    EXPORTS,
+    Clip,
+    Progress,
+    UserError,
+    VideoRequest,
+    detect_watermark,
+    open_picture,
+    read_frames,
+    read_settings,
+)
 
 REQUEST = VideoRequest(frames=4, steps=3, height=64, width=96, fps=8, seed=7)
 LIMIT = 20.0  # seconds, for what takes milliseconds
@@ -691,3 +701,23 @@ def test_a_group_is_cancelled_or_refused_as_a_whole(held: tuple[Table, Held], pi
         table.submit_group([REQUEST, REQUEST], picture)
     assert set(table.folder.iterdir()) == before
     assert len(table.groups()) == 1
+
+
+@pytest.mark.parametrize("watermark", [True, False])
+def test_a_clip_s_files_are_marked_unless_told_and_its_frames_never(
+    watermark: bool, tmp_path: Path, picture: Image.Image
+) -> None:
+    def make(job: Job, on_step: Callable[[Progress], None], check: Callable[[], object]) -> Clip:
+        clip = draw(job, on_step)
+        return Clip(clip.frames, clip.fps, clip.settings | {"sgm": {"format": 1, "watermark": True}})
+
+    table = Table(tmp_path, make, watermark=watermark)
+    job = finished(table, table.submit(REQUEST.replace(width=192, height=192), picture.resize((192, 192))))
+    frames, _ = table.frames(job)
+    assert np.array_equal(frames[0], np.asarray(picture.resize((192, 192))))
+    assert read_settings(job.clip) == job.settings
+    assert job.settings["sgm"]["watermark"] is watermark
+    assert (detect_watermark(job.clip, "clip", search=False).verdict == "marked") is watermark
+    film = finished(table, table.extend(job.id))
+    assert (detect_watermark(film.film, "film", search=False).verdict == "marked") is watermark
+    table.close()

@@ -659,9 +659,8 @@ def test_sizes_are_chosen_by_buttons(stage: Stage) -> None:
     assert not [button for button in opened(version="sv3d_u").button if str(button.key).startswith("size_")]
 
 
-def size_of(page: AppTest) -> tuple[int, int]:
-    width, height = (page.number_input(key=f"{side}:svd_tiny").value for side in ("width", "height"))
-    return width, height
+def size_of(page: AppTest) -> tuple[Any, ...]:
+    return tuple(page.number_input(key=f"{side}:svd_tiny").value for side in ("width", "height"))
 
 
 def test_an_upright_picture_has_the_upright_size_unless_one_was_set(stage: Stage) -> None:

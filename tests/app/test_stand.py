@@ -134,7 +134,7 @@ def test_a_film_is_found_by_its_token_until_it_is_deleted(jobs: Table, monkeypat
     app.jobs.table().close()
 
 
-def test_a_film_that_fails_is_said_in_the_visitors_language(jobs: Table) -> None:
+def test_a_film_that_fails_is_said_in_the_visitors_language(jobs: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     token = visits.submit(open_picture(LAKE), "none", "calm", visits.visitor(), limit=2)
     job = visits.find(token)
     assert job is not None
@@ -146,6 +146,11 @@ def test_a_film_that_fails_is_said_in_the_visitors_language(jobs: Table) -> None
     assert "Lo sentimos, no ha funcionado." in " ".join(said)
     page.button(key="again").click().run()
     assert page.button(key="picture_0").label == "Ciudad"
+    monkeypatch.setattr(visits, "submit", lambda *_: 1 / 0)
+    page.button(key="picture_0").click().run()
+    page.button(key="make").click().run()
+    assert page.warning[0].value.startswith("Lo sentimos")
+    assert page.session_state["token"] == ""  # so that the next film can be asked for
     assert not page.exception
 
 

@@ -19,7 +19,12 @@ from sgm.media import credentials
 
 RECIPE = {
     "version": "svd_tiny",
-    "sgm": {"format": 1, "watermark": False, "picture": "ab" * 32, "weights": {"name": "svd_tiny", "hash": "cd" * 32}},
+    "sgm": {
+        "format": 1,
+        "watermark": False,
+        "picture": "ab" * 32,
+        "weights": {"name": "svd_tiny", "sha256": "cd" * 32},
+    },
 }
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
 
