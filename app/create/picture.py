@@ -222,7 +222,9 @@ def is_of(job: Job) -> bool:
 def open_upload(upload_id: str, views: bool) -> None:
     """Choose the picture or, for views, the clip of an earlier upload, or say that it is gone."""
     content, name = upload.kept(upload_id) or (b"", "")
-    found = upload.read_upload(content, name, views) if content else None
+    found = None
+    with suppress(UserError):  # of an address that was changed by hand to a model which takes the other kind
+        found = upload.read_upload(content, name, views) if content else None
     if found and found.is_clip:
         _open_clip(upload_id, content, name)
     elif found and found.picture:
