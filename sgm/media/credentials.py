@@ -112,13 +112,14 @@ def _self_made() -> tuple[bytes, bytes]:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
     def made(title: str, key: Any, issuer: str, issuer_key: Any, root: bool) -> x509.Certificate:
         names = [
             x509.Name(
                 [
-                    x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "sgm-video"),
-                    x509.NameAttribute(x509.NameOID.COMMON_NAME, name),
+                    x509.NameAttribute(NameOID.ORGANIZATION_NAME, "sgm-video"),
+                    x509.NameAttribute(NameOID.COMMON_NAME, name),
                 ]
             )
             for name in (title, issuer)
@@ -137,7 +138,7 @@ def _self_made() -> tuple[bytes, bytes]:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), False)
         )
         if not root:
-            email = x509.ExtendedKeyUsageOID.EMAIL_PROTECTION  # among the uses that C2PA asks for
+            email = ExtendedKeyUsageOID.EMAIL_PROTECTION  # among the uses that C2PA asks for
             builder = builder.add_extension(x509.ExtendedKeyUsage([email]), False)
         return builder.sign(issuer_key, hashes.SHA256())
 

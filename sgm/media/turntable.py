@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,7 +54,7 @@ def write_turntable(
     elevations: Sequence[float],
     azimuths: Sequence[float],
     turns: int = 3,
-    settings: Mapping[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> Path:
     """Write `frames` (T, H, W, 3), uint8, in `loop_order`: .webp and .gif repeat for ever, .mp4 has `turns` loops.
 
