@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sgm.cli.batch import BYTES_PER_PIXEL, plain_stem
 from sgm.cli.console import duration, echo_result, echo_stderr, progress_bar, show_step
 from sgm.errors import UserError
@@ -16,6 +14,7 @@ from sgm.paths import check_writable, make_folder
 from sgm.process import collect_and_freeze, reuse_freed_memory
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
     from sgm import Clip, ViewsRequest
@@ -127,6 +126,8 @@ class ViewsWork:
         return engine
 
     def _write(self, clips: list[Clip]) -> None:
+        import numpy as np
+
         from sgm import ClipGrid, filtered, write_video
 
         frames = np.concatenate([clip.frames for clip in clips])
