@@ -116,11 +116,7 @@ def _self_made() -> tuple[bytes, bytes]:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
-<<<<<<< HEAD
-    from cryptography.x509.oid import ExtendedKeyUsageOID
-=======
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
->>>>>>> mark
 
     def made(title: str, key: Any, issuer: str, issuer_key: Any, root: bool) -> x509.Certificate:
         names = [
