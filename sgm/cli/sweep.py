@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from sgm.cli.batch import BYTES_PER_PIXEL
-from sgm.cli.console import duration, echo_line, echo_result, echo_stderr, errors_as_sentences, path_argument, path_option
+from sgm.cli.console import (
+    duration,
+    echo_line,
+    echo_result,
+    echo_stderr,
+    errors_as_sentences,
+    path_argument,
+    path_option,
+)
 from sgm.cli.folder import TABLE, Pictures, SweepFolder
 from sgm.cli.making import Making
 from sgm.cli.options import BackgroundModel, Base, Checkpoint, Device, Dtype, Gpus, LowMemory, ModelVersion, Recipe

@@ -8,7 +8,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from sgm.cli.console import echo_line, echo_result, echo_stderr, errors_as_sentences, path_argument, path_option, progress_bar
+from sgm.cli.console import (
+    echo_line,
+    echo_result,
+    echo_stderr,
+    errors_as_sentences,
+    path_argument,
+    path_option,
+    progress_bar,
+)
 from sgm.errors import UserError
 from sgm.process import importing_torch
 from sgm.versions import ALL_VERSIONS, checkpoint_folders
