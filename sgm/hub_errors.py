@@ -81,8 +81,8 @@ def _explanation(error: Exception, model: Version, part: Path | None, size: int)
     if isinstance(error, OSError) and error.errno is not None and not of_http(error):
         if part is None:  # nothing is written yet
             return (
-                f"The hub cannot be asked, since a file of this machine cannot be read ({_one_line(error)}): look at your "
-                "login (HF_TOKEN_PATH, HF_HOME) and your certificates (SSL_CERT_FILE, SSL_CERT_DIR)."
+                f"The hub cannot be asked, since a file of this machine cannot be read ({_one_line(error)}): look at "
+                "your login (HF_TOKEN_PATH, HF_HOME) and your certificates (SSL_CERT_FILE, SSL_CERT_DIR)."
             )
         return f"{model.name} cannot be stored ({error.strerror}): make room there, or name another place with --to."
     if isinstance(error, UnicodeEncodeError) or "header value" in str(error):
@@ -106,8 +106,8 @@ def _explanation(error: Exception, model: Version, part: Path | None, size: int)
         advice = "is it an HTTP proxy, and running?" if proxies else "is this machine online?"
         return f"The hub cannot be reached{through} ({type(error).__name__}): {advice} {model.how_to_get}"
     return (
-        f"The hub's answer for {model.hub_file} cannot be used ({_one_line(error)}): check HF_ENDPOINT and other HF_… variables, "
-        "or try later."
+        f"The hub's answer for {model.hub_file} cannot be used ({_one_line(error)}): check HF_ENDPOINT and other "
+        "HF_… variables, or try later."
     )
 
 

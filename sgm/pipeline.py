@@ -134,7 +134,8 @@ def _generate(
     state = generator.get_state()
 
     def draw(middle_alone: bool) -> np.ndarray:
-        z = run.estimate[request.frames // 2][None] if middle_alone else run.estimate
+        estimate = run.estimate.flip(0) if request.bounded else run.estimate  # the latest half goes back in time
+        z = estimate[request.frames // 2][None] if middle_alone else estimate
         return preview(z / engine.scale_factor, c["concat"], batches[0]["cond_frames"])
 
     def sample() -> Tensor:

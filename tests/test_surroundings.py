@@ -67,6 +67,8 @@ def _commands(there: str) -> list[list[object]]:
         ["score", "clip.mp4", "--reference", f"{there}/clip.mp4"],
         ["score", "clip.mp4", "--csv", f"{there}/scores.csv"],
         ["score", "clip.mp4", "--fvd", f"{there}/real"],
+        ["sample", f"{there}/clip.mp4", "--version", "sv4d2"],
+        ["sample", there, "--version", "sv4d2"],
         ["repeat", f"{there}/clip.mp4", "--picture", "photo.png"],
         ["recipe", f"{there}/clip.mp4"],
         ["recipe", f"{there}/recipe.yaml"],

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from sgm import PictureError, UserError, files_of, open_picture, printable
+from sgm.paths import exists, is_file
 
 _SAMPLES = Path(__file__).parents[1] / "samples"
 _TITLES = "titles.yaml"
@@ -78,9 +79,10 @@ def host_pictures(folder: Path | None, say: Callable[[str], object]) -> list[Hos
 
 
 def _titles(path: Path) -> dict[str, str | dict[str, str]]:
-    if not path.exists():
+    if not exists(path):
         return {}
     try:
+        assert is_file(path)  # a pipe would be waited for
         titles = OmegaConf.to_container(OmegaConf.create(path.read_text("utf-8")), resolve=False)
         assert isinstance(titles, dict)
         for title in titles.values():

@@ -17,6 +17,7 @@ from sgm.errors import UserError
 from sgm.media.provenance import SOURCE_TYPE
 from sgm.paths import is_file, user_path
 
+SWITCH = "SGM_C2PA"  # "off": nothing is signed
 CERTIFICATE, KEY = "SGM_C2PA_CERTIFICATE", "SGM_C2PA_KEY"  # files of the user's own, both PEM
 _SELF_MADE = "self-made, names nobody"
 _DAYS = 3650  # that a self-made certificate is valid: the manifest has no time stamp of others
@@ -26,6 +27,8 @@ _SETTINGS = {"builder": {"thumbnail": {"enabled": False}}}
 
 def check_credentials() -> None:
     """Raise UserError where the user's own certificate cannot be used. To be called before the work."""
+    if os.environ.get(SWITCH) == "off":
+        return
     if os.environ.get(CERTIFICATE) or os.environ.get(KEY):
         _signer()
 
@@ -36,7 +39,8 @@ def signed(content: bytes, kind: str, settings: Mapping[str, Any] | None) -> byt
     kind: its MIME type. Raises UserError as `check_credentials` does.
     """
     mark = (settings or {}).get("sgm")
-    if not isinstance(mark, Mapping) or mark.get("input") is True or (signer := _signer()) is None:
+    off = os.environ.get(SWITCH) == "off"
+    if off or not isinstance(mark, Mapping) or mark.get("input") is True or (signer := _signer()) is None:
         return content
     import c2pa
 
@@ -112,14 +116,14 @@ def _self_made() -> tuple[bytes, bytes]:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import ExtendedKeyUsageOID
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
     def made(title: str, key: Any, issuer: str, issuer_key: Any, root: bool) -> x509.Certificate:
         names = [
             x509.Name(
                 [
-                    x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "sgm-video"),
-                    x509.NameAttribute(x509.NameOID.COMMON_NAME, name),
+                    x509.NameAttribute(NameOID.ORGANIZATION_NAME, "sgm-video"),
+                    x509.NameAttribute(NameOID.COMMON_NAME, name),
                 ]
             )
             for name in (title, issuer)

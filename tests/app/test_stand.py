@@ -180,6 +180,10 @@ def test_the_hosts_pictures(tmp_path: Path) -> None:
     (tmp_path / "titles.yaml").write_text("- b.png\n", encoding="utf-8")
     with pytest.raises(UserError, match="must give titles, a file a line"):
         pictures.host_pictures(tmp_path, print)
+    (tmp_path / "titles.yaml").unlink()
+    (tmp_path / "titles.yaml").mkdir()  # no regular file, as a pipe, which would be waited for
+    with pytest.raises(UserError, match="must give titles, a file a line"):
+        pictures.host_pictures(tmp_path, print)
     with pytest.raises(UserError, match="holds no pictures"):
         pictures.host_pictures(ROOT / "configs", print)
 

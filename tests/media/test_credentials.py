@@ -29,6 +29,11 @@ RECIPE = {
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
 
 
+@pytest.fixture(autouse=True)
+def switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(credentials.SWITCH)
+
+
 @pytest.mark.parametrize("kind", ["video/mp4", "image/gif", "image/png"])
 def test_the_official_reader_validates_what_is_signed(kind: str) -> None:
     c2pa = pytest.importorskip("c2pa", reason="the extra c2pa is not installed")
