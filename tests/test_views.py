@@ -25,6 +25,7 @@ from sgm import (
     cut_off_note,
     generate,
     generate_views,
+    is_marked,
     kinds,
     load_engine,
     open_clip,
@@ -272,6 +273,7 @@ def test_a_clip_becomes_views_and_they_can_be_made_again(put: Callable[..., None
     settings = read_recipe(paths[1])
     assert isinstance(request_of(settings), ViewsRequest)
     assert settings["azimuths"] == [10, 20, 90, 180, 270]
+    assert [is_marked(read_recipe(path)) for path in paths] == [False, *[True] * 6]  # no model made the input
     again = sample("--recipe", str(paths[2]), "--out", "here")
     assert again.exit_code == 0, again.stderr
     other = Path("here") / "walk-sv4d2-23-2"
@@ -281,7 +283,7 @@ def test_a_clip_becomes_views_and_they_can_be_made_again(put: Callable[..., None
     assert "does not hold the clip that it was made of: give it with --picture" in without.stderr
     write_clip(folder / "input.mkv", open_clip(Path("walk.mp4"), 5).frames)  # as the page stores it
     (folder / "job.json").write_text("{}")
-    for path, given in ((paths[3], []), (paths[5], ["--picture", "walk.mp4"])):
+    for path, given in ((paths[0], []), (paths[3], []), (paths[5], ["--picture", "walk.mp4"])):
         repeated = CliRunner().invoke(cli, ["repeat", str(path), *given], catch_exceptions=False)
         assert (repeated.exit_code, repeated.stdout) == (0, "identical\n"), repeated.stderr
     assert "several: give a folder" in sample(*options, "--out", "x.mp4").stderr
@@ -363,7 +365,7 @@ def test_sv4d_from_a_folder_of_frames(put: Callable[..., None]) -> None:
     put("sv3d_u", "sv3d_p_small", family="elevated orbit")  # as sv3d_u, but for what its network is told
     saved(Path("frames"), drawn(6, background=CLEAR))
     words = ["sample", "frames", "--version", "sv4d", "--width", "64", "--height", "64", "--steps", "2"]
-    run = CliRunner().invoke(cli, words, catch_exceptions=False)
+    run = CliRunner().invoke(cli, [*words, "--no-watermark"], catch_exceptions=False)
     assert run.exit_code == 0, run.stderr
     assert "frames has 6 frames: they run back and forth to make 7." in run.stderr
     assert "sv3d_u makes the views of the first frame." in run.stderr
@@ -371,6 +373,7 @@ def test_sv4d_from_a_folder_of_frames(put: Callable[..., None]) -> None:
     views = [f"view-{i}.mp4" for i in range(1, 5)]
     assert sorted(path.name for path in folder.iterdir()) == ["grid.mp4", "input.mp4", *views, "walk.mp4"]
     assert read_frames(folder / "view-4.mp4")[0].shape == (7, 64, 64, 3)
+    assert not any(is_marked(read_recipe(path)) for path in folder.iterdir())
     Path("sv3d_u.safetensors").unlink()
     status = version_status("sv4d")
     assert status.problem == "It begins with an orbit by sv3d_u, which is missing."

@@ -17,6 +17,7 @@ from streamlit.testing.v1 import AppTest
 
 from app import jobs
 from app.jobs import Job, Table, stored_input
+from app.jobs.record import ViewsClip
 from app.jobs.runner import EngineRunner
 from sgm import (
     Progress,
@@ -25,6 +26,7 @@ from sgm import (
     ViewsRequest,
     encode_video,
     generate_views,
+    is_marked,
     load_engine,
     read_frames,
     read_recipe,
@@ -128,6 +130,10 @@ def test_a_clip_s_views_are_chosen_made_watched_and_opened_again(runner: Gated, 
     recipes = [read_recipe(path) for path in job.parts]
     assert [recipe["sgm"]["frames"] for recipe in recipes[:5]] == [view.settings["sgm"]["frames"] for view in views]
     assert all(request_of(recipe) == request for recipe in recipes)
+    assert [is_marked(recipe) for recipe in recipes] == [False, *[True] * 5]  # no model made the input
+    unmarked = ViewsClip(**vars(views[1]), parts={"view-2": views[2]}).unmarked()
+    assert not is_marked(unmarked.settings)
+    assert not is_marked(unmarked.parts["view-2"].settings)
     walk = read_frames(job.parts[-1])[0]
     for time, view in enumerate((0, 2, 1, 3, 4)):  # once around by azimuth
         distances = [np.abs(walk[time].astype(float) - other.frames[time]).mean() for other in views]
