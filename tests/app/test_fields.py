@@ -184,7 +184,7 @@ def test_every_field_that_a_request_takes_is_drawn(stage: Stage, version: str) -
         # The picture is wider than all versions, so that it cannot be moved up and down.
         return set(VideoRequest(version, **choices).fields()) - {"crop_y"}
 
-    assert drawn() - {"version"} == taken()
+    assert drawn() - {"version", "template_name"} == taken()
     chosen = {}
     bounded = FAMILIES[VERSIONS[version].family].bounded
     samplers = {name: sampler for name, sampler in SAMPLERS.items() if bounded or not sampler.bounded}
@@ -193,7 +193,7 @@ def test_every_field_that_a_request_takes_is_drawn(stage: Stage, version: str) -
         for name in kinds.values() if version in ("svd_tiny", "sv3d_p") else []:
             chosen[chooser] = name
             ok(page.selectbox(key=f"{chooser}:{version}").set_value(name).run())
-            assert drawn() - {"version"} == taken(**chosen)
+            assert drawn() - {"version", "template_name"} == taken(**chosen)
 
 
 def test_a_link_beyond_the_usual_ranges_is_kept_as_it_is(stage: Stage) -> None:
