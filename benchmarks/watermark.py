@@ -102,14 +102,14 @@ def survival(photographs: Sequence[Path], width: int, height: int) -> None:
 def _package(frames: np.ndarray) -> int | None:
     """The bits that invisible-watermark reads; None where it is not installed, or refuses so small a frame."""
     try:
-        from imwatermark.maxDct import EmbedMaxDct  # its WatermarkDecoder refuses less than 65,536 pixels
+        from imwatermark.maxDct import EmbedMaxDct  # its WatermarkDecoder refuses less than 65,536 pixels  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     reader = EmbedMaxDct([0] * 48, wmLen=48)
     reader_votes = []
     for frame in frames:
         import cv2
-        import pywt
+        import pywt  # pyright: ignore[reportMissingImports]
 
         u = cv2.cvtColor(frame, cv2.COLOR_RGB2YUV)[..., 1]
         band, _ = pywt.dwt2(u[: u.shape[0] // 4 * 4, : u.shape[1] // 4 * 4], "haar")

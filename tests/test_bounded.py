@@ -98,7 +98,7 @@ def test_a_pan_between_two_crops_of_a_photograph(tiny: DiffusionEngine, ends: tu
     assert scores["motion"] == pytest.approx(100 * 0.12 / 3, rel=0.1)
     assert [(p.step, p.total) for p in seen if p.phase == "sample"] == [(1, 2), (2, 2)]
     drawn = next(p.preview for p in seen if p.phase == "sample" and p.preview)()
-    assert drawn.shape == (24, 40, 3)
+    assert drawn.shape == (4, 24, 40, 3)
     assert made_by(clip.settings)["last"] == hash_of(last)
     assert "--last LAST" in as_command(clip.settings)
     assert "last=open_picture('LAST')" in as_python(clip.settings)
