@@ -224,7 +224,7 @@ def test_what_is_compiled_for_rembg_goes_to_a_temporary_folder_where_no_other_ca
     paths = {"HOME": "home", "TMPDIR": "temporary", "PYTHONPATH": "site"}
     environment = {**os.environ, **{name: str(tmp_path / folder) for name, folder in paths.items()}}
     environment["PYTHONPATH"] += os.pathsep + str(Path(__file__).parents[2])
-    for name in ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR"):
+    for name in ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "NUMBA_DISABLE_JIT"):
         environment.pop(name, None)
 
     def lose_the_rights_of_root() -> None:
