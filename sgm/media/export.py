@@ -22,9 +22,9 @@ _FASTEST_GIF = 50  # frames a second
 
 
 def gif(frames: np.ndarray, fps: float, settings: Settings = None) -> bytes:
-    """An endless animated GIF, with a palette a frame. GIF counts hundredths of a second, and shows 50 fps at most:
+    """An endless animated GIF, with a palette a frame.
 
-    of more, every second frame is taken, or every third.
+    GIF counts hundredths of a second and shows 50 fps at most; of more, every second frame is taken, or every third.
     """
     step = math.ceil(fps / _FASTEST_GIF)
     return signed(_animation(".gif", _drawn(frames[::step], settings), 1000 * step / fps), "image/gif", settings)
