@@ -32,8 +32,8 @@ class Sleeper(Maker):
     """A maker that sleeps between the steps, and has a clip of the right size ready."""
 
     def _generate(self, options: dict[str, Any], *job: Any) -> Clip:
-        request, _, on_step, check, _ = job
-        preview = np.zeros((72, 128, 3), np.uint8)
+        request, _, on_step, check, *_ = job
+        preview = np.zeros((1, 72, 128, 3), np.uint8)
         for step in range(1, request.steps + 1):
             time.sleep(SECONDS / request.steps)
             check()
