@@ -242,10 +242,9 @@ def restore(request: VideoRequest, switched_on: Container[str] = ()) -> None:
 def pressed(version: Version) -> dict[str, bool]:
     """The buttons that set several fields, and whether each is the present one."""
     groups = ("preset", "ending", "size") if len(version.sizes) > 1 else ("preset", "ending")
+    now = {group: _present(group, version) for group in groups}
     return {
-        f"{group}_{name}": values == _present(group, version)
-        for group in groups
-        for name, values in _offers(group, version).items()
+        f"{group}_{name}": values == now[group] for group in groups for name, values in _offers(group, version).items()
     }
 
 
@@ -407,8 +406,8 @@ def _offers(group: str, version: Version) -> dict[str, dict[str, Any]]:
 
 def _present(group: str, version: Version) -> dict[str, Any]:
     """The present values of the fields that a group sets."""
-    names = next(iter(_offers(group, version).values()))
-    present = {name: value_of(all_fields()[name], version) for name in names}
+    names, fields = next(iter(_offers(group, version).values())), all_fields()
+    present = {name: value_of(fields[name], version) for name in names}
     if group == "ending" and not SAMPLERS[present["sampler"]].bounded:
         return _offers(group, version)["Anywhere"]
     return present

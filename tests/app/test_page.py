@@ -62,7 +62,7 @@ class Stage:
             assert self.go_on.wait(LIMIT)
         if self.error:
             raise self.error
-        pixels = np.asarray(open_picture(job.picture))
+        pixels = np.asarray(open_picture(job.picture).resize((64, 64)))  # encoding would be what takes the time
         return Clip(np.stack([pixels] * (job.request.frames or 1)), job.request.fps or 7, job.request.settings())
 
 
