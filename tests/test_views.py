@@ -346,6 +346,24 @@ def test_progress_runs_over_all_windows_and_cancels_in_any(put: Callable[..., No
         generate_views(engine, ViewsRequest("sv4d2_8views"), clip)
 
 
+def test_two_processes_make_the_views_of_one(put: Callable[..., None], tmp_path: Path, monkeypatch: Any) -> None:
+    put("sv4d2", "sv4d2_small", **SV4D2)
+    row = {field.name: getattr(VIEW_VERSIONS["sv4d2"], field.name) for field in dataclasses.fields(Version)}
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pathlib\nfrom sgm import versions\n\nclass Small(versions.Version):\n"
+        f"    config_path = pathlib.Path({str(tmp_path / 'sv4d2.yaml')!r})\n\n"
+        f"versions.VIEW_VERSIONS['sv4d2'] = Small(**{row!r})\n"
+    )  # which the other process begins with
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    request, notes = ViewsRequest("sv4d2", steps=2, **SIZE), set[str]()
+    clip = request.family.prepare_clip(drawn(5), request)
+    engines = [load_engine("sv4d2", device="cpu", dtype="float32", gpus=gpus) for gpus in (1, 2)]
+    one, two = (generate_views(engine, request, clip, lambda at: notes.add(at.note)) for engine in engines)
+    assert notes == {""}
+    for a, b in zip(one, two, strict=True):
+        assert np.abs(a.frames.astype(int) - b.frames).max() <= 1
+
+
 def test_sv4d_begins_with_the_orbit_of_sv3d() -> None:
     request = ViewsRequest("sv4d", seed=5, steps=7, width=128, height=64)
     first = request.first
