@@ -357,9 +357,8 @@ def test_a_lora_is_merged_and_what_of_another_network_s_has_no_place_is_told(
     put("sv4d2", "sv4d2_small", **SV4D2)
     blocks = [f"input_blocks.1.1.{part}.0" for part in ("transformer_blocks", "time_mix_blocks", "motion_blocks")]
     layers, factors = [f"diffusion_model.{block}.attn1.to_out.0" for block in blocks], {}
-    for layer, name in {layer: layer for layer in layers} | {
-        layers[1]: f"lora_unet_{blocks[1]}_attn1_to_out_0"
-    }.items():
+    kohya = f"lora_unet_{blocks[1]}.attn1.to_out.0".replace(".", "_")
+    for layer, name in zip(layers, (layers[0], kohya, layers[2]), strict=True):
         rows, columns = WEIGHTS["sv4d2_small"][f"model.{layer}.weight"].shape
         factors |= {f"{name}.lora_down.weight": torch.ones(2, columns), f"{name}.lora_up.weight": torch.ones(rows, 2)}
     of_svd = {re.sub("time_mix_blocks|motion_blocks", "time_stack", name): value for name, value in factors.items()}
