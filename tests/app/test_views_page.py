@@ -96,8 +96,11 @@ def encoded(frames: list[Image.Image], kind: str = "webp") -> bytes:
 
 
 def dropped(page: AppTest, frames: list[Image.Image], name: str = "walk.webp") -> AppTest:
-    content = encoded(frames, Path(name).suffix[1:])
-    return ok(page.file_uploader[0].set_value((name, content, "image/webp")).run())
+    return uploaded(page, [(name, encoded(frames, Path(name).suffix[1:]), "image/webp")])
+
+
+def uploaded(page: AppTest, files: list[tuple[str, bytes, str]]) -> AppTest:
+    return ok(page.file_uploader[0].set_value(files).run())
 
 
 def test_a_clip_s_views_are_chosen_made_watched_and_opened_again(runner: Gated, tmp_path: Path) -> None:
@@ -259,3 +262,25 @@ def test_programs_ask_for_views(runner: Gated) -> None:
         assert refused.status_code == 400
         assert why in refused.json()["errors"][0]
     assert len(jobs.table().jobs()) == 2
+
+
+def test_pictures_are_a_clip_s_frames_in_natural_order_and_a_sample_is_there(runner: Gated) -> None:
+    page, frames = opened(frames="11"), drawn(11, background=CLEAR)
+    files = [(f"frame{i}.png", encoded([frame], "png"), "image/png") for i, frame in enumerate(frames)]
+    uploaded(page, [*files, ("notes.txt", b"of the clip", "text/plain")])
+    assert page.success[0].value.startswith("11 pictures are the clip's frames, in the order of their names.")
+    assert page.session_state["opened_clip"].key == page.query_params["upload"]
+    seen = page.session_state["clip_frames"][1]
+    assert [frame.tobytes() for frame in seen] == [frame.tobytes() for frame in frames]
+    for added, told in (
+        (("frame2.png", encoded([frames[0].resize((9, 9))], "png"), "image/png"), "has 9×9 pixels, the first 90×60"),
+        (("walk.mp4", encode_video(np.stack([np.asarray(f) for f in drawn(2)]), 9), "video/mp4"), "walk.mp4 is a clip"),
+        (("frame3.png", b"\x89PNG\r\n\x1a\n", "image/png"), "frame3.png"),
+    ):
+        uploaded(page, [*files[:2], added])
+        assert told in page.error[0].value.replace("\\", "")
+        assert "frame0.png … stays chosen." in page.error[0].value.replace("\\", "")
+    ok(page.button(key="sample_penguin").click().run())
+    assert "penguin.webp has 21 frames: the first 11 are taken." in said(page).replace("\\", "")
+    assert page.query_params["sample"] == "penguin"
+    assert not generate(page).disabled
