@@ -6,8 +6,12 @@ const tooLarge = (file) => file.size > (isZip(file) ? limits().zip : limits().pi
 const tooMany = (files) => files.length > limits().files;
 const areSeveral = (files) => !uploader().multiple && (files.length > 1 || isZip(files[0]));
 
+// A clip's frames: frame9 before frame10.
+const inOrder = (files) => [...files].sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }));
+
 function give(files) {
   const state = window.sgmHands;
+  if (state.now.data.frames) files = inOrder(files).slice(0, limits().files);
   if (tooMany(files) || areSeveral(files)) {
     state.carried = tooMany(files) ? null : files; // to the page Batch, whose uploader takes several
     return state.now.setTriggerValue("several", files.length);

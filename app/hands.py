@@ -1,9 +1,9 @@
 """What the browser does for the page itself, since Streamlit has no words for it (`hands.js`).
 
 A picture that is pasted or dropped anywhere goes to the uploader, several of them, folders and ZIPs to that of the page
-Batch; what is too large is refused before it is sent; focus stays where it was when a widget is drawn anew; buttons say
-what they are and whether they are chosen; progress and the finished clip are announced; numbers that a field does not
-accept are told beside Generate.
+Batch, unless they are a clip's frames; what is too large is refused before it is sent; focus stays where it was when a
+widget is drawn anew; buttons say what they are and whether they are chosen; progress and the finished clip are
+announced; numbers that a field does not accept are told beside Generate.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def lend(
     values: Mapping[str, str],
     notes: Mapping[str, str],
     take_out: Callable[[str], None],
+    frames: bool = False,
 ) -> None:
     """Give the page its hands; once a run.
 
@@ -53,7 +54,8 @@ def lend(
     of buttons, and whether each is the chosen one of its group. values: labels of number fields, and the value that
     would run. notes: titles of choices in lists, and what is said beside them. take_out: called when an upload is taken
     out by hand, with "first" or "last", the picture that it is. Of one that is replaced, the uploader says the same, so
-    the click is told: as a state, which no later message can overtake.
+    the click is told: as a state, which no later message can overtake. frames: whether several files are the frames of
+    one clip.
 
     Ends the script's run where several files were dropped on a page other than Batch: it leads there.
     """
@@ -65,7 +67,7 @@ def lend(
             take_out(str(clicks).partition(" ")[0])
 
     data = {"said": said, "pressed": dict(pressed), "values": dict(values), "notes": dict(notes)}
-    data["limits"] = _LIMITS
+    data |= {"limits": _LIMITS, "frames": frames}
     with place:
         component(_KEY, _code())(
             key=_KEY,

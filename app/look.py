@@ -16,6 +16,7 @@ from sgm import fit_picture, open_picture, printable
 
 POLL = float(os.environ.get("SGM_POLL") or 1)  # seconds between two polls of a running job
 SAMPLES = {path.stem: path for path in sorted((Path(__file__).parent / "samples").glob("*.jpg"))}
+CLIPS = {path.stem: path for path in sorted((Path(__file__).parent / "clips").glob("*.webp"))}  # of an object
 
 
 def duration(seconds: float) -> str:
@@ -64,9 +65,9 @@ def icon() -> Image.Image:
 
 @st.cache_data
 def style() -> str:
-    """The style sheet; the samples' buttons show their pictures."""
+    """The style sheet; the samples' buttons show their pictures, or their first frames."""
     rules = [(Path(__file__).parent / "style.css").read_text(encoding="utf-8")]
-    for name, path in SAMPLES.items():
+    for name, path in (SAMPLES | CLIPS).items():
         small = io.BytesIO()
         fit_picture(open_picture(path), 192, 120).save(small, "JPEG", quality=75)
         rules.append(f".st-key-sample_{name} button {{ --picture: url({inline(small.getvalue())}); }}")

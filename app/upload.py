@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LARGEST, LARGEST_ZIP = 20, 200  # MB, of a picture or a clip, and of a ZIP of pictures
 MOST = 200  # pictures at once
-_MOST_KEPT = 100  # MB, of all uploads
+MOST_KEPT = 100  # MB, of all uploads
 _kept: dict[str, tuple[bytes, str]] = {}  # id -> content and name, the latest one last
 _keeping = threading.Lock()
 one_at_a_time = threading.Lock()  # the largest picture takes a gigabyte while it is read
@@ -52,13 +52,13 @@ class Upload(NamedTuple):
     is_clip: bool = False
 
 
-def read_upload(content: bytes, name: str, views: bool = False) -> Upload:
+def read_upload(content: bytes, name: str, views: bool = False, most: int = LARGEST) -> Upload:
     """The picture, or the clip, that a file's content is; nothing is changed meanwhile. name: its name in messages.
 
-    views: whether a clip is wanted whose object is to be seen from other sides, not a picture. Raises PictureError for
-    what is neither, and for a picture that cannot be used; UserError for such a clip.
+    views: whether a clip is wanted whose object is to be seen from other sides, not a picture. most: MB. Raises
+    PictureError for what is neither, and for a picture that cannot be used; UserError for such a clip.
     """
-    if len(content) > LARGEST << 20:
+    if len(content) > most << 20:
         raise PictureError(f"{name} is larger than the {LARGEST} MB that can be uploaded: make it smaller.")
     with one_at_a_time:
         if not is_clip(content):
@@ -113,7 +113,7 @@ def keep(content: bytes, name: str) -> str:
     with _keeping:
         _kept.pop(upload_id, None)
         _kept[upload_id] = content, name
-        while sum(len(content) for content, _ in _kept.values()) > _MOST_KEPT << 20:
+        while sum(len(content) for content, _ in _kept.values()) > MOST_KEPT << 20:
             del _kept[next(iter(_kept))]
     return upload_id
 

@@ -44,6 +44,7 @@ from .loras import loras_of as loras_of
 from .media.clip import crop_to_object as crop_to_object
 from .media.clip import cut_off_note as cut_off_note
 from .media.clip import cut_out_clip as cut_out_clip
+from .media.clip import join_pictures as join_pictures
 from .media.clip import needs_rembg as needs_rembg
 from .media.clip import open_clip as open_clip
 from .media.clip import write_clip as write_clip

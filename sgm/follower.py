@@ -9,9 +9,9 @@ from typing import Any
 
 from sgm.engine import load_engine
 from sgm.errors import UserError
-from sgm.pipeline import generate
+from sgm.pipeline import generate, generate_views
 from sgm.ranks import Follower, Stopped
-from sgm.request import VideoRequest
+from sgm.request import ViewsRequest, request_class
 
 
 def main() -> None:
@@ -32,9 +32,13 @@ def main() -> None:
         follower.join()
         engine.ranks = follower
         while True:
-            settings, image, last, follower.plan, engine.loras = follower.next_job()
+            settings, (given, more), follower.plan, engine.loras = follower.next_job()
+            request = request_class(settings["version"])(**settings)
             try:
-                generate(engine, VideoRequest(**settings), image, last=last)
+                if isinstance(request, ViewsRequest):
+                    generate_views(engine, request, given, first=more)
+                else:
+                    generate(engine, request, given, last=more)
             except Stopped:
                 pass
             except UserError:

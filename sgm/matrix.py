@@ -27,7 +27,7 @@ class Matrix:
     """Pictures of n times and v + 1 views, (n, v + 1, 3, h, w) in [-1, 1]; the first view is the input clip.
 
     angles: of the v new views, see `view_angles`. picture_noise, cond_aug: noise on what the model is shown, see
-    `views_batch`. example: a picture that it was shown, and its latent, (1, c, h, w) each.
+    `views_batch`. example: the latent of a picture that it was shown, and that picture, (1, c, h, w) each.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Matrix:
         clip, views = self.pictures[list(times), 0], self.pictures[shown or 0, 1:]
         batch = views_batch(clip, views, self.angles, self.picture_noise, self.cond_aug)
         c, uc = model.conditions(batch)
-        self.example = batch["cond_frames"][:1], c["concat"][:1]
+        self.example = c["concat"][:1], batch["cond_frames"][:1]
         if shown is None:  # zero latents, which are not those of any picture
             c, uc = ({**cond, "cond_view": torch.zeros_like(cond["cond_view"])} for cond in (c, uc))
         return c, uc

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from sgm.run import OnStep, Run, to_frames
 
 if TYPE_CHECKING:
     from PIL import Image
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,8 @@ def generate(
     _check_version(engine, request)
     request = checked_ends(request, image, last)
     arguments = engine, request, image, last if request.takes_last else None
-    with _on(engine):
-        if not engine.ranks.lost:
-            with suppress(FollowersLost), engine.ranks.job():
-                return _generate(*arguments, Run(engine, request, on_step, check, low_memory, memo, engine.ranks))
-        note = f"Only one device is at work: {engine.ranks.lost}"
-        return _generate(*arguments, Run(engine, request, on_step, check, low_memory, memo, note=note))
+    settings = request, on_step, check, low_memory, memo
+    return _together(engine, lambda run: _generate(*arguments, run), *settings)
 
 
 def checked_ends(
@@ -107,8 +106,7 @@ def _generate(
     engine: DiffusionEngine, request: VideoRequest, image: Image.Image, last: Image.Image | None, run: Run
 ) -> Clip:
     family = request.family
-    loras = {lora.name: lora.path.absolute() for lora in run.loras}
-    run.ranks.begin(request.settings(), image, last, run.plan, loras)
+    run.tell_followers(image, last)
     generator = torch.Generator().manual_seed(request.seed)
 
     # Prepare the picture.
@@ -184,14 +182,15 @@ def generate_views(
     says under "sgm" which it is, as "view": "input", "view-1", …
     """
     _check_version(engine, request)
-    with _on(engine):
-        return _generate_views(engine, request, clip, Run(engine, request, on_step, check, low_memory), first)
+    settings = request, on_step, check, low_memory
+    return _together(engine, lambda run: _generate_views(engine, request, clip, first, run), *settings)
 
 
 def _generate_views(
-    engine: DiffusionEngine, request: ViewsRequest, clip: Sequence[Image.Image], run: Run, first: np.ndarray | None
+    engine: DiffusionEngine, request: ViewsRequest, clip: Sequence[Image.Image], first: np.ndarray | None, run: Run
 ) -> list[Clip]:
     family, generator = request.family, torch.Generator().manual_seed(request.seed)
+    run.tell_followers(clip, first)
 
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator).to(like)
@@ -206,10 +205,8 @@ def _generate_views(
         state = generator.get_state()
 
         def report(i: int, n: int, number: int = number) -> None:
-            picture, latent = matrix.example
-            tiles = _side_by_side(run.estimate, request)
-            draw = lambda: preview(tiles / engine.scale_factor, latent, picture)  # noqa: E731
-            run.report("sample", number * n + i, len(passes) * n, draw)
+            tiles = _side_by_side(run.estimate, request) / engine.scale_factor
+            run.report("sample", number * n + i, len(passes) * n, partial(preview, tiles, *matrix.example))
 
         def sample(step: Pass = step, state: Tensor = state) -> Tensor:
             generator.set_state(state)
@@ -242,9 +239,13 @@ def _side_by_side(estimates: Tensor, request: ViewsRequest) -> Tensor:
     return rearrange(tiles, "(rows columns) c h w -> 1 c (rows h) (columns w)", columns=columns)
 
 
-def _on(engine: DiffusionEngine) -> AbstractContextManager[object]:
-    """A context in which the engine's card is CUDA's current one."""
-    return torch.cuda.device(engine.device) if engine.device.type == "cuda" else nullcontext()
+def _together(engine: DiffusionEngine, work: Callable[[Run], T], *settings: Any) -> T:
+    """`work(run)` by all of an engine's processes; where they are lost, by this one alone, as the note says."""
+    with torch.cuda.device(engine.device) if engine.device.type == "cuda" else nullcontext():
+        if not engine.ranks.lost:
+            with suppress(FollowersLost), engine.ranks.job():
+                return work(Run(engine, *settings, ranks=engine.ranks))
+        return work(Run(engine, *settings, note=f"Only one device is at work: {engine.ranks.lost}"))
 
 
 def _check_version(engine: DiffusionEngine, request: VideoRequest) -> None:

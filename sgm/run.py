@@ -135,6 +135,11 @@ class Run:
             self._merged = base, merged(base, self.loras, self.request.version)
         return self._merged[1]
 
+    def tell_followers(self, *given: Any) -> None:
+        """Have the other processes make this run, too. given: the further arguments of `generate`, or of its kind."""
+        loras = {lora.name: lora.path.absolute() for lora in self.loras}
+        self.ranks.begin(self.request.settings(), given, self.plan, loras)
+
     def report(self, phase: str, step: int, total: int, preview: Callable[[], np.ndarray] | None = None) -> None:
         """Call `on_step` with the progress."""
         self.on_step(Progress(phase, step, total, self.note, preview))

@@ -18,7 +18,6 @@ logger = logging.getLogger(__name__)
 _HERE = Path(__file__).resolve().parent
 _STABILITY = "Stability AI Community Licence"
 _SIZES = ((1024, 576), (576, 1024), (768, 768))  # of Stability's own image-to-video service
-_SV4D2 = f"see its page; of SV4D: {_STABILITY}"
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,7 @@ def _sv3d(name: str, title: str, family: str) -> Version:
     )
 
 
-def _sv4d(name: str, title: str, repo: str, *, views: int, times: int, steps: int, licence: str, **others) -> Version:
+def _sv4d(name: str, title: str, repo: str, *, views: int, times: int, steps: int, **others) -> Version:
     return Version(
         name=name,
         title=title,
@@ -197,7 +196,7 @@ def _sv4d(name: str, title: str, repo: str, *, views: int, times: int, steps: in
         steps=steps,
         fps=10,
         cond_aug=1e-5,
-        licence=licence,
+        licence=_STABILITY,
         repo=f"stabilityai/{repo}",
         fit="object",
         family=f"{name.partition('_')[0]} views",
@@ -275,7 +274,6 @@ VIEW_VERSIONS: dict[str, Version] = {
             views=8,
             times=5,
             steps=20,
-            licence=_STABILITY,
             guider="spatiotemporal",
             min_guidance=1.0,
             max_guidance=2.0,
@@ -289,7 +287,6 @@ VIEW_VERSIONS: dict[str, Version] = {
             views=4,
             times=12,
             steps=50,
-            licence=_SV4D2,
             guider="linear",
             min_guidance=1.0,
             max_guidance=2.0,
@@ -301,7 +298,6 @@ VIEW_VERSIONS: dict[str, Version] = {
             views=8,
             times=5,
             steps=50,
-            licence=_SV4D2,
             guider="spatiotemporal",
             min_guidance=1.5,
             max_guidance=2.5,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,10 +40,13 @@ from sgm import (
     write_video,
 )
 from sgm.cli.commands import cli
+from sgm.cluster.maker import Maker
 from sgm.conditioning.views import dense_passes, view_angles, window_passes
 from sgm.engine import build_engine
 from sgm.installed import recognise
+from sgm.loras import loras_of
 from sgm.memory import GIB, choose
+from sgm.merging import merged
 from tests import small_model
 
 SIZE = {"width": 64, "height": 64}
@@ -344,6 +349,61 @@ def test_progress_runs_over_all_windows_and_cancels_in_any(put: Callable[..., No
         generate(engine, request, clip[0])
     with pytest.raises(UserError, match="load that version"):
         generate_views(engine, ViewsRequest("sv4d2_8views"), clip)
+
+
+def test_a_lora_is_merged_and_what_of_another_network_s_has_no_place_is_told(
+    put: Callable[..., None], caplog: Any
+) -> None:
+    put("sv4d2", "sv4d2_small", **SV4D2)
+    blocks = [f"input_blocks.1.1.{part}.0" for part in ("transformer_blocks", "time_mix_blocks", "motion_blocks")]
+    layers, factors = [f"diffusion_model.{block}.attn1.to_out.0" for block in blocks], {}
+    kohya = f"lora_unet_{blocks[1]}.attn1.to_out.0".replace(".", "_")
+    for layer, name in zip(layers, (layers[0], kohya, layers[2]), strict=True):
+        rows, columns = WEIGHTS["sv4d2_small"][f"model.{layer}.weight"].shape
+        factors |= {f"{name}.lora_down.weight": torch.ones(2, columns), f"{name}.lora_up.weight": torch.ones(rows, 2)}
+    of_svd = {re.sub("time_mix_blocks|motion_blocks", "time_stack", name): value for name, value in factors.items()}
+    engine = load_engine("sv4d2", loras={"mine": Path("mine.safetensors"), "svd": Path("svd.safetensors")})
+    request = ViewsRequest("sv4d2", frames=3, steps=1, **SIZE)
+    base, clip = engine.network.model.state_dict(), request.family.prepare_clip(drawn(3), request)
+    for name, tensors, took in (("mine", factors, layers), ("svd", of_svd, layers[:1])):
+        save_file(tensors, f"{name}.safetensors", {"sgm.base": name})
+        now = merged(engine.network, loras_of(name, engine.loras), "sv4d2").model.state_dict()
+        assert [key for key in base if not torch.equal(base[key], now[key])] == [f"{layer}.weight" for layer in took]
+    assert "svd.safetensors: 1 layers of sv4d2 take it; it has no place for" in caplog.text
+    views = generate_views(engine, request.replace(lora="mine:0.5"), clip)
+    assert [lora["name"] for lora in views[1].settings["sgm"]["loras"]] == ["mine"]
+    (temporal := dict(of_svd)).pop(f"{layers[0]}.lora_down.weight")
+    save_file(temporal, "svd.safetensors")
+    with pytest.raises(UserError, match="is a LoRA that fits no layer of sv4d2"):
+        generate_views(engine, request.replace(lora="svd"), clip)
+
+
+def test_an_actor_of_a_cluster_makes_views(put: Callable[..., None]) -> None:
+    put("sv4d2", "sv4d2_small", **SV4D2)
+    request = ViewsRequest("sv4d2", frames=3, steps=1, **SIZE)
+    clip = request.family.prepare_clip(drawn(3), request)
+    made = pickle.loads(Maker().make(1, pickle.dumps((request, clip, False, None, {"dtype": "float32"}))))
+    assert list(made) == ["input", "view-1", "view-2", "view-3", "view-4", "grid", "walk"]
+    here = generate_views(load_engine("sv4d2", dtype="float32"), request, clip)
+    assert np.array_equal(made["view-4"].frames, here[4].frames)
+
+
+def test_two_processes_make_the_views_of_one(put: Callable[..., None], tmp_path: Path, monkeypatch: Any) -> None:
+    put("sv4d2", "sv4d2_small", **SV4D2)
+    row = {field.name: getattr(VIEW_VERSIONS["sv4d2"], field.name) for field in dataclasses.fields(Version)}
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pathlib\nfrom sgm import versions\n\nclass Small(versions.Version):\n"
+        f"    config_path = pathlib.Path({str(tmp_path / 'sv4d2.yaml')!r})\n\n"
+        f"versions.VIEW_VERSIONS['sv4d2'] = Small(**{row!r})\n"
+    )  # which the other process begins with
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    request, notes = ViewsRequest("sv4d2", steps=2, **SIZE), set[str]()
+    clip = request.family.prepare_clip(drawn(5), request)
+    engines = [load_engine("sv4d2", device="cpu", dtype="float32", gpus=gpus) for gpus in (1, 2)]
+    one, two = (generate_views(engine, request, clip, lambda at: notes.add(at.note)) for engine in engines)
+    assert notes == {""}
+    for a, b in zip(one, two, strict=True):
+        assert np.abs(a.frames.astype(int) - b.frames).max() <= 1
 
 
 def test_sv4d_begins_with_the_orbit_of_sv3d() -> None:

@@ -8,7 +8,7 @@ import io
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from anyio.to_thread import run_sync
@@ -18,46 +18,45 @@ from starlette.requests import Request
 
 from app.api import bounds
 from app.api.refused import Refused
-from sgm import VERSIONS, Field, all_fields, open_picture, printable
+from app.jobs import Input
+from sgm import ALL_VERSIONS, Field, VideoRequest, ViewsRequest, all_fields, open_clip, open_picture, printable
 
 
 @dataclass
 class Asked:
-    """values: by their names: text, as a form has them, or of JSON's types. picture, last: a file's content, or b""."""
+    """values: by their names: text, as a form has them, or of JSON's types. files: by their names, their contents.
+
+    name: of what the clip is made of, for people.
+    """
 
     values: dict[str, Any]
-    picture: bytes = b""
+    files: dict[str, bytes] = field(default_factory=dict)
     name: str = "picture"
-    last: bytes = b""
 
 
-async def read(request: Request, picture: str, last: str = "") -> Asked:
-    """The values of a body, multipart or JSON. picture: the name of its picture: a file, or a data URL.
+async def read(request: Request, *names: str) -> Asked:
+    """The values of a body, multipart or JSON. names: of those that are files, or data URLs.
 
-    last: that of its last picture, where it may have one.
     Raises Refused 400 for a body that is neither, or holds a value twice.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        form = await request.form(max_files=2 if last else 1, max_fields=100, max_part_size=bounds.LARGEST)
+        form = await request.form(max_files=len(names), max_fields=100, max_part_size=bounds.LARGEST)
         asked = Asked({name: value for name, value in form.items() if isinstance(value, str)})
-        file = form.get(picture)
-        if isinstance(file, UploadFile):
-            asked.picture, asked.name = await file.read(), printable(file.filename or picture, 100)
-        if isinstance(file := form.get(last), UploadFile):
-            asked.last = await file.read()
+        for name in reversed(names):  # the first one's name stays
+            if isinstance(file := form.get(name), UploadFile):
+                asked.files[name], asked.name = await file.read(), printable(file.filename or name, 100)
         await form.close()
     elif kind == "application/json":
         asked = Asked(await run_sync(_json, await request.body()))
     else:
         raise Refused(400, f"content-type: must be multipart/form-data or application/json; got {printable(kind)!r}")
-    address = asked.values.pop(f"{picture}[image_url]", None) or asked.values.pop(picture, None)
-    if isinstance(address, dict):  # as the `openai` package has it
-        address = address.get("image_url")
-    if address and not asked.picture:
-        asked.picture = await run_sync(_decoded, address, picture)
-    if last and (address := asked.values.pop(last, None)):
-        asked.last = await run_sync(_decoded, address, last)
+    for name in names:
+        address = asked.values.pop(f"{name}[image_url]", None) or asked.values.pop(name, None)
+        if isinstance(address, dict):  # as the `openai` package has it
+            address = address.get("image_url")
+        if address and name not in asked.files:
+            asked.files[name] = await run_sync(_decoded, address, name)
     return asked
 
 
@@ -87,17 +86,35 @@ def opened(asked: Asked, name: str, sizes: Mapping[tuple[int, int], str] | None 
 
     name: of its field. To be called by `work.in_turn`: the largest picture takes a gigabyte while it is read.
     """
-    if not asked.picture:
-        raise Refused(400, f"{name}: is required", name)
+    content = _content(asked, name)
     if sizes is not None:
         try:
-            with Image.open(io.BytesIO(asked.picture), formats=("JPEG", "PNG")) as image:
+            with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
                 size = image.size  # as stored: turned upright, it is another of those that are allowed
         except Exception:  # Pillow raises many kinds for damaged files
             raise Refused(400, f"{name}: must be a JPEG or PNG picture", name) from None
         if size not in sizes:
             raise Refused(400, f"{name}: must be {' or '.join(sizes.values())} pixels; got {size[0]}x{size[1]}", name)
-    return open_picture(asked.picture, asked.name, keep_alpha=True)
+    return open_picture(content, asked.name, keep_alpha=True)
+
+
+def opened_for(request: VideoRequest, asked: Asked, name: str) -> Input:
+    """What a request is made of: a picture, as `opened` gives it, or the frames of a clip. name: of its field.
+
+    Raises what can be known of a clip without removing its background.
+    """
+    if not isinstance(request, ViewsRequest):
+        return opened(asked, name)
+    frames = open_clip(_content(asked, name), request.frames, name=asked.name).frames
+    request.family.check_clip(frames, request)
+    return frames
+
+
+def _content(asked: Asked, name: str) -> bytes:
+    """A file's content. Raises Refused 400 where there is none."""
+    if content := asked.files.get(name):
+        return content
+    raise Refused(400, f"{name}: is required", name)
 
 
 def number(values: Mapping[str, Any], field: Field) -> Any:
@@ -128,4 +145,4 @@ def random_seed() -> int:
 
 def version_named(name: Any) -> Any:
     """A version's name, given it or that of its repository on the Hugging Face hub."""
-    return next((own for own, version in VERSIONS.items() if name and name == version.repo), name)
+    return next((own for own, version in ALL_VERSIONS.items() if name and name == version.repo), name)

@@ -17,13 +17,14 @@ from app.api.refused import Refused
 from app.api.route import poll, route
 from app.jobs import Job, doing, still
 from sgm import (
+    ALL_VERSIONS,
     DEFAULT_VERSION,
     RECIPE_TEXTS,
-    VERSIONS,
     UserError,
-    VideoRequest,
+    ViewsRequest,
     all_fields,
     open_picture,
+    request_class,
     version_status,
 )
 
@@ -43,18 +44,19 @@ router = APIRouter(route_class=route(_shape), tags=["sgm"], prefix="/api")
 @router.get("/versions", summary="The model versions, and whether their weights are there")
 def versions() -> list[dict[str, Any]]:
     rows = []
-    for name, version in VERSIONS.items():
+    for name, version in ALL_VERSIONS.items():
         status = version_status(name)
+        given = "clip" if version.num_views > 1 else "picture"
         values = {key: getattr(version, key) for key in ("title", "frames", "width", "height", "steps", "fps")}
         found = {key: getattr(status, key) for key in ("state", "problem", "command", "licence", "page")}
-        rows.append({"name": name, **values, **found})
+        rows.append({"name": name, "of": given, "views": version.num_views, **values, **found})
     return rows
 
 
 @router.get("/fields", summary="Every setting of a clip: range, unit, label, help, and a version's default")
 def fields(version: str = DEFAULT_VERSION) -> list[dict[str, Any]]:
-    if version not in VERSIONS:
-        raise UserError(f"version must be one of {', '.join(VERSIONS)}; got {version!r}.")
+    if version not in ALL_VERSIONS:
+        raise UserError(f"version must be one of {', '.join(ALL_VERSIONS)}; got {version!r}.")
     return [schema.row(field, version) for field in all_fields().values()]
 
 
@@ -64,36 +66,40 @@ def devices() -> list[dict[str, Any]]:
 
 
 def _properties() -> dict[str, Any]:
-    version = {"type": "string", "enum": list(VERSIONS), "default": DEFAULT_VERSION}
-    last = {
-        "type": "string",
-        "format": "binary",
-        "description": "The picture at which the clip ends; a data URL in JSON.",
+    version = {"type": "string", "enum": list(ALL_VERSIONS), "default": DEFAULT_VERSION}
+    files = {
+        "picture": "The picture of the clip; a data URL in JSON.",
+        "last": "The picture at which the clip ends; a data URL in JSON.",
+        "clip": "Of SV4D's versions, in place of the picture: the clip of an object; a data URL in JSON.",
     }
-    return {"version": version, "last": last, **{name: schema.schema(field) for name, field in all_fields().items()}}
+    binary = {name: {"type": "string", "format": "binary", "description": about} for name, about in files.items()}
+    return {"version": version, **binary, **{name: schema.schema(field) for name, field in all_fields().items()}}
 
 
 @router.post(
     "/jobs",
-    openapi_extra=schema.body(_properties(), "picture", ("multipart/form-data", "application/json")),
+    openapi_extra=schema.body(_properties(), "", ("multipart/form-data", "application/json")),
     status_code=201,
-    summary="Start a clip of a picture",
+    summary="Start a clip of a picture, or the views of a clip",
 )
 async def submit(request: Request) -> JSONResponse:
-    form = await asked.read(request, "picture", "last")
+    form = await asked.read(request, "picture", "clip", "last")
     job = await work.in_turn(_start, form, work.owner_of(request))
     return JSONResponse(state(job), 201, {"location": f"/api/jobs/{job.id}"})
 
 
 def _start(form: asked.Asked, owner: str) -> Job:
-    values = form.values
+    values, last = form.values, form.files.get("last")
     version = values.pop("version", DEFAULT_VERSION)
-    if form.last or "ends" in values:
-        values = {"sampler": "bounded", **({"ends": "last"} if form.last else {}), **values}
-    own = asked.settings(values)
-    request = VideoRequest(version, **{name: own.get(name, value) for name, value in values.items()})
-    last = open_picture(form.last, "last", keep_alpha=True) if form.last else None
-    return work.submit(request, asked.opened(form, "picture"), form.name, owner, last)
+    if last or "ends" in values:
+        values = {"sampler": "bounded", **({"ends": "last"} if last else {}), **values}
+    own, kind = asked.settings(values), request_class(version)
+    request = kind(version, **{name: own.get(name, value) for name, value in values.items()})
+    given, other = ("clip", "picture") if isinstance(request, ViewsRequest) else ("picture", "clip")
+    if other in form.files:
+        raise Refused(400, f"{other}: {version} is made of a {given}, not of a {other}", other)
+    end = open_picture(last, "last", keep_alpha=True) if last else None
+    return work.submit(request, asked.opened_for(request, form, given), form.name, owner, end)
 
 
 @router.get("/jobs", summary="Your clips, the newest first")
@@ -112,9 +118,9 @@ def delete(id: str, request: Request) -> dict[str, Any]:
     return {"id": id, "deleted": work.cancel_or_delete(job)}
 
 
-@router.get("/jobs/{id}/video", summary="The clip, an MP4")
-def video(id: str, request: Request) -> Response:
-    return Response(work.video(_done(id, request)), media_type="video/mp4")
+@router.get("/jobs/{id}/video", summary="The clip, an MP4; of views, the grid or another of the job's parts")
+def video(id: str, request: Request, part: str = "") -> Response:
+    return Response(work.video(_done(id, request), part), media_type="video/mp4")
 
 
 @router.get("/jobs/{id}/preview", summary="A small JPEG: the present estimate or, at the end, the first frame")
@@ -191,6 +197,7 @@ def state(job: Job) -> dict[str, Any]:
         "step": progress.step if progress else None,
         "steps": progress.total if progress else None,
         "preview": job.preview_number,
+        "parts": work.parts(job),
         "settings": job.request.settings(),
     }
 

@@ -21,13 +21,13 @@ def schema(field: Field) -> dict[str, Any]:
     return entry | ({"items": {"type": "number"} | bounds} if field.kind is tuple else bounds)
 
 
-def body(properties: Mapping[str, Any], picture: str, kinds: tuple[str, ...] = ("multipart/form-data",)) -> Any:
-    """A route's `openapi_extra`: its body's values, of these content types, with a picture."""
+def body(properties: Mapping[str, Any], picture: str = "", kinds: tuple[str, ...] = ("multipart/form-data",)) -> Any:
+    """A route's `openapi_extra`: its body's values, of these content types. picture: a file that is required."""
 
     def content(kind: str) -> dict[str, Any]:
         file = {"format": "binary"} if kind.startswith("multipart") else {"description": "data:image/png;base64,…"}
-        values = {picture: {"type": "string"} | file, **properties}
-        return {"schema": {"type": "object", "required": [picture], "properties": values}}
+        needed = {picture: {"type": "string"} | file} if picture else {}
+        return {"schema": {"type": "object", "required": [*needed], "properties": {**needed, **properties}}}
 
     return {"requestBody": {"required": True, "content": {kind: content(kind) for kind in kinds}}}
 

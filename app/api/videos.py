@@ -12,7 +12,7 @@ from app.api import asked, schema, work
 from app.api.refused import Refused
 from app.api.route import poll, route
 from app.jobs import Job, still
-from sgm import VERSIONS, VideoRequest, all_fields, best_version
+from sgm import ALL_VERSIONS, VideoRequest, all_fields, best_version, request_class
 
 _OTHER_NAMES = {  # other servers' -> ours
     "num_frames": "frames",
@@ -56,7 +56,7 @@ def _properties() -> dict[str, Any]:
 @router.post(
     "",
     openapi_extra=schema.body(_properties(), "input_reference", ("multipart/form-data", "application/json")),
-    summary="Start a clip of a picture",
+    summary="Start a clip of a picture or, of SV4D's versions, the views of a clip",
 )
 async def create(request: Request) -> JSONResponse:
     form = await asked.read(request, "input_reference")
@@ -67,8 +67,7 @@ async def create(request: Request) -> JSONResponse:
 
 def _start(form: asked.Asked, owner: str) -> Job:
     request = _request(form.values)
-    picture = asked.opened(form, "input_reference")
-    return work.submit(request, picture, form.name, owner)
+    return work.submit(request, asked.opened_for(request, form, "input_reference"), form.name, owner)
 
 
 def _request(values: dict[str, Any]) -> VideoRequest:
@@ -78,13 +77,13 @@ def _request(values: dict[str, Any]) -> VideoRequest:
     own = asked.settings(named)
     own |= {name: value for name, value in named.items() if name not in own and value is not None}  # which are refused
     version = asked.version_named(model or best_version())
-    if isinstance(version, str) and version in VERSIONS and seconds and "frames" not in own:
-        own["frames"] = _frames(seconds, own.get("fps", VERSIONS[version].fps))
+    if isinstance(version, str) and version in ALL_VERSIONS and seconds and "frames" not in own:
+        own["frames"] = _frames(seconds, own.get("fps", ALL_VERSIONS[version].fps))
     if size:
         if not (found := re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(size))):
             raise Refused(400, f"size: must be width and height, as in 1024x576; got {str(size)[:40]!r}", "size")
         own = {"width": int(found[1]), "height": int(found[2])} | own
-    return VideoRequest(version, **{"seed": asked.random_seed()} | own)
+    return request_class(version)(version, **{"seed": asked.random_seed()} | own)
 
 
 def _frames(seconds: Any, fps: Any) -> int:
@@ -111,8 +110,8 @@ async def one(id: str, request: Request) -> Response:
     return JSONResponse(state(_find(id, request)))
 
 
-@router.get("/{id}/content", summary="The clip, an MP4, or a small picture of it")
-def content(id: str, request: Request, variant: Literal["video", "thumbnail"] = "video") -> Response:
+@router.get("/{id}/content", summary="The clip, an MP4, or a small picture of it; of views, any part")
+def content(id: str, request: Request, variant: Literal["video", "thumbnail"] = "video", part: str = "") -> Response:
     job = _find(id, request)
     if job.state != "done":
         if job.filtered:
@@ -120,7 +119,7 @@ def content(id: str, request: Request, variant: Literal["video", "thumbnail"] = 
         raise Refused(409, f"the clip is {_STATES[job.state]}: its content is there once it is completed", "id")
     if variant == "thumbnail":
         return Response(still(job), media_type="image/jpeg")
-    return Response(work.video(job), media_type="video/mp4")
+    return Response(work.video(job, part), media_type="video/mp4")
 
 
 @router.delete("/{id}", summary="Cancel a clip that is not done, or delete one that is")

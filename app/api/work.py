@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from app.api import asked
 from app.api.refused import Refused
-from app.jobs import Job, Table, table
+from app.jobs import Input, Job, Table, table
 from app.jobs.record import ID
 from sgm import DEFAULT_VERSION, VERSIONS, Field, UserError, VideoRequest, best_version, version_status
 
@@ -51,7 +51,7 @@ def check_room(owner: str) -> None:
         raise Refused(429, f"{len(waiting)} jobs wait already: ask again later", headers={"retry-after": "10"})
 
 
-def submit(request: VideoRequest, picture: Image.Image, name: str, owner: str, last: Image.Image | None = None) -> Job:
+def submit(request: VideoRequest, picture: Input, name: str, owner: str, last: Image.Image | None = None) -> Job:
     """Queue a job. Raises Refused 503 or 429 where it cannot be, 422 for a version without weights."""
     check_devices()
     check_room(owner)
@@ -125,8 +125,23 @@ def cancel_or_delete(job: Job) -> bool:
     return True
 
 
-def video(job: Job) -> bytes:
-    """A finished job's MP4. Raises Refused 500 where there is none."""
+def parts(job: Job) -> list[str]:
+    """The names of the videos that a clip's views are: "grid", "input", "view-1", …, "walk"; [] of a single clip."""
+    return ["grid", *(path.stem for path in job.parts)] if job.parts else []
+
+
+def video(job: Job, part: str = "") -> bytes:
+    """A finished job's MP4; of a clip's views that of a part, the grid unless named.
+
+    Raises Refused 404 for another part, 500 where there is no MP4.
+    """
+    if part and part not in (known := parts(job)):
+        raise Refused(404, f"part: must be one of {', '.join(known)}" if known else "part: this clip has none", "part")
+    if part and part != "grid":
+        path = job.folder / f"{part}.mp4"
+        if not job.has(path):
+            raise Refused(500, f"{part} could not be written, or is damaged")
+        return path.read_bytes()
     if content := the_table().video(job):
         return content
     raise Refused(500, "the clip could not be written as a video")

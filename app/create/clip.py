@@ -38,15 +38,15 @@ def read(version: Version) -> list[Image.Image] | None:
     clip = chosen()
     if clip is None:
         return None
-    wanted = _wanted(version)
-    key = (clip.key, wanted)
+    most = wanted(version)
+    key = (clip.key, most)
     if st.session_state.get("clip_frames", (None,))[0] != key:
         try:
-            opened = open_clip(clip.content, wanted, name=clip.name)
+            opened = open_clip(clip.content, most, name=clip.name)
         except UserError as error:
             st.error(plain(str(error)), icon=":material/broken_image:")
             return None
-        st.session_state["clip_frames"] = key, opened.frames, opened.described(clip.name, wanted)
+        st.session_state["clip_frames"] = key, opened.frames, opened.described(clip.name, most)
     return st.session_state["clip_frames"][1]
 
 
@@ -63,11 +63,11 @@ def show(
         if found is None:
             return None
         frames, note = found
-    key = (clip.key, _wanted(version), version.name, size, *fitted.values())
+    key = (clip.key, wanted(version), version.name, size, *fitted.values())
     if st.session_state.get("clip_seen", (None,))[0] != key:
         try:
             width, height = size
-            request = ViewsRequest(version.name, width=width, height=height, frames=_wanted(version), **fitted)
+            request = ViewsRequest(version.name, width=width, height=height, frames=wanted(version), **fitted)
             seen = request.family.prepare_clip(frames, request)
         except UserError as error:
             st.error(plain(str(error)), icon=":material/content_cut:")
@@ -89,6 +89,6 @@ def show(
     return frames
 
 
-def _wanted(version: Version) -> int:
+def wanted(version: Version) -> int:
     """How many frames are to be made; the version's own number while that is invalid."""
     return value_of(base_fields(version.name)["frames"], version) or version.frames

@@ -60,7 +60,8 @@ def show_page() -> None:
     with st.bottom:
         bar.show(place, *asked, job, problem)
         pressed = picture.pressed() | settings.pressed(version) | templates.pressed(version)
-        hands.lend(for_hands, bar.said(job), pressed, settings.values(version), settings.unready(), picture.take_out)
+        told = settings.values(version), settings.unready()
+        hands.lend(for_hands, bar.said(job), pressed, *told, picture.take_out, version.name in VIEW_VERSIONS)
 
 
 def _show_devices() -> None:

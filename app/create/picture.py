@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from sgm import (
     describe_fit,
     fit_picture,
     is_clip,
+    join_pictures,
     measure_motion,
     open_picture,
 )
@@ -34,6 +36,15 @@ _POSITIONS = {
 }
 _NO_CLIP = f"We can't take that file as a clip. Use an MP4, GIF or WebP under {upload.LARGEST} MB."
 _UNREADABLE = f"We can't read that file as a picture. Use a JPG, PNG, WebP or HEIC under {upload.LARGEST} MB."
+_PICTURE = (
+    "JPG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF, dropped or pasted anywhere on this page. "
+    "An MP4 that was made here brings its settings; of any clip, its motion is measured."
+)
+_CLIP = (
+    "An MP4 or another video, an animated GIF or WebP, or its frames as pictures or a folder, of one object in motion: "
+    "whole, on white, transparent or plain. A view that was made here brings its settings."
+)
+_AT_MOST: Any = {"max_upload_size": upload.LARGEST}
 _LAST = (
     "Where the clip ends, cropped to the shape of the first picture. Two parts of one view, as its left and its right, "
     "make a camera that goes from one to the other."
@@ -67,20 +78,17 @@ def choose_picture(version: Version, width: int, height: int) -> Picture | None:
         _refuse_upload(
             _NO_CLIP if views else _UNREADABLE, f"{name} is too large: give a file of {upload.LARGEST} MB or smaller."
         )
-    st.file_uploader(  # of any kind: what a file is, is told by its content
-        f"Drop, paste or choose a {'clip' if views else 'picture'}",
-        key="upload",
-        on_change=_open_upload,
-        max_upload_size=upload.LARGEST,
-        help="An MP4 or another video, an animated GIF or WebP, of one object that moves: whole, on white, transparent "
-        "or plain. A view that was made here brings its settings."
-        if views
-        else "JPG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF, dropped or pasted anywhere on this page. "
-        "An MP4 that was made here brings its settings; of any clip, its motion is measured.",
-    )
+    # Of any kind: what a file is, is told by its content.
+    if views:
+        key = f"upload_clip_{st.session_state.setdefault('clip_round', 0)}"
+        more = {"accept_multiple_files": True, "args": (key,), "help": _CLIP}
+        st.file_uploader("Drop, paste or choose a clip", key=key, on_change=_open_clip_upload, **more, **_AT_MOST)
+    else:
+        st.file_uploader(
+            "Drop, paste or choose a picture", key="upload", on_change=_open_upload, help=_PICTURE, **_AT_MOST
+        )
     opened: Opened | None = st.session_state.get("opened")
-    if not views:
-        _offer_samples(opened)
+    _offer_samples(look.CLIPS if views else look.SAMPLES)
     if refused := st.session_state.get("refused"):
         headline, reason = refused
         st.error(f"{headline}\n\n{look.plain(reason)}", icon=":material/broken_image:")
@@ -99,15 +107,14 @@ def choose_picture(version: Version, width: int, height: int) -> Picture | None:
     return picture._replace(last=last) if picture and last else None
 
 
-def _offer_samples(opened: Opened | None) -> None:
+def _offer_samples(samples: Iterable[str]) -> None:
     st.caption("Or start from a sample")
     with st.container(horizontal=True, gap="xsmall", key="samples"):
-        for sample in look.SAMPLES:
-            chosen = "primary" if opened and opened.key == sample else "secondary"
+        for sample in samples:
             st.button(
                 sample.capitalize(),
                 key=f"sample_{sample}",
-                type=chosen,
+                type="primary" if sample == chosen_sample() else "secondary",
                 on_click=open_sample,
                 args=(sample,),
                 width="stretch",
@@ -157,7 +164,7 @@ def choose_fit(version: Version) -> None:
 
 def pressed() -> dict[str, bool]:
     """The samples' buttons, and whether each is the chosen one."""
-    return {f"sample_{sample}": sample == chosen_sample() for sample in look.SAMPLES}
+    return {f"sample_{sample}": sample == chosen_sample() for sample in (*look.SAMPLES, *look.CLIPS)}
 
 
 def chosen() -> Any:
@@ -166,9 +173,9 @@ def chosen() -> Any:
 
 
 def chosen_sample() -> str:
-    """The name of the chosen sample; "" for another picture, or none."""
+    """The name of the chosen sample; "" for another picture or clip, or none."""
     opened = chosen()
-    return opened.key if opened and opened.key in look.SAMPLES else ""
+    return opened.key if opened and opened.key in look.SAMPLES | look.CLIPS else ""
 
 
 def chosen_upload() -> str:
@@ -178,8 +185,11 @@ def chosen_upload() -> str:
 
 
 def open_sample(name: str) -> None:
-    """Choose a sample."""
-    _open(name, open_picture(look.SAMPLES[name]), f"{name}.jpg")
+    """Choose a sample, a picture or a clip."""
+    if path := look.CLIPS.get(name):
+        _open_clip(name, path.read_bytes(), path.name)
+    else:
+        _open(name, open_picture(look.SAMPLES[name]), look.SAMPLES[name].name)
 
 
 def chosen_last() -> str:
@@ -224,7 +234,7 @@ def open_upload(upload_id: str, views: bool) -> None:
     content, name = upload.kept(upload_id) or (b"", "")
     found = None
     with suppress(UserError):  # of an address that was changed by hand to a model which takes the other kind
-        found = upload.read_upload(content, name, views) if content else None
+        found = upload.read_upload(content, name, views, most=upload.MOST_KEPT) if content else None
     if found and found.is_clip:
         _open_clip(upload_id, content, name)
     elif found and found.picture:
@@ -271,36 +281,56 @@ def _open_upload() -> None:
 
     Nothing is changed by a file that cannot be read, nor by none: so a browser says that another one is to come.
     """
-    file = st.session_state["upload"]
-    if file is None:
-        return
-    content = file.getvalue()
+    if (file := st.session_state["upload"]) is not None:
+        _read(file.name, file.getvalue(), views=False)
+
+
+def _open_clip_upload(key: str) -> None:
+    """Read what was given for a clip: a file, as `_open_upload` does, or the pictures that are its frames."""
+    files = [(file.name, file.getvalue()) for file in st.session_state[key]]
+    st.session_state["clip_round"] += 1  # an uploader without files: more would be taken for more frames
+    if len(files) == 1:
+        _read(*files[0], views=True)
+    elif files:
+        try:
+            version = settings.current_version()
+            most = max(version.frames, clip.wanted(version))
+            content, name, count = join_pictures(files, most)
+        except UserError as error:
+            _refuse_upload(_NO_CLIP, str(error))
+            return
+        st.session_state["uploaded"] = key = upload.keep(content, f"{name} …")
+        _open_clip(key, content, f"{name} …")
+        which = f"The first {most} of {count}" if count > most else f"{count}"
+        st.session_state["restored"] = f"{which} pictures are the clip's frames, in the order of their names."
+
+
+def _read(name: str, content: bytes, views: bool) -> None:
     st.session_state["refused"] = st.session_state["restored"] = None
     st.session_state["uploaded"] = ""
     st.session_state.pop("measured", None)
-    views = settings.current_version().name in VIEW_VERSIONS
     is_measured = not views and is_clip(content) and len(content) <= upload.LARGEST << 20
     try:
-        found = upload.read_upload(content, file.name, views)
+        found = upload.read_upload(content, name, views)
     except UserError as error:
         if is_measured:
-            st.session_state["measured"] = file.name, content, None
+            st.session_state["measured"] = name, content, None
         headline = _UNREADABLE if isinstance(error, PictureError) else _NOT_RESTORED
         _refuse_upload(_NO_CLIP if views else headline, str(error))
         return
     if found.picture or found.is_clip:
-        st.session_state["uploaded"] = key = upload.keep(content, file.name)
+        st.session_state["uploaded"] = key = upload.keep(content, name)
         if found.picture:
-            _open(key, found.picture, file.name)
+            _open(key, found.picture, name)
         else:
-            _open_clip(key, content, file.name)
+            _open_clip(key, content, name)
     if found.last:
-        st.session_state["last"] = Opened(key, found.last, f"the last frame of {file.name}")
+        st.session_state["last"] = Opened(key, found.last, f"the last frame of {name}")
     if found.request:
         settings.restore(found.request)
     st.session_state["restored"] = f"{found.note} {found.mark}".strip()
     if is_measured:
-        st.session_state["measured"] = file.name, content, None
+        st.session_state["measured"] = name, content, None
 
 
 def _choose_last(opened: Opened | None, version: Version, width: int, height: int) -> Image.Image | None:

@@ -39,7 +39,7 @@ def _open_address(address: dict[str, str]) -> None:
             st.session_state.setdefault("owner", job.owner)  # a reload: it has the same jobs
         picture.open_job_picture(job)
     taken = taken_from(address, job and job.request)
-    if address.get("sample") in look.SAMPLES:
+    if address.get("sample") in look.SAMPLES | look.CLIPS:
         picture.open_sample(address["sample"])
     elif "upload" in address:
         picture.open_upload(address["upload"], isinstance(taken.request, ViewsRequest))
@@ -54,7 +54,7 @@ def _open_address(address: dict[str, str]) -> None:
 def share(request: VideoRequest, job: Job | None) -> None:
     """Write to the page's address: the job, and what differs from its own or the version's defaults."""
     address = address_of(request, job and job.request) | settings.switched_on()
-    if (sample := picture.chosen_sample()) and not (job and job.name == f"{sample}.jpg"):
+    if (sample := picture.chosen_sample()) and not (job and job.name == (look.SAMPLES | look.CLIPS)[sample].name):
         address["sample"] = sample
     if (upload := picture.chosen_upload()) and not (job and _uploads().get(job.id) == upload):
         address["upload"] = upload

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from app.jobs import estimate
-from app.jobs.record import Job, ViewsClip, small_jpeg, stored_input, stored_last, stored_picture
+from app.jobs.record import Job, ViewsClip, small_jpeg, stored_input, stored_last
 from sgm import (
     EXPORTS,
     Clip,
@@ -107,20 +107,7 @@ class EngineRunner(Runner):
 
     def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
         with reuse_freed_memory():
-            if isinstance(job.request, ViewsRequest):
-                return self._views(job, job.request, on_step, check)
-            return self._worker.generate(job.request, stored_picture(job), on_step, check, last=stored_last(job))
-
-    def _views(
-        self, job: Job, request: ViewsRequest, on_step: Callable[[Progress], None], check: Callable[[], None]
-    ) -> Clip:
-        if self._gpus > 1:
-            raise UserError(f"{request.version} works on one card: start the page without --gpus.")
-        frames = stored_input(job)
-        assert isinstance(frames, list)
-        made = self._worker.make_views(request, request.family.prepare_clip(frames, request), on_step, check)
-        grid = made.pop("grid")
-        return ViewsClip(grid.frames, grid.fps, grid.settings, made)
+            return _made(self._worker, job, on_step, check)
 
 
 class ClusterRunner(Runner):
@@ -145,9 +132,20 @@ class ClusterRunner(Runner):
         return self._worker.missing()
 
     def __call__(self, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
-        if isinstance(job.request, ViewsRequest):
-            raise UserError(f"{job.request.version} works on this machine's own devices: start the page without --ray.")
-        return self._worker.generate(job.request, stored_picture(job), on_step, check, last=stored_last(job))
+        return _made(self._worker, job, on_step, check)
+
+
+def _made(
+    worker: Worker | ClusterWorker, job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]
+) -> Clip:
+    """A job's clip by a worker; of a clip's views the grid, with all others."""
+    request, given = job.request, stored_input(job)
+    if not (isinstance(request, ViewsRequest) and isinstance(given, list)):
+        assert not isinstance(given, list)
+        return worker.generate(request, given, on_step, check, last=stored_last(job))
+    made = worker.make_views(request, request.family.prepare_clip(given, request), on_step, check)
+    grid = made.pop("grid")
+    return ViewsClip(grid.frames, grid.fps, grid.settings, made)
 
 
 def runners_of(cluster: Cluster) -> list[Runner]:

@@ -215,8 +215,11 @@ def sample(
             )
         if ray is not None and gpus > 1:
             raise UserError("--gpus are of this machine, --ray is a cluster's, a GPU for each actor: give one.")
-        if isinstance(request, ViewsRequest) and (devices is not None or ray is not None or gpus > 1):
-            raise UserError(f"{request.version} works on one device: leave out --devices, --gpus and --ray.")
+        if isinstance(request, ViewsRequest) and (devices is not None or ray is not None):
+            raise UserError(
+                "--devices and --ray spread many clips, and these views are of one, which --gpus 2 makes faster: take "
+                "--device, or give the clips to `sgm app --devices …` or `--ray …`."
+            )
         chosen_devices = choose_devices(devices, gpus) if devices is not None else [choose_device(device)]
         kind = dtype or dtype_of_recipe(settings, chosen_devices[0])
         if isinstance(request, ViewsRequest) and (recursive or skip_existing):
@@ -227,7 +230,7 @@ def sample(
         sources = [] if clip else _sources(picture, recipe, request, out if recursive else None)
         goal = last_picture(request, last, recipe)
     if clip and isinstance(request, ViewsRequest):
-        load = partial(load_engine, device=device, dtype=kind)
+        load = partial(load_engine, device=device, dtype=kind, gpus=gpus)
         weights = {"checkpoint": checkpoint, "base": base, "loras": ctx.meta["loras"]}
         marks = not no_watermark, safety
         sample_views(request, clip, out, *marks, background_model, low_memory, weights, load)

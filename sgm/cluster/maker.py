@@ -63,8 +63,11 @@ class Maker:
         return {"name": f"{host} {device.type}{number}", "about": f"{describe_device(device)} · {host}"}
 
     def make(self, number: int, job: bytes) -> bytes:
-        """Make a clip. number: of the job, higher than those before. Raises Stopped, Unfit, and as `sgm.generate`."""
-        request, image, low_memory, last, options = pickle.loads(job)
+        """Make a clip, or all of a clip's views. number: of the job, higher than those before.
+
+        Raises Stopped, Unfit, and as `sgm.generate`.
+        """
+        request, given, low_memory, last, options = pickle.loads(job)
         drawn = 0.0
 
         def check() -> None:
@@ -83,7 +86,7 @@ class Maker:
 
         with self._changing:
             self._news.clear()
-        job_of = request, image, on_step, check, low_memory, last
+        job_of = request, given, on_step, check, low_memory, last
         return pickle.dumps(self._generate(options, *job_of), protocol=5)
 
     def news(self) -> bytes:
@@ -97,8 +100,8 @@ class Maker:
         self._stopped = number
 
     def _generate(self, options: dict[str, Any], *job: Any) -> Any:
-        """A clip by this node's worker, whose engines are loaded with these options of `load_engine`."""
-        from sgm import DeviceFailed, choose_devices, workers_on
+        """What this node's worker makes, whose engines are loaded with these options of `load_engine`."""
+        from sgm import DeviceFailed, ViewsRequest, choose_devices, workers_on
         from sgm.process import reuse_freed_memory
 
         if self._worker is None or options != self._options:
@@ -106,6 +109,8 @@ class Maker:
             self._worker, self._options = workers_on(choose_devices()[:1], partial(_load, options))[0], options
         try:
             with reuse_freed_memory():
+                if isinstance(job[0], ViewsRequest):
+                    return self._worker.make_views(*job[:-1])  # which has no last picture
                 return self._worker.generate(*job)
         except DeviceFailed as error:
             raise Unfit(f"{socket.gethostname()}: {error}") from error

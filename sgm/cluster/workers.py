@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.managers import BaseManager
@@ -24,7 +24,7 @@ from sgm.cluster.maker import Unfit, versions
 from sgm.devices import DeviceAway
 from sgm.errors import UserError
 from sgm.pipeline import Clip
-from sgm.request import VideoRequest
+from sgm.request import VideoRequest, ViewsRequest
 from sgm.run import OnStep
 from sgm.versions import checkpoint_folders
 
@@ -232,11 +232,25 @@ class ClusterWorker:
 
         What `on_step` and `check` raise ends the job there at its next check, and is raised when it has ended.
         """
+        return self._made(request, on_step, check, image.copy(), low_memory, last and last.copy())
+
+    def make_views(
+        self,
+        request: ViewsRequest,
+        clip: Sequence[Image.Image],
+        on_step: OnStep = lambda progress: None,
+        check: Callable[[], None] = lambda: None,
+        low_memory: bool = False,
+    ) -> dict[str, Clip]:
+        """As `sgm.Worker.make_views`, and as `generate`."""
+        return self._made(request, on_step, check, [frame.copy() for frame in clip], low_memory, None)
+
+    def _made(self, request: VideoRequest, on_step: OnStep, check: Callable[[], None], *job: Any) -> Any:
+        """What the actor makes of a request and a job's other values."""
         self.version = ""
-        job = pickle.dumps((request, image.copy(), low_memory, last and last.copy(), self._cluster.options), protocol=5)
-        self._cluster.ask("start", self._index, job)
+        self._cluster.ask("start", self._index, pickle.dumps((request, *job, self._cluster.options), protocol=5))
         while True:
-            news, clip = self._cluster.ask("follow", self._index, _LOOK_EVERY)
+            news, made = self._cluster.ask("follow", self._index, _LOOK_EVERY)
             try:
                 check()
                 for progress, preview in pickle.loads(news) if news else []:
@@ -246,6 +260,6 @@ class ClusterWorker:
                 with suppress(DeviceAway):
                     self._cluster.ask("stop", self._index)
                 raise
-            if clip is not None:
+            if made is not None:
                 self.version = request.version
-                return pickle.loads(clip)
+                return pickle.loads(made)

@@ -13,7 +13,7 @@ from sgm.conditioning.views import Pass, dense_passes, view_angles, window_passe
 from sgm.errors import UserError
 from sgm.families.image import ImageFamily
 from sgm.families.orbit import ELEVATION, LISTS
-from sgm.media.clip import cut_out_clip, on_white, place_clip
+from sgm.media.clip import check_frames, cut_out_clip, needs_rembg, on_white, place_clip
 from sgm.media.image import fit_picture
 
 if TYPE_CHECKING:
@@ -67,6 +67,13 @@ class ViewsFamily(ImageFamily):
         around = sorted(range(len(azimuths)), key=lambda view: (azimuths[view] - azimuths[0]) % 360)
         return [around[time * len(around) // request.frames] for time in range(request.frames)]
 
+    def check_clip(self, frames: Sequence[Image.Image], request: VideoRequest) -> None:
+        """Raise what `prepare_clip` raises, as far as is known without removing a background, which is slow."""
+        if request.fit != "object" or not needs_rembg(frames):
+            self.prepare_clip(frames, request)
+        else:
+            check_frames(frames)
+
     def prepare_clip(
         self,
         frames: Sequence[Image.Image],
@@ -82,11 +89,7 @@ class ViewsFamily(ImageFamily):
         called while backgrounds are removed, which is slow, on_cut with the frames that are cut out, RGBA. Raises
         UserError for fewer than two frames and for frames of several sizes, PictureError where no object is found.
         """
-        if len(frames) < 2:
-            raise UserError("A single picture does not move: give a clip of two frames or more.")
-        if other := next((i for i, frame in enumerate(frames) if frame.size != frames[0].size), 0):
-            (w, h), (w2, h2) = frames[0].size, frames[other].size
-            raise UserError(f"Frame {other + 1} has {w2}×{h2} pixels, the first {w}×{h}: give frames of one size.")
+        check_frames(frames)
         frames = frames[: request.frames]
         if request.fit == "object":
             cut = cut_out_clip(frames, *([background_model] if background_model else []), on_frame=on_frame)

@@ -67,8 +67,11 @@ class Conditioned:
 
     alphas: the weight of the spatial branch in each blend. biases: of each residual block. c: what the network takes
     beside x, in its dtype: "crossattn" (n, 1, d), the single token of each frame, perhaps "vector" (n, a).
-    upsample_weights: fused weights computed for another clip, which are shared.
+    upsample_weights: fused weights computed for another clip, which are shared. divisible: whether a shard can be less
+    than all of a clip's frames.
     """
+
+    divisible = True
 
     def __init__(
         self,

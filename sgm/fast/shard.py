@@ -155,22 +155,29 @@ class Ranks:
         """The frames of a clip that this process computes where there is no guidance."""
         return self.share(1, frames)[1]
 
-    def share(self, clips: int, frames: int) -> tuple[list[int], Shard]:
-        """Which clips of a batch this process computes, and which of their frames."""
+    def share(self, clips: int, frames: int, divisible: bool = True) -> tuple[list[int], Shard]:
+        """Which clips of a batch this process computes, and which of their frames.
+
+        divisible: whether frames can be divided, else all of a half compute the same.
+        """
         if self.size == 1:
             return list(range(clips)), Shard(frames)
         across = 2 if clips == 2 and self._by_guidance else 1
         shards = self.size // across
+        half, rank = divmod(self.rank, shards)
+        if not divisible:
+            return [half] if across == 2 else list(range(clips)), Shard(frames)
         if frames < shards:
             return list(range(clips)), Shard(frames)
-        half, rank = divmod(self.rank, shards)
         group = self._groups[half] if across == 2 and self._groups else None
         return [half] if across == 2 else list(range(clips)), Shard(frames, rank, shards, group)
 
     def joined(self, out: list[Tensor], clips: int, shard: Shard) -> Tensor:
         """The whole batch (clips t, ...). out: of each of this process's clips the shard's frames."""
         if len(out) < clips:
-            return gathered(out[0], clips * [part.stop - part.start for part in shard.parts], None)
+            alike = self.size // (clips * shard.size)  # processes that computed the same
+            counts = clips * alike * [part.stop - part.start for part in shard.parts]
+            return gathered(out[0], counts, None).unflatten(0, (clips, alike, -1))[:, 0].flatten(0, 1)
         out = [shard.gathered(part) for part in out] if shard.size > 1 else out
         return out[0] if len(out) == 1 else torch.cat(out)
 

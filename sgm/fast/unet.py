@@ -95,7 +95,7 @@ class FastUNet:
         rows = len(c["vector" if "vector" in c else "crossattn"])
         parts = rows // num_video_frames if clip_by_clip or ranks else 1
         ranks = ranks or Ranks()
-        mine, shard = ranks.share(parts, num_video_frames)
+        mine, shard = ranks.share(parts, num_video_frames, kind.divisible)
         checks = Checks(check)
         clips: list[Conditioned] = []
         for i in mine:

@@ -25,6 +25,8 @@ class ConditionedViews(Conditioned):
     of_views: what each camera block is told of its views, which depends on the noise level.
     """
 
+    divisible = False
+
     def __init__(self, unet: Any, alphas: Any, biases: Any, c: Mapping[str, Tensor], *settings: Any) -> None:
         self.context, self.views = c["crossattn"], c["cond_view"]
         self.b, self.t = self.context.shape[:2]

@@ -15,10 +15,10 @@ from PIL import Image
 
 from sgm.errors import UserError
 from sgm.media.image import PictureError, open_picture
-from sgm.media.kinds import GIF, WEBP, files_of, kind_of
+from sgm.media.kinds import GIF, WEBP, files_of, kind_of, natural_order
 from sgm.media.object import BACKGROUND_MODEL, cut_out, has_transparency, place_object, visible_box
 from sgm.media.reading import MAX_FRAMES, open_video, stills
-from sgm.media.video import write_frames
+from sgm.media.video import encode_frames, write_whole
 from sgm.paths import is_file, is_folder
 
 _WHITE = 250  # of 255: brighter pixels are the background of a clip that is white all around
@@ -43,10 +43,18 @@ class OpenedClip(NamedTuple):
         return f"{name} has {count} frames, as many as are made."
 
 
+class JoinedPictures(NamedTuple):
+    """A lossless clip of pictures, as `open_clip` reads it. name: the first one's; count: of pictures, all of them."""
+
+    content: bytes
+    name: str
+    count: int
+
+
 def open_clip(
     source: Path | bytes, most: int, say: Callable[[str], object] = lambda line: None, name: str = ""
 ) -> OpenedClip:
-    """The first `most` frames of a video, an animated GIF or WebP, or a folder of pictures in the order of their names.
+    """The first `most` frames of a video, an animated GIF or WebP, or a folder of pictures in their `natural_order`.
 
     source: a path, or a file's content. say: is told what is left out of a folder. name: the file's in messages. Raises
     UserError for what is no clip or is damaged, PictureError for a picture of a folder that cannot be read.
@@ -54,7 +62,7 @@ def open_clip(
     name = name or ("The file" if isinstance(source, bytes) else str(source))
     if isinstance(source, Path):
         if is_folder(source):
-            files = files_of(source, "picture", say)
+            files = sorted(files_of(source, "picture", say), key=lambda path: natural_order(path.name))
             return OpenedClip([open_picture(path, keep_alpha=True) for path in files[:most]], len(files))
         if not is_file(source):
             raise UserError(f"There is no clip at {source}: give a video, an animation or a folder of frames.")
@@ -76,10 +84,43 @@ def open_clip(
         return OpenedClip(frames, max(len(frames), length))
 
 
+def join_pictures(pictures: Sequence[tuple[str, bytes]], most: int) -> JoinedPictures:
+    """A clip of the first `most` of some pictures, in their `natural_order`.
+
+    pictures: names and contents; what is no picture among them is passed over. Raises UserError for a clip among them,
+    for fewer than two, and for pictures of several sizes; PictureError for one that cannot be read.
+    """
+    kinds = {name: kind_of(io.BytesIO(content)).group for name, content in pictures}
+    if clip := next((name for name, kind in kinds.items() if kind == "clip"), ""):
+        raise UserError(f"{clip} is a clip: give it alone, or the pictures that are a clip's frames.")
+    chosen = sorted((natural_order(name), name, content) for name, content in pictures if kinds[name])
+    frames = [open_picture(content, name, keep_alpha=True) for _, name, content in chosen[:most]]
+    return JoinedPictures(_encoded(frames), chosen[0][1], len(chosen))
+
+
 def write_clip(path: Path, frames: Sequence[Image.Image]) -> Path:
-    """Write frames so that `open_clip` gives the same, all in RGBA where one is: an .mkv. Raises as `write_frames`."""
+    """Write frames so that `open_clip` gives the same, all in RGBA where one is: an .mkv.
+
+    Raises UserError as `check_frames`, and where the file cannot be written.
+    """
+    content = _encoded(frames)
+    write_whole(path, lambda temporary: temporary.write_bytes(content))
+    return path
+
+
+def _encoded(frames: Sequence[Image.Image]) -> bytes:
+    check_frames(frames)
     mode = "RGBA" if any(frame.mode == "RGBA" for frame in frames) else "RGB"
-    return write_frames(path, np.stack([np.asarray(frame.convert(mode)) for frame in frames]), 10)
+    return encode_frames(np.stack([np.asarray(frame.convert(mode)) for frame in frames]), 10)
+
+
+def check_frames(frames: Sequence[Image.Image]) -> None:
+    """Raise UserError for fewer than two frames and for frames of several sizes."""
+    if len(frames) < 2:
+        raise UserError("A single picture does not move: give a clip of two frames or more.")
+    if other := next((i for i, frame in enumerate(frames) if frame.size != frames[0].size), 0):
+        (w, h), (w2, h2) = frames[0].size, frames[other].size
+        raise UserError(f"Frame {other + 1} has {w2}×{h2} pixels, the first {w}×{h}: give frames of one size.")
 
 
 def on_white(frame: Image.Image) -> Image.Image:

@@ -86,6 +86,12 @@ def listed(names: Sequence[str], comma: str = ", ") -> str:
     return comma.join(printable(name) for name in names[:_NAMED]) + more
 
 
+def natural_order(name: str) -> list[tuple[bool, int, str]]:
+    """A key to sort names by, with numbers in them by their value: frame9 before frame10."""
+    parts = re.findall(r"\d+|\D+", name.casefold())
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+
 def files_of(folder: Path, group: str, say: Callable[[str], object], *, deep: bool = False) -> list[Path]:
     """The pictures or the clips in a folder, sorted, judged by their content, damaged ones by their ending.
 

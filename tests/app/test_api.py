@@ -28,7 +28,7 @@ from PIL import Image
 
 from app.api import application, asked, bounds, keys, stability, videos, work
 from app.jobs import Job
-from sgm import VERSIONS, VideoRequest, all_fields, is_clip, read_frames, read_settings
+from sgm import ALL_VERSIONS, VideoRequest, all_fields, is_clip, read_frames, read_settings
 from sgm.cli import heads
 from sgm.cli.server import OwnPageOnly
 
@@ -213,7 +213,7 @@ def test_a_knows_neither_others_jobs_nor_unknown_ones(server: Server, clip: str)
 def test_a_shape_that_svd_tiny_has_not(shape: tuple[int, int], size: tuple[int, int]) -> None:
     assert work.nearest_size("svd_tiny", shape) == size
     assert work.nearest_size("svd_xt", (1024, 576)) == (1024, 576)
-    assert asked.opened(asked.Asked({}, picture(shape)), "image", stability.SIZES).size == shape
+    assert asked.opened(asked.Asked({}, {"image": picture(shape)}), "image", stability.SIZES).size == shape
     absent = work.hosted_values({}, stability.FIELDS)
     assert absent.pop("seed") != 0
     assert absent == {"max_guidance": 1.8, "min_guidance": 1.0, "motion_bucket": 127}
@@ -356,9 +356,9 @@ def test_examples_of_the_documentation(server: Server, tmp_path: Path, monkeypat
 
 def test_own_routes(server: Server, clip: str) -> None:
     versions = {row["name"]: row for row in server.ask("GET", "/api/versions").json()}
-    assert list(versions) == list(VERSIONS)
+    assert list(versions) == list(ALL_VERSIONS)
     assert versions["svd_tiny"]["state"] == "ready"
-    for version in ("svd_tiny", "sv3d_p"):
+    for version in ("svd_tiny", "sv3d_p", "sv4d2"):
         fields = {row["name"]: row for row in server.ask("GET", f"/api/fields?version={version}").json()}
         assert list(fields) == list(all_fields())
     assert (fields["seed"]["maximum"], fields["seed"]["title"], fields["width"]["unit"]) == (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starlette.testclient import TestClient
 from streamlit.testing.v1 import AppTest
 
 from app import jobs
+from app.api import application
 from app.jobs import Job, Table, stored_input
 from app.jobs.record import ViewsClip
 from app.jobs.runner import EngineRunner
@@ -86,10 +89,18 @@ def opened(**settings: str) -> AppTest:
     return ok(page.run())
 
 
-def dropped(page: AppTest, frames: list[Image.Image], name: str = "walk.webp") -> AppTest:
+def encoded(frames: list[Image.Image], kind: str = "webp") -> bytes:
     file = io.BytesIO()
-    frames[0].save(file, Path(name).suffix[1:], save_all=True, append_images=frames[1:], lossless=True)
-    return ok(page.file_uploader[0].set_value((name, file.getvalue(), "image/webp")).run())
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:], lossless=True)
+    return file.getvalue()
+
+
+def dropped(page: AppTest, frames: list[Image.Image], name: str = "walk.webp") -> AppTest:
+    return uploaded(page, [(name, encoded(frames, Path(name).suffix[1:]), "image/webp")])
+
+
+def uploaded(page: AppTest, files: list[tuple[str, bytes, str]]) -> AppTest:
+    return ok(page.file_uploader[0].set_value(files).run())
 
 
 def test_a_clip_s_views_are_chosen_made_watched_and_opened_again(runner: Gated, tmp_path: Path) -> None:
@@ -98,7 +109,7 @@ def test_a_clip_s_views_are_chosen_made_watched_and_opened_again(runner: Gated, 
     page = opened()
     assert "SV4D 2.0, 4 views has no weights on this computer." in page.warning[0].value.replace("*", "")
     assert page.code[0].value == "sgm download sv4d2"
-    assert "of SV4D: Stability AI Community Licence" in said(page).replace("\\", "")
+    assert "Stability AI Community Licence" in said(page).replace("\\", "")
     (tmp_path / "elsewhere").rename(weights)
     clip = drawn(7, background=CLEAR)
     dropped(page, clip)
@@ -211,3 +222,65 @@ def test_a_view_brings_its_settings_and_the_input_its_clip(runner: Gated) -> Non
     ok(page.file_uploader[0].set_value(("other.mp4", other, "video/mp4")).run())  # a clip like any other
     assert "other.mp4 has 5 frames, as many as are made." in said(page).replace("\\", "")
     assert page.selectbox(key="version").value == "sv4d2"
+
+
+def test_programs_ask_for_views(runner: Gated) -> None:
+    api, walk = TestClient(application()), encoded(drawn(5, background=CLEAR))
+    small = SMALL | {"azimuths": AZIMUTHS, "steps": "1"}
+    rows = {row["name"]: row for row in api.get("/api/versions").json()}
+    assert [rows[name]["of"] for name in ("svd_tiny", "sv4d2")] == ["picture", "clip"]
+    started = api.post("/api/jobs", data=small, files={"clip": ("walk.webp", walk)})
+    assert started.status_code == 201, started.text
+    names = ["grid", "input", "view-1", "view-2", "view-3", "view-4", "walk"]
+    assert (started.json()["name"], started.json()["parts"]) == ("walk.webp", names)
+    job = ended(started.json()["id"])
+    assert job.state == "done", job.message
+    for part in ("", *names):
+        content = api.get(f"/api/jobs/{job.id}/video?part={part}").content
+        assert content == (job.clip if part in ("", "grid") else job.folder / f"{part}.mp4").read_bytes()
+    other = api.get(f"/api/jobs/{job.id}/video?part=../clip")
+    assert (other.status_code, other.json()["errors"]) == (404, [f"part: must be one of {', '.join(names)}"])
+    address = f"data:image/webp;base64,{base64.b64encode(walk).decode()}"
+    asked = {**small, "model": "stabilityai/sv4d2.0", "seed": "23", "input_reference": address}
+    del asked["version"]
+    video = api.post("/v1/videos", json=asked).json()
+    assert (video["model"], video["size"]) == ("sv4d2", "64x64")
+    assert ended(video["id"].removeprefix("video_")).state == "done"
+    view = api.get(f"/v1/videos/{video['id']}/content?part=view-2").content
+    assert np.array_equal(read_frames(view)[0], read_frames(job.folder / "view-2.mp4")[0])
+    for version, files, why in (
+        ("sv4d2", {"picture": walk}, "picture: sv4d2 is made of a clip, not of a picture"),
+        ("svd_tiny", {"clip": walk}, "clip: svd_tiny is made of a picture, not of a clip"),
+        ("sv4d2", {}, "clip: is required"),
+        ("sv4d2", {"clip": encoded(drawn(1))}, "A single picture does not move"),
+        ("sv4d2", {"clip": encoded([Image.new("RGBA", (40, 30), (99, 0, 0, i)) for i in range(3)])}, "No object was"),
+        ("sv4d2", {"clip": b"none"}, "cannot be read as a video"),
+        ("sv4d2", {"clip": walk, "last": walk}, "sampler"),
+        ("sv4d3", {"clip": walk}, "version must be one of"),
+    ):
+        refused = api.post("/api/jobs", data={"version": version}, files=files)
+        assert refused.status_code == 400
+        assert why in refused.json()["errors"][0]
+    assert len(jobs.table().jobs()) == 2
+
+
+def test_pictures_are_a_clip_s_frames_in_natural_order_and_a_sample_is_there(runner: Gated) -> None:
+    page, frames = opened(frames="11"), drawn(11, background=CLEAR)
+    files = [(f"frame{i}.png", encoded([frame], "png"), "image/png") for i, frame in enumerate(frames)]
+    uploaded(page, [*files, ("notes.txt", b"of the clip", "text/plain")])
+    assert page.success[0].value.startswith("11 pictures are the clip's frames, in the order of their names.")
+    assert page.session_state["opened_clip"].key == page.query_params["upload"]
+    seen = page.session_state["clip_frames"][1]
+    assert [frame.tobytes() for frame in seen] == [frame.tobytes() for frame in frames]
+    for added, told in (
+        (("frame2.png", encoded([frames[0].resize((9, 9))], "png"), "image/png"), "has 9×9 pixels, the first 90×60"),
+        (("walk.mp4", encode_video(np.stack([np.asarray(f) for f in drawn(2)]), 9), "video/mp4"), "walk.mp4 is a clip"),
+        (("frame3.png", b"\x89PNG\r\n\x1a\n", "image/png"), "frame3.png"),
+    ):
+        uploaded(page, [*files[:2], added])
+        assert told in page.error[0].value.replace("\\", "")
+        assert "frame0.png … stays chosen." in page.error[0].value.replace("\\", "")
+    ok(page.button(key="sample_penguin").click().run())
+    assert "penguin.webp has 21 frames: the first 11 are taken." in said(page).replace("\\", "")
+    assert page.query_params["sample"] == "penguin"
+    assert not generate(page).disabled
