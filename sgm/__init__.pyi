@@ -63,6 +63,7 @@ from .media.kinds import is_clip as is_clip
 from .media.object import cut_out as cut_out
 from .media.object import fetched_first as fetched_first
 from .media.object import fetched_share as fetched_share
+from .media.object import is_preparing as is_preparing
 from .media.object import place_object as place_object
 from .media.reading import open_video as open_video
 from .media.reading import read_frames as read_frames

@@ -12,7 +12,7 @@ import numpy as np
 
 from sgm.conditioning.camera import motion_bucket
 from sgm.errors import UserError, printable
-from sgm.media.reading import is_animation, open_video, read_frames
+from sgm.media.reading import check_count, is_animation, open_video, read_frames
 
 _WIDTH, _LOWEST = 320, 16  # pixels: the width at which motion is measured, and the least height for that
 
@@ -68,6 +68,7 @@ def measure_motion(
 
     def told(frames: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
         for number, frame in enumerate(frames, 1):
+            check_count(name, number)  # the file may hold more than it says
             yield frame
             on_frame(min(number, count), count)
 

@@ -19,6 +19,7 @@ from sgm.errors import UserError
 from sgm.paths import refusals_explained, replacing, user_path
 
 LOCK, OWNER = "app.lock", "app.json"  # their names in the folder
+BROWSER = "sgm_browser"  # a cookie that tells the browsers of the page apart
 
 
 @dataclass(frozen=True)

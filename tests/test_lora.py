@@ -183,6 +183,8 @@ def test_what_has_no_place_is_listed_and_another_networks_lora_told_apart(
     )
     assert "is no LoRA: it holds a.weight" in refusal({"a.weight": torch.zeros(2)}, alone=True)
     assert "LoHa, LoKr, DoRA or OFT" in refusal({"a.hada_w1_a": torch.zeros(2)}, alone=True)
+    alphas = {name.replace("lora_up.weight", "alpha"): torch.tensor(1j) for name in tensors if "lora_up" in name}
+    assert "fits no layer of svd" in refusal(alphas)
     spoilt = {name: value * torch.nan for name, value in tensors.items()}
     assert "NaN or infinity" in refusal(spoilt)
     (tmp_path / "cut").write_bytes((tmp_path / "ours").read_bytes()[:-9])

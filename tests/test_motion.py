@@ -6,6 +6,7 @@ import csv
 import io
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from sgm import EXPORTS, UserError, measure_motion, motion_steps, write_video
 from sgm.cli.commands import cli
+from sgm.media import reading
 from sgm.training.data import FolderClips
 
 
@@ -82,6 +84,22 @@ def test_what_does_not_move_is_said(frames: np.ndarray | None, said: str, tmp_pa
     done = sgm("motion", clip)
     assert (done.exit_code, done.stdout) == (1, "")
     assert said in done.stderr
+
+
+def test_a_clip_that_holds_more_than_it_says_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_FRAMES", 20)
+    file = io.BytesIO()
+    with av.open(file, "w", format="avi") as container:
+        stream = container.add_stream("mpeg4", 25, width=16, height=16, pix_fmt="yuv420p")
+        frame = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), "rgb24")
+        for frame.pts in range(21):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    content = bytearray(file.getvalue())
+    length = content.index(b"strh") + 40
+    content[length : length + 4] = (10).to_bytes(4, "little")
+    with pytest.raises(UserError, match="more frames than the 20"):
+        measure_motion(bytes(content))
 
 
 def test_what_is_asked_wrongly_is_said_before_the_work(clip: Path) -> None:

@@ -19,6 +19,7 @@ from sgm import (
     cut_out_clip,
     fetched_first,
     fetched_share,
+    is_preparing,
     needs_rembg,
     place_object,
 )
@@ -122,6 +123,8 @@ def _watch() -> None:
         st.rerun()
     share = fetched_share()
     if share is None:
-        st.progress(0.0, f"Cutting the object out{work.frames} · {time.monotonic() - work.started:.0f} s")
+        seconds = f"{time.monotonic() - work.started:.0f} s"
+        preparing = f"Preparing rembg, once in a new environment · {seconds}"
+        st.progress(0.0, preparing if is_preparing() else f"Cutting the object out{work.frames} · {seconds}")
     else:
         st.progress(share, f"Fetching rembg's model · {share:.0%}")

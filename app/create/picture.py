@@ -201,7 +201,9 @@ def chosen_last() -> str:
 def open_last(upload_id: str) -> None:
     """Choose the picture of an earlier upload as the last one, if it is still there."""
     content, name = upload.kept(upload_id) or (b"", "")
-    image = upload.read_upload(content, name).picture if content else None
+    image = None
+    with suppress(UserError):  # of an address that was changed by hand to a clip's
+        image = upload.read_upload(content, name).picture if content else None
     st.session_state["last"] = Opened(upload_id, image, name) if image else None
 
 
@@ -371,6 +373,8 @@ def _open_last() -> None:
         return
     if image:
         st.session_state["last"] = Opened(upload.keep(content, file.name), image, file.name)
+    else:
+        st.session_state["last_refused"] = f"No picture can be read from {file.name}: give a picture."
 
 
 def _refuse_upload(headline: str, reason: str) -> None:

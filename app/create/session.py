@@ -14,13 +14,23 @@ from app.create import picture, settings
 from app.jobs import Job, table
 from app.link import address_of, taken_from
 from sgm import UserError, VideoRequest, ViewsRequest
+from sgm.outputs import BROWSER
 
 _DOUBLE_CLICK = 1.0  # seconds
+_browsers: dict[str, str] = {}  # owners of jobs -> the browsers of their sessions
 
 
 def owner() -> str:
     """This browser session's id as the owner of jobs."""
-    return st.session_state.setdefault("owner", secrets.token_hex(8))
+    own = st.session_state.setdefault("owner", secrets.token_hex(8))
+    _browsers.setdefault(own, _browser())
+    return own
+
+
+def _browser() -> str:
+    """What tells this browser from others, the same in all of its tabs; "" under `streamlit run`."""
+    cookie = st.context.cookies.get(BROWSER)
+    return cookie if isinstance(cookie, str) else ""
 
 
 def current_job() -> Job | None:
@@ -35,8 +45,9 @@ def _open_address(address: dict[str, str]) -> None:
     st.session_state["job"] = linked = address.get("job")
     job = table().get(linked) if linked else None
     if job:
-        if job.owner and not (job.by_api or job.at_stand):
-            st.session_state.setdefault("owner", job.owner)  # a reload: it has the same jobs
+        of_page = job.owner and not (job.by_api or job.at_stand)
+        if of_page and _browsers.setdefault(job.owner, _browser()) == _browser():
+            st.session_state.setdefault("owner", job.owner)  # a reload, rather than a link: it has the same jobs
         picture.open_job_picture(job)
     taken = taken_from(address, job and job.request)
     if address.get("sample") in look.SAMPLES | look.CLIPS:

@@ -103,7 +103,11 @@ class Bundle:
             raise UserError(_TOO_MANY)
         for info in archive.infolist():
             path = PurePosixPath(info.filename.replace("\\", "/"))
-            if info.is_dir() or any(part.startswith(_PASSED_OVER) and part != ".." for part in path.parts):
+            if (
+                not path.name
+                or info.is_dir()
+                or any(part.startswith(_PASSED_OVER) and part != ".." for part in path.parts)
+            ):
                 continue
             if reason := _against(info, path):
                 self.left_out.append((f"{name}: {printable(info.filename, 80)}", reason))

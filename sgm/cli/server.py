@@ -32,10 +32,12 @@ from streamlit.errors import Error
 
 from sgm.cli.heads import bound_heads
 from sgm.errors import UserError
+from sgm.outputs import BROWSER
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_A_YEAR = 365 * 24 * 3600  # seconds
 _OWN_HOST = re.compile(r"(?:127(?:\.\d{1,3}){3}|\[::1\]|localhost)(?::\d+)?")
 _ANSWERED = ("finish-reason", "seed", "retry-after", "location", "x-request-id")  # headers that the API answers with
 _API = re.compile(r"/(?:api|v1|v2alpha|v2beta|docs)(?:/.*)?|/openapi\.json")
@@ -62,7 +64,11 @@ class OwnPageOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def unframed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).append("Content-Security-Policy", "frame-ancestors 'self'")
+                headers = MutableHeaders(scope=message)
+                headers.append("Content-Security-Policy", "frame-ancestors 'self'")
+                if headers.get("content-type", "").startswith("text/html") and BROWSER not in Request(scope).cookies:
+                    cookie = f"{BROWSER}={secrets.token_hex(16)}; Path=/; Max-Age={_A_YEAR}; HttpOnly; SameSite=Lax"
+                    headers.append("Set-Cookie", cookie)
             await send(message)
 
         if scope["type"] == "lifespan" or self._is_allowed(scope, Headers(scope=scope)):

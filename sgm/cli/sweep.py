@@ -81,7 +81,15 @@ def sweep(
     goes on where it was. Each setting below can be varied, or set for all. With --recipe, the settings of a video that
     was made here, and without a picture, the page's copy of its own.
     """
-    from sgm import check_weights, choose_device, grid_pages, load_engine, making_order, video_encoder
+    from sgm import (
+        check_credentials,
+        check_weights,
+        choose_device,
+        grid_pages,
+        load_engine,
+        making_order,
+        video_encoder,
+    )
 
     with errors_as_sentences(code=2):
         plan = _plan(
@@ -119,6 +127,7 @@ def sweep(
     todo = [cell.request for cell in order if cell not in making.made]
     check_writable(out, int(sum(of.frames * of.width * of.height for of in todo) * BYTES_PER_PIXEL))
     video_encoder()
+    check_credentials()
     for name, lora in dict.fromkeys((of.version, of.lora) for of in todo):
         check_weights(name, **weights, lora=lora)
     if dry_run:

@@ -153,7 +153,7 @@ def _match(lora: LoraFile, config: Mapping[str, Any]) -> None:
         alpha = layout.get(parts.get("alpha", ""))
         if not _fits(down[1], up[1], lora.shapes[name]) or not (down[0].is_floating_point and up[0].is_floating_point):
             continue
-        if alpha is not None and math.prod(alpha[1]) != 1:
+        if alpha is not None and (math.prod(alpha[1]) != 1 or alpha[0].is_complex):
             continue
         lora.pairs[name] = Pair(parts["down"], parts["up"], parts.get("alpha", _alpha(layer, config)))
         used.update(parts.values())

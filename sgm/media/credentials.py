@@ -5,32 +5,35 @@ The manifest says that a trained model made the file, which program and weights,
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from sgm import __version__
-from sgm.errors import UserError
+from sgm.errors import UserError, reason_of
 from sgm.media.provenance import SOURCE_TYPE
-from sgm.paths import is_file, user_path
+from sgm.paths import is_file, refusals_explained, user_path
 
 SWITCH = "SGM_C2PA"  # "off": nothing is signed
 CERTIFICATE, KEY = "SGM_C2PA_CERTIFICATE", "SGM_C2PA_KEY"  # files of the user's own, both PEM
 _SELF_MADE = "self-made, names nobody"
+_LARGEST = 1 << 20  # bytes of the user's files that are read
 _DAYS = 3650  # that a self-made certificate is valid: the manifest has no time stamp of others
 # A thumbnail of an animation takes seconds, and as many bytes as the file.
 _SETTINGS = {"builder": {"thumbnail": {"enabled": False}}}
 
 
 def check_credentials() -> None:
-    """Raise UserError where the user's own certificate cannot be used. To be called before the work."""
-    if os.environ.get(SWITCH) == "off":
-        return
-    if os.environ.get(CERTIFICATE) or os.environ.get(KEY):
-        _signer()
+    """Raise UserError where the user's own certificate cannot sign a file. To be called before the work."""
+    if os.environ.get(SWITCH) != "off" and (os.environ.get(CERTIFICATE) or os.environ.get(KEY)):
+        picture = io.BytesIO()
+        Image.new("L", (1, 1)).save(picture, "PNG")
+        signed(picture.getvalue(), "image/png", {"sgm": {}})  # what does not fit together is told then alone
 
 
 def signed(content: bytes, kind: str, settings: Mapping[str, Any] | None) -> bytes:
@@ -44,10 +47,11 @@ def signed(content: bytes, kind: str, settings: Mapping[str, Any] | None) -> byt
         return content
     import c2pa
 
-    context, file = c2pa.Context(c2pa.Settings.from_dict(_SETTINGS)), io.BytesIO()
-    with c2pa.Builder(_manifest(settings or {}, mark), context) as builder:
-        builder.sign(signer, kind, io.BytesIO(content), file)
-    return file.getvalue()
+    with _explained():
+        context, file = c2pa.Context(c2pa.Settings.from_dict(_SETTINGS)), io.BytesIO()
+        with c2pa.Builder(_manifest(settings or {}, mark), context) as builder:
+            builder.sign(signer, kind, io.BytesIO(content), file)
+        return file.getvalue()
 
 
 def _manifest(settings: Mapping[str, Any], mark: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +87,7 @@ def _signer() -> Any:
         return None
     own = os.environ.get(CERTIFICATE), os.environ.get(KEY)
     certificates, key = (_read(CERTIFICATE, own[0]), _read(KEY, own[1])) if any(own) else _self_made()
-    try:
+    with _explained():
         private = load_pem_private_key(key, None)
         if isinstance(private, ec.EllipticCurvePrivateKey):
             algorithm = {256: "ES256", 384: "ES384", 521: "ES512"}[private.curve.key_size]
@@ -92,10 +96,20 @@ def _signer() -> Any:
             algorithm = next(name for kind, name in kinds.items() if isinstance(private, kind))
         signs = getattr(c2pa.C2paSigningAlg, algorithm)
         return c2pa.Signer.from_info(c2pa.C2paSignerInfo(signs, certificates, key, None))
-    except Exception as error:  # of the kinds of three libraries
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """What goes wrong inside, in any of three libraries, comes as a UserError that names the files."""
+    try:
+        yield
+    except Exception as error:
+        files = " and ".join(filter(None, map(os.environ.get, (CERTIFICATE, KEY)))) or "a self-made certificate"
+        reason = reason_of(error).removeprefix("Signature: ").removeprefix("Other: ")
         raise UserError(
-            f"No file can be signed with {own[0]} and {own[1]} ({error or type(error).__name__}): {CERTIFICATE} must "
-            f"name a chain of certificates as PEM, yours first, {KEY} its private key as PEM, without a password."
+            f"No file can be signed with {files} ({reason}): {CERTIFICATE} must name a chain of certificates as PEM, "
+            f"yours first, valid now and made for signing e-mail or documents; {KEY} its private key as PEM, without a "
+            f"password. {SWITCH}=off signs nothing."
         ) from error
 
 
@@ -106,7 +120,8 @@ def _read(variable: str, name: str | None) -> bytes:
             f"{variable} {f'names {path}, which is no file' if path else 'is missing'}: {CERTIFICATE} and {KEY} must "
             "name the files of a certificate and of its key; without both, a self-made one signs."
         )
-    return Path(path).read_bytes()
+    with refusals_explained(path), path.open("rb") as file:
+        return file.read(_LARGEST)
 
 
 def _self_made() -> tuple[bytes, bytes]:

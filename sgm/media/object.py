@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,9 @@ BACKGROUND_MODEL = "u2net"
 _WORKING_SIZE = 768  # pixels along the longer side while the background is removed, as in SV3D's own code
 _VISIBLE = 25  # of 255: pixels with a smaller alpha are no part of the object
 _fetching = threading.Lock()  # so that rembg's large model is downloaded once
+_preparing = threading.Event()
+_LONG = 2.0  # seconds
+PREPARING = "Preparing rembg: numba compiles what it needs, which takes some seconds, once in a new environment."
 _SIZES = {"u2net": 176}  # MB, of the models that rembg downloads
 
 
@@ -64,6 +70,11 @@ def fetched_share(model: str = BACKGROUND_MODEL) -> float | None:
         with contextlib.suppress(OSError):  # the file may be renamed at any time
             sizes += [path.stat().st_size for path in folder.glob("tmp*")]  # the name that rembg's downloader uses
     return min(1.0, max(sizes) / 1e6 / _SIZES[model]) if sizes and model in _SIZES else None
+
+
+def is_preparing() -> bool:
+    """Whether `cut_out` imports rembg at this moment, which takes long in a new environment."""
+    return _preparing.is_set()
 
 
 def place_object(
@@ -155,21 +166,60 @@ def _session(model: str) -> Any:
 
 def _rembg() -> Any:
     """The rembg package, imported here, since it takes seconds. Raises PictureError where it is not installed."""
+    if loaded := sys.modules.get("rembg"):
+        return loaded
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else its onnxruntime tells its makers of each use
     try:
-        with contextlib.suppress(RuntimeError):  # numba found no folder to keep what it compiles for rembg
+        with _slowness_told(), _bare("pymatting"):
+            with contextlib.suppress(RuntimeError):  # numba found no folder to keep what it compiles for rembg
+                import rembg
+
+                return rembg
+            from numba.core import config
+
+            os.environ["NUMBA_CACHE_DIR"] = str(private_folder() / "numba")
+            config.reload_config()
             import rembg
 
             return rembg
-        from numba.core import config
-
-        os.environ["NUMBA_CACHE_DIR"] = str(private_folder() / "numba")
-        config.reload_config()
-        import rembg
-
-        return rembg
     except (ImportError, SystemExit) as error:  # it exits where onnxruntime is missing
         raise PictureError(
             "Removing the background needs rembg, which is not installed: run `python -m pip install 'rembg[cpu]'`, or "
             "give a picture whose background is transparent."
         ) from error
+
+
+@contextlib.contextmanager
+def _slowness_told() -> Iterator[None]:
+    """Log a warning where the work inside takes long, and have `is_preparing` say so meanwhile."""
+    timer = threading.Timer(_LONG, logger.warning, [PREPARING])
+    timer.daemon = True
+    timer.start()
+    _preparing.set()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        _preparing.clear()
+
+
+@contextlib.contextmanager
+def _bare(name: str) -> Iterator[None]:
+    """Inside, modules of a package are imported without what its `__init__` files import beside them.
+
+    rembg needs two functions of pymatting, and numba compiles all of that at its first import, for a minute, where
+    these two are done in a sixth of the time. Afterwards the package can be imported as a whole.
+    """
+    spec = None if name in sys.modules else importlib.util.find_spec(name)
+    bare: dict[str, ModuleType] = {}
+    for root in map(Path, (spec and spec.submodule_search_locations) or ()):
+        for folder in (root, *filter(Path.is_dir, root.iterdir())):
+            module = ModuleType(".".join((name, *folder.relative_to(root).parts)))
+            module.__path__ = [str(folder)]
+            bare[module.__name__] = module
+    sys.modules.update(bare)
+    try:
+        yield
+    finally:
+        for other in [other for other in sys.modules if bare and (other == name or other.startswith(f"{name}."))]:
+            del sys.modules[other]

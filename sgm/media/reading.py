@@ -77,7 +77,7 @@ class Video:
         """
         if self._count is None:
             self._count = self._stream.frames or self._packets()
-        _check_count(self._name, self._count)
+        check_count(self._name, self._count)
         return self._count
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -222,8 +222,9 @@ def stills(file: BinaryIO, name: str) -> Iterator[Image.Image]:
     with _explained(name), Image.open(file, formats=("GIF", "WEBP")) as image:
         for number, still in enumerate(ImageSequence.Iterator(image), start=1):
             _check_pixels(name, *image.size)  # of each, since a damaged one may be larger
-            _check_count(name, number)
+            check_count(name, number)
             _check_bytes(name, number, *image.size)
+            still.load()  # here, where what is wrong with it is explained
             yield still
 
 
@@ -235,7 +236,8 @@ def _check_pixels(name: str, width: int, height: int) -> None:
         )
 
 
-def _check_count(name: str, frames: int) -> None:
+def check_count(name: str, frames: int) -> None:
+    """Raise UserError for more frames than MAX_FRAMES."""
     if frames > MAX_FRAMES:
         raise UserError(f"{name} has more frames than the {MAX_FRAMES} that can be read: cut it shorter.")
 

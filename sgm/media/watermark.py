@@ -27,7 +27,7 @@ _OVER, _MOST_OVER = 0.15, 2.0
 _TO_U, _LUMA = 0.492, np.array([0.299, 0.587, 0.114], np.float32)
 _GREEN, _BLUE = -0.395, 2.032  # what a step of U alone changes in RGB; red stays
 _GRID = 8  # sizes of models are multiples of so many blocks of 8 × 8 pixels
-MOST_READ = 16  # frames
+_MOST_READ, _MOST_PIXELS = 16, 16 << 20  # frames, and pixels of all, that are read
 _MOST_SEARCHED, _LARGEST = 3 << 20, 2048  # pixels of all frames, and of a side, in which more than one way is tried
 _SCALES = 0.4, 2.6  # in which a clip that was scaled is looked for
 # How a file that was encoded again is read: the lead of the largest value, over the second or the median, is taken so
@@ -87,14 +87,19 @@ def embed_watermark(frame: np.ndarray) -> np.ndarray:
     return marked
 
 
+def most_read(height: int, width: int) -> int:
+    """How many frames of a size are read at most: of large ones, fewer, since each has more blocks."""
+    return max(1, min(_MOST_READ, _MOST_PIXELS // max(1, height * width)))
+
+
 def read_watermark(frames: Sequence[np.ndarray] | np.ndarray, search: bool = True) -> Reading:
     """What frames of a clip, or a picture as one, hold of the watermark: uint8 RGB, (h, w, 3) each.
 
-    All blocks of all frames vote for their bit, as they were written. search: where these say no, some seconds more go
+    All blocks of some frames vote for their bit, as they were written. search: where these say no, some seconds more go
     into sizes from which the clip may have been scaled, then into each place at which it may have been cropped. The
     more is tried, the more bits must match.
     """
-    frames = list(frames[:: -(-len(frames) // MOST_READ)])
+    frames = list(frames[:: -(-len(frames) // most_read(*frames[0].shape[:2]))])
     tries, best = 0, Reading("no", 0, inf)
     for altered, way in (("", _as_written), ("scaled", _scaled), ("cropped", _cropped))[: None if search else 1]:
         for matched, tried in way(frames):
@@ -108,7 +113,7 @@ def read_watermark(frames: Sequence[np.ndarray] | np.ndarray, search: bool = Tru
 
 def _as_written(frames: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
     """(bits that match, how many ways of reading were tried to find them)."""
-    votes = _votes([_u(frame) for frame in frames])
+    votes = _votes([_u(frame[: _MOST_PIXELS // frame.shape[1]]) for frame in frames])
     numbers = np.arange(votes[0].size) % BITS
     yield max(_matches(np.bincount(numbers, each.ravel(), BITS)) for each in votes), len(votes)
 

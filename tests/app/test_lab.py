@@ -231,6 +231,7 @@ def test_a_damaged_zip_is_told() -> None:
     for content, left, sentence in (
         (flipped, 1, "cannot be unpacked: it is damaged"),
         (whole[:-40], 0, "cannot be read as a ZIP"),
+        (whole.replace(b"a.png", b".././").replace(b"b.png", b"././."), 0, "no picture that can be used"),
         (locked, 1, "needs a password"),
         (whole[:end] + b"PK\6\7" + bytes(16) + whole[end:], 0, "more than the 2,000 files"),  # says: billions
         (whole[: end + 12] + b"\xff" * 4 + whole[end + 16 :], 0, "more than the 2,000 files"),

@@ -23,8 +23,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
-from app import jobs
-from app.create import result
+from app import jobs, upload
+from app.create import result, session
 from app.jobs import Job, Table, open_stored
 from sgm import (
     ALL_VERSIONS,
@@ -278,6 +278,9 @@ def test_an_upload_outlives_a_reload(stage: Stage, monkeypatch: pytest.MonkeyPat
     ok(page.file_uploader[0].set_value(("wide.png", photograph(900, 400), "image/png")).run())
     assert "upload" not in page.query_params
     assert "The picture of this address is gone." in opened(upload="0" * 16).error[0].value
+    monkeypatch.setattr("app.upload._MOST_KEPT", 100)
+    foreign = upload.keep(encode_video(np.zeros((2, 64, 64, 3), np.uint8), 7), "foreign.mp4")
+    assert "last" not in opened(sample="city", ends="last", last=foreign).query_params  # no clip of ours is a picture
 
 
 def test_a_very_small_picture_is_told(stage: Stage) -> None:
@@ -325,7 +328,7 @@ def test_a_link_reopens_a_running_job(stage: Stage) -> None:
     assert second.picture.read_bytes() == first.picture.read_bytes()
 
 
-def test_several_jobs_from_one_page(stage: Stage) -> None:
+def test_several_jobs_from_one_page(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     page, first = started(stage)
     ok(generate(page).click().run())  # a second click on the same, as in a double click, makes none
     assert [job.id for job in jobs.table().jobs()] == [first]
@@ -338,6 +341,11 @@ def test_several_jobs_from_one_page(stage: Stage) -> None:
     assert any("city.jpg" in text.value and "motion 200" in text.value for text in page.markdown)
     again = opened(first)  # a reload has the same jobs
     assert again.button(key=f"take_out_{second.id}")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(session, "_browser", lambda: "another's")
+        linked = opened(first)  # a link shows it alone
+    assert "Step 1 of 6" in said(linked)
+    assert f"take_out_{second.id}" not in {button.key for button in linked.button}
     stage.go_on.set()
     assert ended(second.id).request == VideoRequest(motion_bucket=200)
     ok(page.run())

@@ -78,6 +78,11 @@ def test_the_user_s_own_certificate_signs_and_a_wrong_one_is_refused(
     with pytest.raises(UserError, match="No file can be signed with"):
         check_credentials()
     monkeypatch.setenv(credentials.KEY, str(tmp_path / "key.pem"))
+    (tmp_path / "chain.pem").write_bytes(credentials._self_made()[0])
+    with pytest.raises(UserError, match=r"key\.pem \(the signature does not match"):  # known when it signs alone
+        check_credentials()
+    (tmp_path / "chain.pem").write_bytes(chain)
+    credentials._signer.cache_clear()
     check_credentials()
     with c2pa.Reader("video/mp4", io.BytesIO(encode_video(FRAMES, 7, RECIPE))) as reader:
         assert "Somebody" in reader.json()

@@ -24,6 +24,7 @@ from sgm import (
     write_video,
 )
 from sgm.cli.commands import cli
+from sgm.media import watermark
 
 BITS = np.array([bit == "1" for bit in f"{0xB3EC907BB19E:048b}"])
 RECIPE = {"version": "svd_tiny", "seed": 3, "sgm": {"format": 1, "watermark": True}}
@@ -89,6 +90,25 @@ def test_clips_are_known_however_they_were_changed(change: str, written: bytes) 
     reading = read_watermark(frames)
     assert (reading.verdict, reading.altered) == ("marked", change.replace("none", ""))
     assert reading.matched >= 46
+
+
+@pytest.mark.parametrize("kind", ["video/mp4", "image/webp", "image/png"])
+def test_of_large_frames_a_part_is_read(
+    kind: str, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch, written: bytes
+) -> None:
+    content = {
+        "video/mp4": written,
+        "image/webp": EXPORTS["WebP"][2](clip, 7, RECIPE),
+        "image/png": EXPORTS["Last frame (PNG)"][2](clip, 7, RECIPE),
+    }[kind]
+    seen: list[tuple[int, ...]] = []
+    monkeypatch.setattr(watermark, "_u", lambda frame, u=watermark._u: seen.append(frame.shape) or u(frame))
+    height, width = clip.shape[1:3]
+    for search, most in ((True, 2.5), (False, 0.7)):
+        seen.clear()
+        monkeypatch.setattr(watermark, "_MOST_PIXELS", int(most * height * width))
+        assert detect_watermark(content, "clip", search).verdict == "marked"
+        assert sum(rows * columns for rows, columns, _ in seen) <= most * height * width
 
 
 def test_colours_without_room_stay_legal_and_nothing_is_read_where_nothing_is(clip: np.ndarray) -> None:
