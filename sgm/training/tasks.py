@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 from sgm.conditioning.camera import identity_rays
 from sgm.conditioning.conditioner import GeneralConditioner
 from sgm.config import instantiate_from_config
-from sgm.engine import DiffusionEngine
+from sgm.engine import DTYPES, DiffusionEngine, copy_to, default_dtype, widen_encoders
 from sgm.errors import UserError
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.training.course import Course
 from sgm.training.data import ClipBatch, FolderClips, PictureClips, join
+from sgm.training.logs import log
+from sgm.training.optimizers import optimizer, schedule
 from sgm.training.perceptual import PerceptualDistance
 from sgm.unet.unet import Block
 from sgm.weights import to_channels_last
@@ -85,11 +88,10 @@ class Task(lightning.LightningModule):
             batches.append(self.clips.draw(real, frames, self.device))
         return join(batches)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        config = self.train_config
-        return torch.optim.AdamW(
-            self.trained(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=config.get("weight_decay", 0.01)
-        )
+    def configure_optimizers(self) -> Any:
+        of = optimizer(self.trained(), self.train_config)
+        course = schedule(of, self.train_config)
+        return {"optimizer": of} | ({"lr_scheduler": {"scheduler": course, "interval": "step"}} if course else {})
 
     def train_dataloader(self) -> Iterable[int]:
         return torch.utils.data.DataLoader(range(10**9), batch_size=None, num_workers=0)  # pyright: ignore[reportArgumentType]
@@ -108,18 +110,17 @@ class Task(lightning.LightningModule):
         elapsed = max(self.elapsed, self.global_step / (config["steps"] or math.inf))
         rise = min((self.global_step + 1) / config["warmup"], 1.0)
         fall = min(max(1 - elapsed, 0.0) / config["decay"], 1.0)
-        for group in self.optimizers().param_groups:  # pyright: ignore[reportAttributeAccessIssue]
+        for group in self.optimizers().param_groups if config["schedule"] is None else ():  # pyright: ignore[reportAttributeAccessIssue]
             group["lr"] = config["lr"] * rise * fall
         if elapsed >= 1:
             self.trainer.should_stop = True
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.course.batches += 1
         if (batch_idx + 1) % _LOG_EVERY == 0:
-            clips = _LOG_EVERY * self.train_config["batch"] * self.trainer.world_size
+            clips = self.train_config["batch"] * self.trainer.world_size
             lr = self.optimizers().param_groups[0]["lr"]  # pyright: ignore[reportAttributeAccessIssue]
-            figures = {"lr": lr, **self.course.take(clips, self.device)}
-            if self.logger is not None:
-                self.logger.log_metrics(figures, step=self.global_step)
+            log(self.trainer, {"lr": lr, **self.course.take(clips, self.device)})
         if not self.ema or (batch_idx + 1) % self.train_config["accumulate"]:
             return
         decay = min(self.train_config["ema"], (1 + self.global_step) / (10 + self.global_step))
@@ -145,6 +146,7 @@ class Task(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in self.trained()):
             raise self._diverged(f"After step {self.global_step} a weight is no number")
+        checkpoint["optimizer"] = self.train_config["optimizer"]["target"]
         checkpoint["ema"], checkpoint["seconds"] = self.ema, time.monotonic() - self.started
         trained = {id(p) for p in self.trained()}
         names = {name for name, p in self.named_parameters() if id(p) in trained}
@@ -160,6 +162,35 @@ class Task(lightning.LightningModule):
     def save(self, path: Path, config: Mapping[str, Any]) -> None:
         """Write the result. config: the whole training config."""
         save_engine(self.engine, str(path))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The moving averages in the weights' place, if there are any; afterwards all is as it was, to the last bit."""
+
+        def exchange() -> None:
+            for i, parameter in enumerate(self.trained() if self.ema else ()):
+                self.ema[i], parameter.data = parameter.data, self.ema[i]
+
+        exchange()
+        try:
+            yield
+        finally:
+            exchange()
+
+    def sampler(self) -> DiffusionEngine:
+        """A copy of the model for inference, with the averaged weights."""
+        with self.averaged():
+            engine = self.copied()
+            for module in engine.modules():
+                module._compiled_call_impl = None  # the original's
+            return engine.freeze()
+
+    def copied(self) -> DiffusionEngine:
+        """The engine's copy in the device's usual dtype for inference; on a processor it may share the weights."""
+        dtype = DTYPES[default_dtype(self.device)]
+        engine: DiffusionEngine = copy_to(self.engine, self.device, dtype)
+        widen_encoders(engine, dtype)
+        return engine
 
     def finish(self) -> None:
         """Replace the weights by their moving averages, if there are any."""
