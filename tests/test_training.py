@@ -47,6 +47,8 @@ from sgm.training.data import FolderClips, PictureClips
 from sgm.training.lora import LoraTask
 from sgm.training.schema import read_training_config
 from sgm.training.tasks import flicker, save_engine
+from sgm.training.thrift import halve, recompute
+from sgm.unet.unet import Block
 
 GOLDENS = Path(__file__).parent / "data" / "goldens"
 ADAM = "train.optimizer={target: torch.optim.Adam"
@@ -334,6 +336,34 @@ def test_a_lora_of_strength_1_is_the_trained_network_and_of_strength_0_the_base(
     assert error(evaluated(whole), want) < 1e-4
     assert error(evaluated(base.network), want) > 1e-2
     assert alone is base.network
+
+
+def test_what_saves_memory_changes_no_gradient(lora: tuple[Path, list[str]], tmp_path: Path) -> None:
+    config = read_training_config(TRAINING / "svd_lora.yaml", [*lora[1], f"out={tmp_path}", "train.steps=1"])
+    engine = instantiate_from_config(load_config(config["model"])["model"])
+    load_weights(engine, config["init"], torch.device("cpu"), torch.float32)
+    task = LoraTask(engine, config["data"], config["train"])
+    task.setup("fit")
+    for parameter in task.trained():
+        parameter.data = 0.05 * torch.randn_like(parameter)
+
+    def step() -> list[torch.Tensor]:
+        task.pool.clear()
+        task.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = task.training_step(0, 0)
+        loss.backward()
+        return [loss.detach(), *(parameter.grad.clone() for parameter in task.trained() if parameter.grad is not None)]
+
+    want, network = step(), engine.model.diffusion_model
+    assert len(want) == len(task.trained()) + 1
+    halve(engine, "bf16-mixed")
+    assert network.input_blocks[0][0].weight.dtype is torch.bfloat16
+    assert {parameter.dtype for parameter in task.trained()} == {torch.float32}
+    recompute(network, 0.4)
+    assert {block.use_checkpoint for block in network.modules() if isinstance(block, Block)} == {True, False}
+    config["train"]["fresh"] = 0  # the pool is filled once
+    assert all(torch.equal(one, other) for one, other in zip(step(), want, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """
     began = time.monotonic()
     config = read_training_config(config_path, overrides)
-    model = _check_places(config)
+    model = config["model"] = _check_places(config)
     if not (every := os.environ.get("SGM_PROGRESS_EVERY") or "20").isdecimal():
         raise UserError(f"SGM_PROGRESS_EVERY must be a number of steps; got {shown(every)}.")
 
@@ -45,6 +45,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     from sgm.training.optimizers import check as check_optimizer
     from sgm.training.samples import Samples
     from sgm.training.tasks import TASKS
+    from sgm.training.thrift import halve
     from sgm.weights import load_weights
 
     out, train = config["out"], config["train"]
@@ -65,6 +66,8 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     with config_errors(config_path):
         task = {**TASKS, "lora": LoraTask}[config["task"]](engine, config["data"], train)
     last = out / "last.ckpt"
+    if config["init"]:
+        halve(engine, train["precision"])
     steps = _check_checkpoint(last, task) if exists(last) else 0
     out.mkdir(parents=True, exist_ok=True)
     trainer = lightning.Trainer(

@@ -56,6 +56,12 @@ def _number(low: float, high: float, default: Any = _REQUIRED, kind: type = floa
     return _Setting(check, default)
 
 
+def _share() -> _Setting:
+    """A number from 0 to 1, or true and false for these."""
+    number = _number(0, 1, 0.0)
+    return _Setting(lambda name, value: number.check(name, float(value) if isinstance(value, bool) else value), 0.0)
+
+
 def _whole(low: int, high: int, default: Any = _REQUIRED) -> _Setting:
     return _number(low, high, default, int)
 
@@ -180,10 +186,10 @@ _SETTINGS: dict[str, _Setting] = {
     "train.perceptual": _path(),
     "train.perceptual_weight": _number(0, 1e3, 0.1),
     # The video network's.
-    "train.fresh": _whole(1, 65536, 1),
+    "train.fresh": _whole(0, 65536, 1),
     "train.pool": _whole(1, 10**6, 64),
     "train.only": _one_of("temporal", None, default=None),
-    "train.checkpointing": _one_of(True, False, default=False),
+    "train.checkpointing": _share(),
     "train.camera_dropout": _number(0, 1, 0.0),
     "train.loss_config": _Setting(_mapping, None),
 }
