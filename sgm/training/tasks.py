@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +19,28 @@ from torch import Tensor, nn
 from sgm.conditioning.camera import identity_rays
 from sgm.conditioning.conditioner import GeneralConditioner
 from sgm.config import instantiate_from_config
-from sgm.engine import DiffusionEngine
+from sgm.engine import DTYPES, DiffusionEngine, build_engine, copy_to, default_dtype, widen_encoders
 from sgm.errors import UserError
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.training.course import Course
 from sgm.training.data import ClipBatch, FolderClips, PictureClips, join
+from sgm.training.logs import log
+from sgm.training.optimizers import optimizer, schedule
 from sgm.training.perceptual import PerceptualDistance
-from sgm.unet.unet import Block
-from sgm.weights import to_channels_last
+from sgm.training.thrift import park, recompute
+from sgm.weights import load_weights, to_channels_last
 
 _LOG_EVERY = 20  # batches
+_TOWER = "cond_frames_without_noise"  # the input key of the image tower
 
 
 class Task(lightning.LightningModule):
     """Base of tasks: data, optimizer, learning rate, exponential moving average (EMA) of the trained parameters.
 
     The learning rate warms up, stays constant, and falls to zero over the last `decay` (a share) of the run, which ends
-    after `minutes` or `steps`. `ema` 0: no averaging.
+    after `minutes` or `steps`, those before its checkpoint among them. `ema` 0: no averaging. All that is drawn at
+    random is a function of the seed, the process and the number of the batch, so that a run that goes on from a
+    checkpoint makes the steps of one that was never stopped.
     """
 
     def __init__(self, engine: DiffusionEngine, data: Mapping[str, Any], train: Mapping[str, Any]) -> None:
@@ -44,7 +52,7 @@ class Task(lightning.LightningModule):
         self.pictures: PictureClips | None = None
         self.clips: FolderClips | None = None
         self.ema: list[Tensor] = []
-        self.started = self.elapsed = 0.0
+        self.started = self.seconds = self.elapsed = 0.0  # seconds: of the run before its checkpoint
         self.course = Course()
 
     def trained(self) -> Iterable[nn.Parameter]:
@@ -53,7 +61,6 @@ class Task(lightning.LightningModule):
 
     def setup(self, stage: str) -> None:
         data = self.data
-        torch.manual_seed(int(self.train_config.get("seed", 0)) + self.global_rank + 1000 * self.global_step)
         if data.get("pictures"):
             self.pictures = PictureClips(
                 data["pictures"],
@@ -67,6 +74,11 @@ class Task(lightning.LightningModule):
         if data.get("clips") and (self.pictures is None or data["clips_share"] > 0):
             self.clips = FolderClips(data["clips"], self.size)
 
+    def seed(self, what: str, number: int) -> None:
+        """Seed torch's random numbers, for the number-th of what is drawn with them next."""
+        text = f"{what} {number}, process {self.global_rank}, seed {self.train_config['seed']}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big"))
+
     def draw(self, n: int, warped: bool = False) -> ClipBatch:
         """n new clips on the training device. warped: see `PictureClips.draw`."""
         frames, batches = self.data["frames"], []
@@ -77,50 +89,39 @@ class Task(lightning.LightningModule):
             batches.append(self.clips.draw(real, frames, self.device))
         return join(batches)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        config = self.train_config
-        return torch.optim.AdamW(
-            self.trained(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=config.get("weight_decay", 0.01)
-        )
+    def configure_optimizers(self) -> Any:
+        of = optimizer(self.trained(), self.train_config)
+        course = schedule(of, self.train_config)
+        return {"optimizer": of} | ({"lr_scheduler": {"scheduler": course, "interval": "step"}} if course else {})
 
     def train_dataloader(self) -> Iterable[int]:
         return torch.utils.data.DataLoader(range(10**9), batch_size=None, num_workers=0)  # pyright: ignore[reportArgumentType]
 
     def on_train_start(self) -> None:
-        self.started, self.course = time.monotonic(), Course()
+        self.started, self.course = time.monotonic() - self.seconds, Course()
         if not self.ema and self.train_config["ema"]:
             self.ema = [p.detach().clone() for p in self.trained()]
         self.ema = [value.to(self.device) for value in self.ema]
 
-    @property
-    def progress(self) -> float:
-        """Share of this run that is done, by time or steps, whichever ends it first."""
-        config = self.train_config
-        shares = [0.0]
-        if config.get("minutes"):
-            shares.append((time.monotonic() - self.started) / 60 / config["minutes"])
-        if config.get("steps"):
-            shares.append(self.global_step / config["steps"])
-        return max(shares)
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         config = self.train_config
-        if batch_idx % 20 == 0:  # all processes must end at the same step
-            self.elapsed = self.trainer.strategy.broadcast(self.progress)
+        if config["minutes"] and (batch_idx % 20 == 0 or not self.elapsed):  # all processes must end at the same step
+            passed = (time.monotonic() - self.started) / 60 / config["minutes"]
+            self.elapsed = self.trainer.strategy.broadcast(passed)
+        elapsed = max(self.elapsed, self.global_step / (config["steps"] or math.inf))
         rise = min((self.global_step + 1) / config["warmup"], 1.0)
-        fall = min(max(1 - self.elapsed, 0.0) / config["decay"], 1.0)
-        for group in self.optimizers().param_groups:  # pyright: ignore[reportAttributeAccessIssue]
+        fall = min(max(1 - elapsed, 0.0) / config["decay"], 1.0)
+        for group in self.optimizers().param_groups if config["schedule"] is None else ():  # pyright: ignore[reportAttributeAccessIssue]
             group["lr"] = config["lr"] * rise * fall
-        if self.elapsed >= 1:
+        if elapsed >= 1:
             self.trainer.should_stop = True
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.course.batches += 1
         if (batch_idx + 1) % _LOG_EVERY == 0:
-            clips = _LOG_EVERY * self.train_config["batch"] * self.trainer.world_size
+            clips = self.train_config["batch"] * self.trainer.world_size
             lr = self.optimizers().param_groups[0]["lr"]  # pyright: ignore[reportAttributeAccessIssue]
-            figures = {"lr": lr, **self.course.take(clips, self.device)}
-            if self.logger is not None:
-                self.logger.log_metrics(figures, step=self.global_step)
+            log(self.trainer, {"lr": lr, **self.course.take(clips, self.device)})
         if not self.ema or (batch_idx + 1) % self.train_config["accumulate"]:
             return
         decay = min(self.train_config["ema"], (1 + self.global_step) / (10 + self.global_step))
@@ -146,21 +147,59 @@ class Task(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in self.trained()):
             raise self._diverged(f"After step {self.global_step} a weight is no number")
-        checkpoint["ema"] = self.ema
+        checkpoint["optimizer"] = self.train_config["optimizer"]["target"]
+        checkpoint["ema"], checkpoint["seconds"] = self.ema, time.monotonic() - self.started
         trained = {id(p) for p in self.trained()}
         names = {name for name, p in self.named_parameters() if id(p) in trained}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.ema = checkpoint["ema"]
+        self.ema, self.seconds = checkpoint["ema"], checkpoint.get("seconds", 0.0)
 
     def result(self, out: Path, model: Path) -> Path:
         """Where in the folder `out` the result goes. model: the YAML."""
         return out / f"{model.stem}.safetensors"
 
     def save(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Write the result. config: the whole training config."""
-        save_engine(self.engine, str(path))
+        """Write the result. config: the whole training config. What is frozen comes from `init` as it is there."""
+        if config["init"] is None:
+            return save_engine(self.engine, str(path))
+        whole = build_engine(config["model"])
+        load_weights(whole, config["init"], torch.device("cpu"), torch.float16)
+        trained = {id(parameter) for parameter in self.trained()}
+        for name, parameter in self.engine.named_parameters():
+            if id(parameter) in trained:
+                whole.get_parameter(name).copy_(parameter.detach())
+        save_engine(whole, str(path))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The moving averages in the weights' place, if there are any; afterwards all is as it was, to the last bit."""
+
+        def exchange() -> None:
+            for i, parameter in enumerate(self.trained() if self.ema else ()):
+                self.ema[i], parameter.data = parameter.data, self.ema[i]
+
+        exchange()
+        try:
+            yield
+        finally:
+            exchange()
+
+    def sampler(self) -> DiffusionEngine:
+        """A copy of the model for inference, with the averaged weights."""
+        with self.averaged():
+            engine = self.copied()
+            for module in engine.modules():
+                module._compiled_call_impl = None  # the original's
+            return engine.freeze()
+
+    def copied(self) -> DiffusionEngine:
+        """The engine's copy in the device's usual dtype for inference; on a processor it may share the weights."""
+        dtype = DTYPES[default_dtype(self.device)]
+        engine: DiffusionEngine = copy_to(self.engine, self.device, dtype)
+        widen_encoders(engine, dtype)
+        return engine
 
     def finish(self) -> None:
         """Replace the weights by their moving averages, if there are any."""
@@ -196,6 +235,7 @@ class AutoencoderTask(Task):
         return [*(self.encoder.parameters() if self.train_encoder else ()), *self.decoder.parameters()]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.seed("batch", batch_idx)
         clips = self.draw(self.train_config["batch"])
         n, frames = clips.video.shape[:2]
         pixels = clips.video.flatten(0, 1).to(memory_format=torch.channels_last)
@@ -249,6 +289,7 @@ class AutoencoderTask(Task):
         super().finish()
         if not self.train_encoder:
             return
+        self.seed("scale", 0)
         z = torch.cat([self.encoder(self.draw(8).video[:, 0]).chunk(2, dim=1)[0].float() for _ in range(16)])
         std = z.square().mean(dim=(0, 2, 3)).sqrt()
         self.encoder.conv_out.weight[: len(std)] /= std.view(-1, 1, 1, 1)
@@ -291,10 +332,11 @@ def _grid(points: Tensor) -> Tensor:
 class VideoTask(Task):
     """The video network on latents, and the image tower, if its config says `is_trainable`.
 
-    `train.only` "temporal" trains the temporal layers alone; `train.checkpointing` recomputes activations in the
-    backward pass (gradient checkpointing), which saves most of the memory. Reading and encoding cost as much as a
-    training step, so encoded clips are stored in a pool on the device, from which each batch is drawn with new noise;
-    `fresh` of them are replaced at every step.
+    `train.only` "temporal" trains the temporal layers alone; `train.checkpointing`, a share of the blocks, recomputes
+    activations in the backward pass (gradient checkpointing), which saves most of the memory. Reading and encoding cost
+    as much as a training step, so encoded clips, with their embedding by the image tower unless that is trained, are
+    stored in a pool on the device, from which each batch is drawn with new noise; `fresh` of them are replaced at every
+    step. Where that is 0, autoencoder and tower leave the device once the pool is full.
     """
 
     def __init__(self, engine: DiffusionEngine, data: Mapping[str, Any], train: Mapping[str, Any]) -> None:
@@ -302,20 +344,23 @@ class VideoTask(Task):
         self.loss = instantiate_from_config(train["loss_config"])
         self.conditioner: GeneralConditioner = engine.conditioner
         self.camera = "camera" in self.conditioner.input_keys
-        tower = self.embedder("cond_frames_without_noise")
+        tower = self.embedder(_TOWER)
         self.tower = tower.open_clip.model if any(p.requires_grad for p in tower.parameters()) else None
         engine.requires_grad_(False)
         for parameter in self.trained():
             parameter.requires_grad_(True)
-        for block in engine.model.diffusion_model.modules():
-            if isinstance(block, Block):
-                block.use_checkpoint = bool(train.get("checkpointing"))
+        if not any(parameter.requires_grad for parameter in tower.parameters()):
+            self.tower = None
+        recompute(engine.model.diffusion_model, float(train["checkpointing"]))
         self.pool: dict[str, Tensor] = {}
-        self.oldest = 0
         to_channels_last(engine)
         if train["compile"]:
             engine.model.diffusion_model.compile(dynamic=False)
             _encoder(engine).compile(dynamic=False)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        park(self.engine.first_stage_model.decoder)
 
     def embedder(self, key: str) -> Any:
         return self.conditioner.embedders[self.conditioner.input_keys.index(key)]
@@ -356,13 +401,19 @@ class VideoTask(Task):
         batch = {
             "z": self.in_parts(self.engine.encode, clips.video).half(),
             "cond_frames": self.in_parts(self.embedder("cond_frames"), cond).half(),
-            "cond_frames_without_noise": ((clips.video[:, 0] + 1) * 127.5).round().to(torch.uint8),
+            _TOWER: self.seen_by_tower(clips.video[:, 0]),
             "fps_id": clips.fps_id,
             "motion_bucket_id": clips.motion_bucket_id,
             "cond_aug": cond_aug,
             "known": clips.known.to(torch.uint8),
         }
         return {**batch, "camera": torch.where(unknown, torch.nan, clips.rays)} if self.camera else batch
+
+    def seen_by_tower(self, pictures: Tensor) -> Tensor:
+        """What the pool holds of pictures (n, 3, h, w): themselves, uint8, or the frozen tower's (n, copies, 1, d)."""
+        if self.tower is not None:
+            return ((pictures + 1) * 127.5).round().to(torch.uint8)
+        return self.embedder(_TOWER)(pictures).unflatten(0, (len(pictures), -1))
 
     @staticmethod
     def in_parts(encode: Callable[[Tensor], Tensor], video: Tensor) -> Tensor:
@@ -371,30 +422,41 @@ class VideoTask(Task):
         parts = frames.split(max(2**25 // frames[0].numel(), 1))
         return torch.cat([encode(part) for part in parts]).unflatten(0, video.shape[:2])
 
-    def refill(self) -> None:
-        """Fill the pool, or replace its oldest clips."""
-        config = self.train_config
-        if not self.pool:
-            parts = [self.encode(config["fresh"]) for _ in range(config["pool"] // config["fresh"])]
-            with torch.autocast(self.device.type, enabled=False):  # autocast cannot concatenate float16
-                self.pool = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    def refill(self, batch_idx: int) -> None:
+        """Have the pool hold the draws from number batch_idx on, each in its place: all of them, or the newest anew."""
+        renewed, filled = self.train_config["fresh"], bool(self.pool)
+        if filled and not renewed:
             return
-        fresh = self.encode(config["fresh"])
-        for key, value in fresh.items():
-            self.pool[key][self.oldest : self.oldest + len(value)] = value
-        self.oldest = (self.oldest + config["fresh"]) % len(self.pool["z"])
+        fresh = max(renewed, 1)
+        places = self.train_config["pool"] // fresh
+        first = batch_idx if renewed else 0
+        for number in range(first + places - 1 if filled else first, first + places):
+            self.seed("clips", number)
+            clips = self.encode(fresh)
+            if not self.pool:
+                self.pool = {k: v.new_empty(places * fresh, *v.shape[1:]) for k, v in clips.items()}
+            place = number % places * fresh
+            for key, value in clips.items():
+                self.pool[key][place : place + fresh] = value
+        if not renewed:
+            tower = self.embedder(_TOWER) if self.tower is None else None
+            park(self.embedder("cond_frames"), self.engine.first_stage_model, tower)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        self.refill()
+        self.refill(batch_idx)
+        self.seed("batch", batch_idx)
         chosen = torch.randint(len(self.pool["z"]), (self.train_config["batch"],), device=self.device)
         clips = {key: value[chosen] for key, value in self.pool.items()}
         z, known = clips.pop("z").float(), clips.pop("known").float()
         frames = z.shape[1]
-        clips["cond_frames_without_noise"] = clips["cond_frames_without_noise"].float() / 127.5 - 1
+        embedded = {"cond_frames": clips.pop("cond_frames").float().flatten(0, 1)}
+        if self.tower is None:
+            embedded[_TOWER] = clips.pop(_TOWER).flatten(0, 1)
+        else:
+            clips[_TOWER] = clips[_TOWER].float() / 127.5 - 1
         if self.camera:
             clips["camera"] = clips["camera"].flatten(0, 1)
-        latent = clips.pop("cond_frames").float().flatten(0, 1)
-        cond = self.conditioner(clips, embedded={"cond_frames": latent})
+        cond = self.conditioner(clips, embedded)
         n = z.shape[0] * frames
         cond = {key: value.repeat_interleave(n // len(value), dim=0) for key, value in cond.items()}
         sigma, losses = self.loss.of_clips(
