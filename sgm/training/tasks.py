@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,11 +20,14 @@ from sgm.config import instantiate_from_config
 from sgm.engine import DiffusionEngine
 from sgm.errors import UserError
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
+from sgm.training.clips import Clips, open_clips
 from sgm.training.course import Course
-from sgm.training.data import ClipBatch, FolderClips, PictureClips, join
+from sgm.training.data import ClipBatch, PictureClips, join
 from sgm.training.perceptual import PerceptualDistance
 from sgm.unet.unet import Block
 from sgm.weights import to_channels_last
+
+logger = logging.getLogger(__name__)
 
 _LOG_EVERY = 20  # batches
 
@@ -42,7 +46,7 @@ class Task(lightning.LightningModule):
         self.data, self.train_config = data, train
         self.size = (int(data["height"]), int(data["width"]))
         self.pictures: PictureClips | None = None
-        self.clips: FolderClips | None = None
+        self.clips: Clips | None = None
         self.ema: list[Tensor] = []
         self.started = self.elapsed = 0.0
         self.course = Course()
@@ -65,7 +69,14 @@ class Task(lightning.LightningModule):
                 data.get("composed", 0.25),
             )
         if data.get("clips") and (self.pictures is None or data["clips_share"] > 0):
-            self.clips = FolderClips(data["clips"], self.size)
+            self.clips = open_clips(
+                data["clips"],
+                self.size,
+                logger.warning if self.global_rank == 0 else lambda line: None,
+                order=lambda: f"seed {self.train_config['seed']}, step {self.global_step}",
+                part=self.global_rank,
+                parts=self.trainer.world_size,
+            )
 
     def draw(self, n: int, warped: bool = False) -> ClipBatch:
         """n new clips on the training device. warped: see `PictureClips.draw`."""
