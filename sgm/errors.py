@@ -31,8 +31,11 @@ def printable(text: object, limit: int = 200) -> str:
 class UserError(ValueError):
     """An error that the user can fix; the message says what was given, what was expected and what to do.
 
-    The message is made `printable`: the names in it may come from anywhere.
+    The message is made `printable`: the names in it may come from anywhere. exit_code: the command line's, if it is
+    another than that of every error.
     """
+
+    exit_code: int | None = None
 
     def __init__(self, message: object) -> None:
         super().__init__(printable(message, _LONGEST_MESSAGE))

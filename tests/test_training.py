@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +40,7 @@ from tests.test_parity import error
 pytest.importorskip("lightning", reason="training needs lightning: python -m pip install -e '.[train]'")
 
 from sgm.training import run
-from sgm.training.checkpoints import WholeCheckpoints
+from sgm.training.checkpoints import Stopped, WholeCheckpoints
 from sgm.training.clips import FolderClips, open_clips
 from sgm.training.data import PictureClips
 from sgm.training.lora import LoraTask
@@ -365,29 +364,43 @@ def test_a_loss_that_is_no_number_ends_the_training_and_the_last_checkpoint_stay
     assert (tmp_path / "rolling" / "last.ckpt").read_bytes() == kept
 
 
-def test_a_signal_saves_and_the_course_is_logged(
+def test_a_run_that_is_stopped_and_goes_on_makes_the_steps_of_an_unbroken_one(
     lora: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Stopped by SIGTERM among the batches of a step; the course is logged."""
     path, how = lora
-    out, step = tmp_path / "rolling", LoraTask.training_step
-    shutil.copytree(path.parent, out)
+    whole, broken, step = tmp_path / "whole", tmp_path / "broken", LoraTask.training_step
+    for out in (whole, broken):
+        shutil.copytree(path.parent, out)
+    losses: list[float] = []
+    stop_at = 0
 
-    calls = count(1)
-
-    def signalled(task: LoraTask, batch: object, batch_idx: int) -> torch.Tensor:
+    def watched(task: LoraTask, batch: object, batch_idx: int) -> torch.Tensor:
         loss = step(task, batch, batch_idx)
-        if next(calls) == 4:
+        losses.append(float(loss.detach()))
+        if len(losses) == stop_at:
             signal.raise_signal(signal.SIGTERM)
         return loss
 
-    monkeypatch.setattr(LoraTask, "training_step", signalled)
+    monkeypatch.setattr(LoraTask, "training_step", watched)
     monkeypatch.setattr("sgm.training.tasks._LOG_EVERY", 2)
+    more = ["train.steps=14", "train.accumulate=2", "train.ema=0.9", "dropout=0.2", "train.decay=0.9", "train.batch=2"]
+    run(TRAINING / "svd_lora.yaml", [*how, *more, f"out={whole}"])
+    unbroken, stop_at = losses.copy(), 3
+    losses.clear()
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(UserError, match=r"ended at step 12 \(SIGTERM\); the same command goes on from .*last.ckpt"):
-        run(TRAINING / "svd_lora.yaml", [*how, f"out={out}", "train.steps=999", "train.accumulate=2"])
+    with pytest.raises(Stopped, match=r"ended at step 12 \(SIGTERM\); the same command goes on from .*last.ckpt"):
+        run(TRAINING / "svd_lora.yaml", [*how, *more, f"out={broken}"])
     assert signal.getsignal(signal.SIGTERM) == before
-    assert steps_done(out) == 12  # 10, and four batches of which two make a step
-    with (out / "log" / "metrics.csv").open() as file:
+    assert steps_done(broken) == 12  # 10, and four batches of which two make a step
+    run(TRAINING / "svd_lora.yaml", [*how, *more, f"out={broken}"])
+    assert losses == unbroken
+    assert len(losses) == 8
+    one, other = (torch.load(out / "last.ckpt", weights_only=True) for out in (whole, broken))
+    for part in ("state_dict", "ema", "optimizer_states"):
+        torch.testing.assert_close(other[part], one[part], rtol=0, atol=0)
+
+    with (broken / "log" / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["lr"]]
     assert float(rows[-1]["clips_per_second"]) > 0
     assert any(float(row[name]) > 0 for row in rows for name in row if name.startswith("loss_to_sigma_") and row[name])

@@ -71,8 +71,8 @@ def errors_as_sentences(code: int = 1) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        echo_stderr(f"Error: {error}")
-        raise typer.Exit(code) from None
+        echo_stderr(f"Error: {error}" if error.exit_code is None else str(error))
+        raise typer.Exit(error.exit_code or code) from None
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,10 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     Training resumes from `<out>/last.ckpt` if it exists; only tensors and plain values are read from it. Returns the
     path of `<out>/<version>.safetensors`, the averaged weights in float16, or of `<out>/<name of out>.safetensors`, a
     LoRA. Raises UserError for a config, data or weights that do not fit, for a `last.ckpt` that is damaged or another
-    training's, for a loss that is no number, and where memory or disk run out.
+    training's, for a loss that is no number, and where memory or disk run out; its subclass Stopped where SIGTERM or
+    `train.time_limit` ended the training, with a checkpoint to go on from.
     """
+    began = time.monotonic()
     config = read_training_config(config_path, overrides)
     model = _check_places(config)
     if not (every := os.environ.get("SGM_PROGRESS_EVERY") or "20").isdecimal():
@@ -32,16 +35,17 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
 
     import lightning
     import torch
-    from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+    from lightning.pytorch.callbacks import TQDMProgressBar
     from lightning.pytorch.loggers import CSVLogger
 
     from sgm.config import config_errors, instantiate_from_config, load_config
-    from sgm.training.checkpoints import Signals, WholeCheckpoints
+    from sgm.training.checkpoints import Saving, WholeCheckpoints
     from sgm.training.lora import LoraTask
     from sgm.training.tasks import TASKS
     from sgm.weights import load_weights
 
     out, train = config["out"], config["train"]
+    limit = math.inf if train["time_limit"] is None else began + 60 * train["time_limit"]
     gpus = torch.cuda.device_count()
     devices = train["devices"] or max(gpus, 1)
     if gpus and devices > gpus:
@@ -69,25 +73,20 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
         default_root_dir=out,
         logger=CSVLogger(out, name="", version="log"),
         callbacks=[
-            ModelCheckpoint(
-                out, save_last="link", save_top_k=0, every_n_train_steps=None, train_time_interval=timedelta(minutes=3)
-            ),
             TQDMProgressBar(refresh_rate=int(every)),
-            signals := Signals(last),
+            Saving(last, limit),
         ],
+        enable_checkpointing=False,  # Lightning's own callback would save among the batches of a step
         enable_model_summary=False,
         use_distributed_sampler=False,
         plugins=[WholeCheckpoints()],
     )
     try:
-        signals.listen()
         trainer.fit(task, ckpt_path=resumed, weights_only=True)
     except SystemExit:
         if trainer.interrupted:  # Lightning ends the process itself
             raise KeyboardInterrupt from None
         raise
-    finally:
-        signals.leave()
     trainer.save_checkpoint(last, weights_only=False)
     path = task.result(out, model)
     if trainer.is_global_zero:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,45 +37,59 @@ class WholeCheckpoints(TorchCheckpointIO):
                 ) from error
 
 
-class Signals(Callback):
-    """Writes the checkpoint `path` on SIGUSR1, and on SIGTERM, which then ends the training.
+class Stopped(UserError):
+    """A training that was ended from outside, with a checkpoint to go on from."""
 
-    With several processes at the next 20th batch, where all of them learn what one was told.
+    exit_code = 75  # EX_TEMPFAIL of BSD's sysexits.h: the same command succeeds later
+
+
+class Saving(Callback):
+    """Writes the checkpoint `path` every three minutes, and on SIGUSR1; ends the training on SIGTERM and at `limit`.
+
+    Between two steps alone, never among the batches that make one. limit: seconds of `time.monotonic`, by which the
+    last checkpoint is written, if that takes no longer than those before. With several processes all is done at every
+    20th batch, where each of them learns what one was told. Raises Stopped where it ends the training.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._asked = path, 0
-        self._before: dict[int, Any] = {}
+    EVERY = 180.0  # seconds
 
-    def listen(self) -> None:
-        """Take the signals, as only the main thread can."""
+    def __init__(self, path: Path, limit: float = math.inf) -> None:
+        self.path, self.limit = path, limit
+        self._asked, self._cost, self._last = 0, 0.0, time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals, as only the main thread can; Lightning, whose handlers these replace, gives them back."""
         if threading.current_thread() is threading.main_thread():
             for name in ("SIGUSR1", "SIGTERM"):  # Windows knows the second alone
                 if number := getattr(signal, name, None):
-                    self._before[number] = signal.signal(number, self._note)
-
-    def leave(self) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
+                    signal.signal(number, self._note)
 
     def _note(self, number: int, frame: object) -> None:
         self._asked = max(self._asked, 2 if number == signal.SIGTERM else 1)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        asked = self._asked
-        if trainer.world_size > 1:
-            told = torch.tensor(asked, device=pl_module.device)
-            asked = int(trainer.strategy.reduce(told, reduce_op="max")) if batch_idx % 20 == 0 else 0
-        if not asked:
+    def _wanted(self) -> int:
+        """0: nothing is due; 1: a checkpoint; 2: one, on SIGTERM, that ends the training; 3: likewise, at the limit."""
+        now = time.monotonic()
+        return max(self._asked, 3 if now + self._cost >= self.limit else 1 if now >= self._last + self.EVERY else 0)
+
+    # Before a batch: at the end of the one before, the moving averages do not have its step yet.
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        accumulate = trainer.accumulate_grad_batches
+        if batch_idx % accumulate or (trainer.world_size > 1 and batch_idx // accumulate % -(-20 // accumulate)):
             return
-        self._asked = 0
+        wanted = self._wanted()
+        if trainer.world_size > 1:
+            told = torch.tensor(wanted, device=pl_module.device)
+            wanted = int(trainer.strategy.reduce(told, reduce_op="max"))
+        if not wanted:
+            return
+        self._asked, began = 0, time.monotonic()
         trainer.save_checkpoint(self.path)
-        if asked == 2:
-            step = trainer.global_step
-            raise UserError(
-                f"The training was ended at step {step} (SIGTERM); the same command goes on from {self.path}."
+        self._last = time.monotonic()
+        self._cost = max(self._cost, self._last - began)
+        if wanted > 1:
+            why = "SIGTERM" if wanted == 2 else "its time limit"
+            raise Stopped(
+                f"The training was ended at step {trainer.global_step} ({why}); the same command goes on from "
+                f"{self.path}."
             )

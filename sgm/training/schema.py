@@ -109,6 +109,7 @@ _SETTINGS: dict[str, _Setting] = {
     "data.holdout": _list(_text, None, ()),
     "train.minutes": _number(0.001, 1e6, None),
     "train.steps": _whole(1, 10**9, None),
+    "train.time_limit": _number(0.001, 1e6, None),  # minutes of this process
     "train.seed": _whole(0, 2**63 - 1, 0),
     "train.devices": _whole(1, 1024, None),
     "train.batch": _whole(1, 65536),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -36,7 +38,9 @@ class Task(lightning.LightningModule):
     """Base of tasks: data, optimizer, learning rate, exponential moving average (EMA) of the trained parameters.
 
     The learning rate warms up, stays constant, and falls to zero over the last `decay` (a share) of the run, which ends
-    after `minutes` or `steps`. `ema` 0: no averaging.
+    after `minutes` or `steps`, those before its checkpoint among them. `ema` 0: no averaging. All that is drawn at
+    random is a function of the seed, the process and the number of the batch, so that a run that goes on from a
+    checkpoint makes the steps of one that was never stopped.
     """
 
     def __init__(self, engine: DiffusionEngine, data: Mapping[str, Any], train: Mapping[str, Any]) -> None:
@@ -48,7 +52,7 @@ class Task(lightning.LightningModule):
         self.pictures: PictureClips | None = None
         self.clips: Clips | None = None
         self.ema: list[Tensor] = []
-        self.started = self.elapsed = 0.0
+        self.started = self.seconds = self.elapsed = 0.0  # seconds: of the run before its checkpoint
         self.course = Course()
 
     def trained(self) -> Iterable[nn.Parameter]:
@@ -57,7 +61,6 @@ class Task(lightning.LightningModule):
 
     def setup(self, stage: str) -> None:
         data = self.data
-        torch.manual_seed(int(self.train_config.get("seed", 0)) + self.global_rank + 1000 * self.global_step)
         if data.get("pictures"):
             self.pictures = PictureClips(
                 data["pictures"],
@@ -77,6 +80,11 @@ class Task(lightning.LightningModule):
                 part=self.global_rank,
                 parts=self.trainer.world_size,
             )
+
+    def seed(self, what: str, number: int) -> None:
+        """Seed torch's random numbers, for the number-th of what is drawn with them next."""
+        text = f"{what} {number}, process {self.global_rank}, seed {self.train_config['seed']}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big"))
 
     def draw(self, n: int, warped: bool = False) -> ClipBatch:
         """n new clips on the training device. warped: see `PictureClips.draw`."""
@@ -98,31 +106,22 @@ class Task(lightning.LightningModule):
         return torch.utils.data.DataLoader(range(10**9), batch_size=None, num_workers=0)  # pyright: ignore[reportArgumentType]
 
     def on_train_start(self) -> None:
-        self.started, self.course = time.monotonic(), Course()
+        self.started, self.course = time.monotonic() - self.seconds, Course()
         if not self.ema and self.train_config["ema"]:
             self.ema = [p.detach().clone() for p in self.trained()]
         self.ema = [value.to(self.device) for value in self.ema]
 
-    @property
-    def progress(self) -> float:
-        """Share of this run that is done, by time or steps, whichever ends it first."""
-        config = self.train_config
-        shares = [0.0]
-        if config.get("minutes"):
-            shares.append((time.monotonic() - self.started) / 60 / config["minutes"])
-        if config.get("steps"):
-            shares.append(self.global_step / config["steps"])
-        return max(shares)
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         config = self.train_config
-        if batch_idx % 20 == 0:  # all processes must end at the same step
-            self.elapsed = self.trainer.strategy.broadcast(self.progress)
+        if config["minutes"] and (batch_idx % 20 == 0 or not self.elapsed):  # all processes must end at the same step
+            passed = (time.monotonic() - self.started) / 60 / config["minutes"]
+            self.elapsed = self.trainer.strategy.broadcast(passed)
+        elapsed = max(self.elapsed, self.global_step / (config["steps"] or math.inf))
         rise = min((self.global_step + 1) / config["warmup"], 1.0)
-        fall = min(max(1 - self.elapsed, 0.0) / config["decay"], 1.0)
+        fall = min(max(1 - elapsed, 0.0) / config["decay"], 1.0)
         for group in self.optimizers().param_groups:  # pyright: ignore[reportAttributeAccessIssue]
             group["lr"] = config["lr"] * rise * fall
-        if self.elapsed >= 1:
+        if elapsed >= 1:
             self.trainer.should_stop = True
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -157,13 +156,13 @@ class Task(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in self.trained()):
             raise self._diverged(f"After step {self.global_step} a weight is no number")
-        checkpoint["ema"] = self.ema
+        checkpoint["ema"], checkpoint["seconds"] = self.ema, time.monotonic() - self.started
         trained = {id(p) for p in self.trained()}
         names = {name for name, p in self.named_parameters() if id(p) in trained}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.ema = checkpoint["ema"]
+        self.ema, self.seconds = checkpoint["ema"], checkpoint.get("seconds", 0.0)
 
     def result(self, out: Path, model: Path) -> Path:
         """Where in the folder `out` the result goes. model: the YAML."""
@@ -207,6 +206,7 @@ class AutoencoderTask(Task):
         return [*(self.encoder.parameters() if self.train_encoder else ()), *self.decoder.parameters()]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.seed("batch", batch_idx)
         clips = self.draw(self.train_config["batch"])
         n, frames = clips.video.shape[:2]
         pixels = clips.video.flatten(0, 1).to(memory_format=torch.channels_last)
@@ -260,6 +260,7 @@ class AutoencoderTask(Task):
         super().finish()
         if not self.train_encoder:
             return
+        self.seed("scale", 0)
         z = torch.cat([self.encoder(self.draw(8).video[:, 0]).chunk(2, dim=1)[0].float() for _ in range(16)])
         std = z.square().mean(dim=(0, 2, 3)).sqrt()
         self.encoder.conv_out.weight[: len(std)] /= std.view(-1, 1, 1, 1)
@@ -322,7 +323,6 @@ class VideoTask(Task):
             if isinstance(block, Block):
                 block.use_checkpoint = bool(train.get("checkpointing"))
         self.pool: dict[str, Tensor] = {}
-        self.oldest = 0
         to_channels_last(engine)
         if train["compile"]:
             engine.model.diffusion_model.compile(dynamic=False)
@@ -382,21 +382,22 @@ class VideoTask(Task):
         parts = frames.split(max(2**25 // frames[0].numel(), 1))
         return torch.cat([encode(part) for part in parts]).unflatten(0, video.shape[:2])
 
-    def refill(self) -> None:
-        """Fill the pool, or replace its oldest clips."""
-        config = self.train_config
-        if not self.pool:
-            parts = [self.encode(config["fresh"]) for _ in range(config["pool"] // config["fresh"])]
-            with torch.autocast(self.device.type, enabled=False):  # autocast cannot concatenate float16
-                self.pool = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-            return
-        fresh = self.encode(config["fresh"])
-        for key, value in fresh.items():
-            self.pool[key][self.oldest : self.oldest + len(value)] = value
-        self.oldest = (self.oldest + config["fresh"]) % len(self.pool["z"])
+    def refill(self, batch_idx: int) -> None:
+        """Have the pool hold the draws from number batch_idx on, each in its place: all of them, or the newest anew."""
+        fresh, places = self.train_config["fresh"], self.train_config["pool"] // self.train_config["fresh"]
+        draws = range(batch_idx, batch_idx + places)
+        for number in draws if not self.pool else draws[-1:]:
+            self.seed("clips", number)
+            clips = self.encode(fresh)
+            if not self.pool:
+                self.pool = {k: v.new_empty(places * fresh, *v.shape[1:]) for k, v in clips.items()}
+            first = number % places * fresh
+            for key, value in clips.items():
+                self.pool[key][first : first + fresh] = value
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        self.refill()
+        self.refill(batch_idx)
+        self.seed("batch", batch_idx)
         chosen = torch.randint(len(self.pool["z"]), (self.train_config["batch"],), device=self.device)
         clips = {key: value[chosen] for key, value in self.pool.items()}
         z, known = clips.pop("z").float(), clips.pop("known").float()
