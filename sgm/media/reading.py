@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import av
 import numpy as np
-from av.container import InputContainer
+from av.container import InputContainer, OutputContainer
 from av.video.reformatter import ColorPrimaries, ColorTrc, VideoReformatter
 from PIL import Image, ImageSequence
 
@@ -160,7 +160,8 @@ class Video:
                 with contextlib.suppress(Exception):  # frames from before the damage, which the decoder holds back
                     decoded = self._stream.decode(None)
             for frame in decoded:
-                time = self._time(frame, next(numbers))
+                time, number = self._time(frame), next(numbers)
+                time = number / self.fps if time is None else time
                 if start and time < start - _SOON:
                     continue
                 with _explained(self._name):
@@ -173,11 +174,30 @@ class Video:
         if damage or (packets < self._stream.frames and not start):
             logger.warning("%s is cut short: only the frames before the cut are read.", self._name)
 
-    def _time(self, frame: av.VideoFrame, number: int) -> float:
-        """When a frame is shown, seconds. number: of frames before it."""
-        if frame.pts is None or frame.time_base is None:
-            return number / self.fps
-        return float((frame.pts - (self._stream.start_time or 0)) * frame.time_base)
+    def packets(self) -> Iterator[tuple[float | None, av.Packet]]:
+        """The coded frames in the file's order, each with the time at which it is shown, None where it has none."""
+        with _explained(self._name):
+            if self._moved:
+                self._container.seek(0)
+            self._moved = True
+            for packet in self._container.demux(self._stream):
+                if packet.size:
+                    yield self._time(packet), packet
+
+    def copied_to(self, container: OutputContainer) -> av.VideoStream:
+        """A stream of a new file, for packets of this one."""
+        return container.add_stream_from_template(self._stream)
+
+    @property
+    def is_matroska(self) -> bool:
+        """Whether its file is a Matroska or a WebM."""
+        return "matroska" in self._container.format.name
+
+    def _time(self, part: av.VideoFrame | av.Packet) -> float | None:
+        """When a frame is shown, seconds; None where no time stamp says so."""
+        if part.pts is None or part.time_base is None:
+            return None
+        return float((part.pts - (self._stream.start_time or 0)) * part.time_base)
 
     def _upright(self, frame: av.VideoFrame, size: tuple[int, int] | None, alpha: bool) -> np.ndarray:
         """A frame's pixels. size, alpha: as of `frames`."""
