@@ -334,9 +334,12 @@ def test_what_is_made_stays(
         (["none.png", "--vary", "seed=1,2"], "There is no picture at none.png"),
         (["--vary", "seed=1,2", "--last", "none.png"], "none.png"),
         (["--vary", "seed=1,2", "--last", "photo.png", "--loop"], "give one of the two"),
-        (["--vary", "ends=loop", "--last", "photo.png"], "None of these clips ends at a last picture: leave out --last"),
+        (
+            ["--vary", "ends=loop", "--last", "photo.png"],
+            "None of these clips ends at a last picture: leave out --last",
+        ),
         (["--vary", "ends=loop,last"], "give it with --last"),
-        (["--vary", "sampler=euler_edm,bounded", "--last", "photo.png"], "ends does not belong to sampler 'euler_edm'"),
+        (["--vary", "sampler=heun_edm,bounded", "--last", "photo.png"], "ends does not belong to sampler 'heun_edm'"),
     ],
 )
 def test_what_cannot_be_swept_is_one_sentence(args: list[str], said: str) -> None:
