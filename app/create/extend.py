@@ -15,6 +15,7 @@ _ABOUT = (
     "Goes on from near the end, and ends at a picture of your choice, cropped as the clip's own is. Twice the work of "
     "other clips: this one is made from either end."
 )
+_SHOWN = 240  # pixels, the width of the picture in the fold
 
 
 def offer(job: Job) -> None:
@@ -48,10 +49,10 @@ def _choose_goal(job: Job) -> None:
         except UserError as error:  # of guidance that does not go with two pictures
             st.error(look.plain(settings.labelled(str(error))))
             return
-        st.image(prepare_picture(goal.image, request), width="stretch", alt=f"The end of the film, {goal.name}")
-        st.caption(describe_fit(goal.image.size, *request.size, request.fit), text_alignment="center")
         make = partial(table().extend, last=goal.image)
         st.button("Extend to this picture", type="primary", on_click=session.submit, args=(make, job.id))
+        st.image(prepare_picture(goal.image, request), width=_SHOWN, alt=f"The end of the film, {goal.name}")
+        st.caption(describe_fit(goal.image.size, *request.size, request.fit))
 
 
 def _open(key: str) -> None:
