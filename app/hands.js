@@ -121,7 +121,8 @@ function start() {
   on("pointerdown", () => (state.focused = {})); // the hand moves it now
   on("click", ({ target }) => {
     if (!target.closest('[data-testid="stFileUploader"] [aria-label^="Remove "]')) return;
-    state.now.setStateValue("removed", `${target.closest(".st-key-last_place") ? "last" : "first"} ${Date.now()}`);
+    const which = target.closest(".st-key-last_place") ? "last" : target.closest(".st-key-upload") && "first";
+    which && state.now.setStateValue("removed", `${which} ${Date.now()}`);
   });
   on("click", ({ target }) => target.closest(".goto") && document.querySelector(".st-key-result").scrollIntoView({ behavior: "smooth" }));
   let waiting = false;

@@ -14,8 +14,21 @@ import pytest
 from filelock import FileLock
 
 import sgm as library
-from sgm import Axis, Memo, UserError, VideoRequest, cells, grid_pages, making_order, references_of
+from sgm import (
+    Axis,
+    Memo,
+    UserError,
+    VideoRequest,
+    cells,
+    grid_pages,
+    making_order,
+    prepare_picture,
+    read_recipe,
+    references_of,
+    request_of,
+)
 from sgm.cli.making import Countdown
+from sgm.recipe import made_by
 from tests.test_cli import _empty_folder, frames_of, save_picture, sgm  # noqa: F401
 
 SMALL = ["--frames", "2", "--width", "64", "--height", "64", "--steps", "1"]
@@ -246,6 +259,26 @@ def test_a_sweep_makes_what_sample_makes_and_goes_on_where_it_was() -> None:
     assert "out holds another sweep" in other.stderr
 
 
+def test_a_sweep_ends_at_a_last_picture_and_knows_it_when_it_goes_on() -> None:
+    """A last picture that is the first one makes a loop, which is there already, too."""
+    for name, hue in (("a", 0), ("b", 200)):
+        save_picture(Path(f"{name}.png"), hue)
+    command = ["sweep", "a.png", "b.png", *SMALL, "--last", "b.png", "--vary", "ends=last,loop", "--out", "out"]
+    done = sgm(*command)
+    assert done.exit_code == 0, done.stderr
+    assert "b.png: the last picture is the same one, so the video is a loop." in done.stderr
+    clips = {name: read_recipe(Path("out/clips", f"{name}.mp4")) for name in ("a_ends=last", "a_ends=loop")}
+    request = VideoRequest(frames=2, width=64, height=64, steps=1, sampler="bounded", ends="last")
+    assert request_of(clips["a_ends=last"]) == request
+    shown = prepare_picture(library.open_picture(Path("b.png")), request)
+    assert [made_by(recipe).get("last") for recipe in clips.values()] == [library.hash_of(shown), None]
+    assert "4 clips, all there already." in sgm(*command, "--dry-run").stdout
+    save_picture(Path("c.png"), hue=90)
+    other = sgm(*command, "--last", "c.png", "--dry-run")
+    assert "4 clips, 2 there already" in other.stdout  # the loops
+    assert "c.png, the last picture: Cropped" in other.stderr
+
+
 @pytest.mark.parametrize(
     ("failing", "error", "code", "said", "made"),
     [
@@ -299,6 +332,14 @@ def test_what_is_made_stays(
         (["--vary", "version=svd_tiny,svd", "--checkpoint", "x"], "--checkpoint is one model's"),
         (["photo.png", "--vary", "seed=1,2"], "photo.png is given twice"),
         (["none.png", "--vary", "seed=1,2"], "There is no picture at none.png"),
+        (["--vary", "seed=1,2", "--last", "none.png"], "none.png"),
+        (["--vary", "seed=1,2", "--last", "photo.png", "--loop"], "give one of the two"),
+        (
+            ["--vary", "ends=loop", "--last", "photo.png"],
+            "None of these clips ends at a last picture: leave out --last",
+        ),
+        (["--vary", "ends=loop,last"], "give it with --last"),
+        (["--vary", "sampler=heun_edm,bounded", "--last", "photo.png"], "ends does not belong to sampler 'heun_edm'"),
     ],
 )
 def test_what_cannot_be_swept_is_one_sentence(args: list[str], said: str) -> None:

@@ -35,7 +35,7 @@ _POSITIONS = {
     "crop_y": ("Top", "Upper", "Centre", "Lower", "Bottom"),
 }
 _NO_CLIP = f"We can't take that file as a clip. Use an MP4, GIF or WebP under {upload.LARGEST} MB."
-_UNREADABLE = f"We can't read that file as a picture. Use a JPG, PNG, WebP or HEIC under {upload.LARGEST} MB."
+UNREADABLE = f"We can't read that file as a picture. Use a JPG, PNG, WebP or HEIC under {upload.LARGEST} MB."
 _PICTURE = (
     "JPG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF, dropped or pasted anywhere on this page. "
     "An MP4 that was made here brings its settings; of any clip, its motion is measured."
@@ -76,7 +76,7 @@ def choose_picture(version: Version, width: int, height: int) -> Picture | None:
     views = version.name in VIEW_VERSIONS
     if name := st.session_state.pop("too_large", None):
         _refuse_upload(
-            _NO_CLIP if views else _UNREADABLE, f"{name} is too large: give a file of {upload.LARGEST} MB or smaller."
+            _NO_CLIP if views else UNREADABLE, f"{name} is too large: give a file of {upload.LARGEST} MB or smaller."
         )
     # Of any kind: what a file is, is told by its content.
     if views:
@@ -220,6 +220,11 @@ def open_job_picture(job: Job) -> None:
             _open(job.id, open_stored(first.picture), first.name)
     except Exception:  # of any kind: the file may be damaged
         st.session_state["opened_clip" if job.parts else "opened"] = None
+    open_job_last(job)
+
+
+def open_job_last(job: Job) -> None:
+    """Choose the job's stored last picture, if it has one."""
     with suppress(UserError):  # of a file that is damaged or gone
         if last := stored_last(job):
             st.session_state["last"] = Opened(job.id, last, "the last picture")
@@ -317,7 +322,7 @@ def _read(name: str, content: bytes, views: bool) -> None:
     except UserError as error:
         if is_measured:
             st.session_state["measured"] = name, content, None
-        headline = _UNREADABLE if isinstance(error, PictureError) else _NOT_RESTORED
+        headline = UNREADABLE if isinstance(error, PictureError) else _NOT_RESTORED
         _refuse_upload(_NO_CLIP if views else headline, str(error))
         return
     if found.picture or found.is_clip:
@@ -342,7 +347,7 @@ def _choose_last(opened: Opened | None, version: Version, width: int, height: in
             "Last picture", key="upload_last", on_change=_open_last, max_upload_size=upload.LARGEST, help=_LAST
         )
         if refused := st.session_state.get("last_refused"):
-            st.error(f"{_UNREADABLE}\n\n{look.plain(refused)}", icon=":material/broken_image:")
+            st.error(f"{UNREADABLE}\n\n{look.plain(refused)}", icon=":material/broken_image:")
         last: Opened | None = st.session_state.get("last")
         if last is None:
             return None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import streamlit as st
 
 from app import look, places, player
-from app.create import picture, session, stills
+from app.create import extend, picture, session, stills
 from app.create import settings as fields
-from app.jobs import LONGEST_CHAIN, Job, still, table
+from app.jobs import Job, still, table
 from app.lab import chosen
 from app.summary import summary, varied
 from sgm import VIEW_VERSIONS, UserError
@@ -173,7 +173,6 @@ def _show_clip(job: Job) -> None:
     part = player.choose_part(job)
     content = part.read_bytes() if part else content
     player.play(job, content)
-    links = len(table().chain(job.id))
     with st.container(horizontal=True, key="actions"):
         player.offer_downloads(job, content, part)
         st.button(
@@ -183,16 +182,10 @@ def _show_clip(job: Job) -> None:
             on_click=session.submit,
             args=(table().new_take, job.id),
         )
-        st.button(
-            "Extend",
-            icon=":material/add:",
-            disabled=bool(job.unsaved or job.parts) or job.request.family.orbits or not 0 < links < LONGEST_CHAIN,
-            help=f"Go on from near the end, as one film of at most {LONGEST_CHAIN} clips. This is clip {links or 1}.",
-            on_click=session.submit,
-            args=(table().extend, job.id),
-        )
+        extend.offer(job)
         _offer_compare(job)
         player.offer_link(job)
+    links = len(table().chain(job.id))
     film = f"{links} clips joined · last of them: " if links > 1 else ""
     took = look.duration(job.seconds) + (f" on {job.device}" if job.device else "")
     st.caption(f"What ran: {film}{look.plain(summary(job.request))} · {look.plain(took)}")

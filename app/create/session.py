@@ -190,6 +190,8 @@ def submit(make: Callable[[str, str], Job], job_id: str) -> None:
         picture.refuse("That cannot be made.", str(error))
         return
     _uploads()[job.id] = _uploads().get(job_id, "")
+    if not st.session_state.get("last"):
+        picture.open_job_last(job)
     settings.restore(job.request)
     follow(job.id)
 

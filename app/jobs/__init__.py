@@ -10,7 +10,7 @@ import threading
 
 from app.jobs.estimate import doing
 from app.jobs.line import LONGEST_CHAIN
-from app.jobs.queue import Table, next_seed
+from app.jobs.queue import Table, extension_of, next_seed
 from app.jobs.record import Input, Job, open_stored, still, stored_input, stored_last, stored_picture
 from app.jobs.runner import EngineRunner, Runner, runners_of, runners_on
 from app.jobs.seat import DeviceState
@@ -27,6 +27,7 @@ __all__ = [
     "Runner",
     "Table",
     "doing",
+    "extension_of",
     "next_seed",
     "open_stored",
     "still",

@@ -177,11 +177,12 @@ class Table:
         inputs = stored_input(job), stored_last(job)
         return self.submit(next_seed(job.request), inputs[0], job.name, owner, job.parent, inputs[1])
 
-    def extend(self, job_id: str, owner: str = "") -> Job:
+    def extend(self, job_id: str, owner: str = "", last: Image.Image | None = None) -> Job:
         """Queue an extension of a clip, with its settings, from the frame JOIN: the very last frames drift furthest.
 
-        It is the film's frame, in whose colours the clips are matched. What it goes on to ends at no picture. Raises
-        UserError for a clip that has been deleted, is too short, or is the last of LONGEST_CHAIN.
+        It is the film's frame, in whose colours the clips are matched. last: the picture at which the extension ends;
+        anywhere without one. Raises UserError for a clip that has been deleted, is too short, or is the last of
+        LONGEST_CHAIN, and as `extension_of`.
         """
         job = self._existing(job_id)
         if job.parts:
@@ -191,12 +192,9 @@ class Table:
             raise UserError(f"This film has {LONGEST_CHAIN} clips already, and more would drift off. Start a new one.")
         if (count := job.request.frames) <= -JOIN:
             raise UserError(f"A clip needs more than {-JOIN} frames to be gone on from; this one has {count}.")
+        request = extension_of(job.request, last is not None)
         frames, _ = self.frames(job) if links > 1 else clip_frames(job)
-        # The frame of an object has its white background already.
-        request = job.request.replace(fit="crop") if job.request.fit == "object" else job.request
-        if request.bounded:
-            request = request.replace(sampler=request.model.sampler)
-        return self.submit(request, Image.fromarray(frames[JOIN]), job.name, owner, parent=job.id)
+        return self.submit(request, Image.fromarray(frames[JOIN]), job.name, owner, parent=job.id, last=last)
 
     def save_again(self, job_id: str) -> Job | None:
         """Write a finished clip again after a full disk; the returned job's message is empty if all was written."""
@@ -358,9 +356,11 @@ class Table:
         stored: list[Job] = []
         try:
             for jobs, picture, last in parts:
+                goal: Image.Image | Path | None = last
                 for job in jobs:
-                    goal = last if job.request.takes_last else None
-                    self._store.add(job, picture if job is jobs[0] else jobs[0].picture, goal)
+                    ends = goal if job.request.takes_last else None
+                    self._store.add(job, picture if job is jobs[0] else jobs[0].picture, ends)
+                    goal = job.last if ends else goal
                     stored.append(job)
         except BaseException:
             for job in stored:
@@ -376,6 +376,20 @@ class Table:
         if job is None:
             raise UserError("This clip is no longer on the server. Start a new one.")
         return job
+
+
+def extension_of(request: VideoRequest, to_last: bool = False) -> VideoRequest:
+    """The request that goes on from a clip: anywhere or, `to_last`, to a last picture, at which its camera is aimed.
+
+    Raises UserError for a version, or guidance, that takes no last picture.
+    """
+    # The frame of an object has its white background already.
+    choices: dict[str, Any] = {"fit": "crop"} if request.fit == "object" else {}
+    if to_last:
+        choices |= {"sampler": "bounded", "ends": "last"} | ({"camera": "auto"} if "camera" in request.options else {})
+    elif request.bounded:
+        choices["sampler"] = request.model.sampler
+    return request.replace(**choices)
 
 
 def next_seed(request: VideoRequest, steps: int = 1) -> VideoRequest:

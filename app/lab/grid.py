@@ -32,8 +32,9 @@ def choose(groups: Sequence[str], group: str) -> str:
 
 
 def _title(group: str) -> str:
+    """A group in the list, its date first: small screens show the beginning."""
     jobs = table().group(group)
-    return f"{_about(jobs)} · {look.when(jobs[0].created)}" if jobs else group
+    return f"{look.when(jobs[0].created)} · {_about(jobs)}" if jobs else group
 
 
 def _about(jobs: Sequence[Job]) -> str:

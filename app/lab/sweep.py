@@ -48,10 +48,11 @@ def show_page() -> None:
     _keep(group)
 
 
-def command(request: VideoRequest, axes: Sequence[Axis]) -> str:
-    """The command line that makes the same sweep."""
+def command(request: VideoRequest, axes: Sequence[Axis], last: bool = False) -> str:
+    """The command line that makes the same sweep. last: whether some of its clips end at a last picture."""
     varied, fields = {axis.name for axis in axes}, request.fields()
-    words = ["sgm", "sweep", "PICTURE", *([] if "version" in varied else ["--version", request.version])]
+    words = ["sgm", "sweep", "PICTURE", *(["--last", "LAST"] if last else [])]
+    words += [] if "version" in varied else ["--version", request.version]
     for name, value in {"seed": request.seed, **request.choices()}.items():
         if name not in varied:
             words += [f"--{name.replace('_', '-')}", fields[name].text(value).replace(", ", ",")]
@@ -137,11 +138,18 @@ def _show_price(start: base.Base, axes: list[Axis] | None) -> None:
     """Draw the price of the sweep, the button that starts it, and the command that makes the same."""
     st.caption(f"From {start.said()}" if start.request and start.picture else start.said())
     of: list[Cell] = []
+    to_last = False
     if start.request and axes:
         try:
             if (count := math.prod(len(axis.values) for axis in axes)) > _MOST:
                 raise UserError(f"These are {count:,} clips, more than the {_MOST} of a sweep here: vary less.")
-            of = cells(start.request, axes)
+            made = cells(start.request, axes)
+            to_last = any(cell.request.takes_last for cell in made)
+            if to_last and start.picture and start.picture.last is None:
+                raise UserError(
+                    'Some of these clips end at a last picture: choose it, with the end "At a last picture".'
+                )
+            of = made
             st.markdown(_price([cell.request for cell in of]))
         except UserError as error:
             st.error(look.plain(settings.labelled(str(error))))
@@ -155,8 +163,9 @@ def _show_price(start: base.Base, axes: list[Axis] | None) -> None:
             st.rerun()
         if of and start.request:
             with st.popover("Command", icon=":material/terminal:"):
-                st.caption("Makes the same on the command line. PICTURE stands for the path of the picture.")
-                st.code(command(start.request, axes or ()), language="sh", wrap_lines=True)
+                paths = "PICTURE and LAST stand for the paths" if to_last else "PICTURE stands for the path"
+                st.caption(f"Makes the same on the command line. {paths} of the picture{'s' * to_last}.")
+                st.code(command(start.request, axes or (), to_last), language="sh", wrap_lines=True)
 
 
 def _price(requests: Sequence[VideoRequest]) -> str:

@@ -25,24 +25,43 @@ _MEASURES = ("file", "seconds", "evaluations")
 
 
 class Pictures:
-    """The pictures of a sweep, opened when they are needed; the latest one stays open."""
+    """The pictures of a sweep, opened when they are needed; the latest one stays open.
 
-    def __init__(self, background_model: str) -> None:
-        self._background_model = background_model
+    last: the last picture, of all cells that end at one.
+    """
+
+    def __init__(self, background_model: str, last: Image.Image | None = None) -> None:
+        self._background_model, self._last = background_model, last
         self._latest: tuple[Path, bool, Image.Image] | None = None
+        self._cut_last: Image.Image | None = None
 
     def of(self, cell: Cell) -> Image.Image:
         """A cell's picture; for a fit of "object" without its background. Raises PictureError."""
         from sgm import open_picture
 
         assert isinstance(cell.picture, Path)
-        request, cut = cell.request, cell.request.fit == "object"
+        cut = cell.request.fit == "object"
         if self._latest is None or self._latest[:2] != (cell.picture, cut):
             image = open_picture(cell.picture, keep_alpha=cut)
-            if cut:
-                image = request.family.prepare(image, request, self._background_model).image
-            self._latest = cell.picture, cut, image
+            self._latest = cell.picture, cut, self._without_background(image, cell) if cut else image
         return self._latest[2]
+
+    def last_of(self, cell: Cell) -> Image.Image | None:
+        """A cell's last picture, likewise; None of a cell that ends at none."""
+        if not cell.request.takes_last or self._last is None or cell.request.fit != "object":
+            return self._last if cell.request.takes_last else None
+        self._cut_last = self._cut_last or self._without_background(self._last, cell)
+        return self._cut_last
+
+    def shown(self, cell: Cell) -> dict[str, Image.Image]:
+        """A cell's pictures as the model sees them, by their names in recipes. Raises PictureError."""
+        from sgm import prepare_picture
+
+        found = {"picture": self.of(cell), "last": self.last_of(cell)}
+        return {name: prepare_picture(image, cell.request) for name, image in found.items() if image}
+
+    def _without_background(self, image: Image.Image, cell: Cell) -> Image.Image:
+        return cell.request.family.prepare(image, cell.request, self._background_model).image
 
 
 class SweepFolder:
@@ -93,22 +112,17 @@ class SweepFolder:
     def find(self, cell: Cell, reference: bool = False) -> tuple[Path, dict[str, Any] | None]:
         """Where a cell's clip lies, and its recipe; or where it is to be written, and None.
 
-        A clip counts as made if it is whole and its recipe is the cell's, with the picture as the model sees it. What
-        else has its name stays: the clip then gets -2, -3, ...
+        A clip counts as made if it is whole and its recipe is the cell's, with the pictures as the model sees them.
+        What else has its name stays: the clip then gets -2, -3, ...
         """
-        from sgm import Smoothing, prepare_picture
+        from sgm import Smoothing
 
         first = self.out / CLIPS / f"{self._stem(cell, reference)}.mp4"
         for path in numbered(first):
             with refusals_explained(path):
                 if not exists(path) or not path.stat().st_size:
                     return path, None
-            settings, whole = made_at(
-                path,
-                cell.request,
-                Smoothing(),
-                lambda: {"picture": prepare_picture(self._pictures.of(cell), cell.request)},
-            )
+            settings, whole = made_at(path, cell.request, Smoothing(), lambda: self._pictures.shown(cell))
             if settings is not None:
                 return path, settings if whole else None
         raise AssertionError

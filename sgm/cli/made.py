@@ -21,7 +21,7 @@ def made_at(
     """The recipe of a clip if it is the request's and of these pictures, else None; and whether the clip is whole.
 
     pictures: gives the pictures as the model sees them, by their names in recipes; called only where the request is the
-    same. A file that cannot be read holds no clip.
+    same, or a loop, which it is where the last picture is the first. A file that cannot be read holds no clip.
     """
     from sgm import Smoothing, hash_of, open_video, request_of
     from sgm.recipe import made_by
@@ -32,10 +32,11 @@ def made_at(
             return None, False
         with open_video(path) as video:
             found = video.settings or {}
-            if request_of(found) == request and Smoothing.of(found) == smoothing:
-                made = made_by(found)
-                same = all(made.get(name) == hash_of(picture) for name, picture in pictures().items())
-                settings = found if same else None
+            looped = request.takes_last and request_of(found) == request.replace(ends="loop")
+            if (looped or request_of(found) == request) and Smoothing.of(found) == smoothing:
+                made, hashes = made_by(found), {name: hash_of(picture) for name, picture in pictures().items()}
+                same = not looped or hashes.pop("last") == hashes["picture"]
+                settings = found if same and all(made.get(name) == of for name, of in hashes.items()) else None
             return settings, settings is not None and sum(1 for _ in video) == smoothing.length(request.frames)
     except UserError:
         return settings, False

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgm.cli.batch import tell_failure
 from sgm.cli.console import duration, echo_result, echo_stderr, progress_bar
+from sgm.cli.ends import tell_loop
 from sgm.cli.folder import Pictures, SweepFolder
 from sgm.errors import UserError
 from sgm.process import collect_and_freeze, reuse_freed_memory
@@ -72,7 +73,7 @@ class Making:
         self.price, self.load, self.low_memory = price, load, low_memory
         self.made = {cell: path for cell, (path, recipe) in places.items() if recipe is not None}
         self._paths = {cell: path for cell, (path, _) in places.items()}
-        self._said: set[str] = set()  # failures and notes on memory
+        self._said: set[str] = set()  # failures, notes on memory, and pictures that may be the last one, too
         self._engine: Any = None
         self._memo: Memo | None = None
         todo = [cell for cell in order if cell not in self.made]
@@ -163,9 +164,13 @@ class Making:
     def _make(self, cell: Cell, follow: Callable[[Any], None]) -> None:
         from sgm import generate, write_video
 
-        picture, path = self.pictures.of(cell), self._paths[cell]
+        picture, last, path = self.pictures.of(cell), self.pictures.last_of(cell), self._paths[cell]
+        if last and str(cell.picture) not in self._said:
+            self._said.add(str(cell.picture))
+            tell_loop(cell.request, picture, last, Path(str(cell.picture)).name)
+        options = {"low_memory": self.low_memory, "memo": self._memo, "last": last}
         with reuse_freed_memory():
-            clip = generate(self._engine, cell.request, picture, follow, low_memory=self.low_memory, memo=self._memo)
+            clip = generate(self._engine, cell.request, picture, follow, **options)
         clip = clip.unmarked()  # its file is what is scored
         write_video(path, clip.frames, clip.fps, clip.settings)
         self.made[cell] = path

@@ -85,7 +85,11 @@ def repeat(
         what, stored = ("clip", "input.mkv") if isinstance(request, ViewsRequest) else ("picture", "input.png")
         source = picture or stored_picture(clip, stored)
         if source is None:
-            raise UserError(f"{clip} does not hold the {what} that it was made of: give it with --picture.")
+            of_film = ": a frame of the clip that it extends, the page's input.png beside its own film.mp4"
+            raise UserError(
+                f"{clip} does not hold the {what} that it was made of{of_film if 'links' in settings else ''}: give it "
+                "with --picture."
+            )
         if out is not None:
             _check_out(out)
         name, goal, smoothing = (

@@ -19,6 +19,7 @@ from sgm.cli.console import (
     path_argument,
     path_option,
 )
+from sgm.cli.ends import Last, Loop, last_picture, with_ends
 from sgm.cli.folder import TABLE, Pictures, SweepFolder
 from sgm.cli.making import Making
 from sgm.cli.options import BackgroundModel, Base, Checkpoint, Device, Dtype, Gpus, LowMemory, ModelVersion, Recipe
@@ -62,6 +63,8 @@ def sweep(
     ] = None,
     version: ModelVersion = None,
     recipe: Recipe = None,
+    last: Last = None,
+    loop: Loop = False,
     out: Annotated[Path, path_option("A folder. What is there of this sweep is not made again.")] = Path(
         "outputs/sweep"
     ),
@@ -79,7 +82,8 @@ def sweep(
 
     The folder then holds clips/, each with its recipe, grid.mp4, grid.png and sweep.csv. Once stopped, the same command
     goes on where it was. Each setting below can be varied, or set for all. With --recipe, the settings of a video that
-    was made here, and without a picture, the page's copy of its own.
+    was made here, and without a picture, the page's copy of its own. With --last, all end at one picture; with --vary
+    ends=last,loop, half of them.
     """
     from sgm import (
         check_credentials,
@@ -92,8 +96,9 @@ def sweep(
     )
 
     with errors_as_sentences(code=2):
+        ends_vary = any(text.partition("=")[0].strip() == "ends" for text in vary or ())
         plan = _plan(
-            ctx.meta["fields"],
+            ctx.meta["fields"] if ends_vary and not loop else with_ends(ctx.meta["fields"], last, loop),
             pictures or _pictures_of(recipe),
             vary or [],
             reference or [],
@@ -102,6 +107,10 @@ def sweep(
             max_cells,
         )
         order = making_order(plan.cells, plan.compared)
+        between = next((cell.request for cell in order if cell.request.takes_last), None)
+        if last and not between:
+            raise UserError("None of these clips ends at a last picture: leave out --last.")
+        goal = last_picture(between, last, recipe) if between else None
         versions = list(dict.fromkeys(cell.request.version for cell in order))
         if checkpoint and len(versions) > 1:
             raise UserError(
@@ -109,7 +118,7 @@ def sweep(
             )
         target = choose_device(device)
         kind = dtype or dtype_of_recipe(plan.settings, target)
-    opened = Pictures(background_model)
+    opened = Pictures(background_model, goal)
     folder = SweepFolder(out, plan.axes, plan.files, opened)
     extra = set(order) - set(plan.cells)
     places = {cell: folder.find(cell, reference=cell in extra) for cell in order}
@@ -173,10 +182,6 @@ def _plan(
         made = cells(start, axes, files, fixed, limit)
     except UserError as error:
         raise UserError(str(error).replace("raise the limit", "say --max-cells")) from None
-    if any(cell.request.takes_last for cell in made):
-        raise UserError(
-            "A sweep knows no last picture: take --ends loop, or leave out the sampler between two pictures."
-        )
     others = {axis.name: axis.values for axis in map(Axis.parse, reference)}
     if several := [name for name, values in others.items() if len(values) > 1]:
         raise UserError(f"--reference {several[0]} has several values: give one, with which the others are compared.")

@@ -447,7 +447,7 @@ def test_a_film_keeps_its_first_clip_s_colours(tmp_path: Path, picture: Image.Im
 
 
 def test_a_last_picture_stays_with_its_job(tmp_path: Path, picture: Image.Image) -> None:
-    """Also of its repetitions, after a restart; what goes on from it ends anywhere."""
+    """Also of its repetitions, after a restart; what goes on from it ends anywhere, or at another picture."""
     last, request = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), REQUEST.replace(sampler="bounded", ends="last")
     table = Table(tmp_path, draw)
     job = finished(table, table.submit(request, picture, last=last))
@@ -459,7 +459,16 @@ def test_a_last_picture_stays_with_its_job(tmp_path: Path, picture: Image.Image)
         assert stored is not None
         assert np.array_equal(np.asarray(stored), np.asarray(last))
     assert jobs.stored_last(finished(table, group[1])) is None
-    assert finished(table, table.extend(job.id)).request == REQUEST
+    film = finished(table, table.extend(job.id))
+    assert film.request == REQUEST
+    for clip in (job, film):
+        aimed = finished(table, table.extend(clip.id, last=picture))
+        assert (aimed.request, aimed.parent) == (request, clip.id)
+        assert np.array_equal(np.asarray(jobs.stored_last(aimed)), np.asarray(picture))
+        assert len(table.frames(aimed)[0]) == 1 + len(table.frames(clip)[0])
+    assert jobs.extension_of(REQUEST.replace(camera="pan_left"), to_last=True) == request  # the picture says where to
+    with pytest.raises(UserError, match="guider must be cfg or identity"):
+        table.extend(table.submit(REQUEST.replace(guider="apg"), picture).id, last=picture)
     assert table.submit(request, picture, last=picture.copy()).request == request.replace(ends="loop")
     with pytest.raises(UserError, match="give one"):
         table.submit(request, picture)

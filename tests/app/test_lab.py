@@ -130,6 +130,7 @@ def test_a_sweep_has_a_price_a_command_and_a_grid(table: Table) -> None:
         (["elevation=5,10"], "elevation does not belong to version 'svd"),
         (["nonsense=1"], "Give values to a setting: then the price stands here."),
         (["sampler=euler_edm,nonsense"], "**1 clip**"),
+        (["sampler=bounded", "ends=last"], "Some of these clips end at a last picture: choose it,"),
     ],
 )
 def test_what_cannot_be_swept_is_said(table: Table, vary: list[str], sentence: str) -> None:
@@ -249,6 +250,8 @@ def test_the_command_makes_the_same() -> None:
         "sgm sweep PICTURE --version svd_tiny --motion-bucket 60 --s-churn 2.5 --vary sampler=euler_edm,heun_edm "
         "--vary seed=1,2,3"
     )
+    last = request.replace(sampler="bounded", ends="last")
+    assert command(last, axes[1:], last=True).startswith("sgm sweep PICTURE --last LAST --version svd_tiny")
 
 
 def test_four_drafts_and_the_finished_clip_of_one(table: Table) -> None:

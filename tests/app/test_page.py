@@ -398,6 +398,23 @@ def test_the_picture_of_an_extended_clip_is_that_of_the_first(stage: Stage) -> N
     assert "Position, top to bottom" in labels(again)
 
 
+def test_a_film_goes_on_to_a_picture(stage: Stage) -> None:
+    first = ended(stage_done(stage))
+    page = opened(first.id)
+    for content, is_picture in ((b"Dear diary", False), (photograph(400, 900), True)):
+        uploader = next(one for one in page.file_uploader if one.label == "Picture at the end")
+        ok(uploader.set_value(("end.png", content, "image/png")).run())
+        assert ("We can't read that file as a picture" in said(page)) != is_picture
+        assert ("Cropped 400×900 to 400×240 (5:3)" in said(page)) == is_picture
+    ok(pressed(page, "Extend to this picture"))
+    film = ended(job_of(page))
+    assert (film.parent, film.request) == (first.id, first.request.replace(sampler="bounded", ends="last"))
+    assert same(open_stored(film.last), open_picture(photograph(400, 900)))
+    assert page.button(key="ending_At a last picture").proto.type == "primary"  # and there it is
+    assert not generate(page).disabled
+    assert "ends at a last picture" in said(ok(opened(film.id)))
+
+
 @pytest.mark.parametrize("job_id", ["20250101-000000-0123abcd", "../../etc", "no job"])
 def test_a_link_to_nothing(stage: Stage, job_id: str) -> None:
     page = opened(job_id)
