@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sgm.conditioning.camera import camera_path, direction, identity_rays, rays, render
+from sgm.conditioning.camera import camera_path, direction, halved, identity_rays, rays, render
 from sgm.conditioning.layers import layers
 from sgm.conditioning.scene import Scene
 from sgm.parallax import layered_hold, parallax
@@ -83,6 +83,14 @@ def test_without_depth_it_is_the_flat_camera(picture: np.ndarray, mask: np.ndarr
     assert (views - scene.flat()).abs()[0].max() < 1e-3
     small = torch.nn.functional.interpolate(views, scale_factor=0.5, mode="bicubic", antialias=True)
     assert (small - render(scene.flat(), moves[0])).abs().mean() < 0.01
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_film_is_the_views_at_half_their_size(picture: np.ndarray, mask: np.ndarray, alone: bool) -> None:
+    moves = path("pan_left")
+    scene = scene_of(picture, None if alone else mask).deep(torch.ones(1), moves, BASE)
+    views = torch.cat([halved(scene.view(move[None], BASE)[0]) for move in moves[0]])
+    assert torch.equal(scene.film(moves[0]), views)
 
 
 def test_what_the_object_hides_is_not_known(picture: np.ndarray, mask: np.ndarray) -> None:

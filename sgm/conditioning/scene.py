@@ -62,7 +62,10 @@ class Scene:
     def film(self, path: Tensor) -> Tensor:
         """What a camera on `path` (t, 6) sees of one scene, at half its size: (t, 3, h / 2, w / 2). See `render`."""
         base = identity_rays(*self.colour.shape[-2:]).to(path)
-        return torch.cat([halved(self.view(moves, base)[0]) for moves in path.split(1)])
+        points = (self._points(moves, base) for moves in path.split(1))
+        if not self.matte[:, 0].any():  # as `_seen`, without looking at an object that is not there
+            return torch.cat([halved(self._sample(self.colour[:, 3:], far)) for far, _ in points])
+        return torch.cat([halved(self._seen(*each)[0]) for each in points])
 
     def _sample(self, source: Tensor, points: Tensor) -> Tensor:
         points = points if self.limit is None else reflect(points, self.limit)
@@ -105,11 +108,16 @@ class Scene:
     def view(self, moves: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
         """What cameras at `moves` (n, 6) see at pixels `base` (2, h, w), (n, 3, h, w), and where that is known."""
         far_points, near_points = self._points(moves, base)
+        seen, alpha = self._seen(far_points, near_points)
+        known = self._sample(self.matte[:, 1:], far_points)
+        return seen, 1 - (1 - alpha) * (1 - known)
+
+    def _seen(self, far_points: Tensor, near_points: Tensor) -> tuple[Tensor, Tensor]:
+        """The colours at points of the far and of the near layer, and the near one's alpha before the far one."""
         far = self._sample(self.colour[:, 3:], far_points)
         near = self._sample(torch.cat([self.colour[:, :3], self.matte[:, :1]], dim=1), near_points)
-        known = self._sample(self.matte[:, 1:], far_points)
         alpha = near[:, 3:]
-        return torch.lerp(far, near[:, :3], alpha), 1 - (1 - alpha) * (1 - known)
+        return torch.lerp(far, near[:, :3], alpha), alpha
 
     def rays(self, moves: Tensor, base: Tensor, guesses: bool = False) -> Tensor:
         """Ray maps, as in `sgm.conditioning.camera`: (n, 2, h, w).

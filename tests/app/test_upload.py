@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from app.upload import LARGEST, read_upload
-from sgm import PictureError, UserError, VideoRequest, write_video
+from sgm import PictureError, UserError, VideoRequest, embed_watermark, encode_video, write_video
 
+ROOT = Path(__file__).resolve().parents[2]
 REQUEST = VideoRequest("svd_tiny", frames=3, width=64, height=64, seed=9)
 RECIPE = {**REQUEST.settings(), "sgm": {"format": 1}}
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 1), np.uint8)
@@ -47,6 +48,20 @@ def test_a_clip_of_any_name_gives_its_settings_and_its_picture(name: str, clip: 
         assert upload.request == REQUEST
         assert shows(upload.picture, FRAMES[0])
         assert upload.note == f"Settings of {name} restored. Its first frame stands in for the picture."
+
+
+def test_the_watermark_is_told_and_its_absence_of_our_clips_alone(clip: bytes) -> None:
+    with Image.open(ROOT / "app/samples/giraffe.jpg") as picture:
+        plain = np.asarray(picture.convert("RGB").resize((320, 192)))
+    marked, mark = encode_video(plain[None], 7, {**RECIPE, "sgm": {"format": 1, "watermark": True}}), "48 of 48 bits."
+    assert read_upload(marked, "clip.mp4").mark == f"Watermark: marked: {mark}"
+    assert read_upload(clip, "clip.mp4").mark.startswith("Watermark: no: ")
+    for pixels, told in ((embed_watermark(plain), f"A model made photo. Watermark: marked: {mark}"), (plain, "")):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        assert read_upload(file.getvalue(), "photo").mark == told
+    with pytest.raises(UserError, match=f"holds no settings of ours.* Watermark: marked: {mark}"):
+        read_upload(encode_video(embed_watermark(plain)[None], 7), "elsewhere.mp4")
 
 
 def test_a_clip_without_its_picture_gives_its_settings_and_says_so(clip: bytes, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from sgm import EXPORTS, UserError, check_credentials, encode_video, read_frames, read_settings
+from sgm import EXPORTS, ClipGrid, UserError, check_credentials, encode_video, read_frames, read_settings
 from sgm.cli.commands import cli
 from sgm.media import credentials
 
@@ -101,11 +101,18 @@ def test_a_clip_s_file_tells_nothing_of_the_user(tmp_path: Path, monkeypatch: py
     small = ("--frames", "2", "--steps", "1", "--width", "64", "--height", "64", "--device", "cpu")
     ran = CliRunner().invoke(cli, ["sample", "holiday.jpg", *small, "--out", str(secret / "clip.mp4")])
     assert ran.exit_code == 0, ran.output
-    content = (secret / "clip.mp4").read_bytes()
-    assert read_settings(content)
+    clip = secret / "clip.mp4"
+    settings = read_settings(clip)
+    assert settings
+    frames, fps = read_frames(clip)
+    grid = ClipGrid([[clip, None]], ["a", "b"], [""], {}, "grid")
+    grid.picture().save(secret / "grid.png")
+    files = {"MP4": clip.read_bytes(), "grid": encode_video(grid, fps), "sheet": (secret / "grid.png").read_bytes()}
+    files |= {title: write(frames, fps, settings) for title, (_, _, write) in EXPORTS.items()}
     told = [str(tmp_path), "somebody-private", "holiday", "Mustermann", "comment of hers", "taken at home"]
     told += [str(Path.home()), str(Path(__file__).parents[2]), socket.gethostname()]
     told += [f"/{getpass.getuser()}/"]
-    for word in told:
-        for form in (word.encode(), word.encode("utf-16-le")):
-            assert len(word) < 4 or form not in content, word
+    for title, content in files.items():
+        for word in told:
+            for form in (word.encode(), word.encode("utf-16-le")):
+                assert len(word) < 4 or form not in content, (title, word)
