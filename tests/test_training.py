@@ -42,7 +42,7 @@ from tests.test_parity import error
 pytest.importorskip("lightning", reason="training needs lightning: python -m pip install -e '.[train]'")
 
 from sgm.training import run
-from sgm.training.checkpoints import Stopped, WholeCheckpoints
+from sgm.training.checkpoints import WholeCheckpoints
 from sgm.training.clips import FolderClips, open_clips
 from sgm.training.data import PictureClips
 from sgm.training.lora import LoraTask

@@ -30,7 +30,7 @@ from PIL import Image
 from app import jobs
 from app.api import application, asked, bounds, keys, stability, videos, work
 from app.jobs import Job, Table
-from sgm import ALL_VERSIONS, VERSIONS, Clip, VideoRequest, all_fields, is_clip, read_frames, read_settings, safety
+from sgm import ALL_VERSIONS, Clip, VideoRequest, all_fields, is_clip, read_frames, read_settings, safety
 from sgm.cli import heads
 from sgm.cli.server import OwnPageOnly
 
