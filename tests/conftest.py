@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+
+import pytest
 
 # Tests, and what they start, run side by side, and tensors as small as theirs gain nothing from threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,3 +13,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["SGM_C2PA"] = "off"
 # The compiler of rembg's dependencies takes a minute in a new environment; tests have pictures too small to need it.
 os.environ["NUMBA_DISABLE_JIT"] = "1"
+
+# They begin first, so that two processes end together; the rest follows in the order of names.
+LONGEST = ("test_browser", "test_training", "test_static", "test_generate", "test_api", "test_stand", "test_views")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """imageio collects garbage whenever it closes a video: not among all modules, which takes up to a second."""
+    gc.freeze()

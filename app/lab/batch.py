@@ -40,15 +40,7 @@ def show_page() -> None:
     with right, st.container(key="start"):
         st.header("What it costs", anchor=False)
         _show_start(entries, request)
-    grid.show_failure()
-    groups = [group for group in table().groups() if table().group(group)[0].group_kind == "Batch"]
-    group = st.session_state.pop("group_started", group)
-    if groups:
-        group = grid.choose(groups, group)
-        grid.show(group, (), {})
-    st.session_state["batch_group"] = group
-    if st.query_params.to_dict() != ({"group": group} if group else {}):
-        st.query_params.from_dict({"group": group} if group else {})
+    grid.keep("batch_group", grid.show_one_of("Batch", group))
 
 
 def _choose_pictures() -> list[Entry]:

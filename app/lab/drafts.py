@@ -28,15 +28,7 @@ def show_page() -> None:
         start = base.choose(group)
     with above, st.container(key="start"):
         _show_start(start)
-    grid.show_failure()
-    groups = [group for group in table().groups() if table().group(group)[0].group_kind == "Drafts"]
-    group = st.session_state.pop("group_started", group)
-    if groups:
-        group = grid.choose(groups, group)
-        grid.show(group, [_FINISH], {"finish": _finish})
-    st.session_state["drafts_group"] = group
-    if st.query_params.to_dict() != ({"group": group} if group else {}):
-        st.query_params.from_dict({"group": group} if group else {})
+    grid.keep("drafts_group", grid.show_one_of("Drafts", group, [_FINISH], {"finish": _finish}))
 
 
 def _show_start(start: base.Base) -> None:

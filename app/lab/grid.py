@@ -21,7 +21,34 @@ from sgm import Axis, Cell, ClipGrid, Page, UserError, encode_video, grid_pages
 _STATES = {"failed": "Not made", "cancelled": "Cancelled", "interrupted": "Interrupted", "queued": "Waiting"}
 
 
-def choose(groups: Sequence[str], group: str) -> str:
+def show_one_of(
+    kind: str,
+    group: str,
+    actions: Sequence[player.Action] = (),
+    does: Mapping[str, Callable[[str], object]] | None = None,
+) -> str:
+    """Draw what has failed and one group's grid, with a choice among all groups of a kind. Returns the group.
+
+    group: the one of before, if none was started since. actions, does: of its cells, beside those of every grid.
+    """
+    show_failure()
+    group = st.session_state.pop("group_started", group)
+    groups = [group for group in table().groups() if table().group(group)[0].group_kind == kind]
+    if groups:
+        group = _choose(groups, group)
+        _show(group, actions, does or {})
+    return group
+
+
+def keep(key: str, group: str) -> None:
+    """Note a page's group for the session, and in the address."""
+    st.session_state[key] = group
+    address = {"group": group} if group else {}
+    if st.query_params.to_dict() != address:
+        st.query_params.from_dict(address)
+
+
+def _choose(groups: Sequence[str], group: str) -> str:
     """Draw the widget that chooses one of the groups, the newest first. Returns it. group: the present one."""
     st.header("Grid", anchor=False)
     if group not in groups:
@@ -67,8 +94,8 @@ def said(group: str) -> str:
     return f"{sum(job.state == 'done' for job in jobs)} of {len(jobs)} clips are made."
 
 
-def show(group: str, actions: Sequence[player.Action], does: Mapping[str, Callable[[str], object]]) -> None:
-    """Draw a group's grid and what can be done with it. actions, does: of its cells, beside those of every grid."""
+def _show(group: str, actions: Sequence[player.Action], does: Mapping[str, Callable[[str], object]]) -> None:
+    """Draw a group's grid and what can be done with it."""
     jobs = table().group(group)
     if not jobs:
         st.info("This sweep is no longer on the server.", icon=":material/link_off:")

@@ -39,13 +39,7 @@ def show_page() -> None:
         with right, st.container(key="start"):
             st.header("What it costs", anchor=False)
             _show_price(start, axes)
-    grid.show_failure()
-    groups = [group for group in table().groups() if table().group(group)[0].group_kind == "Sweep"]
-    group = st.session_state.pop("group_started", group)
-    if groups:
-        group = grid.choose(groups, group)
-        grid.show(group, (), {})
-    _keep(group)
+    _keep(grid.show_one_of("Sweep", group))
 
 
 def command(request: VideoRequest, axes: Sequence[Axis], last: bool = False) -> str:

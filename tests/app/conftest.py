@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from functools import cache
 
 import pytest
 from streamlit.components.v2 import manifest_scanner
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_reads() -> Iterator[None]:
-    """imageio collects garbage whenever it closes a video: not among all modules, which takes a third of a second."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -26,12 +26,14 @@ import requests
 import uvicorn
 from openai import BadRequestError, NotFoundError, OpenAI
 from PIL import Image
+from typer.testing import CliRunner
 
 from app import jobs
 from app.api import application, asked, bounds, keys, stability, videos, work
 from app.jobs import Job, Table
 from sgm import ALL_VERSIONS, Clip, VideoRequest, all_fields, is_clip, read_frames, read_settings, safety
 from sgm.cli import heads
+from sgm.cli.commands import cli
 from sgm.cli.server import OwnPageOnly
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -635,11 +637,10 @@ def test_who_else_may_ask(network: str, client: str, host: str, path: str, origi
         ("--stand-limit 3", "add --stand"),
     ],
 )
-def test_the_network_is_let_in_on_purpose_only(options: str, said: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "SGM_API_KEYS"} | {"COLUMNS": "500"}
-    command = [sys.executable, "-m", "sgm.cli", "app", "--no-browser", *options.split()]
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
-    assert ended.returncode == 1
+def test_the_network_is_let_in_on_purpose_only(options: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SGM_API_KEYS", raising=False)
+    ended = CliRunner().invoke(cli, ["app", "--no-browser", *options.split()], env={"COLUMNS": "500"})
+    assert ended.exit_code == 1
     assert said in ended.stderr
 
 

@@ -278,6 +278,33 @@ def test_from_a_photograph_to_a_playing_clip(page: Any, site: Server, tmp_path: 
     expect(page.locator(".stException")).to_have_count(0)
 
 
+SHIFTS = """new PerformanceObserver(list => {
+    for (const shift of list.getEntries()) if (!shift.hadRecentInput) window.shifted = (window.shifted || 0) + shift.value;
+}).observe({type: "layout-shift", buffered: true})"""
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_the_first_load_is_light_and_stays_in_its_place(browser: Any, site: Server, width: int, height: int) -> None:
+    with opened_in(browser, viewport={"width": width, "height": height}) as page:
+        network, loaded = page.context.new_cdp_session(page), []
+        network.send("Network.enable")
+        network.on("Network.loadingFinished", lambda told: loaded.append(told["encodedDataLength"]))
+        page.add_init_script(SHIFTS)
+        page.goto(site.address)
+        button(page, "Generate").wait_for()
+        page.locator(".voice").wait_for(state="attached")
+        page.wait_for_function(_SETTLED, arg="rgb(255, 255, 255)")
+        page.wait_for_load_state("networkidle")
+        print("WEIGHT", width, sum(loaded) / 1e6, len(loaded), page.evaluate("window.shifted || 0"))
+        assert sum(loaded) < 3e6
+        assert page.evaluate("window.shifted || 0") < 0.1  # "good", by Web Vitals
+        page.set_viewport_size({"width": 2560, "height": 1440})
+        page.wait_for_function(_SETTLED, arg="rgb(255, 255, 255)")
+        boxes = [page.get_by_test_id(f"st{name}BlockContainer").bounding_box() for name in ("Main", "Bottom")]
+        print("BOXES", boxes)
+        assert [(box["x"], box["width"]) for box in boxes] == [(320, 1920)] * 2  # in the middle
+
+
 def test_a_link_shows_the_clip_and_its_file_brings_the_settings(
     page: Any, site: Server, past: tuple[Path, str]
 ) -> None:
@@ -829,10 +856,13 @@ def test_all_can_read_it(page: Any, site: Server, past: tuple[Path, str]) -> Non
         if path.startswith("?job"):
             page.get_by_text("Research settings").click()
             page.get_by_text("Guidance scale of each frame").wait_for()
-        for scheme, background in (("light", "rgb(255, 255, 255)"), ("dark", "rgb(22, 23, 22)")):
+        for scheme, background, rules in (
+            ("light", "rgb(255, 255, 255)", {}),
+            ("dark", "rgb(22, 23, 22)", {"runOnly": ["color-contrast"]}),  # the others see no colours
+        ):
             page.emulate_media(color_scheme=scheme)
             page.wait_for_function(_SETTLED, arg=background)  # fades would be read as faint
-            faults = axe.run(page).response["violations"]
+            faults = axe.run(page, options=rules).response["violations"]
             told = [(f["id"], node["html"][:160]) for f in faults if f["impact"] in SERIOUS for node in f["nodes"]]
             assert not told
         for width in (390, 768, 1280, 1920):
@@ -928,11 +958,11 @@ def test_sessions_take_turns_and_outlive_a_kill(page: Any, browser: Any, site: S
         other.goto(page.url)
         expect(other.get_by_alt_text("A preview of the clip of giraffe.jpg")).to_be_visible()
         polls = 0
-        for of in (50, 250):  # the first ones fill what is kept
+        for of in (30, 130):  # the first ones fill what is kept
             before = site.memory
             while polls < of:
                 page.wait_for_timeout(50)
-        assert site.memory - before < 10, "MB more after 200 polls"
+        assert site.memory - before < 5, "MB more after 100 polls"
     button(page, "Cancel").click()
     expect(page.get_by_text(re.compile(r"Stopped at step \d+ of 200\. Your settings are kept\."))).to_be_visible()
     expect(page.get_by_role("slider", name="Steps")).to_have_value("200")
