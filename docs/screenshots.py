@@ -94,6 +94,23 @@ def batch(page: Any, server: Server) -> None:
     save(page, "batch")
 
 
+def views(page: Any, server: Server) -> None:
+    """The sample clip as SV4D sees it, and its views around the object, side by side."""
+    page.goto(f"{server.address}?version=sv4d2&sample=penguin")
+    page.get_by_text("The model sees exactly this").wait_for()
+    both = page.locator(".st-key-clip_seen_place"), page.locator('img[alt^="The views"]')
+    row = Image.new("RGB", (800, 400), "white")
+    for i, part in enumerate(both):
+        part.scroll_into_view_if_needed()
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(4500)
+        image = Image.open(io.BytesIO(part.screenshot()))
+        image.thumbnail((390, 390))
+        row.paste(image, (5 + 400 * i, (400 - image.height) // 2))
+    row.save(HERE / "views.webp", quality=82, method=6)
+    print("views.webp", flush=True)
+
+
 def stand(browser: Any, folder: Path) -> None:
     """Four stages of the stand, side by side."""
     site, shots = Site(folder / "stand"), []
@@ -159,6 +176,7 @@ def main() -> None:
                 compare(page, server)
                 sweep(page, server)
                 batch(page, server)
+                views(page, server)
             for name, viewport, scheme in (("dark", DESKTOP, "dark"), ("phone", PHONE, "light")):
                 with opened_in(browser, viewport=viewport, color_scheme=scheme) as page:
                     page.goto(f"{server.address}?job={jobs['Lake' if name == 'dark' else 'Kitten']}")

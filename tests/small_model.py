@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from sgm.config import instantiate_from_config, load_config
 from sgm.engine import DiffusionEngine, build_engine
+from sgm.versions import VERSIONS, VIEW_VERSIONS, Version
 from tests.test_layouts import LAYOUTS, read_layout
 from tests.test_parity import OWN, golden_weights
 
@@ -46,6 +49,17 @@ def made_up(config: Path) -> DiffusionEngine:
     """The engine of a YAML; its weights are a function of their names."""
     engine = instantiate_from_config(load_config(config)["model"]).eval().requires_grad_(False)
     return golden_weights(OWN).fill(engine).freeze()
+
+
+def put_small(name: str, case: str, folder: Path, **changes: Any) -> Path:
+    """Put a small model of a golden case's kind in a version's place. Returns its YAML, in `folder`."""
+    config, table = write_config(folder / f"{name}.yaml", case), VIEW_VERSIONS if name in VIEW_VERSIONS else VERSIONS
+
+    class Small(Version):
+        config_path = property(lambda self: config)
+
+    table[name] = Small(**{field.name: getattr(table[name], field.name) for field in fields(Version)} | changes)
+    return config
 
 
 def state_of(engine: DiffusionEngine) -> dict[str, Tensor]:

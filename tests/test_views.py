@@ -237,14 +237,9 @@ def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     monkeypatch.chdir(tmp_path)
 
     def put(name: str, case: str, **changes: Any) -> None:
-        config = small_model.write_config(tmp_path / f"{name}.yaml", case)
         versions = VIEW_VERSIONS if name in VIEW_VERSIONS else VERSIONS
-
-        class Small(Version):
-            config_path = property(lambda self: config)
-
-        row = {field.name: getattr(versions[name], field.name) for field in dataclasses.fields(Version)}
-        monkeypatch.setitem(versions, name, Small(**{**row, **changes}))
+        monkeypatch.setitem(versions, name, versions[name])  # which is put back
+        config = small_model.put_small(name, case, tmp_path, **changes)
         if case not in WEIGHTS:
             WEIGHTS[case] = small_model.state_of(small_model.made_up(config))
         save_file(WEIGHTS[case], tmp_path / f"{name}.safetensors")
@@ -370,12 +365,12 @@ def test_a_lora_is_merged_and_what_of_another_network_s_has_no_place_is_told(
         now = merged(engine.network, loras_of(name, engine.loras), "sv4d2").model.state_dict()
         assert [key for key in base if not torch.equal(base[key], now[key])] == [f"{layer}.weight" for layer in took]
     assert "svd.safetensors: 1 layers of sv4d2 take it; it has no place for" in caplog.text
-    views = generate_views(engine, request.replace(lora="mine:0.5"), clip)
+    views = generate_views(engine, ViewsRequest("sv4d2", frames=3, steps=1, lora="mine:0.5", **SIZE), clip)
     assert [lora["name"] for lora in views[1].settings["sgm"]["loras"]] == ["mine"]
     (temporal := dict(of_svd)).pop(f"{layers[0]}.lora_down.weight")
     save_file(temporal, "svd.safetensors")
     with pytest.raises(UserError, match="is a LoRA that fits no layer of sv4d2"):
-        generate_views(engine, request.replace(lora="svd"), clip)
+        generate_views(engine, ViewsRequest("sv4d2", frames=3, lora="svd", **SIZE), clip)
 
 
 def test_an_actor_of_a_cluster_makes_views(put: Callable[..., None]) -> None:
