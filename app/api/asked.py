@@ -85,7 +85,7 @@ def _decoded(address: Any, name: str) -> bytes:
 def opened(asked: Asked, name: str, sizes: Mapping[tuple[int, int], str] | None = None) -> Image.Image:
     """The picture. sizes: those that are allowed, of JPEG and PNG alone. Raises Refused 400, or PictureError.
 
-    name: of its field. To be called by `work.in_turn`: the largest picture takes a gigabyte while it is read.
+    name: of its field. To be called by `work.started`: the largest picture takes a gigabyte while it is read.
     """
     if not asked.picture:
         raise Refused(400, f"{name}: is required", name)

@@ -81,7 +81,7 @@ def _properties() -> dict[str, Any]:
 )
 async def submit(request: Request) -> JSONResponse:
     form = await asked.read(request, "picture", "last")
-    job = await work.in_turn(_start, form, work.owner_of(request))
+    job = await work.started(_start, form, work.owner_of(request))
     return JSONResponse(state(job), 201, {"location": f"/api/jobs/{job.id}"})
 
 
@@ -92,6 +92,7 @@ def _start(form: asked.Asked, owner: str) -> Job:
         values = {"sampler": "bounded", **({"ends": "last"} if form.last else {}), **values}
     own = asked.settings(values)
     request = VideoRequest(version, **{name: own.get(name, value) for name, value in values.items()})
+    work.check_ready(version)
     last = open_picture(form.last, "last", keep_alpha=True) if form.last else None
     return work.submit(request, asked.opened(form, "picture"), form.name, owner, last)
 

@@ -61,12 +61,13 @@ def _properties() -> dict[str, Any]:
 async def create(request: Request) -> JSONResponse:
     form = await asked.read(request, "input_reference")
     prompt = form.values.pop("prompt", None)
-    job = await work.in_turn(_start, form, work.owner_of(request))
+    job = await work.started(_start, form, work.owner_of(request))
     return JSONResponse(state(job) | ({"prompt": None, "note": _IGNORED} if prompt else {}))
 
 
 def _start(form: asked.Asked, owner: str) -> Job:
     request = _request(form.values)
+    work.check_ready(request.version)
     picture = asked.opened(form, "input_reference")
     return work.submit(request, picture, form.name, owner)
 
