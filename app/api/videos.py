@@ -78,7 +78,7 @@ def _request(values: dict[str, Any]) -> VideoRequest:
     named = {_OTHER_NAMES.get(name, name): value for name, value in values.items()}
     own = asked.settings(named)
     own |= {name: value for name, value in named.items() if name not in own and value is not None}  # which are refused
-    version = asked.version_named(model or best_version())
+    version = asked.version_named(model or own.pop("version", None) or best_version())
     if isinstance(version, str) and version in VERSIONS and seconds and "frames" not in own:
         own["frames"] = _frames(seconds, own.get("fps", VERSIONS[version].fps))
     if size:

@@ -274,6 +274,7 @@ def test_b_by_the_openai_package(server: Server) -> None:
         ({"input_reference": DATA_URL, "colour": "red"}, 400, "colour is not a setting of a video"),
         ({"input_reference": DATA_URL, "steps": [1]}, 400, "steps must be a whole number"),
         ({"input_reference": DATA_URL, "model": ["svd"]}, 400, "version must be one of"),
+        ({"input_reference": DATA_URL, "version": "svd_huge"}, 400, "version must be one of"),  # as in our own API
         ({"input_reference": "aaaa", "model": "stabilityai/stable-video-diffusion-img2vid-xt"}, 422, "svd_xt"),
         ([], 400, "must be a JSON object"),
     ],
