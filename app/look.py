@@ -33,7 +33,8 @@ def when(created: float) -> str:
 def address() -> str:
     """The address of this server's page, by Streamlit's options."""
     scheme = "https" if st.get_option("server.sslCertFile") else "http"
-    host = st.get_option("server.address") or "127.0.0.1"
+    host = str(st.get_option("server.address") or "127.0.0.1")
+    host = f"[{host}]" if ":" in host else host
     path = str(st.get_option("server.baseUrlPath")).strip("/")
     return f"{scheme}://{host}:{st.get_option('server.port')}/{path}".rstrip("/")
 

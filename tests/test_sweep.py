@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import errno
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from sgm import (
     request_of,
 )
 from sgm.cli.making import Countdown
+from sgm.paths import locked
 from sgm.recipe import made_by
 from tests.test_cli import _empty_folder, frames_of, save_picture, sgm  # noqa: F401
 
@@ -190,7 +192,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_sweep_makes_what_sample_makes_and_goes_on_where_it_was() -> None:
+def test_a_sweep_makes_what_sample_makes_and_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, hue in (("a", 0), ("b", 200)):
         save_picture(Path(f"{name}.png"), hue)
     command = ["sweep", "a.png", "b.png", *SMALL[:-2], "--vary", "steps=1,2", "--out", "out", "--reference", "steps=3"]
@@ -242,10 +244,20 @@ def test_a_sweep_makes_what_sample_makes_and_goes_on_where_it_was() -> None:
         1,
         "Error: Another sgm sweep is at work in out: wait for it, or name another folder with --out.",
     )
-    again = sgm(*command)
+    clips[3].rename("made meanwhile.mp4")
+
+    @contextmanager
+    def after_another(*args: Any) -> Iterator[None]:
+        Path("made meanwhile.mp4").rename(clips[3])
+        with locked(*args):
+            yield
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sgm.cli.sweep.locked", after_another)
+        again = sgm(*command)
     assert again.exit_code == 0
     assert not any(map(Path.exists, old))
-    assert "6 clips, 2 of them references, 3 there already; 4 evaluations" in again.stderr
+    assert "6 clips, 2 of them references, 2 there already; 6 evaluations" in again.stderr
     assert (clips[0].read_bytes(), clips[2].read_bytes(), clips[3].stat().st_mtime_ns) == (whole, b"mine", kept)
     assert [row["file"] for row in rows_of(Path("out"))][2] == "clips/b_steps=1-2.mp4"
     assert rows_of(Path("out"))[3] == rows[3]
@@ -257,6 +269,9 @@ def test_a_sweep_makes_what_sample_makes_and_goes_on_where_it_was() -> None:
     other = sgm("sweep", "a.png", *SMALL, "--vary", "seed=1..2", "--out", "out")
     assert other.exit_code == 1
     assert "out holds another sweep" in other.stderr
+    Path("out/sweep.csv").write_text("picture," + "x" * 200_000)
+    damaged = sgm(*command)
+    assert (damaged.exit_code, "sweep.csv, which is damaged" in damaged.stderr) == (1, True)
 
 
 def test_a_sweep_ends_at_a_last_picture_and_knows_it_when_it_goes_on() -> None:

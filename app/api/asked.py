@@ -84,7 +84,7 @@ def _decoded(address: Any, name: str) -> bytes:
 def opened(asked: Asked, name: str, sizes: Mapping[tuple[int, int], str] | None = None) -> Image.Image:
     """The picture. sizes: those that are allowed, of JPEG and PNG alone. Raises Refused 400, or PictureError.
 
-    name: of its field. To be called by `work.in_turn`: the largest picture takes a gigabyte while it is read.
+    name: of its field. To be called by `work.started`: the largest picture takes a gigabyte while it is read.
     """
     content = _content(asked, name)
     if sizes is not None:

@@ -33,7 +33,7 @@ _body = schema.body(
 @router.post("/v1/genai/stabilityai/stable-video-diffusion", openapi_extra=_body, summary="A clip of a picture")
 async def make(request: Request) -> Response:
     form = await asked.read(request, "image")
-    job = await work.in_turn(_start, form, work.owner_of(request))
+    job = await work.started(_start, form, work.owner_of(request))
     try:
         while job.active:
             await asyncio.sleep(_LOOK_EVERY)

@@ -84,7 +84,7 @@ def _properties() -> dict[str, Any]:
 )
 async def submit(request: Request) -> JSONResponse:
     form = await asked.read(request, "picture", "clip", "last")
-    job = await work.in_turn(_start, form, work.owner_of(request))
+    job = await work.started(_start, form, work.owner_of(request))
     return JSONResponse(state(job), 201, {"location": f"/api/jobs/{job.id}"})
 
 
@@ -98,6 +98,7 @@ def _start(form: asked.Asked, owner: str) -> Job:
     given, other = ("clip", "picture") if isinstance(request, ViewsRequest) else ("picture", "clip")
     if other in form.files:
         raise Refused(400, f"{other}: {version} is made of a {given}, not of a {other}", other)
+    work.check_ready(version)
     end = open_picture(last, "last", keep_alpha=True) if last else None
     return work.submit(request, asked.opened_for(request, form, given), form.name, owner, end)
 

@@ -41,7 +41,7 @@ _body = schema.body({name: schema.schema(field) for name, field in FIELDS.items(
 @router.post("/v2alpha/generation/image-to-video", openapi_extra=_body, summary="The same, as older clients ask")
 async def start(request: Request) -> JSONResponse:
     form = await asked.read(request, "image")
-    job = await work.in_turn(_start, form, work.owner_of(request))
+    job = await work.started(_start, form, work.owner_of(request))
     return JSONResponse({"id": work.long_id(job.id)})
 
 

@@ -61,12 +61,13 @@ def _properties() -> dict[str, Any]:
 async def create(request: Request) -> JSONResponse:
     form = await asked.read(request, "input_reference")
     prompt = form.values.pop("prompt", None)
-    job = await work.in_turn(_start, form, work.owner_of(request))
+    job = await work.started(_start, form, work.owner_of(request))
     return JSONResponse(state(job) | ({"prompt": None, "note": _IGNORED} if prompt else {}))
 
 
 def _start(form: asked.Asked, owner: str) -> Job:
     request = _request(form.values)
+    work.check_ready(request.version)
     return work.submit(request, asked.opened_for(request, form, "input_reference"), form.name, owner)
 
 
@@ -76,7 +77,7 @@ def _request(values: dict[str, Any]) -> VideoRequest:
     named = {_OTHER_NAMES.get(name, name): value for name, value in values.items()}
     own = asked.settings(named)
     own |= {name: value for name, value in named.items() if name not in own and value is not None}  # which are refused
-    version = asked.version_named(model or best_version())
+    version = asked.version_named(model or own.pop("version", None) or best_version())
     if isinstance(version, str) and version in ALL_VERSIONS and seconds and "frames" not in own:
         own["frames"] = _frames(seconds, own.get("fps", ALL_VERSIONS[version].fps))
     if size:

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from anyio import CapacityLimiter
@@ -33,9 +33,14 @@ def the_table() -> Table:
         raise Refused(503, str(error)) from error
 
 
-async def in_turn(make: Any, *args: Any) -> Any:
-    """Call a function that reads pictures in a thread, one after the other, while the event loop goes on."""
-    return await run_sync(make, *args, limiter=_one)
+async def started(start: Callable[[asked.Asked, str], Job], form: asked.Asked, owner: str) -> Job:
+    """Call a function that reads a picture and queues a job in a thread, one at a time: the event loop goes on.
+
+    Raises Refused 503 or 429, before anything is read, where no job can be queued.
+    """
+    check_devices()
+    check_room(owner)
+    return await run_sync(start, form, owner, limiter=_one)
 
 
 def check_devices() -> None:
@@ -51,14 +56,19 @@ def check_room(owner: str) -> None:
         raise Refused(429, f"{len(waiting)} jobs wait already: ask again later", headers={"retry-after": "10"})
 
 
+def check_ready(version: str) -> None:
+    """Raise Refused 422 for a version without weights. To be called before a picture is read."""
+    status = version_status(version)
+    if status.state != "ready":
+        how = status.problem or f"run {status.command}"
+        raise Refused(422, f"The weights of {version} are {status.state}: {how}", "model")
+
+
 def submit(request: VideoRequest, picture: Input, name: str, owner: str, last: Image.Image | None = None) -> Job:
     """Queue a job. Raises Refused 503 or 429 where it cannot be, 422 for a version without weights."""
     check_devices()
     check_room(owner)
-    status = version_status(request.version)
-    if status.state != "ready":
-        how = status.problem or f"run {status.command}"
-        raise Refused(422, f"The weights of {request.version} are {status.state}: {how}", "model")
+    check_ready(request.version)
     return the_table().submit(request, picture, name, owner, last=last)
 
 

@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import re
 import reprlib
 import secrets
@@ -26,7 +27,18 @@ from typing import Any
 
 from PIL import Image
 
-from sgm import Clip, Progress, UserError, VideoRequest, ViewsRequest, open_clip, request_class, with_later_fields
+from sgm import (
+    MAX_CELLS,
+    Axis,
+    Clip,
+    Progress,
+    UserError,
+    VideoRequest,
+    ViewsRequest,
+    open_clip,
+    request_class,
+    with_later_fields,
+)
 from sgm.paths import is_file, replacing
 
 log = logging.getLogger(__name__)
@@ -53,6 +65,11 @@ def _is_id_or_none(value: Any) -> bool:
     return isinstance(value, str) and (not value or ID.fullmatch(value) is not None)
 
 
+def _cells(axes: list[str]) -> int:
+    """The number of cells that axes make. Raises an exception of any kind for axes that no sweep has."""
+    return math.prod(len(Axis.parse(axis).values) for axis in axes)
+
+
 # What of a job stands in job.json beside its request, and what it must be. The first three must be there.
 _SAVED: dict[str, Callable[[Any], bool]] = {
     "state": lambda value: value in STATES,
@@ -63,8 +80,8 @@ _SAVED: dict[str, Callable[[Any], bool]] = {
     "parent": _is_id_or_none,
     "group": _is_id_or_none,
     "place": _is_date,
-    "cell": lambda value: type(value) is int and 0 <= value < 1e6,
-    "axes": lambda value: isinstance(value, list) and all(isinstance(axis, str) for axis in value),
+    "cell": lambda value: type(value) is int and 0 <= value < MAX_CELLS,
+    "axes": lambda value: isinstance(value, list) and _cells(value) <= MAX_CELLS,
     "finish": lambda value: isinstance(value, dict),
     "seconds": _is_seconds,
     "ended": _is_date,

@@ -76,20 +76,25 @@ class SweepFolder:
         self._columns = ["picture", *self._axes, *_MEASURES]
         self._stems = _stems(files)
         self._rows: dict[Cell, dict[str, Any]] = {}
-        self._known = self._read()
+        self._known: dict[str, str] = {}
+        self.read()
 
-    def _read(self) -> dict[str, str]:
-        """File -> seconds, by the table as it was left."""
+    def read(self) -> None:
+        """Learn from the table, as it was left, what clips took. Raises UserError as the class does."""
         table = self.out / TABLE
         if not exists(table):
             if other := next((path for path in (self.grid(0, ".mp4"), self.grid(0, ".png")) if exists(path)), None):
                 raise UserError(f"{other} is there, but no {TABLE} beside it: choose another folder, it would be lost.")
-            return {}
-        with refusals_explained(table), table.open(newline="", encoding="utf-8", errors="replace") as file:
-            reader = csv.DictReader(file)
-            if (reader.fieldnames or [])[: len(self._columns)] != self._columns:
-                raise UserError(f"{self.out} holds another sweep, as {table} says: choose another folder.")
-            return {row["file"]: row["seconds"] or "" for row in reader}
+            return
+        try:
+            with refusals_explained(table), table.open(newline="", encoding="utf-8", errors="replace") as file:
+                reader = csv.DictReader(file)
+                same = (reader.fieldnames or [])[: len(self._columns)] == self._columns
+                self._known = {row["file"]: row["seconds"] or "" for row in reader} if same else {}
+        except csv.Error as error:
+            raise UserError(f"{self.out} holds {table}, which is damaged ({error}): remove it.") from error
+        if not same:
+            raise UserError(f"{self.out} holds another sweep, as {table} says: choose another folder.")
 
     def grid(self, page: int, suffix: str) -> Path:
         """The name of a page of the grid, from 0."""

@@ -71,14 +71,20 @@ class Making:
     ) -> None:
         self.folder, self.pictures, self.order, self.compared = folder, pictures, order, compared
         self.price, self.load, self.low_memory = price, load, low_memory
-        self.made = {cell: path for cell, (path, recipe) in places.items() if recipe is not None}
-        self._paths = {cell: path for cell, (path, _) in places.items()}
+        self.made: dict[Cell, Path] = {}
+        self._paths: dict[Cell, Path] = {}
+        self.add_places(places)
         self._said: set[str] = set()  # failures, notes on memory, and pictures that may be the last one, too
         self._engine: Any = None
         self._memo: Memo | None = None
         todo = [cell for cell in order if cell not in self.made]
         loads = {cell.request.version: price(cell)[1] for cell in todo}
         self._countdown = Countdown(sum(price(cell)[0] for cell in todo) + sum(loads.values()))
+
+    def add_places(self, places: Mapping[Cell, tuple[Path, dict[str, Any] | None]]) -> None:
+        """Note cells' files, and their recipes where they are made."""
+        self.made |= {cell: path for cell, (path, recipe) in places.items() if recipe is not None}
+        self._paths |= {cell: path for cell, (path, _) in places.items()}
 
     @property
     def seconds(self) -> float:

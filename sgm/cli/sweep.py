@@ -121,7 +121,11 @@ def sweep(
     opened = Pictures(background_model, goal)
     folder = SweepFolder(out, plan.axes, plan.files, opened)
     extra = set(order) - set(plan.cells)
-    places = {cell: folder.find(cell, reference=cell in extra) for cell in order}
+
+    def found(cells: Iterable[Cell]) -> dict[Cell, tuple[Path, dict[str, Any] | None]]:
+        return {cell: folder.find(cell, reference=cell in extra) for cell in cells}
+
+    places = found(order)
     weights: dict[str, Any] = {"checkpoint": checkpoint, "base": base, "loras": ctx.meta["loras"]}
     load = partial(load_engine, **weights, device=device, gpus=gpus, dtype=kind)
     price = partial(_price, device=target.type)
@@ -145,6 +149,8 @@ def sweep(
     busy = f"Another sgm sweep is at work in {out}: wait for it, or name another folder with --out."
     with locked(out / ".sweep.lock", busy, "--out"):
         try:
+            folder.read()  # another process may have been at work until now
+            making.add_places(found(cell for cell in order if cell not in making.made))
             making.run(plan.cells)
             making.draw(grid_pages(plan.cells, plan.axes, [path.name for path in plan.files]), _title(plan))
         except KeyboardInterrupt:
