@@ -37,7 +37,7 @@ from tests.small_model import made_up
 from tests.test_lora import evaluated
 from tests.test_parity import error
 
-pytest.importorskip("lightning", reason="training needs lightning: python -m pip install -e '.[train]'")
+lightning = pytest.importorskip("lightning", reason="training needs lightning: python -m pip install -e '.[train]'")
 
 from sgm.training import run
 from sgm.training.checkpoints import WholeCheckpoints
@@ -349,7 +349,9 @@ def test_what_saves_memory_changes_no_gradient(lora: tuple[Path, list[str]], tmp
     engine = instantiate_from_config(load_config(config["model"])["model"])
     load_weights(engine, config["init"], torch.device("cpu"), torch.float32)
     task = LoraTask(engine, config["data"], config["train"])
+    task.trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     task.setup("fit")
+    task.trainer = None  # which would want to log
     for parameter in task.trained():
         parameter.data = 0.05 * torch.randn_like(parameter)
 
@@ -449,12 +451,25 @@ def test_a_run_that_is_stopped_and_goes_on_makes_the_steps_of_an_unbroken_one(
         assert f"The training was ended at step 12 ({why}); the same command goes on from" in stopped.stderr
     assert signal.getsignal(signal.SIGTERM) == before
     assert steps_done(broken) == 12  # 10, and four batches of which two make a step
+    sharded = tmp_path / "sharded"
+    shutil.copytree(broken, sharded)
     run(TRAINING / "svd_lora.yaml", [*how, *more, f"out={broken}"])
     assert losses == unbroken
     assert len(losses) == 8
     one, other = (torch.load(out / "last.ckpt", weights_only=True) for out in (whole, broken))
     for part in ("state_dict", "ema", "optimizer_states", "lr_schedulers"):
         torch.testing.assert_close(other[part], one[part], rtol=0, atol=0)
+
+    # With weights and states divided (here over a single process), from a checkpoint of a training without.
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)  # Lightning's, undone afterwards
+    run(TRAINING / "svd_lora.yaml", [*how, *more, f"out={sharded}", "sample.pictures=null", "train.strategy=fsdp"])
+    torch.distributed.destroy_process_group()
+    divided = torch.load(sharded / "last.ckpt", weights_only=True)
+    for part in ("state_dict", "ema", "optimizer_states", "lr_schedulers"):
+        torch.testing.assert_close(divided[part], one[part])
+    for name, value in load_file(sharded / "sharded.safetensors").items():
+        torch.testing.assert_close(value, load_file(whole / "whole.safetensors")[name])
 
     log = broken / "log"
     with (log / "metrics.csv").open() as file:

@@ -44,6 +44,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     from sgm.training.lora import LoraTask
     from sgm.training.optimizers import check as check_optimizer
     from sgm.training.samples import Samples
+    from sgm.training.sharding import Sharded
     from sgm.training.tasks import TASKS
     from sgm.training.thrift import halve
     from sgm.weights import load_weights
@@ -60,20 +61,25 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     samples = [Samples(out / "log" / "samples", config, model, limit)] if config["sample"]["pictures"] else []
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(train["seed"])
-    engine = instantiate_from_config(load_config(model)["model"])
-    if config["init"]:
-        load_weights(engine, config["init"], torch.device("cpu"), torch.float32)
-    with config_errors(config_path):
-        task = {**TASKS, "lora": LoraTask}[config["task"]](engine, config["data"], train)
-    last = out / "last.ckpt"
-    if config["init"]:
-        halve(engine, train["precision"])
+    sharded = train["strategy"] == "fsdp"
+
+    def build() -> Task:
+        engine = instantiate_from_config(load_config(model)["model"])
+        if config["init"]:
+            load_weights(engine, config["init"], torch.device("cpu"), torch.float32)
+        with config_errors(config_path):
+            task = {**TASKS, "lora": LoraTask}[config["task"]](engine, config["data"], train)
+        if config["init"] and not sharded:
+            halve(engine, train["precision"])
+        return task
+
+    last, task = out / "last.ckpt", build()
     steps = _check_checkpoint(last, task) if exists(last) else 0
     out.mkdir(parents=True, exist_ok=True)
     trainer = lightning.Trainer(
         accelerator="auto" if gpus else "cpu",
         devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        strategy=Sharded(devices) if sharded else "ddp" if devices > 1 else "auto",
         precision=train["precision"],
         max_steps=train["steps"] or -1,
         max_epochs=-1,
@@ -101,6 +107,11 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     trainer.save_checkpoint(last, weights_only=False)
     path = task.result(out, model)
     if trainer.is_global_zero:
+        if sharded:
+            task = build()
+            saved = torch.load(last, map_location="cpu", weights_only=True)
+            task.load_state_dict(saved["state_dict"], strict=False)
+            task.trainer, task.ema = trainer, saved["ema"]
         task.to("cuda" if gpus else "cpu")
         task.finish()
         with writes_explained(path), replacing(path) as unfinished:

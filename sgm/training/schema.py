@@ -161,6 +161,7 @@ _SETTINGS: dict[str, _Setting] = {
     "train.time_limit": _number(0.001, 1e6, None),  # minutes of this process
     "train.seed": _whole(0, 2**63 - 1, 0),
     "train.devices": _whole(1, 1024, None),
+    "train.strategy": _one_of("ddp", "fsdp", default="ddp"),
     "train.batch": _whole(1, 65536),
     "train.accumulate": _whole(1, 65536, 1),
     "train.lr": _number(1e-12, 10),
@@ -254,6 +255,9 @@ def _check_together(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"data.canvas must be at least data.height and data.width; got {list(data['canvas'])}.")
     if config["task"] == "autoencoder" and config["sample"]["pictures"]:
         raise ConfigError("sample.pictures is set, but an autoencoder alone makes no clips: leave it null here.")
+    if train["strategy"] == "fsdp" and (config["task"] == "autoencoder" or config["sample"]["pictures"]):
+        what = "an autoencoder's training" if config["task"] == "autoencoder" else "sample.pictures"
+        raise ConfigError(f"train.strategy fsdp divides the video network and does not go with {what}: take ddp.")
     if config["task"] == "lora" and config["init"] is None:
         raise ConfigError("A LoRA changes weights that are there: set init to the file of these.")
     if config["task"] != "autoencoder":

@@ -29,6 +29,7 @@ from sgm.training.data import ClipBatch, PictureClips, join
 from sgm.training.logs import log
 from sgm.training.optimizers import optimizer, schedule
 from sgm.training.perceptual import PerceptualDistance
+from sgm.training.sharding import divided, shard, whole
 from sgm.training.thrift import park, recompute
 from sgm.weights import load_weights, to_channels_last
 
@@ -112,7 +113,7 @@ class Task(lightning.LightningModule):
         self.started, self.course = time.monotonic() - self.seconds, Course()
         if not self.ema and self.train_config["ema"]:
             self.ema = [p.detach().clone() for p in self.trained()]
-        self.ema = [value.to(self.device) for value in self.ema]
+        self.ema = [divided(value, p) for value, p in zip(self.ema, self.trained(), strict=True)] if self.ema else []
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         config = self.train_config
@@ -159,7 +160,7 @@ class Task(lightning.LightningModule):
         if not all(bool(parameter.isfinite().all()) for parameter in self.trained()):
             raise self._diverged(f"After step {self.global_step} a weight is no number")
         checkpoint["optimizer"] = self.train_config["optimizer"]["target"]
-        checkpoint["ema"], checkpoint["seconds"] = self.ema, time.monotonic() - self.started
+        checkpoint["ema"], checkpoint["seconds"] = whole(self.ema), time.monotonic() - self.started
         trained = {id(p) for p in self.trained()}
         names = {name for name, p in self.named_parameters() if id(p) in trained}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in names}
@@ -175,13 +176,13 @@ class Task(lightning.LightningModule):
         """Write the result. config: the whole training config. What is frozen comes from `init` as it is there."""
         if config["init"] is None:
             return save_engine(self.engine, str(path))
-        whole = build_engine(config["model"])
-        load_weights(whole, config["init"], torch.device("cpu"), torch.float16)
+        engine = build_engine(config["model"])
+        load_weights(engine, config["init"], torch.device("cpu"), torch.float16)
         trained = {id(parameter) for parameter in self.trained()}
         for name, parameter in self.engine.named_parameters():
             if id(parameter) in trained:
-                whole.get_parameter(name).copy_(parameter.detach())
-        save_engine(whole, str(path))
+                engine.get_parameter(name).copy_(parameter.detach())
+        save_engine(engine, str(path))
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -372,6 +373,10 @@ class VideoTask(Task):
     def on_train_start(self) -> None:
         super().on_train_start()
         park(self.engine.first_stage_model.decoder)
+
+    def configure_model(self) -> None:
+        if self._device_mesh is not None:  # with train.strategy=fsdp
+            shard(self.engine.model.diffusion_model, self._device_mesh["data_parallel"])
 
     def embedder(self, key: str) -> Any:
         return self.conditioner.embedders[self.conditioner.input_keys.index(key)]
