@@ -129,7 +129,7 @@ def _remark(row: Row, size: tuple[int, int]) -> str:
     remarks += ["uneven"] if row.variable else []
     remarks += ["HDR"] if row.hdr else []
     if not row.left_out and (scale := _scale(row, size)) > 1.01:
-        remarks.append(f"scaled up {scale:.1f}×")
+        remarks.append(f"{scale:.1f}× up")
     return ", ".join(remarks)
 
 

@@ -114,7 +114,7 @@ def _cuts(changes: Sequence[float], around: Sequence[float]) -> np.ndarray:
     cuts = np.zeros(len(changes), bool)
     for i, change in enumerate(changes):
         near = [*changes[max(i - _NEAR, 0) : i], *changes[i + 1 : i + 1 + _NEAR]]
-        lasts = i >= len(around) or around[i] >= _CHANGE
+        lasts = i >= len(around) or around[i] >= change / 2
         cuts[i] = change >= _CHANGE and lasts and change >= _SPIKE * (median(near) if near else 0)
     return cuts
 
