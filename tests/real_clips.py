@@ -25,7 +25,7 @@ def write_clip(
     path: Path, frames: np.ndarray, times: Sequence[float] | float = 30.0, codec: str = "libx264", **options: str
 ) -> Path:
     """Write frames at their times, or at so many a second."""
-    ticks = [i / times for i in range(len(frames))] if isinstance(times, float) else times
+    ticks = times if isinstance(times, Sequence) else [i / times for i in range(len(frames))]
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=30, options={"preset": "ultrafast", "crf": "18", **options})
         stream.height, stream.width = frames.shape[1:3]

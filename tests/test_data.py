@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections import Counter
@@ -74,7 +75,7 @@ def test_what_lies_in_a_folder(folder: Path) -> None:
     rows = {row["clip"]: row for row in told["clips"]}
     assert {name: row["left_out"] for name, row in rows.items() if row["left_out"]} == LEFT_OUT
     assert told["left_out"] == Counter(LEFT_OUT.values())
-    assert rows["pan, again.mp4"]["copy_of"] == "in/pan [1].mp4"
+    assert rows["pan, again.mp4"]["copy_of"] == "in/pan [1].mp4"  # whose own name is shorter
     assert {name for name, row in rows.items() if row["like"]} == {"small.mp4"}
     pan, turned, uneven, quick = (rows[f"{name}.mp4"] for name in ("in/pan [1]", "turned", "uneven", "quick"))
     assert [pan[key] for key in ("width", "height", "frames", "samples")] == [112, 64, 24, 3]
@@ -96,7 +97,7 @@ def test_the_report_and_the_table_for_programs(folder: Path, tmp_path: Path) -> 
     assert "\x1b" not in done.stdout
     assert "trained on  7 clips: 20 samples of 8 frames, 1024×576" in done.stdout
     assert "left out    1 clip: they cannot be read" in done.stdout
-    for name, remark in (("in/pan [1].mp4", ""), ("pan, again.mp4", "copy of in/pan [1].mp4"), ("still.mp4", "stands")):
+    for name, remark in (("in/pan [1].mp4", ""), ("pan, again.mp4", "copy of"), ("still.mp4", "stands")):
         (line,) = (line for line in done.stdout.splitlines() if line.startswith(name))
         assert remark in line
     rows = list(csv.DictReader(io.StringIO((tmp_path / "clips.csv").read_text())))
@@ -209,6 +210,19 @@ def test_clips_are_split_at_their_cuts_and_the_source_stays(folder: Path, tmp_pa
     again = sgm("data", folder / "in", "--frames", FRAMES, "--split", tmp_path / "split")
     assert f"{tmp_path / 'split-2'}: 1 clips as they are" in again.stderr
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_split_for_which_the_disk_has_no_room_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has no limit on a file's size")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        done = sgm("data", folder, "--frames", FRAMES, "--split", tmp_path / "split")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert done.exit_code == 1
+    assert re.search(r"split.* cannot be written \(.*make room or choose another place", done.stderr)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def histogram(rows: Iterable[Row]) -> list[tuple[int, int | None, int]]:
     return [(i * _BIN, (i + 1) * _BIN if i < _BINS - 1 else None, counts[i]) for i in range(_BINS)]
 
 
-def report(folder: Path, rows: Sequence[Row], frames: int, size: tuple[int, int]) -> str:
-    """For people: as wide as the terminal. frames, size: of a sample, (height, width)."""
+def report(folder: Path, rows: Sequence[Row], frames: int, size: tuple[int, int], split: bool = False) -> str:
+    """For people: as wide as the terminal. frames, size: of a sample, (height, width). split: cuts have been split."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -49,7 +49,7 @@ def report(folder: Path, rows: Sequence[Row], frames: int, size: tuple[int, int]
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(no_wrap=True)
     facts.add_column()
-    for name, text in _facts(folder, rows, frames, size):
+    for name, text in _facts(rows, frames, size, "" if split else f": sgm data {printable(folder)} --split FOLDER"):
         facts.add_row(name, text)
     console.print(facts)
     kept = [row for row in rows if not row.left_out]
@@ -74,8 +74,8 @@ def report(folder: Path, rows: Sequence[Row], frames: int, size: tuple[int, int]
     return "\n".join(line.rstrip() for line in file.getvalue().rstrip().splitlines())
 
 
-def _facts(folder: Path, rows: Sequence[Row], frames: int, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
-    """What is to be said of all clips, line by line: a name and a text."""
+def _facts(rows: Sequence[Row], frames: int, size: tuple[int, int], about_cuts: str) -> Iterator[tuple[str, str]]:
+    """What is to be said of all clips, line by line: a name and a text. about_cuts: what can be done with them."""
     from sgm.training.checks import FASTEST, REASONS
 
     kept = [row for row in rows if not row.left_out]
@@ -104,8 +104,7 @@ def _facts(folder: Path, rows: Sequence[Row], frames: int, size: tuple[int, int]
     if near := sum(bool(row.like) for row in kept):
         yield "alike", f"{_count(near, 'clip')}: they look like another; delete one of two"
     if cuts := sum(len(row.cuts) for row in rows):
-        clips = _count(sum(bool(row.cuts) for row in rows), "clip")
-        yield "cuts", f"{cuts} in {clips}: sgm data {printable(folder)} --split FOLDER"
+        yield "cuts", f"{cuts} in {_count(sum(bool(row.cuts) for row in rows), 'clip')}{about_cuts}"
 
 
 def _cells(row: Row) -> list[str]:

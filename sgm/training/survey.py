@@ -99,7 +99,7 @@ def survey(
             row, future = waiting.popleft()
             while not wait([future], 0.2).done:
                 show(f"clip {len(rows) + 1}", sum(done.copy().values()) / max(total, 1))
-            if (mark := future.result()) is not None:
+            if (mark := future.result()) is not None and not row.left_out:
                 marks.append((row, mark))
 
         try:
