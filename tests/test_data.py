@@ -133,7 +133,7 @@ def test_of_a_long_clip_no_more_is_decoded_than_a_sample(tmp_path: Path, monkeyp
     monkeypatch.setattr("sgm.media.reading.Video._upright", lambda *args: (read.append(1), upright(*args))[1])
     batch = clips.draw(3, FRAMES, CPU)
     assert batch.video.shape == (3, FRAMES, 3, *SIZE)
-    assert len(read) == 3 * (3 * (FRAMES - 1) + 1)
+    assert 3 * FRAMES <= len(read) <= 3 * (3 * (FRAMES - 1) + 1)
     assert sgm("data", tmp_path, "--frames", FRAMES, "--seconds", 2, "--csv", "-").stdout.count("long.mp4") == 1
     assert len(read) < 150
 

@@ -88,8 +88,8 @@ def _facts(rows: Sequence[Row], frames: int, size: tuple[int, int], about_cuts: 
         more = f", and {len(sizes) - _MOST_SIZES} more" if len(sizes) > _MOST_SIZES else ""
         yield "sizes", ", ".join(f"{w}×{h} ({count})" for (w, h), count in sizes[:_MOST_SIZES]) + more
         for name, values in (("seconds", [row.seconds for row in read]), ("fps", [row.fps for row in read])):
-            low, high = f"{min(values):.4g}", f"{max(values):.4g}"
-            yield name, low if low == high else f"{low} to {high}, median {median(values):.4g}"
+            low, middle, high = (f"{value:.5g}" for value in (min(values), median(values), max(values)))
+            yield name, low if low == high else f"{low} to {high}, median {middle}"
     if uneven := sum(row.variable for row in kept):
         yield (
             "uneven",
