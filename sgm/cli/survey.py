@@ -21,6 +21,7 @@ _BIN, _BINS = 32, 8  # motion buckets in a bar of the histogram, and bars; the l
 _BAR = 30  # columns of the longest bar
 _MOST_ROWS = 24  # of the table of clips
 _MOST_SIZES = 6
+_MOST_CROPPED = 2 / 3  # of the picture
 _REMARKS = {"unreadable": "cannot be read", "short": "too short", "slow": "too few frames a second", "black": "black"}
 _REMARKS |= {"frozen": "stands still", "cut": "no long piece between cuts"}
 
@@ -101,6 +102,8 @@ def _facts(rows: Sequence[Row], frames: int, size: tuple[int, int], about_cuts: 
         yield "HDR", f"{_count(hdr, 'clip')}: brought into the usual range"
     if scaled := sum(_scale(row, size) > 1.01 for row in kept):
         yield "scaled up", f"{_count(scaled, 'clip')} smaller than {size[1]}×{size[0]}"
+    if cropped := sum(_seen(row, size) < _MOST_CROPPED for row in kept):
+        yield "cropped", f"{_count(cropped, 'clip')}, of which less than two thirds of the picture is seen"
     if near := sum(bool(row.like) for row in kept):
         yield "alike", f"{_count(near, 'clip')}: they look like another; delete one of two"
     if cuts := sum(len(row.cuts) for row in rows):
@@ -135,6 +138,11 @@ def _remark(row: Row, size: tuple[int, int]) -> str:
 def _scale(row: Row, size: tuple[int, int]) -> float:
     """How much larger a clip becomes, to cover (height, width)."""
     return max(size[0] / row.height, size[1] / row.width)
+
+
+def _seen(row: Row, size: tuple[int, int]) -> float:
+    """The share of a clip's picture that is left when it is cropped to (height, width)."""
+    return size[0] * size[1] / _scale(row, size) ** 2 / (row.width * row.height)
 
 
 def _count(number: int, what: str) -> str:
