@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -26,11 +26,12 @@ class ConfigError(UserError):
     """A config that cannot be read, or that names an unknown target."""
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load_config(path: str | Path, overrides: Sequence[str] = (), more: Sequence[str] = ()) -> dict[str, Any]:
     """Read a YAML, merge `a.b=value` overrides into it, put values in place of references, and check every `target`.
 
     A YAML may say `base: OTHER.yaml`, a file beside it, into which it is merged. A reference is `${a.b}`, or `${.b}`
-    for a key beside its own; omegaconf's resolvers, such as `${oc.env:HOME}`, are refused.
+    for a key beside its own; omegaconf's resolvers, such as `${oc.env:HOME}`, are refused. more: targets that it
+    may name beside those of `sgm.targets`.
 
     Raises ConfigError with the file's name when it is missing, no regular file, larger than 256 KiB, not YAML, without
     the key `model`, or names an unknown target; and for an override that cannot be read.
@@ -62,8 +63,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         reason = _one_line(error) if isinstance(error, OmegaConfBaseException) else reason_of(error)
         raise ConfigError(f"{path} cannot be read as a config: {reason}") from error
     for location, target in _targets(plain):
-        if target not in TARGETS:
-            raise ConfigError(f"{path}: {_unknown(target, location)}")
+        if target not in TARGETS and target not in more:
+            raise ConfigError(f"{path}: {_unknown(target, location, [*more, *TARGETS])}")
     return {str(key): value for key, value in plain.items()}
 
 
@@ -194,9 +195,9 @@ def _one_line(error: Exception) -> str:
     return printable(" ".join(str(error).split()), 400) or type(error).__name__
 
 
-def _unknown(target: str, location: str) -> str:
+def _unknown(target: str, location: str, targets: Iterable[str] = TARGETS) -> str:
     name = target.rsplit(".", 1)[-1]
-    by_name = {known.rsplit(".", 1)[-1]: known for known in TARGETS}
+    by_name = {known.rsplit(".", 1)[-1]: known for known in targets}
     near = difflib.get_close_matches(name, by_name, n=3, cutoff=0.5)
     hint = f"Near it: {', '.join(by_name[n] for n in near)}." if near else f"Known: {', '.join(sorted(by_name))}."
     return f"{location} is {shown(target)}, which is not a known target. {hint}"

@@ -31,7 +31,7 @@ from sgm.unet.wrapper import OpenAIWrapper
 from sgm.versions import ALL_VERSIONS
 from sgm.weights import WeightsError, load_weights, open_weights, quick_hash, shapes_of
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _MOST_PARTS, _MOST_VALUES = 20_000, 10**11  # of a model that is built: modules and tensors; numbers in them
 
 
@@ -186,16 +186,14 @@ def load_engine(
     path, base_path = _paths(version, checkpoint, base)
     target = choose_device(device)
     dtype = dtype or default_dtype(target)
-    if dtype not in _DTYPES:
-        raise UserError(f"dtype '{dtype}' is unknown; choose one of {', '.join(_DTYPES)}.")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype '{dtype}' is unknown; choose one of {', '.join(DTYPES)}.")
     files = {"checkpoint": path.absolute(), "base": None if base is None else user_path(base).absolute()}
     ranks = start_ranks(target, gpus, {"version": version, "dtype": dtype, **files})
     engine = unfilled or build_engine(ALL_VERSIONS[version].config_path)
-    used = load_weights(engine, path, target, _DTYPES[dtype], base=base_path, on_progress=on_progress)
+    used = load_weights(engine, path, target, DTYPES[dtype], base=base_path, on_progress=on_progress)
     _check_base(path, base, used)
-    for embedder in engine.conditioner.embedders:
-        if _DTYPES[dtype] is torch.float16 and hasattr(embedder, "encoder"):
-            embedder.encoder.float()  # an image encoder overflows float16
+    widen_encoders(engine, DTYPES[dtype])
     engine.version = version
     engine.weights = quick_hash(path)
     if used is not None:
@@ -275,6 +273,13 @@ def build_engine(config: str | Path, overrides: tuple[str, ...] = ()) -> Diffusi
     if not isinstance(engine, DiffusionEngine):
         raise ConfigError(f"{config}: model.target is {model['target']}, which is no DiffusionEngine.")
     return engine.eval().requires_grad_(False)
+
+
+def widen_encoders(engine: DiffusionEngine, dtype: torch.dtype) -> None:
+    """Have the image encoders of a model in float16 compute in float32: they overflow float16."""
+    for embedder in engine.conditioner.embedders:
+        if dtype is torch.float16 and hasattr(embedder, "encoder"):
+            embedder.encoder.float()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from sgm import (
     UserError,
@@ -27,6 +28,7 @@ from sgm import (
     write_frames,
     write_video,
 )
+from sgm.cli.commands import cli
 from sgm.config import instantiate_from_config, load_config
 from sgm.engine import build_engine
 from sgm.fast.unet import FastUNet
@@ -41,14 +43,17 @@ from tests.test_parity import error
 pytest.importorskip("lightning", reason="training needs lightning: python -m pip install -e '.[train]'")
 
 from sgm.training import run
-from sgm.training.checkpoints import Stopped, WholeCheckpoints
+from sgm.training.checkpoints import WholeCheckpoints
 from sgm.training.clips import FolderClips, open_clips
 from sgm.training.data import PictureClips
 from sgm.training.lora import LoraTask
 from sgm.training.schema import read_training_config
 from sgm.training.tasks import flicker, save_engine
+from sgm.training.thrift import halve, recompute
+from sgm.unet.unet import Block
 
 GOLDENS = Path(__file__).parent / "data" / "goldens"
+ADAM = "train.optimizer={target: torch.optim.Adam"
 SAMPLES = bundle() / "app" / "samples"
 TRAINING = bundle() / "configs" / "training"
 TINY = [
@@ -156,6 +161,12 @@ def test_a_checkpoint_is_not_gone_on_with(kind: str, data: list[str], autoencode
         ("init=none.safetensors", "There are no weights to start from at none.safetensors"),
         ("model=none.yaml", "There is no config of a model at none.yaml"),
         ("train.perceptual=none.npz", "There is no file none.npz"),
+        ("sample.pictures=none.png", "There is no picture or folder none.png: set sample.pictures"),
+        ("train.optimizer.target=torch.optim.AdamX", "not a known target. Near it: torch.optim.Adam"),
+        ("train.optimizer={target: torch.nn.Identity}", "train.optimizer.target must be one of torch.optim.AdamW"),
+        (f"{ADAM}, params: {{lr: 1}}}}", "train.optimizer.params has lr: set train.lr instead"),
+        (f"{ADAM}, more: 1}}", "with target and params, itself a mapping; got the key more"),
+        ("train.time_limit=0", "train.time_limit must be a number from"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(override: str, said: str, tmp_path: Path) -> None:
@@ -333,6 +344,34 @@ def test_a_lora_of_strength_1_is_the_trained_network_and_of_strength_0_the_base(
     assert alone is base.network
 
 
+def test_what_saves_memory_changes_no_gradient(lora: tuple[Path, list[str]], tmp_path: Path) -> None:
+    config = read_training_config(TRAINING / "svd_lora.yaml", [*lora[1], f"out={tmp_path}", "train.steps=1"])
+    engine = instantiate_from_config(load_config(config["model"])["model"])
+    load_weights(engine, config["init"], torch.device("cpu"), torch.float32)
+    task = LoraTask(engine, config["data"], config["train"])
+    task.setup("fit")
+    for parameter in task.trained():
+        parameter.data = 0.05 * torch.randn_like(parameter)
+
+    def step() -> list[torch.Tensor]:
+        task.pool.clear()
+        task.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = task.training_step(0, 0)
+        loss.backward()
+        return [loss.detach(), *(parameter.grad.clone() for parameter in task.trained() if parameter.grad is not None)]
+
+    want, network = step(), engine.model.diffusion_model
+    assert len(want) == len(task.trained()) + 1
+    halve(engine, "bf16-mixed")
+    assert network.input_blocks[0][0].weight.dtype is torch.bfloat16
+    assert {parameter.dtype for parameter in task.trained()} == {torch.float32}
+    recompute(network, 0.4)
+    assert {block.use_checkpoint for block in network.modules() if isinstance(block, Block)} == {True, False}
+    config["train"]["fresh"] = 0  # the pool is filled once
+    assert all(torch.equal(one, other) for one, other in zip(step(), want, strict=True))
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -342,6 +381,10 @@ def test_a_lora_of_strength_1_is_the_trained_network_and_of_strength_0_the_base(
         ("init=none.safetensors", "There are no weights to start from at none.safetensors"),
         ("data.folder=none", "There is no folder none: set data.clips to a folder of your clips"),
         ("data.folder=empty", "empty holds no clips that can be read: name the folder that holds them"),
+        ("sample.pictures=empty", "empty holds no pictures that can be read"),
+        (f"{ADAM}, params: {{beta: 1}}}}", "has 'beta', which torch.optim.Adam does not take; it takes lr, betas"),
+        (f"{ADAM}, params: {{betas: [2, 2]}}}}", "torch.optim.Adam cannot be made of these params: Invalid beta"),
+        ("train.schedule={target: torch.optim.lr_scheduler.StepLR}", "missing 1 required positional argument"),
     ],
 )
 def test_a_wrong_setting_of_a_lora_is_one_sentence(
@@ -370,9 +413,12 @@ def test_a_loss_that_is_no_number_ends_the_training_and_the_last_checkpoint_stay
 
 
 def test_a_run_that_is_stopped_and_goes_on_makes_the_steps_of_an_unbroken_one(
-    lora: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lora: tuple[Path, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Stopped by SIGTERM among the batches of a step; the course is logged."""
+    """Stopped by SIGTERM among the batches of a step, and with samples, which the other makes none of."""
     path, how = lora
     whole, broken, step = tmp_path / "whole", tmp_path / "broken", LoraTask.training_step
     for out in (whole, broken):
@@ -389,26 +435,40 @@ def test_a_run_that_is_stopped_and_goes_on_makes_the_steps_of_an_unbroken_one(
 
     monkeypatch.setattr(LoraTask, "training_step", watched)
     monkeypatch.setattr("sgm.training.tasks._LOG_EVERY", 2)
-    more = ["train.steps=14", "train.accumulate=2", "train.ema=0.9", "dropout=0.2", "train.decay=0.9", "train.batch=2"]
+    more = ["train.steps=14", "train.accumulate=2", "train.ema=0.9", "dropout=0.2", "train.batch=2"]
+    more += ["train.schedule.target=torch.optim.lr_scheduler.CosineAnnealingLR", "train.schedule.params={T_max: 4}"]
     run(TRAINING / "svd_lora.yaml", [*how, *more, f"out={whole}"])
     unbroken, stop_at = losses.copy(), 3
     losses.clear()
+    more += [f"sample.pictures={SAMPLES / 'kitten.jpg'}", "sample.steps=1"]
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped, match=r"ended at step 12 \(SIGTERM\); the same command goes on from .*last.ckpt"):
-        run(TRAINING / "svd_lora.yaml", [*how, *more, f"out={broken}"])
+    for limit, why in (("9", "SIGTERM"), ("0.001", "its time limit")):
+        command = ["train", str(TRAINING / "svd_lora.yaml"), *how, *more, f"out={broken}", "--time-limit", limit]
+        stopped = CliRunner().invoke(cli, command)
+        assert stopped.exit_code == 75, stopped.output
+        assert f"The training was ended at step 12 ({why}); the same command goes on from" in stopped.stderr
     assert signal.getsignal(signal.SIGTERM) == before
     assert steps_done(broken) == 12  # 10, and four batches of which two make a step
     run(TRAINING / "svd_lora.yaml", [*how, *more, f"out={broken}"])
     assert losses == unbroken
     assert len(losses) == 8
     one, other = (torch.load(out / "last.ckpt", weights_only=True) for out in (whole, broken))
-    for part in ("state_dict", "ema", "optimizer_states"):
+    for part in ("state_dict", "ema", "optimizer_states", "lr_schedulers"):
         torch.testing.assert_close(other[part], one[part], rtol=0, atol=0)
 
-    with (broken / "log" / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["lr"]]
-    assert float(rows[-1]["clips_per_second"]) > 0
-    assert any(float(row[name]) > 0 for row in rows for name in row if name.startswith("loss_to_sigma_") and row[name])
+    log = broken / "log"
+    with (log / "metrics.csv").open() as file:
+        rows = {int(row["step"]): row for row in csv.DictReader(file)}
+    assert list(rows) == [10, 11, 12, 13, 14]  # each once, those before the stop among them
+    assert float(rows[14]["clips_per_second"]) > 0
+    assert any(float(rows[14][name] or 0) > 0 for name in rows[14] if name.startswith("loss_to_sigma_"))
+    assert all(float(rows[step]["sample_hold"]) > 0 for step in (10, 12, 14))
+    sampled = ["0000010", "0000012", "0000014"]
+    assert sorted(path.name for path in (log / "samples").iterdir()) == sorted(
+        [f"{step}{end}" for step in sampled for end in (".png", "-kitten.mp4")]
+    )
+    assert "Step 14: 1 sampled in" in caplog.text
+    assert list(log.glob("events.out.tfevents.*"))
 
 
 def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path: Path) -> None:

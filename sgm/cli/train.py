@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -24,9 +25,19 @@ def train(
             show_default=False,
         ),
     ],
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            help="Minutes after which a checkpoint is written and the command ends, with exit code 75, as on SIGTERM.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train a model; goes on from the last checkpoint when there is one."""
+    began = time.monotonic()
     overrides = [text for text in arguments if "=" in text]
+    if time_limit is not None:
+        overrides.append(f"train.time_limit={time_limit}")
     paths = [text for text in arguments if "=" not in text]
     with errors_as_sentences(code=2):
         if not paths:
@@ -52,6 +63,8 @@ def train(
     if len(paths) > 1:  # each in a process of its own, since training on several GPUs starts the command again
         for path in paths:
             # By its path, since `-m` would import from the current folder first.
+            if time_limit is not None:
+                overrides[-1] = f"train.time_limit={max(time_limit - (time.monotonic() - began) / 60, 0.001)}"
             command = [sys.executable, str(Path(__file__).with_name("__main__.py")), "train", path, *overrides]
             with subprocess.Popen(command) as child:
                 try:

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,19 +30,23 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """
     began = time.monotonic()
     config = read_training_config(config_path, overrides)
-    model = _check_places(config)
+    model = config["model"] = _check_places(config)
     if not (every := os.environ.get("SGM_PROGRESS_EVERY") or "20").isdecimal():
         raise UserError(f"SGM_PROGRESS_EVERY must be a number of steps; got {shown(every)}.")
 
     import lightning
     import torch
     from lightning.pytorch.callbacks import TQDMProgressBar
-    from lightning.pytorch.loggers import CSVLogger
 
     from sgm.config import config_errors, instantiate_from_config, load_config
     from sgm.training.checkpoints import Saving, WholeCheckpoints
+    from sgm.training.logs import loggers
     from sgm.training.lora import LoraTask
+    from sgm.training.optimizers import check as check_optimizer
+    from sgm.training.samples import Samples
+    from sgm.training.sharding import Sharded
     from sgm.training.tasks import TASKS
+    from sgm.training.thrift import halve
     from sgm.weights import load_weights
 
     out, train = config["out"], config["train"]
@@ -50,20 +55,31 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     devices = train["devices"] or max(gpus, 1)
     if gpus and devices > gpus:
         raise UserError(f"train.devices is {devices}, but there are {gpus} GPUs: give that many at most.")
+    if train["wandb"] and not find_spec("wandb"):
+        raise UserError("train.wandb is set, but wandb is not installed: run `python -m pip install wandb` first.")
+    check_optimizer(train)
+    samples = [Samples(out / "log" / "samples", config, model, limit)] if config["sample"]["pictures"] else []
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(train["seed"])
-    engine = instantiate_from_config(load_config(model)["model"])
-    if config["init"]:
-        load_weights(engine, config["init"], torch.device("cpu"), torch.float32)
-    with config_errors(config_path):
-        task = {**TASKS, "lora": LoraTask}[config["task"]](engine, config["data"], train)
-    last = out / "last.ckpt"
-    resumed = _check_checkpoint(last, task) if exists(last) else None
+    sharded = train["strategy"] == "fsdp"
+
+    def build() -> Task:
+        engine = instantiate_from_config(load_config(model)["model"])
+        if config["init"]:
+            load_weights(engine, config["init"], torch.device("cpu"), torch.float32)
+        with config_errors(config_path):
+            task = {**TASKS, "lora": LoraTask}[config["task"]](engine, config["data"], train)
+        if config["init"] and not sharded:
+            halve(engine, train["precision"])
+        return task
+
+    last, task = out / "last.ckpt", build()
+    steps = _check_checkpoint(last, task) if exists(last) else 0
     out.mkdir(parents=True, exist_ok=True)
     trainer = lightning.Trainer(
         accelerator="auto" if gpus else "cpu",
         devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        strategy=Sharded(devices) if sharded else "ddp" if devices > 1 else "auto",
         precision=train["precision"],
         max_steps=train["steps"] or -1,
         max_epochs=-1,
@@ -71,10 +87,11 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
         accumulate_grad_batches=train["accumulate"],
         log_every_n_steps=20,
         default_root_dir=out,
-        logger=CSVLogger(out, name="", version="log"),
+        logger=loggers(out, train, steps),
         callbacks=[
             TQDMProgressBar(refresh_rate=int(every)),
             Saving(last, limit),
+            *samples,
         ],
         enable_checkpointing=False,  # Lightning's own callback would save among the batches of a step
         enable_model_summary=False,
@@ -82,7 +99,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
         plugins=[WholeCheckpoints()],
     )
     try:
-        trainer.fit(task, ckpt_path=resumed, weights_only=True)
+        trainer.fit(task, ckpt_path=last if exists(last) else None, weights_only=True)
     except SystemExit:
         if trainer.interrupted:  # Lightning ends the process itself
             raise KeyboardInterrupt from None
@@ -90,6 +107,11 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     trainer.save_checkpoint(last, weights_only=False)
     path = task.result(out, model)
     if trainer.is_global_zero:
+        if sharded:
+            task = build()
+            saved = torch.load(last, map_location="cpu", weights_only=True)
+            task.load_state_dict(saved["state_dict"], strict=False)
+            task.trainer, task.ema = trainer, saved["ema"]
         task.to("cuda" if gpus else "cpu")
         task.finish()
         with writes_explained(path), replacing(path) as unfinished:
@@ -114,6 +136,9 @@ def _check_places(config: Mapping[str, Any]) -> Path:
         there = exists if name == "clips" else is_folder  # clips may be a shard, or a list of some
         if config["data"][name] and not there(config["data"][name]):
             raise UserError(f"There is no folder {config['data'][name]}: set data.{name} to a folder of your {name}.")
+    pictures = config["sample"]["pictures"]
+    if pictures and not exists(pictures):
+        raise UserError(f"There is no picture or folder {pictures}: set sample.pictures, or null for none.")
     perceptual = config["train"]["perceptual"]
     if perceptual and not is_file(perceptual):
         raise UserError(f"There is no file {perceptual}: set train.perceptual, or null for none.")
@@ -126,8 +151,8 @@ def _check_places(config: Mapping[str, Any]) -> Path:
     return model
 
 
-def _check_checkpoint(path: Path, task: Task) -> Path:
-    """Raise UserError for a checkpoint that holds code, is damaged or another training's; else return it."""
+def _check_checkpoint(path: Path, task: Task) -> int:
+    """The steps of a checkpoint. Raises UserError for one that holds code, is damaged or another training's."""
     import torch
 
     advice = f"Move it away to start anew, or set out to another folder than {path.parent}."
@@ -135,7 +160,7 @@ def _check_checkpoint(path: Path, task: Task) -> Path:
         # On the device without memory: each tensor is read, and forgotten.
         saved = torch.load(path, map_location="meta", weights_only=True)
         shapes = {name: tuple(value.shape) for name, value in saved["state_dict"].items()}
-        averages = len(saved["ema"])
+        averages, steps = len(saved["ema"]), int(saved["global_step"])
     except Exception as error:
         reason = printable(str(error).partition("\n")[0].partition(". ")[0], 120)
         raise UserError(
@@ -146,4 +171,7 @@ def _check_checkpoint(path: Path, task: Task) -> Path:
     wanted = {name: tuple(value.shape) for name, value in task.named_parameters() if id(value) in trained}
     if shapes != wanted or averages not in (0, len(wanted)):
         raise UserError(f"{path} is another training's, with other parameters. {advice}")
-    return path
+    target = task.train_config["optimizer"]["target"]
+    if (before := saved.get("optimizer", target)) != target:
+        raise UserError(f"{path} has the states of {printable(before)}; train.optimizer is {target}. {advice}")
+    return steps

@@ -16,6 +16,11 @@ class Course:
     def __init__(self) -> None:
         self._bands = torch.zeros(2, len(_BANDS) + 1, dtype=torch.float64)  # sum and number of losses
         self._since = time.monotonic()
+        self.batches = 0
+
+    def pause(self, seconds: float) -> None:
+        """Leave out a time in which nothing was trained."""
+        self._since += seconds
 
     def note(self, sigma: Tensor, losses: Tensor) -> None:
         """Add the losses of clips, (b,), without waiting for the device."""
@@ -24,14 +29,15 @@ class Course:
         self._bands.index_add_(1, band, torch.stack([losses.detach().double(), torch.ones_like(losses).double()]))
 
     def take(self, clips: int, device: torch.device) -> dict[str, float]:
-        """The figures since the last time. clips: how many were seen."""
+        """The figures since the last time. clips: of a batch, in all processes."""
         now = time.monotonic()
-        figures = {"clips_per_second": clips / max(now - self._since, 1e-9)}
+        figures = {"clips_per_second": self.batches * clips / max(now - self._since, 1e-9)}
         if device.type == "cuda":
             figures["memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
         for end, (total, count) in zip([*map(str, _BANDS), "inf"], self._bands.T.tolist(), strict=True):
             if count:
                 figures[f"loss_to_sigma_{end}"] = total / count
         self._bands.zero_()
+        self.batches = 0
         self._since = now
         return figures

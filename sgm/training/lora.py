@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,11 @@ class Adapter(nn.Module):
         nn.init.zeros_(up.weight)
         self.up = up
 
+    def added_to(self, weight: Tensor) -> Tensor:
+        """The layer's weight with what the adapter adds to it, in the weight's dtype."""
+        delta = self.up.weight.flatten(1) @ self.down.weight.flatten(1)
+        return (weight.float() + self.scale * delta.view(weight.shape)).to(weight.dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * self.up(self.down(self.dropout(x)))
 
@@ -88,6 +94,17 @@ class LoraTask(VideoTask):
 
     def trained(self) -> list[nn.Parameter]:
         return [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
+
+    @torch.no_grad()
+    def copied(self) -> DiffusionEngine:
+        """As of the base class, with the adapters merged into the copy's weights."""
+        engine = super().copied()
+        for name, adapter in self.adapters.items():
+            layer: Any = engine.model.diffusion_model.get_submodule(name)
+            layer.weight = nn.Parameter(adapter.added_to(layer.weight), requires_grad=False)
+            del layer._modules["lora"]
+            layer._forward_hooks = OrderedDict()  # of the copy; the original's stay
+        return engine
 
     def result(self, out: Path, model: Path) -> Path:
         return out / f"{out.absolute().name}.safetensors"

@@ -15,6 +15,27 @@ from sgm.fields import Field, is_number
 from sgm.paths import user_path
 
 _REQUIRED = object()
+_OPTIM, _SCHEDULE = "torch.optim.", "torch.optim.lr_scheduler."
+OPTIMIZERS = (
+    *(_OPTIM + name for name in ("AdamW", "Adam", "Adadelta", "Adafactor", "Adagrad", "Adamax", "NAdam", "RAdam")),
+    *(_OPTIM + name for name in ("RMSprop", "SGD")),
+    *("bitsandbytes.optim." + name for name in ("AdamW8bit", "PagedAdamW8bit", "Adam8bit", "AdEMAMix8bit", "Lion8bit")),
+)
+SCHEDULES = tuple(
+    _SCHEDULE + name
+    for name in (
+        "ConstantLR",
+        "CosineAnnealingLR",
+        "CosineAnnealingWarmRestarts",
+        "CyclicLR",
+        "ExponentialLR",
+        "LinearLR",
+        "MultiStepLR",
+        "OneCycleLR",
+        "PolynomialLR",
+        "StepLR",
+    )
+)
 LORA_TARGETS = ("temporal_attention", "attention", "temporal_convolutions", "convolutions")
 
 
@@ -33,6 +54,12 @@ def _number(low: float, high: float, default: Any = _REQUIRED, kind: type = floa
         return field.check(field.parse(value) if isinstance(value, str) else value)
 
     return _Setting(check, default)
+
+
+def _share() -> _Setting:
+    """A number from 0 to 1, or true and false for these."""
+    number = _number(0, 1, 0.0)
+    return _Setting(lambda name, value: number.check(name, float(value) if isinstance(value, bool) else value), 0.0)
 
 
 def _whole(low: int, high: int, default: Any = _REQUIRED) -> _Setting:
@@ -84,6 +111,24 @@ def _mapping(name: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
+def _one_target(names: Sequence[str], own: Mapping[str, str] = {}) -> Callable[[str, Any], Mapping[str, Any]]:
+    """own: parameter -> the setting by which it is given instead."""
+
+    def check(name: str, value: Any) -> Mapping[str, Any]:
+        target, params = _mapping(name, value).get("target"), value.get("params") or {}
+        if target not in names:
+            raise ConfigError(f"{name}.target must be one of {', '.join(names)}; got {shown(target)}.")
+        if not isinstance(params, Mapping) or (more := set(value) - {"target", "params"}):
+            what = f"the key {min(more)}" if isinstance(params, Mapping) else f"params {shown(params)}"
+            raise ConfigError(f"{name} must be a mapping with target and params, itself a mapping; got {what}.")
+        for key, setting in own.items():
+            if key in params:
+                raise ConfigError(f"{name}.params has {key}: set {setting} instead.")
+        return {"target": target, "params": dict(params)}
+
+    return check
+
+
 _SETTINGS: dict[str, _Setting] = {
     "task": _one_of("autoencoder", "video", "lora"),
     "model": _path(_REQUIRED),
@@ -107,20 +152,32 @@ _SETTINGS: dict[str, _Setting] = {
     "data.frames": _whole(1, 1000),
     "data.motion_bucket": _list(_number(0, 511).check, 2, (0, 255)),
     "data.holdout": _list(_text, None, ()),
+    "sample.pictures": _path(),
+    "sample.minutes": _number(0, 1e6, 10.0),
+    "sample.steps": _whole(1, 1000, None),
+    "sample.seed": _whole(0, 2**32 - 2, 23),
     "train.minutes": _number(0.001, 1e6, None),
     "train.steps": _whole(1, 10**9, None),
     "train.time_limit": _number(0.001, 1e6, None),  # minutes of this process
     "train.seed": _whole(0, 2**63 - 1, 0),
     "train.devices": _whole(1, 1024, None),
+    "train.strategy": _one_of("ddp", "fsdp", default="ddp"),
     "train.batch": _whole(1, 65536),
     "train.accumulate": _whole(1, 65536, 1),
     "train.lr": _number(1e-12, 10),
     "train.weight_decay": _number(0, 10, 0.01),
+    "train.optimizer": _Setting(
+        _one_target(OPTIMIZERS, {"lr": "train.lr", "weight_decay": "train.weight_decay"}),
+        {"target": OPTIMIZERS[0], "params": {"betas": [0.9, 0.99]}},
+    ),
+    "train.schedule": _Setting(_one_target(SCHEDULES), None),
     "train.warmup": _whole(1, 10**9, 1),
     "train.decay": _number(1e-6, 1, 0.3),
     "train.ema": _number(0, 1 - 1e-9, 0.0),
     "train.precision": _one_of("32-true", "bf16-mixed", "16-mixed", "bf16-true", default="bf16-mixed"),
     "train.compile": _one_of(True, False, default=False),
+    "train.tensorboard": _one_of(True, False, default=True),
+    "train.wandb": _Setting(_text, None, text=True),
     # The autoencoder's.
     "train.encoder": _one_of(True, False, default=True),
     "train.kl": _number(0, 1e3, 1e-5),
@@ -130,10 +187,10 @@ _SETTINGS: dict[str, _Setting] = {
     "train.perceptual": _path(),
     "train.perceptual_weight": _number(0, 1e3, 0.1),
     # The video network's.
-    "train.fresh": _whole(1, 65536, 1),
+    "train.fresh": _whole(0, 65536, 1),
     "train.pool": _whole(1, 10**6, 64),
     "train.only": _one_of("temporal", None, default=None),
-    "train.checkpointing": _one_of(True, False, default=False),
+    "train.checkpointing": _share(),
     "train.camera_dropout": _number(0, 1, 0.0),
     "train.loss_config": _Setting(_mapping, None),
 }
@@ -143,13 +200,13 @@ _OF_LORA = ("rank", "alpha", "dropout", "targets", "trigger")  # at the top of a
 
 
 def read_training_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A training config with all its settings: {"task": ..., "data": {...}, "train": {...}}; paths are `Path`s.
+    """A training config with all its settings: {"task": ..., "data": {}, "train": {}, "sample": {}}; paths are `Path`s.
 
     overrides: such as "train.lr=1e-4". Raises ConfigError for settings that are unknown, missing, of another kind or
     out of their range, and as `load_config` does.
     """
-    given = _flat(load_config(path, [_as_text(override) for override in overrides]))
-    config: dict[str, Any] = {"data": {}, "train": {}}
+    given = _flat(load_config(path, [_as_text(override) for override in overrides], (*OPTIMIZERS, *SCHEDULES)))
+    config: dict[str, Any] = {"data": {}, "train": {}, "sample": {}}
     for name, setting in _SETTINGS.items():
         value = given.pop(name, setting.default)
         if value is _REQUIRED:
@@ -168,7 +225,7 @@ def read_training_config(path: str | Path, overrides: Sequence[str] = ()) -> dic
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        if name not in ("data", "train"):
+        if name not in ("data", "train", "sample"):
             flat[name] = value
         elif isinstance(value, Mapping):
             flat |= {f"{name}.{key}": item for key, item in value.items()}
@@ -196,6 +253,11 @@ def _check_together(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"data.height and data.width must be multiples of 8; got {data['height']}, {data['width']}.")
     if data["pictures"] is not None and (data["canvas"][0] < data["height"] or data["canvas"][1] < data["width"]):
         raise ConfigError(f"data.canvas must be at least data.height and data.width; got {list(data['canvas'])}.")
+    if config["task"] == "autoencoder" and config["sample"]["pictures"]:
+        raise ConfigError("sample.pictures is set, but an autoencoder alone makes no clips: leave it null here.")
+    if train["strategy"] == "fsdp" and (config["task"] == "autoencoder" or config["sample"]["pictures"]):
+        what = "an autoencoder's training" if config["task"] == "autoencoder" else "sample.pictures"
+        raise ConfigError(f"train.strategy fsdp divides the video network and does not go with {what}: take ddp.")
     if config["task"] == "lora" and config["init"] is None:
         raise ConfigError("A LoRA changes weights that are there: set init to the file of these.")
     if config["task"] != "autoencoder":

@@ -6,7 +6,8 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,23 @@ from torch import Tensor, nn
 from sgm.conditioning.camera import identity_rays
 from sgm.conditioning.conditioner import GeneralConditioner
 from sgm.config import instantiate_from_config
-from sgm.engine import DiffusionEngine
+from sgm.engine import DTYPES, DiffusionEngine, build_engine, copy_to, default_dtype, widen_encoders
 from sgm.errors import UserError
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.training.clips import Clips, open_clips
 from sgm.training.course import Course
 from sgm.training.data import ClipBatch, PictureClips, join
+from sgm.training.logs import log
+from sgm.training.optimizers import optimizer, schedule
 from sgm.training.perceptual import PerceptualDistance
-from sgm.unet.unet import Block
-from sgm.weights import to_channels_last
+from sgm.training.sharding import divided, shard, whole
+from sgm.training.thrift import park, recompute
+from sgm.weights import load_weights, to_channels_last
 
 logger = logging.getLogger(__name__)
 
 _LOG_EVERY = 20  # batches
+_TOWER = "cond_frames_without_noise"  # the input key of the image tower
 
 
 class Task(lightning.LightningModule):
@@ -96,11 +101,10 @@ class Task(lightning.LightningModule):
             batches.append(self.clips.draw(real, frames, self.device))
         return join(batches)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        config = self.train_config
-        return torch.optim.AdamW(
-            self.trained(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=config.get("weight_decay", 0.01)
-        )
+    def configure_optimizers(self) -> Any:
+        of = optimizer(self.trained(), self.train_config)
+        course = schedule(of, self.train_config)
+        return {"optimizer": of} | ({"lr_scheduler": {"scheduler": course, "interval": "step"}} if course else {})
 
     def train_dataloader(self) -> Iterable[int]:
         return torch.utils.data.DataLoader(range(10**9), batch_size=None, num_workers=0)  # pyright: ignore[reportArgumentType]
@@ -109,7 +113,7 @@ class Task(lightning.LightningModule):
         self.started, self.course = time.monotonic() - self.seconds, Course()
         if not self.ema and self.train_config["ema"]:
             self.ema = [p.detach().clone() for p in self.trained()]
-        self.ema = [value.to(self.device) for value in self.ema]
+        self.ema = [divided(value, p) for value, p in zip(self.ema, self.trained(), strict=True)] if self.ema else []
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         config = self.train_config
@@ -119,18 +123,17 @@ class Task(lightning.LightningModule):
         elapsed = max(self.elapsed, self.global_step / (config["steps"] or math.inf))
         rise = min((self.global_step + 1) / config["warmup"], 1.0)
         fall = min(max(1 - elapsed, 0.0) / config["decay"], 1.0)
-        for group in self.optimizers().param_groups:  # pyright: ignore[reportAttributeAccessIssue]
+        for group in self.optimizers().param_groups if config["schedule"] is None else ():  # pyright: ignore[reportAttributeAccessIssue]
             group["lr"] = config["lr"] * rise * fall
         if elapsed >= 1:
             self.trainer.should_stop = True
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.course.batches += 1
         if (batch_idx + 1) % _LOG_EVERY == 0:
-            clips = _LOG_EVERY * self.train_config["batch"] * self.trainer.world_size
+            clips = self.train_config["batch"] * self.trainer.world_size
             lr = self.optimizers().param_groups[0]["lr"]  # pyright: ignore[reportAttributeAccessIssue]
-            figures = {"lr": lr, **self.course.take(clips, self.device)}
-            if self.logger is not None:
-                self.logger.log_metrics(figures, step=self.global_step)
+            log(self.trainer, {"lr": lr, **self.course.take(clips, self.device)})
         if not self.ema or (batch_idx + 1) % self.train_config["accumulate"]:
             return
         decay = min(self.train_config["ema"], (1 + self.global_step) / (10 + self.global_step))
@@ -156,7 +159,8 @@ class Task(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in self.trained()):
             raise self._diverged(f"After step {self.global_step} a weight is no number")
-        checkpoint["ema"], checkpoint["seconds"] = self.ema, time.monotonic() - self.started
+        checkpoint["optimizer"] = self.train_config["optimizer"]["target"]
+        checkpoint["ema"], checkpoint["seconds"] = whole(self.ema), time.monotonic() - self.started
         trained = {id(p) for p in self.trained()}
         names = {name for name, p in self.named_parameters() if id(p) in trained}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in names}
@@ -169,8 +173,45 @@ class Task(lightning.LightningModule):
         return out / f"{model.stem}.safetensors"
 
     def save(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Write the result. config: the whole training config."""
-        save_engine(self.engine, str(path))
+        """Write the result. config: the whole training config. What is frozen comes from `init` as it is there."""
+        if config["init"] is None:
+            return save_engine(self.engine, str(path))
+        engine = build_engine(config["model"])
+        load_weights(engine, config["init"], torch.device("cpu"), torch.float16)
+        trained = {id(parameter) for parameter in self.trained()}
+        for name, parameter in self.engine.named_parameters():
+            if id(parameter) in trained:
+                engine.get_parameter(name).copy_(parameter.detach())
+        save_engine(engine, str(path))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The moving averages in the weights' place, if there are any; afterwards all is as it was, to the last bit."""
+
+        def exchange() -> None:
+            for i, parameter in enumerate(self.trained() if self.ema else ()):
+                self.ema[i], parameter.data = parameter.data, self.ema[i]
+
+        exchange()
+        try:
+            yield
+        finally:
+            exchange()
+
+    def sampler(self) -> DiffusionEngine:
+        """A copy of the model for inference, with the averaged weights."""
+        with self.averaged():
+            engine = self.copied()
+            for module in engine.modules():
+                module._compiled_call_impl = None  # the original's
+            return engine.freeze()
+
+    def copied(self) -> DiffusionEngine:
+        """The engine's copy in the device's usual dtype for inference; on a processor it may share the weights."""
+        dtype = DTYPES[default_dtype(self.device)]
+        engine: DiffusionEngine = copy_to(self.engine, self.device, dtype)
+        widen_encoders(engine, dtype)
+        return engine
 
     def finish(self) -> None:
         """Replace the weights by their moving averages, if there are any."""
@@ -303,10 +344,11 @@ def _grid(points: Tensor) -> Tensor:
 class VideoTask(Task):
     """The video network on latents, and the image tower, if its config says `is_trainable`.
 
-    `train.only` "temporal" trains the temporal layers alone; `train.checkpointing` recomputes activations in the
-    backward pass (gradient checkpointing), which saves most of the memory. Reading and encoding cost as much as a
-    training step, so encoded clips are stored in a pool on the device, from which each batch is drawn with new noise;
-    `fresh` of them are replaced at every step.
+    `train.only` "temporal" trains the temporal layers alone; `train.checkpointing`, a share of the blocks, recomputes
+    activations in the backward pass (gradient checkpointing), which saves most of the memory. Reading and encoding cost
+    as much as a training step, so encoded clips, with their embedding by the image tower unless that is trained, are
+    stored in a pool on the device, from which each batch is drawn with new noise; `fresh` of them are replaced at every
+    step. Where that is 0, autoencoder and tower leave the device once the pool is full.
     """
 
     def __init__(self, engine: DiffusionEngine, data: Mapping[str, Any], train: Mapping[str, Any]) -> None:
@@ -314,19 +356,27 @@ class VideoTask(Task):
         self.loss = instantiate_from_config(train["loss_config"])
         self.conditioner: GeneralConditioner = engine.conditioner
         self.camera = "camera" in self.conditioner.input_keys
-        tower = self.embedder("cond_frames_without_noise")
+        tower = self.embedder(_TOWER)
         self.tower = tower.open_clip.model if any(p.requires_grad for p in tower.parameters()) else None
         engine.requires_grad_(False)
         for parameter in self.trained():
             parameter.requires_grad_(True)
-        for block in engine.model.diffusion_model.modules():
-            if isinstance(block, Block):
-                block.use_checkpoint = bool(train.get("checkpointing"))
+        if not any(parameter.requires_grad for parameter in tower.parameters()):
+            self.tower = None
+        recompute(engine.model.diffusion_model, float(train["checkpointing"]))
         self.pool: dict[str, Tensor] = {}
         to_channels_last(engine)
         if train["compile"]:
             engine.model.diffusion_model.compile(dynamic=False)
             _encoder(engine).compile(dynamic=False)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        park(self.engine.first_stage_model.decoder)
+
+    def configure_model(self) -> None:
+        if self._device_mesh is not None:  # with train.strategy=fsdp
+            shard(self.engine.model.diffusion_model, self._device_mesh["data_parallel"])
 
     def embedder(self, key: str) -> Any:
         return self.conditioner.embedders[self.conditioner.input_keys.index(key)]
@@ -367,13 +417,19 @@ class VideoTask(Task):
         batch = {
             "z": self.in_parts(self.engine.encode, clips.video).half(),
             "cond_frames": self.in_parts(self.embedder("cond_frames"), cond).half(),
-            "cond_frames_without_noise": ((clips.video[:, 0] + 1) * 127.5).round().to(torch.uint8),
+            _TOWER: self.seen_by_tower(clips.video[:, 0]),
             "fps_id": clips.fps_id,
             "motion_bucket_id": clips.motion_bucket_id,
             "cond_aug": cond_aug,
             "known": clips.known.to(torch.uint8),
         }
         return {**batch, "camera": torch.where(unknown, torch.nan, clips.rays)} if self.camera else batch
+
+    def seen_by_tower(self, pictures: Tensor) -> Tensor:
+        """What the pool holds of pictures (n, 3, h, w): themselves, uint8, or the frozen tower's (n, copies, 1, d)."""
+        if self.tower is not None:
+            return ((pictures + 1) * 127.5).round().to(torch.uint8)
+        return self.embedder(_TOWER)(pictures).unflatten(0, (len(pictures), -1))
 
     @staticmethod
     def in_parts(encode: Callable[[Tensor], Tensor], video: Tensor) -> Tensor:
@@ -384,16 +440,23 @@ class VideoTask(Task):
 
     def refill(self, batch_idx: int) -> None:
         """Have the pool hold the draws from number batch_idx on, each in its place: all of them, or the newest anew."""
-        fresh, places = self.train_config["fresh"], self.train_config["pool"] // self.train_config["fresh"]
-        draws = range(batch_idx, batch_idx + places)
-        for number in draws if not self.pool else draws[-1:]:
+        renewed, filled = self.train_config["fresh"], bool(self.pool)
+        if filled and not renewed:
+            return
+        fresh = max(renewed, 1)
+        places = self.train_config["pool"] // fresh
+        first = batch_idx if renewed else 0
+        for number in range(first + places - 1 if filled else first, first + places):
             self.seed("clips", number)
             clips = self.encode(fresh)
             if not self.pool:
                 self.pool = {k: v.new_empty(places * fresh, *v.shape[1:]) for k, v in clips.items()}
-            first = number % places * fresh
+            place = number % places * fresh
             for key, value in clips.items():
-                self.pool[key][first : first + fresh] = value
+                self.pool[key][place : place + fresh] = value
+        if not renewed:
+            tower = self.embedder(_TOWER) if self.tower is None else None
+            park(self.embedder("cond_frames"), self.engine.first_stage_model, tower)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.refill(batch_idx)
@@ -402,11 +465,14 @@ class VideoTask(Task):
         clips = {key: value[chosen] for key, value in self.pool.items()}
         z, known = clips.pop("z").float(), clips.pop("known").float()
         frames = z.shape[1]
-        clips["cond_frames_without_noise"] = clips["cond_frames_without_noise"].float() / 127.5 - 1
+        embedded = {"cond_frames": clips.pop("cond_frames").float().flatten(0, 1)}
+        if self.tower is None:
+            embedded[_TOWER] = clips.pop(_TOWER).flatten(0, 1)
+        else:
+            clips[_TOWER] = clips[_TOWER].float() / 127.5 - 1
         if self.camera:
             clips["camera"] = clips["camera"].flatten(0, 1)
-        latent = clips.pop("cond_frames").float().flatten(0, 1)
-        cond = self.conditioner(clips, embedded={"cond_frames": latent})
+        cond = self.conditioner(clips, embedded)
         n = z.shape[0] * frames
         cond = {key: value.repeat_interleave(n // len(value), dim=0) for key, value in cond.items()}
         sigma, losses = self.loss.of_clips(

@@ -1,0 +1,71 @@
+"""Sharding: each card holds a part of the network's weights, gradients, averages and optimizer states (FSDP2).
+
+Zhao et al. 2023, arXiv:2304.11277; in torch, `fully_shard`. Checkpoints are those of a training without it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from sgm.unet.unet import UNet
+
+
+def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+    """Divide a UNet's parameters over the processes of a mesh, block by block, which gather them when they run."""
+    assert isinstance(network, UNet)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.contiguous()  # others, as channels-last ones, cannot be divided
+    for block in (*network.input_blocks, network.middle_block, *network.output_blocks):
+        fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+
+
+def whole(value: Any) -> Any:
+    """Tensors, or what holds them, with those that are divided put together. All processes must call it."""
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    return [whole(item) for item in value] if isinstance(value, list) else value
+
+
+def divided(value: Tensor, like: Tensor) -> Tensor:
+    """A tensor on the device of another and, if that is divided and of its shape, divided in the same way."""
+    value = value.to(like.device)
+    if isinstance(like, DTensor) and value.shape == like.shape:
+        return distribute_tensor(value, like.device_mesh, like.placements)
+    return value
+
+
+class Sharded(ModelParallelStrategy):
+    """Lightning's strategy for `fully_shard`, with checkpoints in the form of every other strategy's."""
+
+    def __init__(self, devices: int) -> None:
+        super().__init__(devices, 1, save_distributed_checkpoint=False)
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        return whole(optimizer.state_dict())
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        saved = torch.load(Path(checkpoint_path), map_location="cpu", weights_only=True)
+        module: Any = self.lightning_module
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if name in saved["state_dict"]:
+                    parameter.copy_(divided(saved["state_dict"][name], parameter))
+        for optimizer, states in zip(self.optimizers, saved["optimizer_states"], strict=True):
+            parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+            for index, values in states["state"].items():
+                for key, value in values.items():
+                    if isinstance(value, Tensor) and value.ndim:
+                        values[key] = divided(value, parameters[index])
+            optimizer.load_state_dict(states)
+        return saved

@@ -1,0 +1,43 @@
+"""Thrift: ways to train in less memory that change no result."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from sgm.unet.unet import Block, UNet
+
+
+def halve(model: nn.Module, precision: str) -> None:
+    """Keep frozen kernels and matrices in the dtype to which autocast would convert them at each use.
+
+    precision: Lightning's; without autocast ("32-true", "bf16-true") nothing is done. What is trained keeps float32.
+    """
+    kind, _, how = precision.partition("-")
+    if how != "mixed":
+        return
+    dtype = torch.bfloat16 if kind == "bf16" else torch.float16
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(dtype)
+
+
+def park(*parts: nn.Module | None) -> None:
+    """Move parameters that are not needed any more to the processor's memory. Buffers stay: DDP sends them around."""
+    for part in parts:
+        for parameter in part.parameters() if part is not None else ():
+            parameter.data = parameter.data.cpu()
+
+
+def recompute(network: nn.Module, share: float) -> None:
+    """Have a share of a UNet's blocks, those of the largest maps first, compute their activations anew in backward."""
+    assert isinstance(network, UNet)
+    down, up = list(network.input_blocks), list(network.output_blocks)[::-1]
+    blocks = [block for pair in zip(down, up, strict=True) for block in pair] + [network.middle_block]
+    for i, block in enumerate(blocks):
+        assert isinstance(block, Block)
+        block.use_checkpoint = i < math.ceil(share * len(blocks))
