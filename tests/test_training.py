@@ -6,6 +6,9 @@ import csv
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -233,7 +236,11 @@ def test_what_training_leaves_can_be_sampled_from(video: Path) -> None:
 
 
 def test_the_decoder_alone_is_trained_against_flicker(data: list[str], video: Path, tmp_path: Path) -> None:
-    path = train("decoder", *data, f"out={tmp_path}", f"init={video}", "train.steps=1")
+    with tarfile.open(tmp_path / "clips.tar", "w") as shard:
+        shard.add(data[1].partition("=")[2], "clips")
+    path = train(
+        "decoder", *data, f"data.clips={tmp_path / 'clips.tar'}", f"out={tmp_path}", f"init={video}", "train.steps=1"
+    )
     weights, start = load_file(path), load_file(video)
     changed = {name for name, value in weights.items() if not torch.equal(value, start[name])}
     assert changed

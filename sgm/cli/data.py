@@ -79,7 +79,7 @@ def data(
     elif to_csv == "-":
         echo_result(_csv(rows).rstrip("\n"))
     else:
-        echo_result(report(folder, rows, of, size))
+        echo_result(report(folder, rows, of, size, split is not None))
     if target is not None:
         echo_stderr(f"CSV: {write_new(target, partial(_write, _csv(rows)))}")
     if done is not None:

@@ -21,6 +21,7 @@ _BIN, _BINS = 32, 8  # motion buckets in a bar of the histogram, and bars; the l
 _BAR = 30  # columns of the longest bar
 _MOST_ROWS = 24  # of the table of clips
 _MOST_SIZES = 6
+_MOST_CROPPED = 2 / 3  # of the picture
 _REMARKS = {"unreadable": "cannot be read", "short": "too short", "slow": "too few frames a second", "black": "black"}
 _REMARKS |= {"frozen": "stands still", "cut": "no long piece between cuts"}
 
@@ -33,8 +34,8 @@ def histogram(rows: Iterable[Row]) -> list[tuple[int, int | None, int]]:
     return [(i * _BIN, (i + 1) * _BIN if i < _BINS - 1 else None, counts[i]) for i in range(_BINS)]
 
 
-def report(folder: Path, rows: Sequence[Row], frames: int, size: tuple[int, int]) -> str:
-    """For people: as wide as the terminal. frames, size: of a sample, (height, width)."""
+def report(folder: Path, rows: Sequence[Row], frames: int, size: tuple[int, int], split: bool = False) -> str:
+    """For people: as wide as the terminal. frames, size: of a sample, (height, width). split: cuts have been split."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -49,7 +50,7 @@ def report(folder: Path, rows: Sequence[Row], frames: int, size: tuple[int, int]
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(no_wrap=True)
     facts.add_column()
-    for name, text in _facts(folder, rows, frames, size):
+    for name, text in _facts(rows, frames, size, "" if split else f": sgm data {printable(folder)} --split FOLDER"):
         facts.add_row(name, text)
     console.print(facts)
     kept = [row for row in rows if not row.left_out]
@@ -74,8 +75,8 @@ def report(folder: Path, rows: Sequence[Row], frames: int, size: tuple[int, int]
     return "\n".join(line.rstrip() for line in file.getvalue().rstrip().splitlines())
 
 
-def _facts(folder: Path, rows: Sequence[Row], frames: int, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
-    """What is to be said of all clips, line by line: a name and a text."""
+def _facts(rows: Sequence[Row], frames: int, size: tuple[int, int], about_cuts: str) -> Iterator[tuple[str, str]]:
+    """What is to be said of all clips, line by line: a name and a text. about_cuts: what can be done with them."""
     from sgm.training.checks import FASTEST, REASONS
 
     kept = [row for row in rows if not row.left_out]
@@ -88,8 +89,8 @@ def _facts(folder: Path, rows: Sequence[Row], frames: int, size: tuple[int, int]
         more = f", and {len(sizes) - _MOST_SIZES} more" if len(sizes) > _MOST_SIZES else ""
         yield "sizes", ", ".join(f"{w}×{h} ({count})" for (w, h), count in sizes[:_MOST_SIZES]) + more
         for name, values in (("seconds", [row.seconds for row in read]), ("fps", [row.fps for row in read])):
-            low, high = f"{min(values):.4g}", f"{max(values):.4g}"
-            yield name, low if low == high else f"{low} to {high}, median {median(values):.4g}"
+            low, middle, high = (f"{value:.5g}" for value in (min(values), median(values), max(values)))
+            yield name, low if low == high else f"{low} to {high}, median {middle}"
     if uneven := sum(row.variable for row in kept):
         yield (
             "uneven",
@@ -101,11 +102,12 @@ def _facts(folder: Path, rows: Sequence[Row], frames: int, size: tuple[int, int]
         yield "HDR", f"{_count(hdr, 'clip')}: brought into the usual range"
     if scaled := sum(_scale(row, size) > 1.01 for row in kept):
         yield "scaled up", f"{_count(scaled, 'clip')} smaller than {size[1]}×{size[0]}"
+    if cropped := sum(_seen(row, size) < _MOST_CROPPED for row in kept):
+        yield "cropped", f"{_count(cropped, 'clip')}, of which less than two thirds of the picture is seen"
     if near := sum(bool(row.like) for row in kept):
         yield "alike", f"{_count(near, 'clip')}: they look like another; delete one of two"
     if cuts := sum(len(row.cuts) for row in rows):
-        clips = _count(sum(bool(row.cuts) for row in rows), "clip")
-        yield "cuts", f"{cuts} in {clips}: sgm data {printable(folder)} --split FOLDER"
+        yield "cuts", f"{cuts} in {_count(sum(bool(row.cuts) for row in rows), 'clip')}{about_cuts}"
 
 
 def _cells(row: Row) -> list[str]:
@@ -129,13 +131,18 @@ def _remark(row: Row, size: tuple[int, int]) -> str:
     remarks += ["uneven"] if row.variable else []
     remarks += ["HDR"] if row.hdr else []
     if not row.left_out and (scale := _scale(row, size)) > 1.01:
-        remarks.append(f"scaled up {scale:.1f}×")
+        remarks.append(f"{scale:.1f}× up")
     return ", ".join(remarks)
 
 
 def _scale(row: Row, size: tuple[int, int]) -> float:
     """How much larger a clip becomes, to cover (height, width)."""
     return max(size[0] / row.height, size[1] / row.width)
+
+
+def _seen(row: Row, size: tuple[int, int]) -> float:
+    """The share of a clip's picture that is left when it is cropped to (height, width)."""
+    return size[0] * size[1] / _scale(row, size) ** 2 / (row.width * row.height)
 
 
 def _count(number: int, what: str) -> str:

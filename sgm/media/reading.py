@@ -14,11 +14,11 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 from av.container import InputContainer, OutputContainer
-from av.video.reformatter import ColorPrimaries, ColorTrc, VideoReformatter
 from PIL import Image, ImageSequence
 
 from sgm import paths
 from sgm.errors import UserError, printable
+from sgm.media.hdr import HDR, to_sdr
 from sgm.media.kinds import GIF, WEBP, kind_of
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,6 @@ MAX_FRAME_PIXELS = 4096**2  # of the largest request
 MAX_FRAMES = 800  # of the longest film, four clips of 200 frames
 MAX_DECODED = 2 << 30  # bytes of RGB that are decoded at once, or to reach one frame
 _SOON = 1e-4  # seconds by which time stamps are rounded
-_HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)  # PQ and HLG
 _USUAL_DELAY = 100  # milliseconds, of an animation's frame that names none
 # Files of these kinds hold their pictures themselves. FFmpeg reads playlists, too, and opens what they name.
 _OPTIONS = {
@@ -41,8 +40,8 @@ class Video:
     """An open video, of which no more is decoded than is asked for, and nothing kept.
 
     Iteration and indices give frames, uint8 RGB (H, W, 3), turned upright as phones ask, their colours converted by the
-    matrix that the file names, BT.601 where it names none; of high dynamic range (HLG, PQ) brought into BT.709's range,
-    what is brighter than white clipped. All raise UserError for a video that is damaged.
+    matrix that the file names, BT.601 where it names none, and of high dynamic range (HLG, PQ) brought into the usual
+    one. All raise UserError for a video that is damaged.
     """
 
     def __init__(self, container: InputContainer, name: str) -> None:
@@ -51,7 +50,6 @@ class Video:
         self._count: int | None = None
         self._moved = False  # whether packets have been read, so that the next ones are not the first
         self._turns: int | None = None  # quarters by which frames are turned, counter-clockwise
-        self._bright = VideoReformatter()
         _check_pixels(name, self._stream.width, self._stream.height)
         self._stream.codec_context.options = {"max_pixels": _OPTIONS["max_pixels"]}  # what is inside may be larger
 
@@ -81,7 +79,7 @@ class Video:
     @property
     def is_hdr(self) -> bool:
         """Whether its range of brightness is high: HLG, as of phones, or PQ."""
-        return self._stream.codec_context.color_trc in _HDR
+        return self._stream.codec_context.color_trc in HDR
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -211,12 +209,12 @@ class Video:
         if (width, height) != (frame.width, frame.height):
             how = "AREA" if width < frame.width else "BICUBIC"
             kind |= {"width": width, "height": height, "interpolation": how}
-        if frame.color_trc in _HDR:
-            frame = self._bright.reformat(
-                frame, **kind, dst_color_trc=ColorTrc.BT709, dst_color_primaries=ColorPrimaries.BT709
-            )
-            kind = {}
-        return np.ascontiguousarray(np.rot90(frame.to_ndarray(**kind), self._turns))
+        if frame.color_trc in HDR:
+            kind["format"] = "rgb48le"
+        pixels = frame.to_ndarray(**kind)
+        if frame.color_trc in HDR:
+            pixels = to_sdr(pixels, frame.color_trc)
+        return np.ascontiguousarray(np.rot90(pixels, self._turns))
 
     def _packets(self, most: int) -> int:
         """The number of coded frames, counted to `most`."""

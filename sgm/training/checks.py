@@ -114,7 +114,7 @@ def _cuts(changes: Sequence[float], around: Sequence[float]) -> np.ndarray:
     cuts = np.zeros(len(changes), bool)
     for i, change in enumerate(changes):
         near = [*changes[max(i - _NEAR, 0) : i], *changes[i + 1 : i + 1 + _NEAR]]
-        lasts = i >= len(around) or around[i] >= _CHANGE
+        lasts = i >= len(around) or around[i] >= change / 2
         cuts[i] = change >= _CHANGE and lasts and change >= _SPIKE * (median(near) if near else 0)
     return cuts
 
@@ -137,13 +137,13 @@ def retimed(times: Sequence[float]) -> tuple[np.ndarray, float]:
 
 
 def copies(paths: Iterable[Path]) -> dict[Path, Path]:
-    """Files that are another one byte for byte -> the first such. Only those of the same size are read."""
+    """Files that are another one byte for byte -> that with the shortest name. Only those of the same size are read."""
     found: dict[Path, Path] = {}
 
     def size(path: Path) -> int:
         return path.stat().st_size
 
-    for _, same in groupby(sorted(paths, key=lambda path: (size(path), path)), key=size):
+    for _, same in groupby(sorted(paths, key=lambda path: (size(path), len(path.name), path)), key=size):
         if len(alike := list(same)) > 1:
             first: dict[bytes, Path] = {}
             for path in alike:

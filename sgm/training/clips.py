@@ -99,10 +99,12 @@ class Cut(NamedTuple):
     rate: float
 
 
-def cut(reel: Reel, frames: int) -> Cut | None:
-    """A random sample of `frames` frames, every first to third frame of a reel; None where none can be taken."""
-    max_stride = max(min(MAX_STRIDE, (len(reel.frames) - 1) // max(frames - 1, 1)), 1)
-    stride = int(torch.randint(1, max_stride + 1, ()))
+def cut(reel: Reel, frames: int, stride: int) -> Cut | None:
+    """A random sample of `frames` frames, every `stride`th of a reel or, where these are too few, more of them.
+
+    None where none can be taken.
+    """
+    stride = max(min(stride, (len(reel.frames) - 1) // max(frames - 1, 1)), 1)
     place, flipped = torch.rand(()), torch.rand(()) < 0.5
     starts = reel.seen.starts(frames, stride)
     if not len(starts):
@@ -126,8 +128,8 @@ class Clips:
         self.place, self.size, self.say = place, size, say
         self._left_out = LeftOut(place, say)
 
-    def reels(self, n: int, frames: int) -> list[Reel | None]:
-        """n reels of samples of `frames` frames, chosen at random; None for what cannot be read or is none."""
+    def reels(self, strides: Sequence[int], frames: int) -> list[Reel | None]:
+        """A random reel for each sample of every so many frames, `frames` of them; None for what cannot be used."""
         raise NotImplementedError
 
     def draw(self, n: int, frames: int, device: torch.device) -> ClipBatch:
@@ -135,8 +137,9 @@ class Clips:
         cuts: list[Cut] = []
         vain = 0  # clips in a row of which nothing could be taken
         while len(cuts) < n:
-            for reel in self.reels(n - len(cuts), frames):
-                taken = reel and cut(reel, frames)
+            strides = torch.randint(1, MAX_STRIDE + 1, (n - len(cuts),)).tolist()
+            for reel, stride in zip(self.reels(strides, frames), strides, strict=True):
+                taken = reel and cut(reel, frames, stride)
                 cuts += [taken] if taken else []
                 vain = 0 if taken else vain + 1
             if vain > self._most_vain(frames):
@@ -160,15 +163,13 @@ class Clips:
         fps = torch.tensor([taken.rate - 1 for taken in cuts], device=device)
         return ClipBatch(pixels, first, unknown, seen, motion, fps)
 
-    def _read(self, source: Path | bytes, name: str, facts: Facts, at: float | None, frames: int) -> Reel | None:
-        """A reel of a clip: all of it, or as much as a sample may take, at a share `at` of its length.
-
-        None, and said, where no sample can be taken.
-        """
-        span = (frames - 1) * MAX_STRIDE + 1
-        start = 0.0 if at is None else at * max(facts.count - span * thinned(facts.rate), 0) / facts.rate
+    def _read(
+        self, source: Path | bytes, name: str, facts: Facts, frames: int, span: int, at: float = 0.0
+    ) -> Reel | None:
+        """A reel of `span` frames of a clip, at a share `at` of its length; None, and said, where it has no sample."""
+        start = at * max(facts.count - span * thinned(facts.rate), 0) / facts.rate
         try:
-            reel = read_reel(source, name, self.size, facts.rate, start, facts.count if at is None else span)
+            reel = read_reel(source, name, self.size, facts.rate, start, span)
         except UserError as error:
             self._left_out.note("unreadable", str(error), frames)
             return None
@@ -233,20 +234,21 @@ class FolderClips(Clips):
     def _most_vain(self, frames: int) -> int:
         return max(_MOST_VAIN, 10 * len(self._long_enough(frames)))  # of which most are known then, and not read again
 
-    def reels(self, n: int, frames: int) -> list[Reel | None]:
+    def reels(self, strides: Sequence[int], frames: int) -> list[Reel | None]:
         paths = self._long_enough(frames)
-        chosen = [paths[i] for i in torch.randint(len(paths), (n,))]
+        chosen = [paths[i] for i in torch.randint(len(paths), (len(strides),))]
         with ThreadPoolExecutor(_THREADS) as pool:
-            return list(pool.map(self._reel, chosen, torch.rand(n).tolist(), repeat(frames)))
+            return list(pool.map(self._reel, chosen, torch.rand(len(strides)).tolist(), strides, repeat(frames)))
 
-    def _reel(self, path: Path, at: float, frames: int) -> Reel | None:
-        """A reel: all of a short clip; of others as much as a sample may take, at a share `at` of the length."""
+    def _reel(self, path: Path, at: float, stride: int, frames: int) -> Reel | None:
+        """A reel: all of a short clip; of others as much as the sample takes, at a share `at` of the length."""
         if path in self._reels:
             return self._reels[path]
         facts = self.clips[path]
         bytes_all = facts.count * 3 * self.size[0] * self.size[1]
         whole = bytes_all < _MAX_STORED // _SMALL
-        reel = self._read(path, str(path), facts, None if whole else at, frames)
+        span = facts.count if whole else (frames - 1) * stride + 1
+        reel = self._read(path, str(path), facts, frames, span, at)
         with self._storing:
             if whole and self._stored + bytes_all <= _MAX_STORED:
                 self._stored += bytes_all if reel else 0
@@ -306,13 +308,13 @@ class ShardClips(Clips):
             if not found:
                 raise UserError(f"{self.place} holds no clips that can be read: see sgm data {self.place}.")
 
-    def reels(self, n: int, frames: int) -> list[Reel | None]:
+    def reels(self, strides: Sequence[int], frames: int) -> list[Reel | None]:
         self._passes = self._passes or self._stream()
-        chosen = list(islice(self._passes, n))
+        chosen = list(islice(self._passes, len(strides)))
         with ThreadPoolExecutor(_THREADS) as pool:
-            return list(pool.map(self._reel, chosen, torch.rand(n).tolist(), repeat(frames)))
+            return list(pool.map(self._reel, chosen, torch.rand(len(strides)).tolist(), strides, repeat(frames)))
 
-    def _reel(self, sample: Sample, at: float, frames: int) -> Reel | None:
+    def _reel(self, sample: Sample, at: float, stride: int, frames: int) -> Reel | None:
         name = printable(sample.name)
         try:
             facts = facts_of(sample.content, name)
@@ -320,7 +322,7 @@ class ShardClips(Clips):
             self._left_out.note("unreadable", str(error), frames)
             return None
         if thinned(facts.rate):
-            return self._read(sample.content, name, facts, at, frames)
+            return self._read(sample.content, name, facts, frames, (frames - 1) * stride + 1, at)
         self._left_out.note("slow", name, frames)
         return None
 

@@ -99,7 +99,7 @@ def survey(
             row, future = waiting.popleft()
             while not wait([future], 0.2).done:
                 show(f"clip {len(rows) + 1}", sum(done.copy().values()) / max(total, 1))
-            if (mark := future.result()) is not None:
+            if (mark := future.result()) is not None and not row.left_out:
                 marks.append((row, mark))
 
         try:
@@ -113,7 +113,7 @@ def survey(
                 take()
         finally:
             stop.set()  # of Ctrl-C
-    _find_near(marks)
+    _find_near(sorted(marks, key=lambda pair: (-pair[0].width * pair[0].height, pair[0].clip)))
     return sorted(rows, key=lambda row: row.clip)
 
 
@@ -211,7 +211,7 @@ def _bits(frames: Sequence[np.ndarray]) -> np.ndarray | None:
 
 
 def _find_near(marks: Sequence[tuple[Row, np.ndarray]]) -> None:
-    """Note at each clip the first one before it that looks the same."""
+    """Note at each clip the first one before it that looks the same. marks: the largest frames first."""
     if not marks:
         return
     bits = np.stack([mark for _, mark in marks])
