@@ -6,13 +6,16 @@ Needs what the browser tests need. Takes a few minutes on two cores.
 from __future__ import annotations
 
 import io
+import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from playwright.sync_api import sync_playwright
+from safetensors.torch import save_file
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -111,6 +114,34 @@ def views(page: Any, server: Server) -> None:
     print("views.webp", flush=True)
 
 
+def between(page: Any, server: Server) -> None:
+    """A clip from the left of a picture to its right, and what can be done with it."""
+    road = Image.open(HERE.parent / "app" / "samples" / "road.jpg")
+    step = round(0.12 * road.width)
+    for name, left in (("left", 0), ("right", step)):
+        road.crop((left, 0, left + road.width - step, road.height)).save(server.outputs.parent / f"{name}.png")
+    page.goto(server.address)
+    page.locator('.st-key-upload input[type="file"]').set_input_files(server.outputs.parent / "left.png")
+    page.get_by_alt_text("What the model sees of left.png").wait_for()
+    button(page, "At a last picture").click()
+    page.locator('.st-key-upload_last input[type="file"]').set_input_files(server.outputs.parent / "right.png")
+    page.get_by_alt_text("What the model sees of right.png").wait_for()
+    button(page, "Generate").click()
+    page.locator("video").wait_for()
+    page.get_by_text("Frame", exact=True).first.evaluate("it => it.scrollIntoView()")
+    save(page, "between")
+
+
+def settings(browser: Any, server: Server) -> None:
+    """The settings of a clip, with a made-up LoRA, and the research settings below them."""
+    with opened_in(browser, viewport={"width": 1280, "height": 1500}, color_scheme="light") as page:
+        page.set_default_timeout(LATER)
+        page.goto(f"{server.address}?sample=giraffe&lora=slow-pans:0.8&depth=1.5&research=on")
+        page.get_by_text("Noise (sigma) at each step").wait_for()
+        page.get_by_text("2 · Movement").evaluate("it => it.scrollIntoView()")
+        save(page, "settings")
+
+
 def stand(browser: Any, folder: Path) -> None:
     """Four stages of the stand, side by side."""
     site, shots = Site(folder / "stand"), []
@@ -150,6 +181,12 @@ def stand(browser: Any, folder: Path) -> None:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        loras = Path(folder) / "loras"
+        loras.mkdir()
+        about = {"modelspec.title": "Slow pans", "sgm.base": "svd_tiny", "sgm.steps": "200"}
+        layer = "diffusion_model.middle_block.1.time_stack.0.attn1.to_q.lora_down.weight"
+        save_file({layer: torch.zeros(2, 8)}, loras / "slow-pans.safetensors", about)
+        os.environ["SGM_CHECKPOINTS"] = str(Path(folder) / "checkpoints")  # beside which LoRAs lie
         server = Server(Path(folder) / "outputs")
         browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
         server.start()
@@ -173,10 +210,12 @@ def main() -> None:
                 page.goto(f"{server.address}history")
                 page.get_by_text("Page 1 of 1").wait_for()
                 save(page, "history")
+                between(page, server)
                 compare(page, server)
                 sweep(page, server)
                 batch(page, server)
                 views(page, server)
+            settings(browser, server)
             for name, viewport, scheme in (("dark", DESKTOP, "dark"), ("phone", PHONE, "light")):
                 with opened_in(browser, viewport=viewport, color_scheme=scheme) as page:
                     page.goto(f"{server.address}?job={jobs['Lake' if name == 'dark' else 'Kitten']}")

@@ -92,7 +92,7 @@ SCORES: dict[str, Score] = {
         "lower",
         2,
         "How unevenly it moves: the change of displacement from frame to frame over the displacement. 0 is perfectly "
-        "even.",
+        "even. An empty sky raises it, since flow follows unseen noise there.",
     ),
     "sharpness": Score(
         "sharp",

@@ -6,8 +6,6 @@ import csv
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path

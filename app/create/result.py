@@ -80,17 +80,18 @@ def _show_queue(shown: Job | None) -> None:
             with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
                 settings = " · ".join(filter(None, [f"seed {job.request.seed}", varied(job.request)]))
                 st.markdown(f"**{look.plain(job.name)}** · {look.plain(settings)}", width="stretch")
-                if job.state == "queued":
-                    _offer_changes(job, job == waiting[0], job == waiting[-1])
-                st.button(
-                    "Take out",
-                    icon=":material/close:",
-                    type="tertiary",
-                    on_click=table().cancel,
-                    args=(job.id,),
-                    key=f"take_out_{job.id}",
-                    help=f"Do not make this clip of {look.plain(job.name)}.",
-                )
+                with st.container(horizontal=True, vertical_alignment="center", gap="xsmall", width="content"):
+                    if job.state == "queued":
+                        _offer_changes(job, job == waiting[0], job == waiting[-1])
+                    st.button(
+                        "Take out",
+                        icon=":material/close:",
+                        type="tertiary",
+                        on_click=table().cancel,
+                        args=(job.id,),
+                        key=f"take_out_{job.id}",
+                        help=f"Do not make this clip of {look.plain(job.name)}.",
+                    )
 
 
 def _offer_changes(job: Job, first: bool, last: bool) -> None:

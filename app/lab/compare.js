@@ -87,7 +87,7 @@ class Player {
     else {
       const wide = columns || layout(clips.length), rows = view === "grid" ? Math.ceil(clips.length / wide) : 1;
       const aspect = Math.min(...clips.filter(Boolean).map(({ width, height }) => width / height));
-      const across = view === "grid" ? wide : 1, sizes = { rows, columns: across, aspect, narrow: columns || (clips.length > 2 ? 2 : 1) };
+      const across = view === "grid" ? wide : 1, sizes = { rows, columns: across, aspect, narrow: columns ? Math.min(columns, 2) : clips.length > 2 ? 2 : 1 };
       for (const [key, value] of Object.entries(sizes)) this.stage.style.setProperty(`--${key}`, value);
       this.stage.className = `stage-of-clips ${view}${heads.length || sides.length ? " labelled" : ""}`;
       const label = (text) => make("span", { className: "label", textContent: text });
