@@ -84,8 +84,8 @@ class Run:
     memory runs out nevertheless, the next smaller plan replaces it and the evaluation that failed is repeated. A part
     of the engine whose result overflows float16 runs again, and from then on, in a dtype of float32's range. `check` is
     called before each block of a network and each chunk of the decoder. Exceptions of `check` and `on_step` end the run
-    and reach the caller. The request's LoRAs are merged into a network of the run's, not the engine's. memo: embeddings of
-    the engine's earlier runs. ranks: the processes that make this run together. note: the progress's, to which the
+    and reach the caller. The request's LoRAs are merged into a network of the run's, not the engine's. memo: embeddings
+    of the engine's earlier runs. ranks: the processes that make this run together. note: the progress's, to which the
     memory plan is added. Raises WeightsError for LoRAs that are missing or do not fit, UserError for results that are
     not finite all the same.
     """
