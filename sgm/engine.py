@@ -198,6 +198,7 @@ def load_engine(
     files = {"checkpoint": path.absolute(), "base": None if base is None else user_path(base).absolute()}
     ranks = start_ranks(target, gpus, {"version": version, "dtype": dtype, "low_memory": low_memory, **files})
     engine = unfilled or build_engine(ALL_VERSIONS[version].config_path)
+    target = torch.empty(0, device=target).device  # with its number
     place = _storage(engine, target, _DTYPES[dtype], low_memory)
     used = load_weights(engine, path, place, _DTYPES[dtype], base=base_path, on_progress=on_progress)
     _check_base(path, base, used)
@@ -211,7 +212,7 @@ def load_engine(
     engine.loras = {name: path.absolute() for name, path in (loras or {}).items()}
     engine.ranks = ranks
     ranks.join()
-    return engine.freeze(torch.empty(0, device=target).device)
+    return engine.freeze(target)
 
 
 def check_weights(

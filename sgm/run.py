@@ -320,8 +320,9 @@ class Run:
         """A part of the engine on the device: the engine's own or, if offloaded, a copy, one part at a time."""
         device, network = self.engine.device, self.network
         module = network.model if name == "network" else self.engine.parts[name]
-        dtype, streamed = self._wider.get(name), self.plan.streamed and name == "network"
-        if dtype is None and not streamed and next(module.parameters()).device == device:
+        dtype, place = self._wider.get(name), next(module.parameters()).device
+        streamed = self.plan.streamed and name == "network" and place.type == "cpu"  # else another run has it there
+        if dtype is None and not streamed and place == device:
             self._copy = None
             return network if name == "network" else module
         key = module, dtype, streamed

@@ -115,7 +115,7 @@ class Streamed:
         self._index: dict[nn.Module, int] = {block: i for i, block in enumerate(blocks)}
         self._modules = [list(block.modules()) for block in blocks]
         self._here: _Slot | None = None  # of the block that was loaded last
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copies = copy_stream(device)
         size = max(len(buffer) for buffer, _ in self._packed)
         with torch.inference_mode(False):
             self._slots = [_Slot(torch.empty(size, dtype=torch.uint8, device=device)) for _ in range(SLOTS)]
@@ -164,6 +164,11 @@ class Streamed:
     def _clear(self, i: int) -> None:
         for place in self._packed[i][1]:
             place.put(self._modules[i], None)
+
+
+def copy_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream for copies beside the computing. None where there are no streams, and copies are waited for."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
 
 
 def stream(model: OpenAIWrapper, device: torch.device, dtype: torch.dtype | None = None) -> FastUNet:

