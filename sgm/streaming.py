@@ -9,6 +9,7 @@ block would halve that, but hold what enters the output blocks of both, 0.7 GiB 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, cast
@@ -26,70 +27,52 @@ from sgm.unet.wrapper import OpenAIWrapper
 SLOTS = 3
 _ALIGNED = 256  # bytes, as torch aligns tensors on GPUs
 
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a tensor is: its module's number in a block, attribute and name; and from which byte of a buffer on."""
-
-    module: int
-    kind: str
-    name: str
-    like: Tensor  # of its dtype, shape and strides, without memory
-    start: int
-
-    def get(self, modules: list[nn.Module]) -> Tensor:
-        return getattr(modules[self.module], self.kind)[self.name]
-
-    def put(self, modules: list[nn.Module], value: Tensor | None) -> None:
-        getattr(modules[self.module], self.kind)[self.name] = value
-
-    def view(self, buffer: Tensor) -> Tensor:
-        like, start = self.like, buffer.storage_offset() + self.start
-        return buffer.view(like.dtype).as_strided(like.shape, like.stride(), start // like.itemsize)
-
-
-Packed = list[tuple[Tensor, list[_Place]]]  # of each block: a buffer, and what lies where in it
-
+Packed = list[tuple[Tensor, list[Tensor]]]  # of each block: a buffer; what is in it, as tensors without memory
 _lock = threading.Lock()
-# Networks' blocks by dtype: shared by all runs, and kept as long as the network is.
-_packed: WeakKeyDictionary[nn.Module, dict[torch.dtype | None, Packed]] = WeakKeyDictionary()
+_packed: WeakKeyDictionary[nn.Module, Packed] = WeakKeyDictionary()  # of networks that are in use, for all their runs
 
 
-def packed(model: OpenAIWrapper, device: torch.device, dtype: torch.dtype | None = None) -> Packed:
-    """Each block's tensors in one buffer of the processor's memory, pinned for `device`; in `dtype` if given.
+def packed(model: OpenAIWrapper, device: torch.device) -> Packed:
+    """Each block's tensors in one buffer of the processor's memory, pinned for `device`, from where the model has them.
 
-    Without `dtype` they take the place of the model's own tensors, so that there are not two of each.
+    The model is in the processor's memory.
     """
     with _lock, torch.inference_mode(False), torch.no_grad():
-        known = _packed.setdefault(model, {})
-        if dtype not in known:
-            blocks = cast(UNet, model.diffusion_model).blocks
-            layouts = [_layout(block, dtype) for block in blocks]
-            buffers = host_buffers([size for _, size in layouts], device)
-            for block, buffer, (places, _) in zip(blocks, buffers, layouts, strict=True):
-                modules = list(block.modules())
-                for place in places:
-                    value, view = place.get(modules), place.view(buffer)
-                    view.copy_(value)
-                    if dtype is None:  # in a new parameter, since another thread may be reading the old one
-                        own = nn.Parameter(view, requires_grad=False) if isinstance(value, nn.Parameter) else view
-                        place.put(modules, own)
-            known[dtype] = [(buffer, places) for buffer, (places, _) in zip(buffers, layouts, strict=True)]
-        return known[dtype]
+        if model not in _packed:
+            blocks = [_tensors(block) for block in cast(UNet, model.diffusion_model).blocks]
+            likes = [[torch.empty_like(held[name], device="meta") for held, name in block] for block in blocks]
+            buffers = host_buffers([_size(block) for block in likes], device)
+            for block, buffer, like in zip(blocks, buffers, likes, strict=True):
+                for (held, name), view in zip(block, _views(buffer, like), strict=True):
+                    view.copy_(held[name])
+                    # In a new parameter, since another thread may be reading the old one.
+                    own = isinstance(held[name], nn.Parameter)
+                    held[name] = nn.Parameter(view, requires_grad=False) if own else view
+            _packed[model] = list(zip(buffers, likes, strict=True))
+        return _packed[model]
 
 
-def _layout(module: nn.Module, dtype: torch.dtype | None = None) -> tuple[list[_Place], int]:
-    """The places of a module's tensors, one after the other in a buffer, and its bytes."""
-    places, end = [], 0
-    for i, part in enumerate(module.modules()):
-        for kind in ("_parameters", "_buffers"):
-            for name, value in getattr(part, kind).items():
-                if value is not None:
-                    to = dtype if value.is_floating_point() else None
-                    like = torch.empty_like(value, dtype=to, device="meta", requires_grad=False)
-                    places.append(_Place(i, kind, name, like, end))
-                    end += ceil(like.nbytes / _ALIGNED) * _ALIGNED
-    return places, end
+def _tensors(module: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """Where a module's tensors are: for each the dictionary that holds it, and its key."""
+    held = [values for part in module.modules() for values in (part._parameters, part._buffers)]
+    return [(values, name) for values in held for name, value in values.items() if value is not None]
+
+
+def _aligned(value: Tensor) -> int:
+    return ceil(value.nbytes / _ALIGNED) * _ALIGNED
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors in a buffer, one after the other."""
+    return sum(map(_aligned, tensors))
+
+
+def _views(buffer: Tensor, likes: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Tensors like these in a buffer, one after the other."""
+    start = buffer.storage_offset()
+    for like in likes:
+        yield buffer.view(like.dtype).as_strided(like.shape, like.stride(), start // like.itemsize)
+        start += _aligned(like)
 
 
 @dataclass
@@ -105,30 +88,27 @@ class _Slot:
 class Streamed:
     """A copy of a network whose blocks' weights are on the device where `load` has put them, and else None.
 
-    For one thread. model: the copy; what lies outside of its blocks is always there. dtype: of the copy, if another.
+    For one thread. model: the copy; what lies outside of its blocks is always there.
     """
 
-    def __init__(self, model: OpenAIWrapper, device: torch.device, dtype: torch.dtype | None = None) -> None:
-        self._packed, self._device = packed(model, device, dtype), device
-        self.model = cast(OpenAIWrapper, copy_to(model, torch.device("meta"), dtype))
+    def __init__(self, model: OpenAIWrapper, device: torch.device) -> None:
+        self._packed, self._device = packed(model, device), device
+        self.model = cast(OpenAIWrapper, copy_to(model, torch.device("meta")))
         blocks = cast(UNet, self.model.diffusion_model).blocks
         self._index: dict[nn.Module, int] = {block: i for i, block in enumerate(blocks)}
-        self._modules = [list(block.modules()) for block in blocks]
+        self._tensors = [_tensors(block) for block in blocks]
         self._here: _Slot | None = None  # of the block that was loaded last
         self._copies = copy_stream(device)
         size = max(len(buffer) for buffer, _ in self._packed)
         with torch.inference_mode(False):
             self._slots = [_Slot(torch.empty(size, dtype=torch.uint8, device=device)) for _ in range(SLOTS)]
-            for i in range(len(blocks)):
-                self._clear(i)
-            theirs, ours = list(model.modules()), list(self.model.modules())
-            for place in _layout(self.model)[0]:  # what is left lies outside of the blocks
-                place.put(ours, place.get(theirs).detach().to(device, place.like.dtype))
-        for slot in self._slots:
-            if self._copies is None:
-                break
-            slot.buffer.record_stream(self._copies)  # what frees it waits for copies
-            slot.left = torch.cuda.current_stream(device).record_event()  # before, the memory may have been another's
+            inside = {id(held) for block in self._tensors for held, _ in block}
+            for (theirs, name), (ours, _) in zip(_tensors(model), _tensors(self.model), strict=True):
+                ours[name] = None if id(ours) in inside else theirs[name].detach().to(device)
+        if self._copies:
+            for slot in self._slots:
+                slot.buffer.record_stream(self._copies)  # what frees it waits for copies
+                slot.left = torch.cuda.current_stream(device).record_event()  # the memory may have been another's
         itself = ref(self)  # the blocks keep no slots alive
         for block in blocks:  # for modules that are called as they are, where there is no fast path
             block._forward_pre_hooks = type(block._forward_pre_hooks)()  # the copy's own
@@ -149,21 +129,17 @@ class Streamed:
 
     def _fetch(self, i: int, slot: _Slot) -> None:
         """Begin to copy a block to a slot, once the slot's latest user has left."""
-        if slot.block is not None:
-            self._clear(slot.block)
-        (source, places), slot.block = self._packed[i], i
+        for held, name in () if slot.block is None else self._tensors[slot.block]:
+            held[name] = None
+        (source, likes), slot.block = self._packed[i], i
         target = slot.buffer[: len(source)]
         with torch.cuda.stream(self._copies):  # None: no other stream
             if self._copies and slot.left:
                 self._copies.wait_event(slot.left)
             target.copy_(source, non_blocking=True)
             slot.arrived = self._copies.record_event() if self._copies else None
-        for place in places:
-            place.put(self._modules[i], place.view(slot.buffer))
-
-    def _clear(self, i: int) -> None:
-        for place in self._packed[i][1]:
-            place.put(self._modules[i], None)
+        for (held, name), view in zip(self._tensors[i], _views(slot.buffer, likes), strict=True):
+            held[name] = view
 
 
 def copy_stream(device: torch.device) -> torch.cuda.Stream | None:
@@ -173,7 +149,7 @@ def copy_stream(device: torch.device) -> torch.cuda.Stream | None:
 
 def stream(model: OpenAIWrapper, device: torch.device, dtype: torch.dtype | None = None) -> FastUNet:
     """A network whose weights come to the device block by block, in `dtype` if given. For one thread."""
-    streamed = Streamed(model, device, dtype)
+    streamed = Streamed(copy_to(model, torch.device("cpu"), dtype) if dtype else model, device)
     return FastUNet(streamed.model, streamed.load)
 
 
@@ -182,5 +158,5 @@ def streamed_bytes(model: nn.Module) -> int | None:
     unet = getattr(model, "diffusion_model", None)
     if not isinstance(unet, UNet):
         return None
-    sizes = [_layout(block)[1] for block in unet.blocks]
-    return _layout(model)[1] - sum(sizes) + SLOTS * max(sizes)
+    sizes = [_size(held[name] for held, name in _tensors(block)) for block in unet.blocks]
+    return _size(held[name] for held, name in _tensors(model)) - sum(sizes) + SLOTS * max(sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,9 +34,9 @@ REQUEST = VideoRequest("svd", frames=2, steps=2, height=64, width=64)
 
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], DiffusionEngine]:
-    """A new small engine of a golden case."""
+    """A golden case -> a small engine of it."""
     folder = tmp_path_factory.mktemp("configs")
-    return lambda case: small_model.made_up(small_model.write_config(folder / f"{case}.yaml", case))
+    return cache(lambda case: small_model.made_up(small_model.write_config(folder / f"{case}.yaml", case)))
 
 
 @pytest.fixture(scope="module")
