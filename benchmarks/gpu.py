@@ -131,7 +131,7 @@ def ours(
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(limit * GIB / total)
     loaded = time.perf_counter()
-    engine = load_engine("svd_xt", checkpoint=folder, gpus=gpus)
+    engine = load_engine("svd_xt", checkpoint=folder, gpus=gpus, low_memory=low)
     loaded = time.perf_counter() - loaded
     notes: list[str] = []
 
@@ -151,7 +151,7 @@ def ours(
     vars(engine).update(denoiser=steps_clock, decode_clip=decode_clock)
     result = measured(run, repeat, start)
     kept = Path(tempfile.gettempdir()) / "svd_xt_frames.npy"  # of one card, with which the others are compared
-    if gpus > 1 and kept.exists():
+    if (gpus > 1 or low or limit) and kept.exists():
         apart = abs(np.load(kept).astype(int) - frames)
         result |= {"levels apart": int(apart.max()), "bytes apart": float((apart > 0).mean())}
     elif speed != "exact" and kept.exists():
@@ -369,6 +369,7 @@ CONTENDERS: dict[str, Any] = {
     "diffusers": theirs,
     "ours": ours,
     "ours, --low-memory": lambda *args: ours(*args, low=True),
+    "ours, limited to 4 GiB": lambda *args: ours(*args, limit=4.0),
     "ours, limited to 8 GiB": lambda *args: ours(*args, limit=8.0),
     "ours, limited to 10 GiB": lambda *args: ours(*args, limit=10.0),
     "ours, without Triton": lambda *args: ours(*args, triton=False),

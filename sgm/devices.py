@@ -1,15 +1,19 @@
-"""Devices that networks run on: which are here, which were asked for, and whether one still computes after an error."""
+"""Devices that networks run on: which are here, which were asked for, their memory, and whether one still computes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from sgm.errors import UserError, printable, shown
 
+logger = logging.getLogger(__name__)
 GIB = 2**30
+RESERVE = 0.08  # share of the free memory that is left to the libraries' workspaces and to fragmentation
 
 
 class DeviceFailed(UserError):
@@ -98,6 +102,38 @@ def describe_device(device: torch.device) -> str:
             return f"{device} does not answer"
         return f"{torch.cuda.get_device_name(device).removeprefix('NVIDIA ')} · {free:.0f} of {total:.0f} GB free"
     return "Apple GPU" if device.type == "mps" else "CPU"
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process may use on the device, its present tensors included. None where it is not known."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
+    return min(free + torch.cuda.memory_reserved(device), int(share * total))
+
+
+def host_buffers(sizes: Sequence[int], device: torch.device) -> list[Tensor]:
+    """Buffers of so many bytes in the processor's memory: for a GPU pinned, so that it copies them while it computes.
+
+    Where the system allows no more pinned memory, they are in ordinary memory, whose copies take longer. Torch rounds
+    a pinned allocation up to a power of two, so several buffers share one of about a GiB.
+    """
+    shared: list[list[int]] = [[]]
+    for size in sizes:
+        if shared[-1] and sum(shared[-1]) + size > GIB:
+            shared.append([])
+        shared[-1].append(size)
+    return [buffer for group in shared for buffer in _host_memory(sum(group), device).split(group)]
+
+
+def _host_memory(size: int, device: torch.device) -> Tensor:
+    if device.type == "cuda" and size:
+        try:
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError as error:
+            logger.info("%.1f GiB stay unpinned: %s", size / GIB, str(error).partition("\n")[0])
+    return torch.empty(size, dtype=torch.uint8)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch.nn.modules.module import (
 )
 
 from sgm.config import ConfigError, instantiate_from_config, load_config
-from sgm.devices import choose_device
+from sgm.devices import RESERVE, choose_device, free_memory
 from sgm.diffusion.denoiser import Denoiser
 from sgm.errors import UserError, enough_memory
 from sgm.fast.decoder import MAX_VALUES, decode, frame_values
@@ -72,12 +72,15 @@ class DiffusionEngine(nn.Module):
         self.loras: Mapping[str, Path] = {}  # where LoRAs lie that are not looked for in their folders, by name
         self._weights_lock = threading.Lock()
 
-    def freeze(self) -> DiffusionEngine:
-        """Prepare the loaded weights for inference: no gradients, channels-last memory format. Returns the engine."""
+    def freeze(self, device: torch.device | None = None) -> DiffusionEngine:
+        """Prepare the loaded weights for inference: no gradients, channels-last memory format. Returns the engine.
+
+        device: that which will compute, where the weights are offloaded (default: the weights').
+        """
         self.eval().requires_grad_(False)
         channels_last(self)
         self._network = FastUNet(self.model)
-        self.device = next(self.model.parameters()).device
+        self.device = device or next(self.model.parameters()).device
         return self
 
     @property
@@ -139,17 +142,18 @@ class DiffusionEngine(nn.Module):
         first_stage: nn.Module | None = None,
         check: Callable[[], None] = lambda: None,
         shard: Shard | None = None,
+        max_held: int | None = None,
     ) -> Tensor:
         """Scaled latents (t, c, h, w) of a whole clip -> frames (t, 3, f h, f w), in bounded memory.
 
-        The temporal decoder sees all frames: see `sgm.fast.decoder`, also for on_block, check and shard.
+        The temporal decoder sees all frames: see `sgm.fast.decoder`, also for on_block, check, shard and max_held.
         frames_at_once: how many frames are decoded at once (default: enough to keep the device busy). first_stage: a
         copy of `first_stage_model` on z's device, where the weights are offloaded.
         """
         model: Any = first_stage or self.first_stage_model
         z = model.to_decoder(self._unscaled(z, model))
         limit = MAX_VALUES if frames_at_once is None else frames_at_once * frame_values(model.decoder, *z.shape[-2:])
-        return decode(model.decoder, z, min(limit, MAX_VALUES), on_block, check, shard).float()
+        return decode(model.decoder, z, min(limit, MAX_VALUES), on_block, check, shard, max_held).float()
 
     def _unscaled(self, z: Tensor, first_stage: nn.Module | None = None) -> Tensor:
         dtype = next((first_stage or self.first_stage_model).parameters()).dtype
@@ -168,6 +172,7 @@ def load_engine(
     dtype: str | None = None,
     gpus: int = 1,
     unfilled: DiffusionEngine | None = None,
+    low_memory: bool = False,
 ) -> DiffusionEngine:
     """Build a model version from its YAML and load its weights.
 
@@ -178,6 +183,8 @@ def load_engine(
     `default_dtype`). gpus: how many compute each clip together, a process each: the device and those after it (on the
     processor, so many processes). Where they cannot, the device does so alone, and jobs' progress says why. unfilled:
     what `check_weights` returned for this version, so that it is not built again: it is filled, and becomes the engine.
+    low_memory: on a GPU, load the weights into the processor's memory, from which clips take them part by part; so it
+    is, too, where they do not fit on the GPU.
     Raises UserError for an unknown name, for a base beside a whole model and where memory runs out, WeightsError for
     weights that are missing or do not fit, ValueError for an engine that is filled already.
     """
@@ -189,9 +196,11 @@ def load_engine(
     if dtype not in DTYPES:
         raise UserError(f"dtype '{dtype}' is unknown; choose one of {', '.join(DTYPES)}.")
     files = {"checkpoint": path.absolute(), "base": None if base is None else user_path(base).absolute()}
-    ranks = start_ranks(target, gpus, {"version": version, "dtype": dtype, **files})
+    ranks = start_ranks(target, gpus, {"version": version, "dtype": dtype, "low_memory": low_memory, **files})
     engine = unfilled or build_engine(ALL_VERSIONS[version].config_path)
-    used = load_weights(engine, path, target, DTYPES[dtype], base=base_path, on_progress=on_progress)
+    target = torch.empty(0, device=target).device  # with its number
+    place = _storage(engine, target, DTYPES[dtype], low_memory)
+    used = load_weights(engine, path, place, DTYPES[dtype], base=base_path, on_progress=on_progress)
     _check_base(path, base, used)
     widen_encoders(engine, DTYPES[dtype])
     engine.version = version
@@ -201,7 +210,7 @@ def load_engine(
     engine.loras = {name: path.absolute() for name, path in (loras or {}).items()}
     engine.ranks = ranks
     ranks.join()
-    return engine.freeze()
+    return engine.freeze(target)
 
 
 def check_weights(
@@ -245,6 +254,13 @@ def _paths(version: str, checkpoint: str | Path | None, base: str | Path | None)
 def _check_base(path: Path, base: str | Path | None, used: Path | None) -> None:
     if base is not None and used is None:
         raise UserError(f"{path} is a whole model, which takes nothing from a base: leave out the base {base}.")
+
+
+def _storage(engine: DiffusionEngine, device: torch.device, dtype: torch.dtype, low_memory: bool) -> torch.device:
+    """Where weights for a device are loaded: there or, where they are never all there at once, the processor."""
+    free, total = free_memory(device), sum(value.numel() for value in engine.parameters()) * dtype.itemsize
+    offloaded = free is not None and (low_memory or total > (1 - RESERVE) * free)
+    return torch.device("cpu") if offloaded else device
 
 
 def default_dtype(device: torch.device) -> str:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
+from sgm.devices import GIB, RESERVE
 from sgm.engine import DiffusionEngine
 from sgm.fast.unet import MAX_VALUES
+from sgm.streaming import streamed_bytes
 from sgm.versions import ALL_VERSIONS
 
-GIB = 2**30
-_RESERVE = 0.08  # share of the free memory that is left to the libraries' workspaces and to fragmentation
 _WORKSPACE = {"network": GIB // 9, "autoencoder": GIB * 7 // 10}  # bytes at any size of clip, in half precision
+_STAGED = GIB // 4  # bytes of a chunk whose clip is held outside, on its way in and out, in half precision
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,16 @@ class Plan:
     """One memory plan. peak: predicted bytes of all tensors on the device at once.
 
     offload: conditioner, network and autoencoder are on the device only while they are used, else in the processor's
-    memory. clip_by_clip and max_values: see `FastUNet.conditioned`.
+    memory. clip_by_clip and max_values: see `FastUNet.conditioned`. streamed: so are the blocks of the network (see
+    `sgm.streaming`). max_held: see `sgm.fast.decoder.decode`.
     """
 
     title: str = "everything on the device"
     offload: bool = False
     clip_by_clip: bool = False
     max_values: int = MAX_VALUES
+    streamed: bool = False
+    max_held: int | None = None
     peak: int = 0
 
     def __str__(self) -> str:
@@ -35,19 +38,40 @@ class Plan:
 
 
 FASTEST = Plan()
-SMALLEST = Plan("each part on the device only while it is used", True, True, MAX_VALUES // 4)
+OFFLOAD = Plan("each part on the device only while it is used", True, True, MAX_VALUES // 4)
+STREAMED = Plan(
+    "each block of the network on the device only while it is used", True, True, MAX_VALUES // 4, True, 2**30
+)
 
 
 def choose(
-    engine: DiffusionEngine, frames: int, height: int, width: int, guided: bool, free: int | None, low: bool = False
+    engine: DiffusionEngine,
+    frames: int,
+    height: int,
+    width: int,
+    guided: bool,
+    free: int | None,
+    low: bool = False,
+    added: int = 0,
 ) -> Plan:
-    """The fastest plan that fits into `free` bytes (None: no limit); if none fits, or with `low`, the smallest.
+    """The first of `plans` that fits into `free` bytes (None: no limit), with `low` not the fastest; else the smallest.
 
-    height, width: of the clip, in pixels. guided: whether guidance doubles the batch.
+    height, width: of the clip, in pixels. guided: whether guidance doubles the batch. added: bytes of weights that
+    would be there beside the engine's.
     """
-    fast, small = (predict(engine, frames, height, width, guided, plan) for plan in (FASTEST, SMALLEST))
-    fits = free is None or fast.peak <= (1 - _RESERVE) * free
-    return fast if fits and not low else small
+    fast, *others = plans(engine, frames, height, width, guided)
+    if not low and (free is None or fast.peak + added <= (1 - RESERVE) * free):
+        return fast
+    return next((plan for plan in others if free is None or plan.peak <= free), others[-1])
+
+
+def plans(engine: DiffusionEngine, frames: int, height: int, width: int, guided: bool) -> list[Plan]:
+    """The plans for a clip with their predicted peaks: the fastest first, each smaller than the one before."""
+    fast, offload = (predict(engine, frames, height, width, guided, plan) for plan in (FASTEST, OFFLOAD))
+    if streamed_bytes(engine.model) is None:
+        return [fast, offload]
+    streamed = predict(engine, frames, height, width, guided, STREAMED)
+    return [fast, offload, *([streamed] if streamed.peak < offload.peak else [])]
 
 
 def predict(engine: DiffusionEngine, frames: int, height: int, width: int, guided: bool, plan: Plan) -> Plan:
@@ -58,10 +82,15 @@ def predict(engine: DiffusionEngine, frames: int, height: int, width: int, guide
     """
     model, size = ALL_VERSIONS.get(engine.version, ALL_VERSIONS["svd"]), engine.dtype.itemsize / 2
     weights = {name: sum(value.nbytes for value in _values(part)) for name, part in engine.parts.items()}
+    if plan.streamed:
+        weights["network"] = streamed_bytes(engine.model) or weights["network"]
     clips = 2 if guided and not plan.clip_by_clip else 1
     latents, pixels = clips * frames * height * width // engine.factor**2, frames * height * width
     sampling = round(size * (model.latent_bytes * latents + _WORKSPACE["network"]))
-    decoding = round(size * (model.pixel_bytes * pixels + _WORKSPACE["autoencoder"]))
+    held = model.pixel_bytes * pixels
+    if plan.max_held is not None and held > 2 * plan.max_held:
+        held = 2 * plan.max_held + _STAGED
+    decoding = round(size * (held + _WORKSPACE["autoencoder"]))
     if plan.offload:
         peak = max(weights["conditioner"], weights["network"] + sampling, weights["autoencoder"] + decoding)
     else:
@@ -69,14 +98,5 @@ def predict(engine: DiffusionEngine, frames: int, height: int, width: int, guide
     return replace(plan, peak=peak)
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process may use on the device, its present tensors included. None where it is not known."""
-    if device.type != "cuda":
-        return None
-    free, total = torch.cuda.mem_get_info(device)
-    share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
-    return min(free + torch.cuda.memory_reserved(device), int(share * total))
-
-
-def _values(module: nn.Module) -> list[torch.Tensor]:
+def _values(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from sgm.conditioning.memo import Memo
+from sgm.devices import GIB, free_memory
 from sgm.engine import DiffusionEngine, copy_to
 from sgm.errors import UserError
 from sgm.fast.shard import Ranks
 from sgm.fast.unet import FastUNet
 from sgm.loras import loras_of
-from sgm.memory import GIB, Plan, choose, free_memory
+from sgm.memory import Plan, choose, plans
 from sgm.merging import added_bytes, merged
 from sgm.request import VideoRequest
+from sgm.streaming import stream
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -78,12 +80,12 @@ def _ignore(*_: object) -> None:
 class Run:
     """One generation on an engine, which other threads may be using, too.
 
-    On a GPU, the fastest memory plan that fits into the free memory is used (low_memory: the smallest plan). If memory
-    runs out nevertheless, the smallest plan replaces it and the evaluation that failed is repeated. A part of the
-    engine whose result overflows float16 runs again, and from then on, in a dtype of float32's range. `check` is called
-    before each block of a network and each chunk of the decoder. Exceptions of `check` and `on_step` end the run and
-    reach the caller. The request's LoRAs are merged into a network of the run's, not the engine's. memo: embeddings of
-    the engine's earlier runs. ranks: the processes that make this run together. note: the progress's, to which the
+    On a GPU, the fastest memory plan that fits into the free memory is used (low_memory: not the fastest of all). If
+    memory runs out nevertheless, the next smaller plan replaces it and the evaluation that failed is repeated. A part
+    of the engine whose result overflows float16 runs again, and from then on, in a dtype of float32's range. `check` is
+    called before each block of a network and each chunk of the decoder. Exceptions of `check` and `on_step` end the run
+    and reach the caller. The request's LoRAs are merged into a network of the run's, not the engine's. memo: embeddings
+    of the engine's earlier runs. ranks: the processes that make this run together. note: the progress's, to which the
     memory plan is added. Raises WeightsError for LoRAs that are missing or do not fit, UserError for results that are
     not finite all the same.
     """
@@ -106,8 +108,8 @@ class Run:
         self.estimate: Tensor  # the latest estimate of the clean latents (t, c, h, w)
         # The network for a condition that is in use, with the network and the plan that it was made from.
         self._conditioned: dict[object, tuple[FastUNet, Plan, Callable[..., Tensor]] | None] = {}
-        # A part of the engine that is offloaded or overflows, the copy's dtype if another, and its copy on the device.
-        self._copy: tuple[nn.Module, torch.dtype | None, Any] | None = None
+        # A part of the engine that is offloaded or overflows; its copy's dtype if another, if that is streamed, and it.
+        self._copy: tuple[nn.Module, torch.dtype | None, bool, Any] | None = None
         self._wider: dict[str, torch.dtype] = {}  # part that overflowed -> the dtype that it runs in
         # Of all evaluations of the network: 0 none, 1 the network overflowed, 2 the sampler diverged.
         self._first_fault, self._evaluations = torch.zeros((), dtype=torch.int8, device=engine.device), 0
@@ -120,8 +122,7 @@ class Run:
         self._free = free_memory(engine.device)
         added = added_bytes(self.network, engine.network)  # also where there is no plan: what does not fit is said now
         if self._free is not None:
-            self._free -= added
-            self.plan = self.ranks.plan or choose(engine, *self._clip, self._free, low_memory)
+            self.plan = self.ranks.plan or choose(engine, *self._clip, self._free, low_memory, added)
             on_each = f" on each of {self.ranks.size} GPUs" if self.ranks.size > 1 else ""
             self.note = f"{note} GPU memory{on_each}: {self.plan} of {self._free / GIB:.1f} GiB.".lstrip()
             logger.info(self.note)
@@ -244,7 +245,8 @@ class Run:
 
         def decode_frames(first_stage: nn.Module) -> Tensor:
             with self.ranks.together():
-                return self.engine.decode_clip(z, self.request.decode_chunk, on_block, first_stage, check, shard)
+                at_once, held = self.request.decode_chunk, self.plan.max_held
+                return self.engine.decode_clip(z, at_once, on_block, first_stage, check, shard, held)
 
         return self._with_part("autoencoder", decode_frames, _finite)
 
@@ -253,7 +255,7 @@ class Run:
     ) -> T:
         """The result of `work(part)`, the part on the device.
 
-        Repeated with the smallest plan where memory runs out, and with a wider dtype where the result is not finite.
+        Repeated with a smaller plan where memory runs out, and with a wider dtype where the result is not finite.
         """
         while True:
             try:
@@ -264,14 +266,23 @@ class Run:
                 self._widen(name)
                 continue
             except torch.cuda.OutOfMemoryError:
-                if self._free is None or self.plan.offload or self.ranks.size > 1:
+                smaller = self._smaller()
+                if smaller is None:
                     raise
             # After the except block, since the exception keeps the tensors of the failed evaluation alive.
-            self.plan = choose(self.engine, *self._clip, None, low=True)
+            self.plan, self._copy = smaller, None
+            self._conditioned.clear()
             self.note = f"GPU memory ran out; from here on {self.plan}."
             logger.info(self.note)
             self._move_weights()
             torch.cuda.empty_cache()
+
+    def _smaller(self) -> Plan | None:
+        """The plan to go on with where memory ran out."""
+        if self._free is None or self.ranks.size > 1:
+            return None
+        now = self.plan.offload, self.plan.streamed
+        return next((p for p in plans(self.engine, *self._clip) if (p.offload, p.streamed) > now), None)
 
     def _watch(self, x: Tensor, estimate: Tensor) -> None:
         """Note what is first not finite: the sampler's x, or the network's estimate from a finite x.
@@ -314,15 +325,21 @@ class Run:
         """A part of the engine on the device: the engine's own or, if offloaded, a copy, one part at a time."""
         device, network = self.engine.device, self.network
         module = network.model if name == "network" else self.engine.parts[name]
-        dtype = self._wider.get(name)
-        if dtype is None and next(module.parameters()).device == device:
+        dtype, place = self._wider.get(name), next(module.parameters()).device
+        streamed = self.plan.streamed and name == "network" and place.type == "cpu"  # else another run has it there
+        if dtype is None and not streamed and place == device:
             self._copy = None
             return network if name == "network" else module
-        if self._copy is None or self._copy[:2] != (module, dtype):
+        key = module, dtype, streamed
+        if self._copy is None or self._copy[:3] != key:
             self._copy = None  # frees the old copy's memory before the new copy is made
-            copy = copy_to(module, device, dtype)
-            self._copy = module, dtype, FastUNet(copy) if name == "network" else copy
-        return self._copy[2]
+            if streamed:
+                copy: Any = stream(network.model, device, dtype)
+            else:
+                copy = copy_to(module, device, dtype)
+                copy = FastUNet(copy) if name == "network" else copy
+            self._copy = *key, copy
+        return self._copy[3]
 
     def _per_frame(self, cond: Condition) -> Condition:
         """A condition with one row for each frame: where there is one for the clip, it is repeated."""

@@ -295,6 +295,9 @@ def test_the_decoder_in_parts(made_up: Callable[[str], DiffusionEngine], case: s
         wanted = decoder(z, 4)
         for max_values in (2**28, 2**17, 1):
             assert relative(decode(decoder, z, max_values, lambda *at: told.append(at)), wanted) < 1e-5
+        for held in (0, 10**4, 5 * 10**4, 10**9):  # values on the device; the rest is in the processor's memory
+            for max_values in (2**28, 2**17):
+                assert torch.equal(decode(decoder, z, max_values, max_held=held), decode(decoder, z, max_values))
         for at_once in (None, 1, 2, 50):
             assert relative(engine.decode_clip(z, at_once), engine.decode(z, 4)) < 1e-5
     steps = told[: len(told) // 3]

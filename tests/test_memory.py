@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sgm.devices import GIB
 from sgm.engine import DiffusionEngine, build_engine
-from sgm.memory import FASTEST, GIB, SMALLEST, Plan, choose, predict
+from sgm.memory import FASTEST, OFFLOAD, Plan, choose, predict
 from sgm.versions import VERSIONS
 
 
@@ -28,7 +29,12 @@ def test_a_smaller_plan_is_chosen_where_memory_is_scarce(engine: DiffusionEngine
     assert 0 < small.peak < fast.peak
     assert choose(engine, *clip, 2 * fast.peak) == fast
     assert choose(engine, *clip, fast.peak - 1) == small
-    assert choose(engine, *clip, 1) == small  # there is none smaller: it is tried
+    # What is offloaded is tried where it may fit, and the smallest where nothing fits.
+    assert choose(engine, *clip, small.peak) == choose(engine, *clip, 2 * fast.peak, low=True) == small
+    streamed = choose(engine, *clip, small.peak - 1)
+    assert (streamed.streamed, streamed) == (True, choose(engine, *clip, 1))
+    assert streamed.peak < 3.5 * GIB < small.peak
+    assert choose(engine, *clip, 2 * fast.peak, added=2 * fast.peak) == small  # LoRAs' weights are there beside
     # More frames take more, and so does guidance.
     assert choose(engine, 50, 576, 1024, True, None).peak > fast.peak
     assert choose(engine, *clip[:3], False, None).peak <= fast.peak
@@ -47,15 +53,15 @@ MEASURED = {
 
 
 @pytest.mark.parametrize("size", MEASURED, ids=str)
-@pytest.mark.parametrize("plan", [FASTEST, SMALLEST], ids=["fastest", "smallest"])
+@pytest.mark.parametrize("plan", [FASTEST, OFFLOAD], ids=["fastest", "smallest"])
 def test_svd_xt_takes_what_was_measured(engine: DiffusionEngine, size: tuple[int, int, int], plan: Plan) -> None:
-    measured = MEASURED[size][plan is SMALLEST]
+    measured = MEASURED[size][plan is OFFLOAD]
     assert predict(engine, *size, True, plan).peak / GIB == pytest.approx(measured, rel=0.1)
 
 
 def test_float32_takes_twice_the_memory_of_half_precision(engine: DiffusionEngine) -> None:
-    half = predict(engine, 25, 576, 1024, True, SMALLEST).peak
+    half = predict(engine, 25, 576, 1024, True, OFFLOAD).peak
     whole = build_engine(VERSIONS["svd_xt"].config_path)
     whole.version = "svd_xt"
     assert whole.dtype == torch.float32
-    assert predict(whole, 25, 576, 1024, True, SMALLEST).peak == pytest.approx(2 * half, rel=0.02)
+    assert predict(whole, 25, 576, 1024, True, OFFLOAD).peak == pytest.approx(2 * half, rel=0.02)

@@ -98,7 +98,8 @@ def repeat(
             Smoothing.of(settings),
         )
         then, lossless = _frames_of(clip, request, smoothing.length(request.frames), name)
-        load = partial(load_engine, device=device, dtype=dtype or dtype_of_recipe(settings, choose_device(device)))
+        kind = dtype or dtype_of_recipe(settings, choose_device(device))
+        load = partial(load_engine, device=device, dtype=kind, low_memory=low_memory)
         weights = {"checkpoint": checkpoint, "base": base, "loras": _named(lora or [])}
         options = source, background_model, low_memory, weights, load
         if isinstance(request, ViewsRequest):

@@ -230,7 +230,7 @@ def sample(
         sources = [] if clip else _sources(picture, recipe, request, out if recursive else None)
         goal = last_picture(request, last, recipe)
     if clip and isinstance(request, ViewsRequest):
-        load = partial(load_engine, device=device, dtype=kind, gpus=gpus)
+        load = partial(load_engine, device=device, dtype=kind, gpus=gpus, low_memory=low_memory)
         weights = {"checkpoint": checkpoint, "base": base, "loras": ctx.meta["loras"]}
         marks = not no_watermark, safety
         sample_views(request, clip, out, *marks, background_model, low_memory, weights, load)
@@ -253,7 +253,7 @@ def sample(
         unfilled = check_weights(request.version, **weights, lora=request.lora)
     if orbit_plot is not None:
         _plot_orbit(request, orbit_plot)
-    load = partial(load_engine, **weights, dtype=kind, gpus=gpus)
+    load = partial(load_engine, **weights, dtype=kind, gpus=gpus, low_memory=low_memory)
     if ray is not None:
         paths = {"loras": ctx.meta["loras"]} | {n: p.absolute() for n, p in weights.items() if isinstance(p, Path)}
         echo_stderr("Connecting to Ray.")

@@ -127,7 +127,7 @@ def sweep(
 
     places = found(order)
     weights: dict[str, Any] = {"checkpoint": checkpoint, "base": base, "loras": ctx.meta["loras"]}
-    load = partial(load_engine, **weights, device=device, gpus=gpus, dtype=kind)
+    load = partial(load_engine, **weights, device=device, gpus=gpus, dtype=kind, low_memory=low_memory)
     price = partial(_price, device=target.type)
     making = Making(folder, opened, order, places, plan.compared, price, load, low_memory)
     say = echo_line if dry_run else echo_stderr

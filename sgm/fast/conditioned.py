@@ -57,9 +57,10 @@ def qkv_weights(layer: CrossAttention) -> list[Tensor]:
 
 
 def contiguous(parts: list[Tensor]) -> bool:
-    """Whether three tensors of one shape lie one after the other in one storage, from its start."""
+    """Whether three tensors of one shape lie one after the other in one storage."""
     positions = [(part.untyped_storage()._cdata, part.storage_offset()) for part in parts]
-    return positions == [(positions[0][0], i * parts[0].numel()) for i in range(3)]
+    storage, start = positions[0]
+    return positions == [(storage, start + i * parts[0].numel()) for i in range(3)]
 
 
 class Conditioned:
@@ -67,8 +68,9 @@ class Conditioned:
 
     alphas: the weight of the spatial branch in each blend. biases: of each residual block. c: what the network takes
     beside x, in its dtype: "crossattn" (n, 1, d), the single token of each frame, perhaps "vector" (n, a).
-    upsample_weights: fused weights computed for another clip, which are shared. divisible: whether a shard can be less
-    than all of a clip's frames.
+    check(): called before each block is evaluated, load(block): before its weights are read. upsample_weights: fused
+    weights computed for another clip, which are shared. divisible: whether a shard can be less than all of a clip's
+    frames.
     """
 
     divisible = True
@@ -82,20 +84,24 @@ class Conditioned:
         shard: Shard,
         max_values: int,
         check: Callable[[], None],
+        load: Callable[[nn.Module], None],
         upsample_weights: dict[nn.Module, Tensor] | None,
     ) -> None:
-        self.unet, self.alphas, self.biases, self.shard, self.check = unet, alphas, biases, shard, check
+        self.unet, self.alphas, self.biases, self.shard = unet, alphas, biases, shard
+        self.check, self.load = check, load
         self.ops: Ops = for_device(c["crossattn"].device)
         self.max_values = min(max_values, self.ops.max_chunk)
         self.kept: Any = None
         self.label = shard.cut(unet.label_emb(c["vector"])) if "vector" in c else None
-        self.upsample_weights = upsample_weights or {
-            module: self.ops.fused_upsample_weight(module.conv.weight)
-            for module in unet.modules()
-            if isinstance(module, Upsample)
-        }
-        transformers = [module for module in unet.modules() if isinstance(module, Transformer)]
-        self.offsets = {layer: self.offsets_of(layer, c) for layer in transformers}
+        self.upsample_weights = upsample_weights or {}
+        self.offsets: dict[Transformer, list[list[Tensor]]] = {}
+        for block in unet.blocks:
+            load(block)
+            for layer in block:
+                if isinstance(layer, Transformer):
+                    self.offsets[layer] = self.offsets_of(layer, c)
+                elif isinstance(layer, Upsample) and not upsample_weights:
+                    self.upsample_weights[layer] = self.ops.fused_upsample_weight(layer.conv.weight)
 
     def offsets_of(self, layer: Transformer, c: Mapping[str, Tensor]) -> list[list[Tensor]]:
         """For each of a transformer's blocks, the offsets of its residual streams at each point where they are read.
@@ -154,6 +160,7 @@ class Conditioned:
     def block(self, block: Block, parts: list[Tensor], emb: Tensor) -> Tensor:
         """One block. parts: x, split along its channels. The list is emptied, so that memory is freed early."""
         self.check()
+        self.load(block)
         for layer in block:
             if isinstance(layer, VideoResBlock):
                 parts.append(self.residual(layer, parts, emb))

@@ -3,7 +3,7 @@
 Spatial layers run on some frames at a time, temporal layers on some pixels of all frames; a group norm over several
 chunks measures its moments first. The size of the chunks changes memory and speed, not the picture. One activation is
 held for the whole clip, in one buffer filled from its end: blocks replace it in place, and an upsampled frame
-overwrites input already used.
+overwrites input already used. A part of that buffer may lie in the processor's memory (`sgm.fast.held`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sgm.autoencoder.blocks import AttnBlock, ResnetBlock, VideoConv, VideoResnetBlock
 from sgm.autoencoder.coders import Decoder, Level
+from sgm.fast.held import Activation, Held
 from sgm.fast.ops import Moments, Ops, for_device
 from sgm.fast.shard import Shard
 from sgm.layers.residual import TemporalConv, Upsample, frames_first, frames_in_batch
@@ -32,13 +33,14 @@ def decode(
     on_block: Callable[[int, int], None] = lambda done, of: None,
     check: Callable[[], None] = lambda: None,
     shard: Shard | None = None,
+    max_held: int | None = None,
 ) -> Tensor:
     """Latents of one clip (t, z_channels, h, w) -> its frames (t, out_ch, f h, f w), in z's dtype.
 
     shard: the frames that this process decodes; all processes get all. max_values: how many values the activations of
     a chunk may hold; fewer are slower, and a spatial layer takes one frame at least. on_block(done, of) is called
     before each of the decoder's `of` blocks and after the last, check before each chunk; exceptions of both end the
-    decoding.
+    decoding. max_held: how many values the buffer may have on the device; the rest is in the processor's memory.
     """
     ops = for_device(z.device)
     max_values = min(max_values, ops.max_chunk)
@@ -46,17 +48,13 @@ def decode(
     z = shard.cut(z)
     t, _, h, w = z.shape
     levels = [cast(Level, level) for level in reversed(decoder.up)]
-    size, scale = decoder.conv_in.out_channels, 1
+    sizes, scale = [h * w * decoder.conv_in.out_channels], 1
     for level in levels:
-        size = max(size, scale**2 * cast(ResnetBlock, level.block[-1]).conv2.out_channels)
+        sizes.append(scale**2 * h * w * cast(ResnetBlock, level.block[-1]).conv2.out_channels)
         scale *= 1 if level.upsample is None else 2
-    buffer = z.new_empty(t * h * w * size)
-
-    def at_end(height: int, width: int, channels: int) -> Tensor:
-        return buffer[len(buffer) - t * height * width * channels :].view(t, height, width, channels)
-
-    x = at_end(h, w, decoder.conv_in.out_channels)
-    x.copy_(decoder.conv_in(z).permute(0, 2, 3, 1))
+    held = Held(z, t, sizes, max_held)
+    x = held.at_end(h, w, decoder.conv_in.out_channels)
+    x.put(x.part(read=False).copy_(decoder.conv_in(z).permute(0, 2, 3, 1).flatten(1, 2)))
     upsample: Upsample | None = None  # of the level before: the next block applies it to its chunks
     upsample_weight: Tensor | None = None
     blocks = [block for level in levels for block in (*level.block, level.upsample)]
@@ -66,28 +64,33 @@ def decode(
         if isinstance(block, AttnBlock):
             for i in range(t):
                 check()
-                x[i] = _attention(ops, block, x[i])
+                frame = x.part(slice(i, i + 1))
+                frame[0] = _attention(ops, block, frame[0])
+                x.put(frame, slice(i, i + 1))
         elif isinstance(block, ResnetBlock):
             factor, channels = 1 if upsample is None else 2, block.conv2.out_channels
-            out = at_end(factor * x.shape[1], factor * x.shape[2], channels)
-            if out.numel() < x.numel():
-                out = out.clone()
-            values = out[0, :, :, 0].numel() * max(block.conv1.in_channels, channels)
-            step = max(max_values // (3 * values), 1)
+            height, width = (factor * side for side in x.size)
+            smaller = factor**2 * channels < x.shape[2]
+            place = Held(z, t, [height * width * channels], max_held) if smaller else held
+            out = place.at_end(height, width, channels)
+            step = max(max_values // (3 * height * width * max(block.conv1.in_channels, channels)), 1)
             for i in range(0, t, step):
                 check()
                 # Frame i of `out` ends before frame i + 1 of x begins, since both end together and x is no larger.
-                _spatial(ops, block, x[i : i + step], out[i : i + step], upsample, upsample_weight)
+                frames = slice(i, i + step)
+                part = out.part(frames, read=False)
+                _spatial(ops, block, x.part(frames).unflatten(1, x.size), part, upsample, upsample_weight)
+                out.put(part, frames)
             x, upsample = out, None
             if isinstance(block, VideoResnetBlock):
-                _temporal(ops, block, x.flatten(1, 2), shard, max_values, check)
+                _temporal(ops, block, x, shard, max_values, check)
         else:
             upsample, upsample_weight = block, None if block is None else ops.fused_upsample_weight(block.conv.weight)
-    step = max(max_values // (3 * x[0].numel()), 1)
+    step = max(max_values // (3 * x.shape[1] * x.shape[2]), 1)
     video = []
-    for part in x.split(step):
+    for i in range(0, t, step):
         check()
-        video.append(_output(ops, decoder, part))
+        video.append(_output(ops, decoder, x.part(slice(i, i + step)).unflatten(1, x.size)))
     video = torch.cat(video)
     on_block(len(blocks), len(blocks))
     if isinstance(decoder.conv_out, VideoConv):
@@ -113,7 +116,7 @@ def frame_values(decoder: Decoder, h: int, w: int) -> int:
 def _spatial(
     ops: Ops, block: ResnetBlock, x: Tensor, out: Tensor, upsample: Upsample | None, upsample_weight: Tensor | None
 ) -> None:
-    """A spatial residual block, after `upsample` if given. x: (n, h, w, c); out: (n, f h, f w, c'), may be x.
+    """A spatial residual block, after `upsample` if given. x: (n, h, w, c); out: (n, f h f w, c'), may be x.
 
     `out` includes the block's `_temporal_bias`.
     """
@@ -131,7 +134,7 @@ def _spatial(
     if isinstance(block, VideoResnetBlock):
         bias = bias + _temporal_bias(block)
     y, pending_bias = ops.spatial_conv(y.view(n, h, w, -1), block.conv2.weight, bias)
-    ops.blend(skip, y, 1.0, 1.0, pending_bias, out=out.flatten(1, 2))
+    ops.blend(skip, y, 1.0, 1.0, pending_bias, out=out)
 
 
 def _temporal_bias(block: VideoResnetBlock) -> Tensor:
@@ -145,7 +148,7 @@ def _temporal_weight(block: VideoResnetBlock) -> float:
 
 
 def _temporal(
-    ops: Ops, block: VideoResnetBlock, x: Tensor, shard: Shard, max_values: int, check: Callable[[], None]
+    ops: Ops, block: VideoResnetBlock, x: Activation, shard: Shard, max_values: int, check: Callable[[], None]
 ) -> None:
     """The temporal residual block and the blend with its input, in place. x: (t, s, c), with `_temporal_bias` added."""
     t, s, c = x.shape
@@ -156,24 +159,30 @@ def _temporal(
     weight = _temporal_weight(block)
     step = max(max_values // (4 * shard.frames * c) // Moments.tile, 1) * Moments.tile
     parts = [slice(i, min(i + step, s)) for i in range(0, s, step)]
-    first = shard.norm(ops.moments(x), norm_1, -_temporal_bias(block))
-    moments = ops.empty_moments(t, s, c, x.device)
+    device = x.inside.device
+    moments = ops.empty_moments(t, s, c, device)
+    for part in parts if len(x.outside) else [slice(0, s)]:
+        moments.measure(x.part(pixels=part), part.start)
+    first = shard.norm(moments, norm_1, -_temporal_bias(block))
+    moments = ops.empty_moments(t, s, c, device)
     stored: list[Tensor] = []
     for part in parts:
         check()
-        y = ops.temporal_conv(x[:, part], first, conv_1, shard)
+        y = ops.temporal_conv(x.part(pixels=part), first, conv_1, shard)
         moments.measure(y, part.start)
         if len(parts) == 1 or values <= _MAX_STORED:  # the whole activation takes as much memory as x
             stored.append(y)
     second = shard.norm(moments, norm_2, conv_1.bias)
     for part in reversed(parts):
         check()
-        y = stored.pop() if stored else ops.temporal_conv(x[:, part], first, conv_1, shard)
-        ops.temporal_conv(y, second, conv_2, shard, residual=x[:, part], branch_weight=weight)
+        z = x.part(pixels=part)
+        y = stored.pop() if stored else ops.temporal_conv(z, first, conv_1, shard)
+        ops.temporal_conv(y, second, conv_2, shard, residual=z, branch_weight=weight)
+        x.put(z, pixels=part)
 
 
 def _attention(ops: Ops, block: AttnBlock, x: Tensor) -> Tensor:
-    """Self-attention among the pixels of a frame (h, w, c), added to it."""
+    """Self-attention among the pixels of a frame (h w, c), added to it."""
     y = ops.group_norm([x.view(1, -1, x.shape[-1])], block.norm, silu=False)[0]
     q, k, v = (F.linear(y, f.weight.flatten(1), f.bias) for f in (block.q, block.k, block.v))
     y = F.scaled_dot_product_attention(q[None, None], k[None, None], v[None, None])[0, 0]

@@ -17,7 +17,7 @@ from sgm.fast.shard import Ranks
 from sgm.fast.views import ConditionedViews
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.layers.video import AlphaBlender, VideoResBlock
-from sgm.unet.unet import Block, UNet
+from sgm.unet.unet import UNet
 from sgm.unet.video_unet import VideoUNet
 from sgm.unet.view_unet import SpatialUNetModelWithTime
 from sgm.unet.wrapper import OpenAIWrapper
@@ -31,22 +31,29 @@ def no_check() -> None:
     """The default `check`: raises nothing."""
 
 
+def no_load(block: nn.Module) -> None:
+    """The default `load`: all weights are there."""
+
+
 class FastUNet:
     """The UNet for inference, called as `OpenAIWrapper`. Immutable, so threads may share it.
 
-    model: with its weights loaded; their memory layout is changed. alphas, biases: see `Conditioned`.
+    model: with its weights loaded; their memory layout is changed. load(block): called before a block's weights are
+    read, where they come when they are needed (see `sgm.streaming`). alphas, biases: see `Conditioned`.
     """
 
-    def __init__(self, model: OpenAIWrapper) -> None:
-        self.model = model
+    def __init__(self, model: OpenAIWrapper, load: Callable[[nn.Module], None] | None = None) -> None:
+        self.model, self.load = model, load or no_load
         unet = model.diffusion_model
         self.alphas: dict[nn.Module, float] = {}
         self.biases: dict[nn.Module, Biases] = {}
         if isinstance(unet, UNet):
-            lay_out(unet)
-            blenders = [module for module in unet.modules() if isinstance(module, AlphaBlender)]
-            self.alphas = {blender: _alpha(blender) for blender in blenders}
-            for block in _blocks(unet):
+            if load is None:
+                lay_out(unet)
+            for block in unet.blocks:
+                self.load(block)
+                blenders = [module for module in block.modules() if isinstance(module, AlphaBlender)]
+                self.alphas |= {blender: _alpha(blender) for blender in blenders}
                 for layer, next_layer in zip(block, [*list(block)[1:], None], strict=True):
                     if isinstance(layer, VideoResBlock):
                         self.biases[layer] = Biases(layer, next_layer, 1 - self.alphas[layer.time_mixer])
@@ -101,7 +108,7 @@ class FastUNet:
         for i in mine:
             own = {key: value.chunk(parts)[i] for key, value in inputs.items()}
             shared = clips[0].upsample_weights if clips else None
-            clips.append(kind(unet, self.alphas, self.biases, own, shard, max_values, checks.check, shared))
+            clips.append(kind(unet, self.alphas, self.biases, own, shard, max_values, checks.check, self.load, shared))
 
         def evaluate(whole: bool, x: Tensor, c_noise: Tensor) -> Tensor:
             h = torch.cat([x, c["concat"]], dim=1) if "concat" in c else x
@@ -117,10 +124,6 @@ class FastUNet:
             variants = [Recorded(variant, checks, early=shard.size > 1) for variant in variants]
         evaluations = count()
         return lambda x, c_noise: variants[next(evaluations) % cache_interval > 0](x, c_noise)
-
-
-def _blocks(unet: UNet) -> list[Block]:
-    return [cast(Block, block) for block in (*unet.input_blocks, unet.middle_block, *unet.output_blocks)]
 
 
 def _alpha(blender: AlphaBlender) -> float:

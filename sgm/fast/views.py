@@ -22,7 +22,7 @@ _MOST_SEQUENCES = 2**15  # of one call of attention: CUDA counts blocks along al
 class ConditionedViews(Conditioned):
     """As `Conditioned`, on n = (b t v) frames. c: "crossattn" (b, t, d), "cond_view" (b v, d', h, w), "vector" (n, a).
 
-    of_views: what each camera block is told of its views, which depends on the noise level.
+    emb: the network's embedding, of which and so of the noise level each camera block is told its views.
     """
 
     divisible = False
@@ -31,7 +31,7 @@ class ConditionedViews(Conditioned):
         self.context, self.views = c["crossattn"], c["cond_view"]
         self.b, self.t = self.context.shape[:2]
         self.v = len(c["vector"]) // (self.b * self.t)
-        self.of_views: dict[Transformer, Tensor] = {}
+        self.emb: Tensor
         super().__init__(unet, alphas, biases, c, *settings)
 
     def offsets_of(self, layer: Transformer, c: Mapping[str, Tensor]) -> list[list[Tensor]]:
@@ -43,8 +43,7 @@ class ConditionedViews(Conditioned):
         return [[at_ff, at_ff + layer_bias(spatial.ff.net[2]), to_one_token(camera.attn2, context).float()]]
 
     def begin(self, emb: Tensor) -> None:
-        layers = [cast(ViewTimeTransformer, layer) for layer in self.offsets]
-        self.of_views = {layer: layer.camera_embedding(emb, self.context) for layer in layers}
+        self.emb = emb
 
     def attend(self, layer: Transformer, y: Tensor, size: Sequence[int]) -> Tensor:
         assert isinstance(layer, ViewTimeTransformer)
@@ -53,7 +52,8 @@ class ConditionedViews(Conditioned):
         ((at_ff, offset, tokens),) = self.offsets[layer]
         self.over_pixels(y, spatial, at_ff.to(y.dtype))
 
-        alpha, at_view = self.alphas[layer.time_mixer], offset + self.of_views[layer]
+        alpha, of_views = self.alphas[layer.time_mixer], layer.camera_embedding(self.emb, self.context)
+        at_view = offset + of_views
         if layer.neighbours:
             *points, last = branch_offsets(camera, at_view, 0.0)
             token = tokens.to(y.dtype).unflatten(0, (self.b, self.t))
@@ -66,7 +66,7 @@ class ConditionedViews(Conditioned):
 
         alpha = self.alphas[layer.time_mixer_motion or layer.time_mixer]
         # y holds its offset by now, so the branch begins with the embedding of the times alone.
-        at_time = layer.motion_embedding(self.of_views[layer], self.context).float()
+        at_time = layer.motion_embedding(of_views, self.context).float()
         *points, last = branch_offsets(motion, at_time, 0.0)
         z = self.branch(y, motion, _as(points, y), self._over_times, lambda z: self._add_views(z, layer, size))
         return self.ops.blend(y, z, alpha, 1 - alpha, ((1 - alpha) * last).to(y.dtype), out=y)

@@ -6,6 +6,7 @@ The arrangement that all networks of the stack share; they differ in the layers 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +125,11 @@ class UNet(nn.Module):
         for module in self.modules():
             if isinstance(module, Block):
                 module.use_checkpoint = use_checkpoint
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks, in the order in which they are evaluated."""
+        return [cast(Block, block) for block in (*self.input_blocks, self.middle_block, *self.output_blocks)]
 
     def evaluate(self, x: Tensor, timesteps: Tensor, y: Tensor | None, *inputs) -> Tensor:
         """One evaluation. inputs: what `Block.run` takes after the embedding."""
