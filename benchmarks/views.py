@@ -34,7 +34,7 @@ from sgm.config import instantiate_from_config, load_config  # noqa: E402
 from sgm.engine import DiffusionEngine, build_engine  # noqa: E402
 from sgm.fast.unet import FastUNet  # noqa: E402
 from sgm.layers.video import AlphaBlender  # noqa: E402
-from sgm.memory import FASTEST, GIB, SMALLEST, predict  # noqa: E402
+from sgm.memory import FASTEST, GIB, OFFLOAD, predict  # noqa: E402
 
 
 class Clock:
@@ -180,7 +180,7 @@ def measured(request: ViewsRequest, device: torch.device, low_memory: bool) -> s
     passes, speed = len(request.family.passes(request)), rate(device)
     each = parts["evaluation"][0] / speed
     floor = passes * (request.steps * each + (parts["decode"][0] + parts["encode"][0]) / speed)
-    plan = predict(engine, request.rows, request.height, request.width, True, SMALLEST if low_memory else FASTEST)
+    plan = predict(engine, request.rows, request.height, request.width, True, OFFLOAD if low_memory else FASTEST)
     print(*dict.fromkeys(filter(None, notes)), sep="\n", flush=True)
     return (
         f"| {request.version} | {passes} × {request.steps} | {seconds:.1f} s | {floor:.1f} s | {seconds / floor:.2f} "
