@@ -39,7 +39,9 @@ from tests.small_model import made_up
 from tests.test_lora import evaluated
 from tests.test_parity import error
 
-lightning = pytest.importorskip("lightning", reason="training needs lightning: python -m pip install -e '.[train]'")
+pytest.importorskip("lightning", reason="training needs lightning: python -m pip install -e '.[train]'")
+
+import lightning
 
 from sgm.training import run
 from sgm.training.checkpoints import WholeCheckpoints
