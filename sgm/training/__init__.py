@@ -39,7 +39,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     from lightning.pytorch.callbacks import TQDMProgressBar
 
     from sgm.config import config_errors, instantiate_from_config, load_config
-    from sgm.training.checkpoints import Saving, WholeCheckpoints
+    from sgm.training.checkpoints import Saving, Stopped, WholeCheckpoints
     from sgm.training.logs import loggers
     from sgm.training.lora import LoraTask
     from sgm.training.optimizers import check as check_optimizer
@@ -100,6 +100,10 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     )
     try:
         trainer.fit(task, ckpt_path=last if exists(last) else None, weights_only=True)
+    except Stopped:
+        if trainer.is_global_zero:
+            raise
+        raise SystemExit(0) from None  # else Lightning, which started this process, ends the first one for it
     except SystemExit:
         if trainer.interrupted:  # Lightning ends the process itself
             raise KeyboardInterrupt from None
