@@ -6,9 +6,8 @@ from functools import cache
 
 import cv2
 import numpy as np
-from av.video.reformatter import ColorTrc
 
-HDR = PQ, HLG = ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67
+HDR = PQ, HLG = 16, 18  # the numbers that H.264 and FFmpeg give these curves
 _WHITE, _PEAK = 203.0, 1000.0  # cd/m²: of diffuse white (ITU-R BT.2408), and of the display that HLG is meant for
 _KNEE = 0.7  # of white, from which on brighter light is compressed
 _TO_709 = np.array(  # from the primaries of BT.2020 (ITU-R BT.2087)
@@ -24,7 +23,7 @@ def to_sdr(pixels: np.ndarray, curve: int) -> np.ndarray:
 
     Up to 0.7 of white all is shown as bright as it is; what is brighter, up to the sun, is compressed into the rest.
     """
-    light = _light(int(curve))[pixels]
+    light = _light(curve)[pixels]
     if curve == HLG:  # from the light of the scene to that of the display, by a gamma of 1.2
         light *= cv2.pow(cv2.transform(light, _LUMA), 0.2)[..., None] * (_PEAK / _WHITE)
     light = cv2.transform(light, _TO_709).clip(0, _BRIGHTEST)

@@ -164,7 +164,7 @@ def left_out(kind: str, names: Sequence[str], frames: int, place: object) -> str
     """The line that says which clips of `place` are left out, for a reason of REASONS."""
     comma = "; " if kind == "unreadable" else ", "
     reason = REASONS[kind].format(frames=frames)
-    return f"Left out, since {reason}: {listed(names, comma)}. More: sgm data {place}"
+    return f"Left out, since {reason}: {listed(names, comma).rstrip('.')}. More: sgm data {place}"
 
 
 class LeftOut:

@@ -222,9 +222,9 @@ class FolderClips(Clips):
                 if time.monotonic() > told + _TELL_AFTER:
                     told = time.monotonic()
                     self.say(f"Clips opened: {number + 1} of {len(paths)}")
-        self._tell("unreadable", failed)
         if not found:
             raise UserError(f"{self.place} holds no clips that can be used: {listed(failed, '; ')}")
+        self._tell("unreadable", failed)
         return found
 
     def _tell(self, kind: str, names: Sequence[str], frames: int = 0) -> None:

@@ -97,8 +97,10 @@ def survey(
         def take() -> None:
             """Wait for the clip that has been looked at longest."""
             row, future = waiting.popleft()
-            while not wait([future], 0.2).done:
-                show(f"clip {len(rows) + 1}", sum(done.copy().values()) / max(total, 1))
+            finished = False
+            while not finished:
+                finished = bool(wait([future], 0.2).done)
+                show(f"clip {len(rows) - len(waiting)}", sum(done.copy().values()) / max(total, 1))
             if (mark := future.result()) is not None and not row.left_out:
                 marks.append((row, mark))
 
