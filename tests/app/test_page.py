@@ -171,6 +171,7 @@ def test_a_sample_becomes_a_clip(stage: Stage) -> None:
     page = opened()
     ok(page.button(key="sample_kitten").click().run())
     assert "Cropped 1024×576 to 960×576 (5:3), scaled to 320×192." in said(page)
+    assert "Choose a picture" not in said(page)
     ok(page.slider(key="motion_bucket").set_value(40).run())
     ok(page.slider(key="fps:svd_tiny").set_value(12).run())
     ok(page.slider(key="steps:svd_tiny").set_value(3).run())
@@ -604,6 +605,8 @@ def test_a_field_that_is_drawn_late_shows_its_value(stage: Stage) -> None:
 def test_presets_say_what_the_fields_say(stage: Stage) -> None:
     page = opened()
     assert page.button(key="preset_Balanced").proto.type == "primary"
+    (about,) = (text.help for text in page.markdown if text.value == "Preset")
+    assert "4 steps" in about
     ok(page.button(key="preset_Quick draft").click().run())
     assert page.slider(key="steps:svd_tiny").value == 4
     assert "Preset: custom" not in [text.value for text in page.markdown]
@@ -794,6 +797,7 @@ def test_charts_follow_the_fields_before_anything_runs(stage: Stage) -> None:
         return [{name: [v for _, v in group] for name, group in groupby(chart, lambda row: row[0])} for chart in lines]
 
     levels, scales = charts()
+    assert min(json.loads(chart.proto.spec)["height"] for chart in page.get("vega_lite_chart")) > 200  # pixels
     sigmas = levels["EDM"]
     assert (len(sigmas), sigmas[0], sigmas[-1]) == (6, pytest.approx(80, rel=1e-4), pytest.approx(0.002))
     assert (levels["Align Your Steps"][0], len(levels["Consistency"]), "List of your own" in levels) == (700, 6, False)
