@@ -135,6 +135,21 @@ def test_a_clip_is_stored_as_it_is_and_what_is_clear_is_white_in_whole_frames(tm
     assert seen[:, :4].min() > 250
 
 
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "frames"])
+def test_frames_beyond_the_memory_of_a_reader_are_refused(tmp_path: Path, name: str, monkeypatch: Any) -> None:
+    path = saved(tmp_path / name, drawn(6))
+    monkeypatch.setattr("sgm.media.clip.MAX_DECODED", 4 * 90 * 60 * 3)
+    assert len(open_clip(path, 4).frames) == 4
+    with pytest.raises(UserError, match="The clip's first 5 frames of 90×60 pixels take more than"):
+        open_clip(path, 9)
+
+
+def test_frames_of_a_folder_come_in_natural_order(tmp_path: Path) -> None:
+    for number in (10, 9, 1):
+        Image.new("RGB", (number, 2)).save(tmp_path / f"Frame {number}.png")
+    assert [frame.width for frame in open_clip(tmp_path, 9).frames] == [1, 9, 10]
+
+
 def test_an_object_that_leaves_the_picture_is_seen() -> None:
     note = cut_off_note(drawn(20, background=CLEAR))
     assert note == "The object reaches the picture's edge in frames 16, 17, 18, 19, 20: what lies beyond it is missing."
