@@ -135,6 +135,21 @@ def test_a_clip_is_stored_as_it_is_and_what_is_clear_is_white_in_whole_frames(tm
     assert seen[:, :4].min() > 250
 
 
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "frames"])
+def test_frames_beyond_the_memory_of_a_reader_are_refused(tmp_path: Path, name: str, monkeypatch: Any) -> None:
+    path = saved(tmp_path / name, drawn(6))
+    monkeypatch.setattr("sgm.media.clip.MAX_DECODED", 4 * 90 * 60 * 3)
+    assert len(open_clip(path, 4).frames) == 4
+    with pytest.raises(UserError, match="The clip's first 5 frames of 90×60 pixels take more than"):
+        open_clip(path, 9)
+
+
+def test_frames_of_a_folder_come_in_natural_order(tmp_path: Path) -> None:
+    for number in (10, 9, 1):
+        Image.new("RGB", (number, 2)).save(tmp_path / f"Frame {number}.png")
+    assert [frame.width for frame in open_clip(tmp_path, 9).frames] == [1, 9, 10]
+
+
 def test_an_object_that_leaves_the_picture_is_seen() -> None:
     note = cut_off_note(drawn(20, background=CLEAR))
     assert note == "The object reaches the picture's edge in frames 16, 17, 18, 19, 20: what lies beyond it is missing."
@@ -373,17 +388,7 @@ def test_a_lora_is_merged_and_what_of_another_network_s_has_no_place_is_told(
         generate_views(engine, ViewsRequest("sv4d2", frames=3, lora="svd", **SIZE), clip)
 
 
-def test_an_actor_of_a_cluster_makes_views(put: Callable[..., None]) -> None:
-    put("sv4d2", "sv4d2_small", **SV4D2)
-    request = ViewsRequest("sv4d2", frames=3, steps=1, **SIZE)
-    clip = request.family.prepare_clip(drawn(3), request)
-    made = pickle.loads(Maker().make(1, pickle.dumps((request, clip, False, None, {"dtype": "float32"}))))
-    assert list(made) == ["input", "view-1", "view-2", "view-3", "view-4", "grid", "walk"]
-    here = generate_views(load_engine("sv4d2", dtype="float32"), request, clip)
-    assert np.array_equal(made["view-4"].frames, here[4].frames)
-
-
-def test_two_processes_make_the_views_of_one(put: Callable[..., None], tmp_path: Path, monkeypatch: Any) -> None:
+def test_two_processes_and_an_actor_agree(put: Callable[..., None], tmp_path: Path, monkeypatch: Any) -> None:
     put("sv4d2", "sv4d2_small", **SV4D2)
     row = {field.name: getattr(VIEW_VERSIONS["sv4d2"], field.name) for field in dataclasses.fields(Version)}
     (tmp_path / "sitecustomize.py").write_text(
@@ -392,13 +397,16 @@ def test_two_processes_make_the_views_of_one(put: Callable[..., None], tmp_path:
         f"versions.VIEW_VERSIONS['sv4d2'] = Small(**{row!r})\n"
     )  # which the other process begins with
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    request, notes = ViewsRequest("sv4d2", steps=2, **SIZE), set[str]()
+    request, notes = ViewsRequest("sv4d2", steps=1, **SIZE), set[str]()
     clip = request.family.prepare_clip(drawn(5), request)
-    engines = [load_engine("sv4d2", device="cpu", dtype="float32", gpus=gpus) for gpus in (1, 2)]
-    one, two = (generate_views(engine, request, clip, lambda at: notes.add(at.note)) for engine in engines)
-    assert notes == {""}
-    for a, b in zip(one, two, strict=True):
-        assert np.abs(a.frames.astype(int) - b.frames).max() <= 1
+    engine = load_engine("sv4d2", device="cpu", dtype="float32", gpus=2)
+    two = generate_views(engine, request, clip, lambda at: notes.add(at.note))
+    assert (engine.ranks.size, notes) == (2, {""})
+    made = pickle.loads(Maker().make(1, pickle.dumps((request, clip, False, None, {"dtype": "float32"}))))
+    names = ["input", "view-1", "view-2", "view-3", "view-4"]
+    assert list(made) == [*names, "grid", "walk"]
+    for name, view in zip(names, two, strict=True):
+        assert np.abs(made[name].frames.astype(int) - view.frames).max() <= 1
 
 
 def test_sv4d_begins_with_the_orbit_of_sv3d() -> None:

@@ -38,4 +38,4 @@ def bounded(request: Request) -> Receive:
 
 
 def _too_large() -> HTTPException:
-    return HTTPException(413, f"the request is larger than {LARGEST >> 20} MiB: make the picture smaller", _CLOSE)
+    return HTTPException(413, f"the request is larger than {LARGEST >> 20} MiB: make what it holds smaller", _CLOSE)

@@ -302,12 +302,13 @@ def _open_clip_upload(key: str) -> None:
         try:
             version = settings.current_version()
             most = max(version.frames, clip.wanted(version))
-            content, name, count = join_pictures(files, most)
+            with upload.one_at_a_time:
+                content, name, count = join_pictures(files, most)
         except UserError as error:
             _refuse_upload(_NO_CLIP, str(error))
             return
-        st.session_state["uploaded"] = key = upload.keep(content, f"{name} …")
-        _open_clip(key, content, f"{name} …")
+        st.session_state["uploaded"] = upload_id = upload.keep(content, f"{name} …")
+        _open_clip(upload_id, content, f"{name} …")
         which = f"The first {most} of {count}" if count > most else f"{count}"
         st.session_state["restored"] = f"{which} pictures are the clip's frames, in the order of their names."
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from sgm.errors import UserError
 from sgm.media.image import PictureError, open_picture
 from sgm.media.kinds import GIF, WEBP, files_of, kind_of, natural_order
 from sgm.media.object import BACKGROUND_MODEL, cut_out, has_transparency, place_object, visible_box
-from sgm.media.reading import MAX_FRAMES, open_video, stills
+from sgm.media.reading import MAX_DECODED, MAX_FRAMES, open_video, stills
 from sgm.media.video import encode_frames, write_whole
 from sgm.paths import is_file, is_folder
 
@@ -57,28 +57,34 @@ def open_clip(
     """The first `most` frames of a video, an animated GIF or WebP, or a folder of pictures in their `natural_order`.
 
     source: a path, or a file's content. say: is told what is left out of a folder. name: the file's in messages. Raises
-    UserError for what is no clip or is damaged, PictureError for a picture of a folder that cannot be read.
+    UserError for what is no clip or is damaged, and for frames of more than MAX_DECODED bytes; PictureError for a
+    picture of a folder that cannot be read.
     """
     name = name or ("The file" if isinstance(source, bytes) else str(source))
     if isinstance(source, Path):
         if is_folder(source):
             files = sorted(files_of(source, "picture", say), key=lambda path: natural_order(path.name))
-            return OpenedClip([open_picture(path, keep_alpha=True) for path in files[:most]], len(files))
+            return OpenedClip(_bounded(open_picture(path, keep_alpha=True) for path in files[:most]), len(files))
         if not is_file(source):
             raise UserError(f"There is no clip at {source}: give a video, an animation or a folder of frames.")
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         kind = kind_of(file)
         if kind in (GIF, WEBP):
-            frames, length = [], 0
-            for still in islice(stills(file, name), most):
-                frames.append(still.convert("RGBA" if still.has_transparency_data else "RGB"))
-                with suppress(Exception):  # of any kind: the rest may be damaged
-                    length = length or getattr(still, "n_frames", 0)
+            length = 0
+
+            def converted() -> Iterator[Image.Image]:
+                nonlocal length
+                for still in islice(stills(file, name), most):
+                    yield still.convert("RGBA" if still.has_transparency_data else "RGB")
+                    with suppress(Exception):  # of any kind: the rest may be damaged
+                        length = length or getattr(still, "n_frames", 0)
+
+            frames = _bounded(converted())
             return OpenedClip(frames, max(len(frames), length))
     if kind.group == "picture":
         raise UserError(f"{name} is {kind.name}, which does not move: give a clip, or a folder of its frames.")
     with open_video(source, name) as video:
-        frames, length = [Image.fromarray(pixels) for pixels in islice(video.frames(alpha=True), most)], math.inf
+        frames, length = _bounded(map(Image.fromarray, islice(video.frames(alpha=True), most))), math.inf
         with suppress(UserError):  # which says that there are more
             length = len(video)
         return OpenedClip(frames, max(len(frames), length))
@@ -94,8 +100,22 @@ def join_pictures(pictures: Sequence[tuple[str, bytes]], most: int) -> JoinedPic
     if clip := next((name for name, kind in kinds.items() if kind == "clip"), ""):
         raise UserError(f"{clip} is a clip: give it alone, or the pictures that are a clip's frames.")
     chosen = sorted((natural_order(name), name, content) for name, content in pictures if kinds[name])
-    frames = [open_picture(content, name, keep_alpha=True) for _, name, content in chosen[:most]]
+    frames = _bounded(open_picture(content, name, keep_alpha=True) for _, name, content in chosen[:most])
     return JoinedPictures(_encoded(frames), chosen[0][1], len(chosen))
+
+
+def _bounded(frames: Iterable[Image.Image]) -> list[Image.Image]:
+    """The frames. Raises UserError where they take more than MAX_DECODED bytes, before more are opened."""
+    taken, size = [], 0
+    for frame in frames:
+        size += frame.width * frame.height * len(frame.getbands())
+        if size > MAX_DECODED:
+            raise UserError(
+                f"The clip's first {len(taken) + 1} frames of {frame.width}×{frame.height} pixels take more than the "
+                f"{MAX_DECODED / 2**30:.2g} GB that can be read at once: scale it down, or take fewer frames."
+            )
+        taken.append(frame)
+    return taken
 
 
 def write_clip(path: Path, frames: Sequence[Image.Image]) -> Path:

@@ -277,7 +277,7 @@ def test_an_upload_outlives_a_reload(stage: Stage, monkeypatch: pytest.MonkeyPat
     assert "upload" not in again.query_params  # the job has it
     stage.go_on.set()
     assert ended(job_of(again)).name == "tall.png"
-    monkeypatch.setattr("app.upload._MOST_KEPT", 0)  # as after many others
+    monkeypatch.setattr("app.upload.MOST_KEPT", 0)  # as after many others
     ok(page.file_uploader[0].set_value(("wide.png", photograph(900, 400), "image/png")).run())
     assert "upload" not in page.query_params
     assert "The picture of this address is gone." in opened(upload="0" * 16).error[0].value
