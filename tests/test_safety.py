@@ -5,6 +5,7 @@ Its limit is put to where each picture is on the wanted side: there is none here
 
 from __future__ import annotations
 
+import importlib
 import time
 from pathlib import Path
 
@@ -30,10 +31,13 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safety, "_THRESHOLD", -1)
 
 
-def test_what_is_harmless_passes() -> None:
+def test_what_is_harmless_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert filtered("block", PICTURE, FRAMES) == ""
     with pytest.raises(UserError, match="one of off, warn, block; got on"):
         check_safety("on")
+    monkeypatch.setattr(safety, "_classifier", lambda: importlib.import_module("no_such_onnxruntime"))
+    with pytest.raises(UserError, match=r"safety\]\" \(No module named 'no_such_onnxruntime'\)"):
+        check_safety("warn")
 
 
 @pytest.mark.usefixtures("strict")
@@ -65,12 +69,14 @@ def test_the_page_and_programs_are_told(mode: str, views: bool, tmp_path: Path) 
     settings = {**request.settings(), "sgm": {"format": 1, "watermark": True}}
     clip = Clip(FRAMES, 7, settings)
     made = ViewsClip(FRAMES, 7, settings, {"walk": clip}) if views else clip
-    table = Table(tmp_path, lambda job, on_step, check: made, safety=mode)
+    asked: list[str] = []
+    table = Table(tmp_path, lambda job, on_step, check: asked.append(job.id) or made, safety=mode)
     job = table.submit(request, [PICTURE, PICTURE] if views else PICTURE)
     while (job := table.get(job.id) or job).active:
         time.sleep(0.01)
     table.close()
     assert "unsafe for work" in job.message
+    assert bool(asked) == (mode == "warn" or views)  # a picture is judged before the work
     assert (job.state, job.filtered, job.clip.exists()) == (
         ("done", False, True) if mode == "warn" else ("failed", True, False)
     )

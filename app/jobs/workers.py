@@ -15,7 +15,7 @@ from app.jobs.record import Job, ViewsClip, save_or_log, sizes, stored_picture
 from app.jobs.runner import run
 from app.jobs.seat import DeviceState, Seat, Seats
 from app.jobs.store import Store
-from sgm import Clip, DeviceAway, DeviceFailed, Withheld, filtered
+from sgm import Clip, DeviceAway, DeviceFailed, ViewsRequest, Withheld, filtered
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +78,22 @@ class Workers:
         try:
             warning = filtered(self._safety, picture, frames)
         except Withheld as reason:
-            return {"state": "failed", "message": str(reason), "filtered": True, "settings": {}}
+            return _of_withheld(reason)
         clip = clip if self._watermark else clip.unmarked()
         with self._changed:
             before = self._line.chain(job.parent)
         return {"settings": clip.settings, "message": warning} | self._store.write_clip(job, clip, before)
+
+    def _withheld(self, job: Job) -> dict[str, Any]:
+        """The outcome of a job whose picture alone the filter withholds, so that no clip is made; else {}."""
+        if self._safety == "block" and not isinstance(job.request, ViewsRequest):
+            try:
+                filtered(self._safety, stored_picture(job), None)
+            except Withheld as reason:
+                return _of_withheld(reason)
+            except Exception as error:  # of any kind: nothing passes `write` without the filter
+                log.warning("job %s: its picture cannot be judged before: %s", job.id, error)
+        return {}
 
     def _work(self, seat: Seat) -> None:
         while self._makes_clips(seat):
@@ -94,7 +105,7 @@ class Workers:
                 seat.busy = True
             save_or_log(job)
             try:
-                outcome = run(job, seat.runner, self.write, self._changed)
+                outcome = self._withheld(job) or run(job, seat.runner, self.write, self._changed)
             except DeviceFailed as failure:
                 outcome = self._taken_out(seat, job, failure)
             if not outcome:
@@ -148,3 +159,8 @@ class Workers:
             job.put_back(resumed=job.resumed or not away)
             self._changed.notify_all()
             return {}
+
+
+def _of_withheld(reason: Withheld) -> dict[str, Any]:
+    """The outcome of a job whose clip the filter withholds."""
+    return {"state": "failed", "message": str(reason), "filtered": True, "settings": {}}
