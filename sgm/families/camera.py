@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,6 +101,14 @@ class CameraFamily(ImageFamily):
         if first.request.camera != "auto" or _aimed(first, last) is not None:
             return ""
         return "The two pictures show nothing in common that a camera could go along: the clip will jump between them."
+
+    def finish(self, frames: np.ndarray, picture: Picture) -> np.ndarray:
+        """The frames in the picture's colours: the small autoencoder fades what is evenly bright and saturated."""
+        if picture.request.bounded:  # whose ends are two pictures'
+            return frames
+        from sgm.media.colours import match_colours  # imported here, since OpenCV's import takes a while
+
+        return match_colours(frames, frames[:1], np.asarray(picture.frame())[None])
 
     @staticmethod
     def _seen(picture: Picture, path: Tensor, factor: int, generator: torch.Generator, flat: bool = False) -> Batch:
