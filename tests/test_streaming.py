@@ -21,6 +21,7 @@ import sgm.memory
 from sgm import VideoRequest, generate, load_engine
 from sgm.devices import host_buffers
 from sgm.engine import DiffusionEngine, copy_to
+from sgm.fast.held import Held
 from sgm.fast.unet import FastUNet
 from sgm.memory import plans
 from sgm.streaming import SLOTS, stream, streamed_bytes
@@ -232,6 +233,22 @@ def test_weights_that_are_never_all_on_the_device_are_loaded_beside_it(
         return
     engine = load_engine(low_memory=low)
     assert (engine.device.type, {value.device.type for value in engine.parameters()}) == ("meta", {"cpu"})
+
+
+@pytest.mark.parametrize("most", [0, 23, 24, 60, 95, 96, None])
+@pytest.mark.parametrize("sizes", [[6, 12, 24], [18, 24]])  # frames of the second would lie across the border
+def test_what_a_clip_takes_on_the_device_is_bounded(most: int | None, sizes: list[int]) -> None:
+    held = Held(torch.empty(0), 4, sizes, most)
+    assert held.inside.numel() <= (96 if most is None else most)
+    assert held.inside.numel() + held.outside.numel() == 96
+    for size in sizes:
+        x, value = held.at_end(2, 1, size // 2), torch.randn(4, 2, size // 2)
+        x.put(x.part(read=False).copy_(value))
+        frames, pixels = slice(1, 3), slice(1, 2)
+        assert torch.equal(x.part(), value)
+        x.put(x.part(frames, pixels).neg_(), frames, pixels)
+        value[frames, pixels] *= -1
+        assert torch.equal(x.part(), value)
 
 
 def test_memory_that_cannot_be_pinned_is_ordinary() -> None:
