@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -99,6 +100,8 @@ def test_blocks_come_one_after_the_other_and_give_the_same_bits(
         network(x, noise)
     assert torch.equal(network(2 * x, noise), wanted[1])
     assert torch.equal(streamed.model(x, noise, c, num_video_frames=frames), readable)  # where there is no fast path
+    dropped = ref(stream(model, CPU).model)
+    assert dropped() is None  # the device's memory is given back at once
     if case == "sv4d2_small":
         return
     # What is cached of the deep blocks, and another dtype, which leaves the model's own as it is.
