@@ -473,7 +473,8 @@ def test_an_orbit_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
     """With made-up weights of SV3D's kind, small: what is written beside the video."""
     from tests.test_parity import OWN, golden_weights
 
-    def load(version: str, **unused: object):
+    def load(version: str, *, low_memory: bool, **unused: object):
+        assert low_memory
         engine = instantiate_from_config(load_config(OWN / "sv3d_p_small.yaml")["model"])
         golden_weights(OWN).fill(engine)
         engine.version = version
@@ -486,7 +487,7 @@ def test_an_orbit_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
     cut.save(tmp_path / "chair.png")
     args = [tmp_path / "chair.png", "--version", "sv3d_p", "--height", 64, "--width", 64, "--frames", 4, "--steps", 1]
     args += ["--azimuths", "90,180,270,360", "--elevation", "20", "--turntable", "--orbit-plot", "orbit.png"]
-    done = sgm("sample", *args)
+    done = sgm("sample", *args, "--low-memory")
     assert done.exit_code == 0, done.stderr
     video = Path("outputs") / "chair-sv3d_p-23.mp4"
     assert done.stdout == f"{video}\n"

@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ import sgm.memory
 from sgm import VideoRequest, generate, load_engine
 from sgm.devices import host_buffers
 from sgm.engine import DiffusionEngine, copy_to
+from sgm.fast.held import Held
 from sgm.fast.unet import FastUNet
 from sgm.memory import plans
 from sgm.streaming import SLOTS, stream, streamed_bytes
@@ -98,6 +100,8 @@ def test_blocks_come_one_after_the_other_and_give_the_same_bits(
         network(x, noise)
     assert torch.equal(network(2 * x, noise), wanted[1])
     assert torch.equal(streamed.model(x, noise, c, num_video_frames=frames), readable)  # where there is no fast path
+    dropped = ref(stream(model, CPU).model)
+    assert dropped() is None  # the device's memory is given back at once
     if case == "sv4d2_small":
         return
     # What is cached of the deep blocks, and another dtype, which leaves the model's own as it is.
@@ -232,6 +236,22 @@ def test_weights_that_are_never_all_on_the_device_are_loaded_beside_it(
         return
     engine = load_engine(low_memory=low)
     assert (engine.device.type, {value.device.type for value in engine.parameters()}) == ("meta", {"cpu"})
+
+
+@pytest.mark.parametrize("most", [0, 23, 24, 60, 95, 96, None])
+@pytest.mark.parametrize("sizes", [[6, 12, 24], [18, 24]])  # frames of the second would lie across the border
+def test_what_a_clip_takes_on_the_device_is_bounded(most: int | None, sizes: list[int]) -> None:
+    held = Held(torch.empty(0), 4, sizes, most)
+    assert held.inside.numel() <= (96 if most is None else most)
+    assert held.inside.numel() + held.outside.numel() == 96
+    for size in sizes:
+        x, value = held.at_end(2, 1, size // 2), torch.randn(4, 2, size // 2)
+        x.put(x.part(read=False).copy_(value))
+        frames, pixels = slice(1, 3), slice(1, 2)
+        assert torch.equal(x.part(), value)
+        x.put(x.part(frames, pixels).neg_(), frames, pixels)
+        value[frames, pixels] *= -1
+        assert torch.equal(x.part(), value)
 
 
 def test_memory_that_cannot_be_pinned_is_ordinary() -> None:
