@@ -12,7 +12,19 @@ from PIL import Image
 from sgm.conditioning.camera import MOTION_AT_127, motion_bucket
 from sgm.errors import UserError
 from sgm.learned import lpips
-from sgm.media.quality import HIGHEST_PSNR, detail, gradient, psnr, ssim, xpsnr
+from sgm.media.quality import (
+    BLACK,
+    BLACK_SHARE,
+    FREEZE,
+    HIGHEST_PSNR,
+    detail,
+    gradient,
+    is_black,
+    psnr,
+    ssim,
+    stands_still,
+    xpsnr,
+)
 from sgm.parallax import depth_scores
 
 if TYPE_CHECKING:
@@ -36,7 +48,6 @@ class Score(NamedTuple):
 
 _HARDLY_SEEN = 0.2  # share of the pixels that a warp must reach for `hold`
 _SMALLEST_FLOW = 16  # pixels of either side, of which OpenCV's DIS makes something
-_FREEZE, _BLACK, _BLACK_SHARE = 0.001, 0.1, 0.98  # the defaults of FFmpeg's freezedetect and blackdetect
 
 # Name -> what it is. Pixels are 0 to 255; grey is BT.601's luma over the full range. Where two frames are compared, the
 # mean over all such pairs is given, but for si and ti.
@@ -136,7 +147,7 @@ SCORES: dict[str, Score] = {
         "frames",
         "lower",
         0,
-        f"Frames that stand still: their mean absolute difference to the one before is at most {_FREEZE:.1%} of the "
+        f"Frames that stand still: their mean absolute difference to the one before is at most {FREEZE:.1%} of the "
         "range, as FFmpeg's freezedetect has it.",
     ),
     "black": Score(
@@ -144,7 +155,7 @@ SCORES: dict[str, Score] = {
         "frames",
         "lower",
         0,
-        f"Black frames: {_BLACK_SHARE:.0%} of the pixels or more are darker than {_BLACK:.0%} of the range, as "
+        f"Black frames: {BLACK_SHARE:.0%} of the pixels or more are darker than {BLACK:.0%} of the range, as "
         "FFmpeg's blackdetect has it.",
     ),
     "psnr": Score("PSNR", "dB", "higher", 2, "PSNR of each frame against the reference's, of red, green and blue."),
@@ -252,16 +263,15 @@ def _of_motion(frames: np.ndarray, grey: list[np.ndarray]) -> Scores:
 
 def _of_frames(grey: list[np.ndarray]) -> Scores:
     """What brightness tells: sharpness, si, ti, frozen, black."""
-    black = sum(np.mean(frame < _BLACK * 255) >= _BLACK_SHARE for frame in grey)
+    black = sum(map(is_black, grey))
     scores: Scores = {"si": max(map(gradient, grey)), "black": float(black)}
     if len(grey) == 1:
         return scores
-    differences = [cv2.absdiff(a, b).mean() for a, b in pairwise(grey)]
     energy = [detail(frame) for frame in grey]
     return scores | {
         "sharpness": float(np.mean(energy[1:]) / max(energy[0], 1e-6)),
         "ti": max(float(np.std(b.astype(np.float32) - a)) for a, b in pairwise(grey)),
-        "frozen": float(sum(difference <= _FREEZE * 255 for difference in differences)),
+        "frozen": float(sum(stands_still(a, b) for a, b in pairwise(grey))),
     }
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +46,8 @@ import lightning
 
 from sgm.training import run
 from sgm.training.checkpoints import WholeCheckpoints
-from sgm.training.data import FolderClips, PictureClips
+from sgm.training.clips import FolderClips, open_clips
+from sgm.training.data import PictureClips
 from sgm.training.lora import LoraTask
 from sgm.training.schema import read_training_config
 from sgm.training.tasks import flicker, save_engine
@@ -224,7 +226,11 @@ def test_what_training_leaves_can_be_sampled_from(video: Path) -> None:
 
 
 def test_the_decoder_alone_is_trained_against_flicker(data: list[str], video: Path, tmp_path: Path) -> None:
-    path = train("decoder", *data, f"out={tmp_path}", f"init={video}", "train.steps=1")
+    with tarfile.open(tmp_path / "clips.tar", "w") as shard:
+        shard.add(data[1].partition("=")[2], "clips")
+    path = train(
+        "decoder", *data, f"data.clips={tmp_path / 'clips.tar'}", f"out={tmp_path}", f"init={video}", "train.steps=1"
+    )
     weights, start = load_file(path), load_file(video)
     changed = {name for name, value in weights.items() if not torch.equal(value, start[name])}
     assert changed
@@ -258,7 +264,7 @@ def loss_of(config: Path, weights: Path, folder: str, loras: Sequence[Lora] = ()
     engine = build_engine(config)
     load_weights(engine, weights, torch.device("cpu"), torch.float32)
     torch.manual_seed(7)
-    clips = FolderClips(folder, (64, 64)).draw(8, 3, torch.device("cpu"))
+    clips = open_clips(folder, (64, 64)).draw(8, 3, torch.device("cpu"))
     first = clips.video[:, 0]
     batch = {"cond_frames": first, "cond_frames_without_noise": first, "cond_aug": torch.full((8,), 0.02)}
     if "camera" in engine.conditioner.input_keys:
@@ -515,7 +521,7 @@ def test_clips_that_are_too_short_are_said(data: list[str], tmp_path: Path) -> N
 def test_what_is_no_clip_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(UserError, match=r"holds no clips.*broken\.mp4 cannot be read as a video"):
-        FolderClips(tmp_path, (64, 64))
+        open_clips(tmp_path, (64, 64))
     frames = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
     (tmp_path / "inside").mkdir()
     write_frames(tmp_path / "inside" / "Lossless.MKV", frames, 5)
@@ -526,14 +532,15 @@ def test_what_is_no_clip_is_left_out_and_said(tmp_path: Path, caplog: pytest.Log
     (tmp_path / "cut.mp4").write_bytes(whole.read_bytes()[:1200])  # the index, and nothing behind it
     Image.new("RGB", (8, 8)).save(tmp_path / "still.png")
     (tmp_path / "notes").write_text("of the day")
-    clips = FolderClips(tmp_path, (64, 64))
+    clips = open_clips(tmp_path, (64, 64))
+    assert isinstance(clips, FolderClips)
     assert sorted(path.name for path in clips.clips) == ["Lossless.MKV", "no ending", "short.mp4"]
     assert clips.draw(3, 4, torch.device("cpu")).video.shape == (3, 4, 3, 64, 64)
     assert clips.draw(3, 4, torch.device("cpu")).fps_id.tolist() == [4] * 3
     sorted_out, unreadable, short = (record.getMessage() for record in caplog.records)  # each said once
     assert sorted_out == f"Left out of {tmp_path}: notes (no clip), still.png (a PNG picture)."
     assert all(f"{name}.mp4 cannot be read as a video" in unreadable for name in ("broken", "cut"))
-    assert short == "Left out, since they have fewer than 4 frames: short.mp4 (1)."
+    assert short == f"Left out, since they have fewer than 4 frames: short.mp4 (1). More: sgm data {tmp_path}"
 
 
 def test_a_picture_that_is_damaged_is_left_out_of_training_and_said(
@@ -551,10 +558,12 @@ def test_a_picture_that_is_damaged_is_left_out_of_training_and_said(
 def test_clips_are_cropped_in_the_middle_and_keep_their_colours(tmp_path: Path) -> None:
     frames = np.zeros((3, 64, 96, 3), np.uint8)
     frames[:, :, :16], frames[:, :, 16:80], frames[:, :, 80:] = (255, 0, 0), (20, 190, 60), (0, 0, 255)
+    frames[1] ^= 3  # else it stands still, and is left out
     write_video(tmp_path / "clip.mp4", frames, 12.5)
-    clips = FolderClips(tmp_path, (32, 32))
+    clips = open_clips(tmp_path, (32, 32))
     batch = clips.draw(2, 3, torch.device("cpu"))
-    assert [clip.fps for clip in clips.clips.values()] == [12.5]
+    assert isinstance(clips, FolderClips)
+    assert [facts.rate for facts in clips.clips.values()] == [12.5]
     assert batch.fps_id.tolist() == [11.5, 11.5]
     colours = (batch.video.mean(dim=(0, 1, 3, 4)) + 1) * 127.5
     assert torch.allclose(colours, torch.tensor([20.0, 190.0, 60.0]), atol=4)

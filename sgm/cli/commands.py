@@ -10,6 +10,7 @@ import typer
 
 from sgm import __version__
 from sgm.cli.console import Commands
+from sgm.cli.data import data
 from sgm.cli.detect import detect
 from sgm.cli.motion import motion
 from sgm.cli.options import RayCommand
@@ -54,5 +55,5 @@ for command in (sample, sweep):
     cli.command(cls=SampleCommand)(command)
 cli.command(cls=ScoreCommand)(score)
 cli.command(cls=RayCommand)(app)
-for command in (motion, repeat, recipe, detect, models, download, convert, train):
+for command in (motion, repeat, recipe, detect, models, download, convert, data, train):
     cli.command()(command)

@@ -1,4 +1,4 @@
-"""Kinds of files, judged by their content: the pictures and the clips that can be read, and what else people give."""
+"""Kinds of files, judged by their content: pictures, clips and shards that can be read, and what else people give."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sgm.media.containers import is_camera_raw
 
 
 class Kind(NamedTuple):
-    """A kind of file. group: "picture" or "clip" for what can be read, "" for others. name: with its article."""
+    """A kind of file. group: "picture", "clip", "shard" for what can be read, "" for others. name: with its article."""
 
     group: str
     name: str
@@ -55,11 +55,13 @@ _STARTS: tuple[tuple[bytes, Kind], ...] = (
     (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype\s+html|html)", Kind("", "a web page")),
     (rb"(\xef\xbb\xbf)?\s*<[?!s].{,3000}?(?<=<)svg[\s>]|(\xef\xbb\xbf)?\s*<svg[\s>]", Kind("", "an SVG drawing")),
     (rb"\s*#EXTM3U|ffconcat", Kind("", "a playlist")),
+    (rb".{257}ustar", Kind("shard", "a tar archive")),
 )
 # Endings by which a file of unknown content is a damaged one of the group.
 _SUFFIXES = {
     "picture": {".avif", ".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"},
     "clip": {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"},
+    "shard": {".tar"},
 }
 _NAMED = 8  # files that are named in one line, the others counted
 
@@ -75,9 +77,10 @@ def kind_of(file: BinaryIO) -> Kind:
     return kind
 
 
-def is_clip(content: bytes) -> bool:
-    """Whether a file's content is a clip's, damaged or not."""
-    return kind_of(io.BytesIO(content)).group == "clip"
+def is_clip(content: bytes, name: str = "") -> bool:
+    """Whether a file's content is a clip's, damaged or not; if unknown, whether its name ends like one's."""
+    kind = kind_of(io.BytesIO(content[:_HEAD]))
+    return kind.group == "clip" or (kind == UNKNOWN and Path(name).suffix.lower() in _SUFFIXES["clip"])
 
 
 def listed(names: Sequence[str], comma: str = ", ") -> str:
@@ -87,11 +90,11 @@ def listed(names: Sequence[str], comma: str = ", ") -> str:
 
 
 def files_of(folder: Path, group: str, say: Callable[[str], object], *, deep: bool = False) -> list[Path]:
-    """The pictures or the clips in a folder, sorted, judged by their content, damaged ones by their ending.
+    """The pictures, clips or shards in a folder, sorted, judged by their content, damaged ones by their ending.
 
     Hidden files, and those of unknown content and ending, are passed over. What else is left out, and why, is said in
-    one line. group: "picture" or "clip". deep: with the folders inside. Raises UserError for a folder without any, or
-    one that cannot be read.
+    one line. group: "picture", "clip" or "shard". deep: with the folders inside. Raises UserError for a folder without
+    any, or one that cannot be read.
     """
     found, left_out = _sorted_out(folder, group, deep)
     line = f"Left out of {folder}: {listed(left_out)}." if left_out else ""

@@ -15,10 +15,21 @@ import cv2
 import numpy as np
 
 HIGHEST_PSNR = 99.0  # dB, of equal pictures, too, whose PSNR has no number
+FREEZE, BLACK, BLACK_SHARE = 0.001, 0.1, 0.98  # the defaults of FFmpeg's freezedetect and blackdetect
 _SIGMA, _RADIUS = 1.5, 5  # pixels, of the window of Wang et al.
 _SMALLEST_XPSNR = 64 * 64  # pixels; below half of it, the filter's blocks have no size, and it ends the process
 _TICK = Fraction(1, 25)  # seconds; the filter does not look at it
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+
+def is_black(grey: np.ndarray) -> bool:
+    """Whether a frame, uint8 (h, w), is black: BLACK_SHARE of its pixels darker than BLACK of the range."""
+    return bool(np.mean(grey < BLACK * 255) >= BLACK_SHARE)
+
+
+def stands_still(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two frames, uint8 (h, w), are the same: their mean absolute difference is at most FREEZE of the range."""
+    return bool(cv2.absdiff(a, b).mean() <= FREEZE * 255)
 
 
 def psnr(a: np.ndarray, b: np.ndarray, mask: np.ndarray | None = None) -> float:

@@ -7,16 +7,18 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
 import numpy as np
-from av.container import InputContainer
+from av.container import InputContainer, OutputContainer
 from PIL import Image, ImageSequence
 
 from sgm import paths
 from sgm.errors import UserError, printable
+from sgm.media.hdr import HDR, to_sdr
 from sgm.media.kinds import GIF, WEBP, kind_of
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 MAX_FRAME_PIXELS = 4096**2  # of the largest request
 MAX_FRAMES = 800  # of the longest film, four clips of 200 frames
 MAX_DECODED = 2 << 30  # bytes of RGB that are decoded at once, or to reach one frame
+_SOON = 1e-4  # seconds by which time stamps are rounded
 _USUAL_DELAY = 100  # milliseconds, of an animation's frame that names none
 # Files of these kinds hold their pictures themselves. FFmpeg reads playlists, too, and opens what they name.
 _OPTIONS = {
@@ -36,8 +39,9 @@ _OPTIONS = {
 class Video:
     """An open video, of which no more is decoded than is asked for, and nothing kept.
 
-    Iteration and indices give frames, uint8 RGB (H, W, 3), their colours converted by the matrix that the file names,
-    BT.601 where it names none. All raise UserError for a video that is damaged.
+    Iteration and indices give frames, uint8 RGB (H, W, 3), turned upright as phones ask, their colours converted by the
+    matrix that the file names, BT.601 where it names none, and of high dynamic range (HLG, PQ) brought into the usual
+    one. All raise UserError for a video that is damaged.
     """
 
     def __init__(self, container: InputContainer, name: str) -> None:
@@ -45,6 +49,7 @@ class Video:
         self._stream = container.streams.video[0]
         self._count: int | None = None
         self._moved = False  # whether packets have been read, so that the next ones are not the first
+        self._turns: int | None = None  # quarters by which frames are turned, counter-clockwise
         _check_pixels(name, self._stream.width, self._stream.height)
         self._stream.codec_context.options = {"max_pixels": _OPTIONS["max_pixels"]}  # what is inside may be larger
 
@@ -58,8 +63,23 @@ class Video:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of its frames, pixels."""
-        return self._stream.width, self._stream.height
+        """(width, height) of its frames, pixels, upright: the first one is decoded for that."""
+        if self._turns is None:
+            self._turns = 0  # of what cannot be decoded
+            with contextlib.suppress(UserError):
+                next(self.frames(), None)
+        width, height = self._stream.width, self._stream.height
+        return (height, width) if self._turns % 2 else (width, height)
+
+    @property
+    def rate(self) -> float:
+        """Frames a second in the mean, by the time stamps; `fps` where these are missing."""
+        return float(self._stream.average_rate or 0) or self.fps
+
+    @property
+    def is_hdr(self) -> bool:
+        """Whether its range of brightness is high: HLG, as of phones, or PQ."""
+        return self._stream.codec_context.color_trc in HDR
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -76,9 +96,13 @@ class Video:
         Raises UserError for more than MAX_FRAMES.
         """
         if self._count is None:
-            self._count = self._stream.frames or self._packets()
+            self._count = self.count(MAX_FRAMES + 1)
         _check_count(self._name, self._count)
         return self._count
+
+    def count(self, most: int) -> int:
+        """The number of frames that the file says it has, else of coded ones in it, which are counted to `most`."""
+        return self._stream.frames or self._packets(most)
 
     def __getitem__(self, index: int) -> np.ndarray:
         """One frame; negative indices count from the end that the file says it has.
@@ -105,15 +129,20 @@ class Video:
         size: (width, height) to which they are scaled, in half the time of Pillow. alpha: with the transparency, RGBA,
         where `write_frames` wrote any.
         """
-        packets, shape, damage = 0, None, None
-        transparent = alpha and self._stream.codec_context.pix_fmt == "bgra"
-        kind: dict[str, Any] = {"format": "rgba" if transparent else "rgb24"}
-        if size and size != self.size:
-            how = "AREA" if size[0] < self.size[0] else "BICUBIC"
-            kind |= {"width": size[0], "height": size[1], "interpolation": how}
+        return (pixels for _, pixels in self.timed(size=size, alpha=alpha))
+
+    def timed(
+        self, start: float | None = None, size: tuple[int, int] | None = None, alpha: bool = False
+    ) -> Iterator[tuple[float, np.ndarray]]:
+        """As `frames`, each with its time in seconds by the file's time stamps, the first frame's being about 0.
+
+        start: seconds from which on they are wanted; no more is decoded before them than to the last key frame.
+        """
+        packets, shape, damage, numbers = 0, None, None, count()
         with _explained(self._name):
-            if self._moved:
-                self._container.seek(0)
+            if start or self._moved:
+                at = round((start or 0) / (self._stream.time_base or 1)) + (self._stream.start_time or 0)
+                self._container.seek(at, stream=self._stream) if start else self._container.seek(0)
             self._moved = True
             demuxed = self._container.demux(self._stream)
         while damage is None:
@@ -123,27 +152,77 @@ class Video:
                     if packet is None:
                         break
                     packets += bool(packet.size)
-                    decoded = [frame.to_ndarray(**kind) for frame in packet.decode()]
+                    decoded = packet.decode()
             except UserError as error:
                 damage, decoded = error, []
                 with contextlib.suppress(Exception):  # frames from before the damage, which the decoder holds back
-                    decoded = [frame.to_ndarray(**kind) for frame in self._stream.decode(None)]
-            for pixels in decoded:
+                    decoded = self._stream.decode(None)
+            for frame in decoded:
+                time, number = self._time(frame), next(numbers)
+                time = number / self.fps if time is None else time
+                if start and time < start - _SOON:
+                    continue
+                with _explained(self._name):
+                    pixels = self._upright(frame, size, alpha)
                 if pixels.shape != (shape := shape or pixels.shape):
                     raise UserError(f"{self._name} changes its size within: convert it to an ordinary mp4.")
-                yield pixels
-        if shape is None:
+                yield time, pixels
+        if shape is None and not start:
             raise damage or UserError(_unreadable(self._name, "damaged, or no picture in it"))
-        if damage or packets < self._stream.frames:
+        if damage or (packets < self._stream.frames and not start):
             logger.warning("%s is cut short: only the frames before the cut are read.", self._name)
 
-    def _packets(self) -> int:
-        """The number of coded frames, counted to one more than MAX_FRAMES at most."""
+    def packets(self) -> Iterator[tuple[float | None, av.Packet]]:
+        """The coded frames in the file's order, each with the time at which it is shown, None where it has none."""
+        with _explained(self._name):
+            if self._moved:
+                self._container.seek(0)
+            self._moved = True
+            for packet in self._container.demux(self._stream):
+                if packet.size:
+                    yield self._time(packet), packet
+
+    def copied_to(self, container: OutputContainer) -> av.VideoStream:
+        """A stream of a new file, for packets of this one."""
+        return container.add_stream_from_template(self._stream)
+
+    @property
+    def is_matroska(self) -> bool:
+        """Whether its file is a Matroska or a WebM."""
+        return "matroska" in self._container.format.name
+
+    def _time(self, part: av.VideoFrame | av.Packet) -> float | None:
+        """When a frame is shown, seconds; None where no time stamp says so."""
+        if part.pts is None or part.time_base is None:
+            return None
+        return float((part.pts - (self._stream.start_time or 0)) * part.time_base)
+
+    def _upright(self, frame: av.VideoFrame, size: tuple[int, int] | None, alpha: bool) -> np.ndarray:
+        """A frame's pixels. size, alpha: as of `frames`."""
+        self._turns = round(frame.rotation / 90) % 4
+        width, height = size or (frame.width, frame.height)
+        if size and self._turns % 2:
+            width, height = height, width
+        kind: dict[str, Any] = {"format": "rgb24"}
+        if alpha and frame.format.name == "bgra":
+            kind["format"] = "rgba"
+        if (width, height) != (frame.width, frame.height):
+            how = "AREA" if width < frame.width else "BICUBIC"
+            kind |= {"width": width, "height": height, "interpolation": how}
+        if frame.color_trc in HDR:
+            kind["format"] = "rgb48le"
+        pixels = frame.to_ndarray(**kind)
+        if frame.color_trc in HDR:
+            pixels = to_sdr(pixels, frame.color_trc)
+        return np.ascontiguousarray(np.rot90(pixels, self._turns))
+
+    def _packets(self, most: int) -> int:
+        """The number of coded frames, counted to `most`."""
         count, self._moved = 0, True
         with _explained(self._name):
             for packet in self._container.demux(self._stream):
                 count += bool(packet.size)
-                if count > MAX_FRAMES:
+                if count >= most:
                     break
         return count
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from fractions import Fraction
 from functools import cache
@@ -18,6 +18,7 @@ import av
 import av.error
 import imageio.v3 as iio
 import numpy as np
+from av.video.stream import VideoStream
 
 from sgm.errors import UserError
 from sgm.media.credentials import signed
@@ -37,6 +38,7 @@ _ENCODERS: dict[str, dict[str, str]] = {
     "h264_amf": {"rc": "cqp", "qp_i": "18", "qp_p": "18"},
     "h264_mf": {"rate_control": "quality", "quality": "90"},
 }
+_CLOCK = Fraction(1, 90000)  # seconds, the tick of time stamps that are kept
 _BITS_PER_PIXEL = 0.5  # of the encoders that know no constant quality
 _QUICK = {"preset": "veryfast"}  # half of the time, a fifth more bytes
 
@@ -186,18 +188,51 @@ def _encode(
         stream.height, stream.width = height + height % 2, width + width % 2
         if not _ENCODERS[encoder]:
             stream.bit_rate = round(_BITS_PER_PIXEL * width * height * rate)
-        stream.pix_fmt = "yuv420p"
-        # Said in full, since players guess differently when a file does not.
-        codec = stream.codec_context
-        codec.colorspace, codec.color_primaries, codec.color_trc = _BT601_MATRIX, _BT709_PRIMARIES, _BT709_CURVE
-        codec.color_range = _LIMITED_RANGE
+        _tell_colours(stream)
         for number, pixels in enumerate(map(embed_watermark, frames) if watermark else frames):
-            pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG")
+            frame = _coloured(pixels)
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     with open(file, "ab") if isinstance(file, str) else nullcontext(file) as whole:
         whole.seek(0, io.SEEK_END)
         whole.write(SOURCE_BOX)
+
+
+def _tell_colours(stream: VideoStream) -> None:
+    """Say in full how colours are written, since players guess differently when a file does not."""
+    stream.pix_fmt = "yuv420p"
+    codec = stream.codec_context
+    codec.colorspace, codec.color_primaries, codec.color_trc = _BT601_MATRIX, _BT709_PRIMARIES, _BT709_CURVE
+    codec.color_range = _LIMITED_RANGE
+
+
+def _coloured(pixels: np.ndarray) -> av.VideoFrame:
+    """A frame, uint8 RGB (h, w, 3), as `_tell_colours` says, its sides made even."""
+    height, width = pixels.shape[:2]
+    pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+    return frame.reformat(format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG")
+
+
+def encode_again(file: str, frames: Iterable[tuple[float, np.ndarray]], fps: float) -> None:
+    """Write what a real video shows as an H.264 mp4 again: frames, uint8 RGB, at their times, seconds from the first.
+
+    fps: about how many there are a second. The file says nothing of its origin, as `write_video`'s do.
+    """
+    encoder = video_encoder()
+    with av.open(file, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream(encoder, rate=rate, options=_ENCODERS[encoder])
+        stream.codec_context.time_base = _CLOCK
+        _tell_colours(stream)
+        first: float | None = None
+        for time, pixels in frames:
+            frame = _coloured(pixels)
+            if first is None:
+                first, stream.width, stream.height = time, frame.width, frame.height
+                if not _ENCODERS[encoder]:
+                    stream.bit_rate = round(_BITS_PER_PIXEL * frame.width * frame.height * rate)
+            frame.pts, frame.time_base = round((time - first) / _CLOCK), _CLOCK
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())

@@ -126,6 +126,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
 def _check_places(config: Mapping[str, Any]) -> Path:
     """Raise UserError where the files and folders of a config are missing; return the path of its model's YAML."""
     from sgm.media.kinds import files_of
+    from sgm.training.shards import clips_and_shards
     from sgm.versions import bundle
 
     model = next((place for place in (config["model"], bundle() / config["model"]) if is_file(place)), None)
@@ -136,7 +137,8 @@ def _check_places(config: Mapping[str, Any]) -> Path:
     if config["init"] and not exists(config["init"]):
         raise UserError(f"There are no weights to start from at {config['init']}: set init, or null for none.")
     for name in ("pictures", "clips", "masks"):
-        if config["data"][name] and not is_folder(config["data"][name]):
+        there = exists if name == "clips" else is_folder  # clips may be a shard, or a list of some
+        if config["data"][name] and not there(config["data"][name]):
             raise UserError(f"There is no folder {config['data'][name]}: set data.{name} to a folder of your {name}.")
     pictures = config["sample"]["pictures"]
     if pictures and not exists(pictures):
@@ -145,9 +147,11 @@ def _check_places(config: Mapping[str, Any]) -> Path:
     if perceptual and not is_file(perceptual):
         raise UserError(f"There is no file {perceptual}: set train.perceptual, or null for none.")
     check_writable(config["out"])
-    for name, group in (("pictures", "picture"), ("clips", "clip")):
-        if folder := config["data"][name]:
-            files_of(folder, group, lambda line: None, deep=True)  # raises for none; the rest is said when it is read
+    # Both raise for none; the rest is said when it is read.
+    if folder := config["data"]["pictures"]:
+        files_of(folder, "picture", lambda line: None, deep=True)
+    if place := config["data"]["clips"]:
+        clips_and_shards(place, lambda line: None)
     return model
 
 

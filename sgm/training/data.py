@@ -1,4 +1,4 @@
-"""Training clips: camera moves over photographs, rendered on the training device, and real clips."""
+"""Training clips: batches of them, and camera moves over photographs, rendered on the training device."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,8 +20,6 @@ from sgm.conditioning.scene import Scene
 from sgm.errors import UserError
 from sgm.media.image import fit_picture, open_picture
 from sgm.media.kinds import files_of, listed
-from sgm.media.reading import open_video
-from sgm.motion import motion_steps
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -158,98 +154,6 @@ def _directions(n: int) -> Tensor:
     lead = torch.zeros(n, 6).scatter_(1, torch.randint(0, 3, (n, 1)), 1.0) * torch.tensor([1.0, 0.7, 1.8, 0, 0, 0])
     sign = torch.randint(0, 2, (n, 1)) * 2.0 - 1.0
     return torch.where(torch.rand(n, 1) < 0.5, direction("auto", n), lead * sign * 1.5 + mixture * 0.4)
-
-
-class _Measured(NamedTuple):
-    """A clip of a folder.
-
-    frames: (length, 3, h, w), uint8, None where they are read again for each cut. flow: the motion from each frame to
-    the next, (length - 1,), percent of the width.
-    """
-
-    frames: Tensor | None
-    flow: Tensor
-    fps: float
-
-
-class FolderClips:
-    """Random cuts of the clips in a folder; the camera is unknown, the motion measured by dense optical flow (DIS).
-
-    size: (height, width) that every frame is scaled to cover and cropped to. Clips that together take more than
-    `_MAX_STORED` bytes are read from their files again for each cut.
-    """
-
-    _MAX_STORED = 4 << 30
-
-    def __init__(self, folder: str | Path, size: tuple[int, int]) -> None:
-        self.size = size
-        self._stored, self._storing = 0, Lock()  # bytes of frames in memory
-        self._short: set[int] = set()  # lengths for which the clips that are too short have been named
-        paths = files_of(Path(folder), "clip", logger.warning, deep=True)
-        self.clips = _readable(folder, "clip", paths, self._measured, workers=4)  # of which each may be large
-
-    def _measured(self, path: Path) -> _Measured:
-        frames, fps = self._read(path)
-        motion = torch.from_numpy(motion_steps(frame.permute(1, 2, 0).numpy() for frame in frames))
-        with self._storing:
-            self._stored += frames.numel()
-            return _Measured(frames if self._stored <= self._MAX_STORED else None, motion, fps)
-
-    def _read(self, path: Path) -> tuple[Tensor, float]:
-        frames = []
-        with open_video(path) as video:
-            for pixels in video:
-                frames.append(self._fitted(pixels))
-                if len(frames) * frames[0].nbytes > self._MAX_STORED:
-                    raise UserError(f"{path} is longer than fits into memory: cut it into shorter clips.")
-            return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous(), video.fps
-
-    def _fitted(self, pixels: np.ndarray) -> np.ndarray:
-        """Crop as `fit_picture` does, with OpenCV, in a fifth of the time: (H, W, 3) -> (h, w, 3), uint8."""
-        h, w = self.size
-        scale = max(h / pixels.shape[0], w / pixels.shape[1])
-        size = max(w, round(pixels.shape[1] * scale)), max(h, round(pixels.shape[0] * scale))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-        left, top = (size[0] - w) // 2, (size[1] - h) // 2
-        return pixels[top : top + h, left : left + w]
-
-    def draw(self, n: int, frames: int, device: torch.device) -> ClipBatch:
-        """n clips of `frames` frames, every first to third frame of a file. Raises UserError if all are too short."""
-        h, w = self.size
-        video, bucket, fps = [], [], []
-        paths = self._long_enough(frames)
-        for path in (paths[i] for i in torch.randint(len(paths), (n,)).tolist()):
-            clip, flow, rate = self.clips[path]
-            clip = self._read(path)[0] if clip is None else clip
-            max_stride = max(min(3, (len(clip) - 1) // max(frames - 1, 1)), 1)
-            stride = int(torch.randint(1, max_stride + 1, ()))
-            start = int(torch.randint(0, len(clip) - (frames - 1) * stride, ()))
-            cut = clip[start : start + (frames - 1) * stride + 1 : stride]
-            video.append(cut.flip(-1) if torch.rand(()) < 0.5 else cut)
-            measured = flow[start : start + max((frames - 1) * stride, 1)].mean() * stride
-            bucket.append(float(motion_bucket(float(measured))))
-            fps.append(rate / stride - 1)
-        pixels = torch.stack(video).to(device).float() / 127.5 - 1
-        unknown = torch.full((n, frames, 2, h // 8, w // 8), float("nan"), device=device)
-        first = pixels[:, :1].expand_as(pixels)
-        seen = torch.ones_like(unknown[:, :, :1])
-        motion = torch.tensor(bucket, device=device).clamp(max=511)
-        return ClipBatch(pixels, first, unknown, seen, motion, torch.tensor(fps, device=device))
-
-    def _long_enough(self, frames: int) -> list[Path]:
-        """The clips of at least `frames` frames. The first time that clips are too short, they are logged."""
-        lengths = {path: len(clip.flow) + 1 for path, clip in self.clips.items()}
-        found = [path for path, length in lengths.items() if length >= frames]
-        if not found:
-            raise UserError(
-                f"No clip has {frames} frames, the longest {max(lengths.values())}: give longer ones or set "
-                "data.frames."
-            )
-        if len(found) < len(lengths) and frames not in self._short:
-            self._short.add(frames)
-            short = [f"{path.name} ({length})" for path, length in lengths.items() if length < frames]
-            logger.warning("Left out, since they have fewer than %d frames: %s.", frames, listed(short))
-        return found
 
 
 def join(batches: Sequence[ClipBatch]) -> ClipBatch:

@@ -134,10 +134,10 @@ class LoraTask(VideoTask):
         write_tensors(path, layout, tensors.__getitem__, metadata=metadata)
 
 
-def _hash_of(*folders: Path) -> str:
-    """SHA-256 of all files of folders: of their names and their quick hashes."""
+def _hash_of(*places: Path) -> str:
+    """SHA-256 of all files of folders, or of a file: of their names and their quick hashes."""
     digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-            digest.update(f"{path.relative_to(folder).as_posix()}:{quick_hash(path)['sha256']}\n".encode())
+    for place in places:
+        for path in sorted(path for path in [place, *place.rglob("*")] if path.is_file()):
+            digest.update(f"{path.relative_to(place).as_posix()}:{quick_hash(path)['sha256']}\n".encode())
     return digest.hexdigest()

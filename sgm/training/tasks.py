@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,14 +23,17 @@ from sgm.config import instantiate_from_config
 from sgm.engine import DTYPES, DiffusionEngine, build_engine, copy_to, default_dtype, widen_encoders
 from sgm.errors import UserError
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
+from sgm.training.clips import Clips, open_clips
 from sgm.training.course import Course
-from sgm.training.data import ClipBatch, FolderClips, PictureClips, join
+from sgm.training.data import ClipBatch, PictureClips, join
 from sgm.training.logs import log
 from sgm.training.optimizers import optimizer, schedule
 from sgm.training.perceptual import PerceptualDistance
 from sgm.training.sharding import divided, shard, whole
 from sgm.training.thrift import park, recompute
 from sgm.weights import load_weights, to_channels_last
+
+logger = logging.getLogger(__name__)
 
 _LOG_EVERY = 20  # batches
 _TOWER = "cond_frames_without_noise"  # the input key of the image tower
@@ -51,7 +55,7 @@ class Task(lightning.LightningModule):
         self.data, self.train_config = data, train
         self.size = (int(data["height"]), int(data["width"]))
         self.pictures: PictureClips | None = None
-        self.clips: FolderClips | None = None
+        self.clips: Clips | None = None
         self.ema: list[Tensor] = []
         self.started = self.seconds = self.elapsed = 0.0  # seconds: of the run before its checkpoint
         self.course = Course()
@@ -73,7 +77,14 @@ class Task(lightning.LightningModule):
                 data.get("composed", 0.25),
             )
         if data.get("clips") and (self.pictures is None or data["clips_share"] > 0):
-            self.clips = FolderClips(data["clips"], self.size)
+            self.clips = open_clips(
+                data["clips"],
+                self.size,
+                logger.warning if self.global_rank == 0 else lambda line: None,
+                order=lambda: f"seed {self.train_config['seed']}, step {self.global_step}",
+                part=self.global_rank,
+                parts=self.trainer.world_size,
+            )
 
     def seed(self, what: str, number: int) -> None:
         """Seed torch's random numbers, for the number-th of what is drawn with them next."""
