@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -153,6 +154,9 @@ def test_the_current_folder_changes_nothing(page: int, hostile: Path) -> None:
     assert json.loads(answer.read())["allowedOrigins"] == []
     assert answer.headers.get("Access-Control-Allow-Origin") != "*"
     assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'self'"
+    connection.request("GET", "/")
+    cookie = connection.getresponse().headers["Set-Cookie"]
+    assert re.fullmatch(r"sgm_browser=\w{32}; .*; HttpOnly; SameSite=Lax", cookie)
     connection.close()
     assert b"Generate" in drawn(page)
     assert status(page, "/_stcore/agent/interact", "POST") in (403, 404, 405)  # Streamlit's agent API is off

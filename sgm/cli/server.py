@@ -55,18 +55,20 @@ class OwnPageOnly:
 
     network: who else may ask. "": nobody. "keys": programs of other machines, for the API, which looks at their keys.
     "films": those at the stand who have a film's token, for that film. "trusted": whoever reaches this machine by its
-    address or name. origins: other sites', whose pages may use the API.
+    address or name. origins: other sites', whose pages may use the API. browsers: whether each browser gets a cookie of
+    chance, by which the page tells it from others.
     """
 
-    def __init__(self, app: ASGIApp, network: str = "", origins: Collection[str] = ()) -> None:
-        self.app, self.network, self.origins = app, network, frozenset(origins)
+    def __init__(self, app: ASGIApp, network: str = "", origins: Collection[str] = (), browsers: bool = False) -> None:
+        self.app, self.network, self.origins, self.browsers = app, network, frozenset(origins), browsers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def unframed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.append("Content-Security-Policy", "frame-ancestors 'self'")
-                if headers.get("content-type", "").startswith("text/html") and BROWSER not in Request(scope).cookies:
+                html = headers.get("content-type", "").startswith("text/html")
+                if self.browsers and html and BROWSER not in Request(scope).cookies:
                     cookie = f"{BROWSER}={secrets.token_hex(16)}; Path=/; Max-Age={_A_YEAR}; HttpOnly; SameSite=Lax"
                     headers.append("Set-Cookie", cookie)
             await send(message)
@@ -172,7 +174,7 @@ def serve(
         every: Any = {"allow_methods": ["*"], "allow_headers": ["*"], "expose_headers": _ANSWERED}
         shared = [Middleware(CORSMiddleware, allow_origins=list(origins), **every)] if origins else []
         mounted = Middleware(WithRoutes, address, paths, module)
-        middleware = [Middleware(OwnPageOnly, network, origins), *shared, mounted]
+        middleware = [Middleware(OwnPageOnly, network, origins, browsers=not stand), *shared, mounted]
         routes = [] if stand else [Route("/progress/{id}", _progress)]
         st.App(script, routes=routes, middleware=middleware, lifespan=announced).run(config=settings)
     except (Error, UnicodeDecodeError) as error:
