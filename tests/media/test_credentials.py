@@ -100,7 +100,7 @@ def test_a_clip_s_file_tells_nothing_of_the_user(tmp_path: Path, monkeypatch: py
     settings = read_settings(clip)
     assert settings
     frames, fps = read_frames(clip)
-    grid = ClipGrid([[clip, None]], ["a", "b"], [""], {}, "grid")
+    grid = ClipGrid([[clip, None]], ["a", "b"], [""], title="grid")
     grid.picture().save(secret / "grid.png")
     files = {"MP4": clip.read_bytes(), "grid": encode_video(grid, fps), "sheet": (secret / "grid.png").read_bytes()}
     files |= {title: write(frames, fps, settings) for title, (_, _, write) in EXPORTS.items()}
