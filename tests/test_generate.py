@@ -79,12 +79,14 @@ def test_gives_the_frames_asked_for_with_their_settings(tiny: DiffusionEngine, k
     assert request_of(clip.settings) == VideoRequest("svd_tiny", **SMALL, fps=11, seed=7)
 
 
-def test_begins_with_the_picture(tiny: DiffusionEngine, kitten: Image.Image) -> None:
-    """At a size that the model knows, frame 0 is the picture as it was cropped."""
-    clip = make(tiny, kitten, height=192, width=320, frames=2, steps=6)
-    wanted = np.asarray(fit_picture(kitten, 320, 192), dtype=float)
+@pytest.mark.parametrize("tint", [(1, 1, 1), (1, 0.3, 0)])
+def test_begins_with_the_picture(tiny: DiffusionEngine, kitten: Image.Image, tint: tuple[float, ...]) -> None:
+    """At a size that the model knows, frame 0 is the picture as it was cropped, in its colours, be they all but one."""
+    picture = Image.fromarray((np.asarray(kitten) * tint).astype(np.uint8))
+    clip = make(tiny, picture, height=192, width=320, frames=2, steps=6)
+    wanted = np.asarray(fit_picture(picture, 320, 192), dtype=float)
     psnr = 10 * np.log10(255**2 / ((clip.frames[0] - wanted) ** 2).mean())
-    assert psnr > 20
+    assert psnr > 28
 
 
 def test_one_seed_is_one_video(tiny: DiffusionEngine, kitten: Image.Image) -> None:

@@ -5,9 +5,6 @@ of 4 × 4 values. Block number n carries bit n mod 48: the value of largest magn
 36 · (k + 1/4) for a 0 and 36 · (k + 3/4) for a 1, with any whole k. The invisible-watermark package
 reads it, as "dwtDct". Its own embedder keeps k, so that a value that it lowers may no longer be the largest and the bit
 be read wrong; here, k is the one that changes the block least, and values that would compete are lowered.
-
-Such a spike is the first thing that an encoder drops, a block's mean the last. So the whole block is shifted instead,
-just far enough, in as many blocks as the noise that is allowed pays for; the others keep the spike.
 """
 
 from __future__ import annotations
@@ -27,11 +24,8 @@ _STEP = 36.0  # of a block's values
 _AHEAD = 1.0  # how far the carrying value is above the others of its block
 # Share of the value's lead that is added, and the most, since an encoder takes some away.
 _OVER, _MOST_OVER = 0.15, 2.0
-_MARGIN = 3.0  # how far a shifted block's value is from those that mean the other bit
-_PSNR = 38.5  # dB, to about which blocks are shifted
-_NEUTRAL = 256.0  # a value without colour: white stays white
 _TO_U, _LUMA = 0.492, np.array([0.299, 0.587, 0.114], np.float32)
-_OF_COLOUR = np.array([-0.395, 2.032], np.float32)  # what a step of U alone changes in green and blue; red stays
+_GREEN, _BLUE = -0.395, 2.032  # what a step of U alone changes in RGB; red stays
 _GRID = 8  # sizes of models are multiples of so many blocks of 8 × 8 pixels
 _MOST_READ, _MOST_PIXELS = 16, 16 << 20  # frames, and pixels of all, that are read
 _MOST_SEARCHED, _LARGEST = 3 << 20, 2048  # pixels of all frames, and of a side, in which more than one way is tried
@@ -70,52 +64,32 @@ def embed_watermark(frame: np.ndarray) -> np.ndarray:
     """
     values = _blocks(_u(frame))
     rows, columns = values.shape[:2]
-    marked = frame.copy()
-    colours = marked[: 8 * rows, : 8 * columns, 1:]
-    bits = PATTERN[np.arange(rows * columns) % BITS].reshape(rows, columns, 1)
-    levels = _STEP * (0.25 + 0.5 * bits.astype(np.float32))
+    levels = _STEP * (0.25 + 0.5 * PATTERN[np.arange(rows * columns) % BITS].reshape(rows, columns, 1))
     place = values[..., 1:].argmax(axis=2)[..., None] + 1
     largest = np.take_along_axis(values, place, axis=2)
     second = np.partition(values[..., 1:], _SECOND, axis=2)[..., _SECOND, None]
     k = np.floor((largest - levels) / _STEP)
-    spikes, shifts = [], []
+    options = []
     for wanted in (_STEP * k + levels, _STEP * (k + 1) + levels):
-        spike = np.minimum(wanted - _AHEAD - values, 0)
-        spike[..., 0] = 0
+        change = np.minimum(wanted - _AHEAD - values, 0)
+        change[..., 0] = 0
         over = np.clip(_OVER * (wanted - second), 0, _MOST_OVER)
-        np.put_along_axis(spike, place, wanted + over - largest, axis=2)
-        spikes.append(spike)
-        shifts.append(np.clip(largest, wanted - _STEP / 4 + _MARGIN, wanted + _STEP / 4 - _MARGIN) - largest)
-    pixels = colours.reshape(rows, 8, columns, 8, 2)
-    least, most = pixels.min(axis=(1, 3)), pixels.max(axis=(1, 3))
-
-    def noise_of_shift(shift: np.ndarray) -> np.ndarray:
-        far = shift * _OF_COLOUR / 2  # a value is twice the mean of its pixels
-        fits = (least + far >= 0).all(axis=2) & (most + far <= 255).all(axis=2)
-        return np.where(fits, 16 * shift[..., 0] ** 2, np.inf)
-
-    change, noise = _better(spikes, [(spike**2).sum(axis=2) for spike in spikes])
-    shift, shifted_noise = _better(shifts, [noise_of_shift(shift) for shift in shifts])
-    more = np.where(np.abs(values - _NEUTRAL).max(axis=2) < 0.5, np.inf, shifted_noise) - noise
-    left = colours.size * 1.5 * 255**2 / 10 ** (_PSNR / 10) / (_OF_COLOUR**2).sum() - noise.sum()
-    order = more.argsort(axis=None)
-    shifting = np.empty(more.size, bool)
-    shifting[order] = more.ravel()[order].cumsum() <= left
-    change = np.where(shifting.reshape(rows, columns, 1) | (more[..., None] <= 0), shift, change)
-    change = change.reshape(rows, columns, 4, 4).swapaxes(1, 2).reshape(4 * rows, 4 * columns, 1)
-    change = (change / 2 * _OF_COLOUR).repeat(2, axis=0).repeat(2, axis=1)
-    colours[:] = np.clip(np.rint(colours + change), 0, 255)
+        np.put_along_axis(change, place, wanted + over - largest, axis=2)
+        options.append(change)
+    down, up = options
+    cheaper = ((up**2).sum(axis=2) < (down**2).sum(axis=2))[..., None]
+    change = np.where(cheaper, up, down).reshape(rows, columns, 4, 4).swapaxes(1, 2).reshape(4 * rows, 4 * columns)
+    change = (change / 2).repeat(2, axis=0).repeat(2, axis=1)  # a value is twice the mean of its pixels
+    marked = frame.copy()
+    carrying = marked[: 8 * rows, : 8 * columns]
+    for channel, share in ((1, _GREEN), (2, _BLUE)):
+        carrying[..., channel] = np.clip(np.rint(carrying[..., channel] + share * change), 0, 255)
     return marked
 
 
 def most_read(height: int, width: int) -> int:
     """How many frames of a size are read at most: of large ones, fewer, since each has more blocks."""
     return max(1, min(_MOST_READ, _MOST_PIXELS // max(1, height * width)))
-
-
-def _better(changes: Sequence[np.ndarray], noises: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Block by block, the one of two changes that adds less noise, and that noise."""
-    return np.where((noises[1] < noises[0])[..., None], changes[1], changes[0]), np.minimum(*noises)
 
 
 def read_watermark(frames: Sequence[np.ndarray] | np.ndarray, search: bool = True) -> Reading:
@@ -194,9 +168,8 @@ def _votes(planes: Sequence[np.ndarray]) -> np.ndarray:
 def _votes_of(values: np.ndarray) -> np.ndarray:
     values = np.sort(values[..., 1:], axis=2)
     ways = [values[..., of] + times * (values[..., -1] - values[..., of]) for of, times in _FADED]
-    # A block without any colour carries nothing: in white, there is no room.
-    carries = (values[..., -1] - values[..., _MEDIAN] >= 1) | (np.abs(values[..., _MEDIAN] - _NEUTRAL) >= 2)
-    return np.where(np.stack(ways) % _STEP > _STEP / 2, 1.0, -1.0) * carries
+    # A block of one colour carries nothing: in white, there is no room.
+    return np.where(np.stack(ways) % _STEP > _STEP / 2, 1.0, -1.0) * (values[..., -1] - values[..., _MEDIAN] >= 1)
 
 
 def _matches(sums: np.ndarray) -> int:
