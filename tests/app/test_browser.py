@@ -278,6 +278,36 @@ def test_from_a_photograph_to_a_playing_clip(page: Any, site: Server, tmp_path: 
     expect(page.locator(".stException")).to_have_count(0)
 
 
+SHIFTS = """window.shifted = 0; new PerformanceObserver(list => {
+    for (const { hadRecentInput, value } of list.getEntries()) if (!hadRecentInput) shifted += value;
+}).observe({type: "layout-shift", buffered: true});"""
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_the_first_load_is_light_and_little_moves(browser: Any, site: Server, width: int, height: int) -> None:
+    expect, moved = sync_api.expect, []
+    for _ in range(3):  # on a busy machine more arrives by itself, and moves the rest
+        with opened_in(browser, viewport={"width": width, "height": height}) as page:
+            network, loaded = page.context.new_cdp_session(page), []
+            network.send("Network.enable")
+            network.on("Network.loadingFinished", lambda told, loaded=loaded: loaded.append(told["encodedDataLength"]))
+            page.add_init_script(SHIFTS)
+            page.goto(site.address)
+            expect(page.locator(".voice")).to_have_count(1)
+            expect(button(page, "Generate")).to_be_visible()
+            page.wait_for_function(_SETTLED, arg="rgb(255, 255, 255)")
+            page.wait_for_load_state("networkidle")
+            assert sum(loaded) < 3.8e6  # bytes as sent; 3.3 are Streamlit's own, charts would be 0.8 more
+            moved.append(page.evaluate("shifted"))
+            page.set_viewport_size({"width": 2560, "height": 1440})  # lines stay short enough to be read, in the middle
+            for name in ("Main", "Bottom"):
+                box = page.get_by_test_id(f"st{name}BlockContainer").bounding_box()
+                assert (box["x"], box["width"]) == (320, 1920)
+            if moved[-1] < 0.1:  # "good", by Web Vitals
+                break
+    assert min(moved) < 0.1
+
+
 def test_a_link_shows_the_clip_and_its_file_brings_the_settings(
     page: Any, site: Server, past: tuple[Path, str]
 ) -> None:
@@ -829,10 +859,13 @@ def test_all_can_read_it(page: Any, site: Server, past: tuple[Path, str]) -> Non
         if path.startswith("?job"):
             page.get_by_text("Research settings").click()
             page.get_by_text("Guidance scale of each frame").wait_for()
-        for scheme, background in (("light", "rgb(255, 255, 255)"), ("dark", "rgb(22, 23, 22)")):
+        for scheme, background, rules in (
+            ("light", "rgb(255, 255, 255)", {}),
+            ("dark", "rgb(22, 23, 22)", {"runOnly": ["color-contrast"]}),  # the others see no colours
+        ):
             page.emulate_media(color_scheme=scheme)
             page.wait_for_function(_SETTLED, arg=background)  # fades would be read as faint
-            faults = axe.run(page).response["violations"]
+            faults = axe.run(page, options=rules).response["violations"]
             told = [(f["id"], node["html"][:160]) for f in faults if f["impact"] in SERIOUS for node in f["nodes"]]
             assert not told
         for width in (390, 768, 1280, 1920):
@@ -884,7 +917,7 @@ def test_sessions_take_turns_and_outlive_a_kill(page: Any, browser: Any, site: S
         tab.on("websocket", lambda socket: socket.on("framereceived", count))
 
     count_polls_of(page)
-    running = start(page, f"{site.address}?steps=200&width=160&height=96")
+    running = start(page, f"{site.address}?steps=120&width=160&height=96")
     with opened_in(browser) as other:
         cancelled = start(other, f"{site.address}?{SMALL}&steps=1&seed=5", "Lake")
         expect(other.get_by_text("Number 1 in line")).to_be_visible()
@@ -894,7 +927,7 @@ def test_sessions_take_turns_and_outlive_a_kill(page: Any, browser: Any, site: S
         button(other, "Run again").click()
         waiting = next_job(other, cancelled)
         expect(other.get_by_text("Number 1 in line")).to_be_visible()
-        expect(page.get_by_text(re.compile(r"Step \d+ of 200"))).to_be_visible(timeout=LATER)
+        expect(page.get_by_text(re.compile(r"Step \d+ of 120"))).to_be_visible(timeout=LATER)
         expect(page.get_by_alt_text("A preview of the clip of giraffe.jpg")).to_be_visible()
         page.locator("img[data-job][src^='data:image/webp']").first.wait_for(timeout=LATER)  # the whole clip, moving
         drawn, progress = polls, page.locator(".told p").first
@@ -921,19 +954,19 @@ def test_sessions_take_turns_and_outlive_a_kill(page: Any, browser: Any, site: S
 
     button(page, "Run again").click()
     next_job(page, running)
-    expect(page.get_by_text(re.compile(r"Step \d+ of 200"))).to_be_visible(timeout=LATER)
+    expect(page.get_by_text(re.compile(r"Step \d+ of 120"))).to_be_visible(timeout=LATER)
     expect(page.get_by_alt_text("A preview of the clip of giraffe.jpg")).to_be_visible()
     with opened_in(browser) as other:
         count_polls_of(other)
         other.goto(page.url)
         expect(other.get_by_alt_text("A preview of the clip of giraffe.jpg")).to_be_visible()
         polls = 0
-        for of in (50, 250):  # the first ones fill what is kept
+        for of in (30, 100):  # the first ones fill what is kept
             before = site.memory
             while polls < of:
                 page.wait_for_timeout(50)
-        assert site.memory - before < 10, "MB more after 200 polls"
+        assert site.memory - before < 5, "MB more after 70 polls"
     button(page, "Cancel").click()
-    expect(page.get_by_text(re.compile(r"Stopped at step \d+ of 200\. Your settings are kept\."))).to_be_visible()
-    expect(page.get_by_role("slider", name="Steps")).to_have_value("200")
+    expect(page.get_by_text(re.compile(r"Stopped at step \d+ of 120\. Your settings are kept\."))).to_be_visible()
+    expect(page.get_by_role("slider", name="Steps")).to_have_value("120")
     expect(page.locator(".stException")).to_have_count(0)
