@@ -189,9 +189,10 @@ def read_recipe(source: str | Path | bytes, name: str | None = None) -> dict[str
     path = name or ("The file" if isinstance(source, bytes) else str(source))
     text = _text_of(source, path) if isinstance(source, bytes) else recipe_text(Path(source))
     if text is None:
-        from sgm.media.reading import read_settings  # imported here, since PyAV's import is slow
+        from sgm.media.reading import open_video  # imported here, since PyAV's import is slow
 
-        return _ours(read_settings(source), path)
+        with open_video(source, path) as video:
+            return _ours(video.settings, path)
     try:
         # Not resolved: an interpolation could read the environment of whoever opens another's recipe.
         settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)

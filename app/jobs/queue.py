@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 import threading
 import time
@@ -22,6 +23,8 @@ from app.jobs.seat import DeviceState, Seats
 from app.jobs.store import Store, clip_frames, film_frames, film_video, is_lossless
 from app.jobs.workers import Workers
 from sgm import JOIN, UserError, VideoRequest, checked_ends
+
+log = logging.getLogger(__name__)
 
 _Part = tuple[Sequence[Job], Input, Image.Image | None]  # jobs of one picture or clip, and of one last picture
 
@@ -44,6 +47,7 @@ class Table:
         safety: str = "off",
     ) -> None:
         self._store = Store(folder, address)
+        self._completing = threading.Lock()
         self._changed = threading.Condition()  # guards the attributes below
         try:
             self._line = Line(self._store.jobs())
@@ -137,15 +141,23 @@ class Table:
     def complete_group(self, group: str) -> None:
         """Queue the cells of a group anew that have ended without a clip, in place of these.
 
-        Raises UserError as `again` does.
+        Raises UserError as `again` does, once all others are queued.
         """
-        ended = [job for job in self.group(group) if not job.active and job.state != "done"]
-        for job in ended:
-            job_id = new_id()
-            fresh = Job(job_id, self.folder / job_id, job.request, job.name, owner=job.owner)
-            fresh.group, fresh.cell, fresh.axes, fresh.finish = job.group, job.cell, job.axes, job.finish
-            self._add_all([([fresh], stored_input(job), stored_last(job))])
-            self.delete(job.id)
+        refused: list[UserError] = []
+        with self._completing:  # a second click finds what the first one has queued
+            for job in [job for job in self.group(group) if not job.active and job.state != "done"]:
+                job_id = new_id()
+                fresh = Job(job_id, self.folder / job_id, job.request, job.name, owner=job.owner)
+                fresh.group, fresh.cell, fresh.axes, fresh.finish = job.group, job.cell, job.axes, job.finish
+                try:
+                    self._add_all([([fresh], stored_input(job), stored_last(job))])
+                    self.delete(job.id)
+                except UserError as error:
+                    refused.append(error)
+                except OSError as error:  # the newer one of a cell counts
+                    log.warning("job %s cannot be deleted: %s", job.id, error)
+        if refused:
+            raise refused[0]
 
     def group(self, group: str) -> list[Job]:
         """The jobs of a group, by the numbers of their cells; [] for an unknown one."""

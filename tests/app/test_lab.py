@@ -243,6 +243,25 @@ def test_a_damaged_zip_is_told() -> None:
         assert sentence in bundle.left_out[0][1]
 
 
+def test_one_picture_that_is_gone_costs_no_other_of_a_batch(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlucky = VideoRequest(seed=13, frames=2, width=64, height=64)
+    picture = Image.new("RGB", (64, 64))
+    group = table.submit_batch([(name, picture, [unlucky]) for name in ("a", "b", "c")])
+    before = table.group(group)
+    for job in before:
+        table.wait(job.id, LIMIT)
+    before[1].picture.unlink()
+    delete, refusing = table.delete, [PermissionError("not now")]
+    monkeypatch.setattr(table, "delete", lambda job_id: delete(job_id) if not refusing else raising(refusing.pop()))
+    with pytest.raises(UserError, match="Choose it again"):
+        table.complete_group(group)
+    assert [job.id in {old.id for old in before} for job in table.group(group)] == [False, True, False]
+
+
+def raising(error: Exception) -> None:
+    raise error
+
+
 def test_the_command_makes_the_same() -> None:
     axes = [Axis.parse("sampler=euler_edm,heun_edm"), Axis.parse("seed=1..3")]
     request = VideoRequest(motion_bucket=60, s_churn=2.5)

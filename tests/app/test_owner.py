@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app import look
 from app.jobs import FolderInUse, Job, Table
 from sgm import Clip, Progress, UserError, VideoRequest
 from sgm.outputs import owner_of
@@ -289,3 +290,10 @@ def test_an_outputs_folder_that_is_deleted_under_its_table(tmp_path: Path) -> No
     assert owner_of(folder) is not None
     assert other.submit(REQUEST, Image.new("RGB", (96, 64))).id
     other.close()
+
+
+@pytest.mark.parametrize(("host", "written"), [(None, "127.0.0.1"), ("::1", "[::1]"), ("localhost", "localhost")])
+def test_a_page_s_address_can_be_opened(host: str | None, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"server.address": host, "server.port": 8501, "server.baseUrlPath": ""}
+    monkeypatch.setattr(look.st, "get_option", options.get)
+    assert look.address() == f"http://{written}:8501"

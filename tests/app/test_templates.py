@@ -83,6 +83,8 @@ def test_what_is_no_template_is_told(content: str, sentence: str, tmp_path: Path
     with pytest.raises(UserError, match=sentence) as error:
         templates.parse(content.encode(), "bad.yaml")
     assert str(error.value).startswith("bad.yaml")
+    with pytest.raises(UserError, match=r"^a\.png is a PNG picture"):
+        templates.parse(b"\x89PNG\r\n\x1a\n", "a.png")
     (tmp_path / "templates").mkdir()
     (tmp_path / "templates" / "bad.yaml").write_text(content)
     templates.save(tmp_path, "good", ZOOM)
