@@ -7,11 +7,17 @@ from functools import cache
 
 import pytest
 from streamlit.components.v2 import manifest_scanner
+from streamlit.runtime.scriptrunner.script_cache import ScriptCache
 
 
 @pytest.fixture(scope="session", autouse=True)
-def packages_are_searched_once() -> Iterator[None]:
-    """Each page of the test runner looks for components in all that is installed, which takes a fifth of a second."""
+def as_in_one_server() -> Iterator[None]:
+    """Each page of the test runner would look for components in all that is installed, and each run compile its script.
+
+    That takes a fifth of a second of each page that is opened, and a fiftieth of each run.
+    """
+    scripts, compiled = ScriptCache(), ScriptCache.get_bytecode
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifest_scanner, "scan_component_manifests", cache(manifest_scanner.scan_component_manifests))
+        patch.setattr(ScriptCache, "get_bytecode", lambda _, path: compiled(scripts, path))
         yield
