@@ -64,7 +64,8 @@ def read_upload(content: bytes, name: str, views: bool = False, most: int = LARG
         if not is_clip(content):
             if views:
                 return _clip(content, name)
-            return Upload(open_picture(content, name, keep_alpha=True), mark=_mark_of_any(content, name))
+            mark = _mark_of_any(content, name)  # first, lest the picture be in memory twice
+            return Upload(open_picture(content, name, keep_alpha=True), mark=mark)
         try:
             with open_video(content, name) as video:
                 settings = video.settings or {}

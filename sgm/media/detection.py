@@ -15,7 +15,7 @@ from sgm.errors import UserError
 from sgm.media.image import open_picture
 from sgm.media.kinds import GIF, WEBP, kind_of
 from sgm.media.reading import MAX_FRAMES, open_video, stills
-from sgm.media.watermark import Reading, most_read, read_watermark
+from sgm.media.watermark import Reading, most_read, most_rows, read_watermark
 from sgm.paths import is_file
 
 
@@ -32,7 +32,10 @@ def detect_watermark(source: Path | bytes, name: str, search: bool = True) -> Re
         if kind in (GIF, WEBP):
             return read_watermark(_some(stills(file, name), search), search)
     if kind.group != "clip":
-        return read_watermark([np.asarray(open_picture(source, name))], search)
+        picture = open_picture(source, name)
+        if not search:
+            picture = picture.crop((0, 0, picture.width, min(picture.height, most_rows(picture.width))))
+        return read_watermark([np.asarray(picture)], search)
     with open_video(source, name) as video:
         length, most = MAX_FRAMES, most_read(*video.size)
         with contextlib.suppress(UserError):

@@ -92,6 +92,11 @@ def most_read(height: int, width: int) -> int:
     return max(1, min(_MOST_READ, _MOST_PIXELS // max(1, height * width)))
 
 
+def most_rows(width: int) -> int:
+    """How many rows of a frame are read at most: from its top, since blocks are counted from there."""
+    return _MOST_PIXELS // width
+
+
 def read_watermark(frames: Sequence[np.ndarray] | np.ndarray, search: bool = True) -> Reading:
     """What frames of a clip, or a picture as one, hold of the watermark: uint8 RGB, (h, w, 3) each.
 
@@ -113,7 +118,7 @@ def read_watermark(frames: Sequence[np.ndarray] | np.ndarray, search: bool = Tru
 
 def _as_written(frames: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
     """(bits that match, how many ways of reading were tried to find them)."""
-    planes = [_u(frame[: _MOST_PIXELS // frame.shape[1]]) for frame in frames]
+    planes = [_u(frame[: most_rows(frame.shape[1])]) for frame in frames]
     votes = np.stack([_votes_of(_blocks(plane)) for plane in planes], axis=1)  # (ways, frames, rows, columns)
     numbers = np.arange(votes[0, 0].size) % BITS
     sums = [np.stack([np.bincount(numbers, frame.ravel(), BITS) for frame in each]) for each in votes]
