@@ -77,9 +77,7 @@ def read(
     if not importlib.util.find_spec("imwatermark"):
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "1", "--timeout", "10"]
         alone = ["install", "--no-deps", "--only-binary", ":all:", "--target", str(tmp_path)]
-        ran = subprocess.run(
-            [*pip, *alone, "invisible-watermark==0.2.0"], capture_output=True, text=True, timeout=60
-        )
+        ran = subprocess.run([*pip, *alone, "invisible-watermark==0.2.0"], capture_output=True, text=True, timeout=60)
         if ran.returncode:
             pytest.skip(f"invisible-watermark cannot be had here: {' '.join(ran.stderr.split())[-200:]}")
         monkeypatch.syspath_prepend(tmp_path)
