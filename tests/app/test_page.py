@@ -281,7 +281,7 @@ def test_an_upload_outlives_a_reload(stage: Stage, monkeypatch: pytest.MonkeyPat
     ok(page.file_uploader[0].set_value(("wide.png", photograph(900, 400), "image/png")).run())
     assert "upload" not in page.query_params
     assert "The picture of this address is gone." in opened(upload="0" * 16).error[0].value
-    monkeypatch.setattr("app.upload._MOST_KEPT", 100)
+    monkeypatch.setattr("app.upload.MOST_KEPT", 100)
     foreign = upload.keep(encode_video(np.zeros((2, 64, 64, 3), np.uint8), 7), "foreign.mp4")
     assert "last" not in opened(sample="city", ends="last", last=foreign).query_params  # no clip of ours is a picture
 
