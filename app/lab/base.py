@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import RerunException
 
 from app import hands, look, models
 from app.create import picture, session, settings, templates
@@ -105,3 +107,25 @@ def start(
         grid.fail(str(error))
         return
     st.session_state["group_started"] = group
+
+
+@contextmanager
+def undivided() -> Iterator[Callable[[float, str], None]]:
+    """Work under a progress bar that is done whole, although a new run of the page is asked for meanwhile.
+
+    Yields what draws the bar: a share, 0 to 1, and a text. Streamlit would break the work off there, half done, for the
+    new run, as each click asks for one. It begins after the work.
+    """
+    bar, asked = None, None
+
+    def show(share: float, text: str) -> None:
+        nonlocal bar, asked
+        if asked is None:
+            try:
+                bar = (st.progress if bar is None else bar.progress)(share, text)
+            except RerunException as error:
+                asked = error
+
+    yield show
+    if asked is not None:
+        raise asked

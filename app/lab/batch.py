@@ -59,16 +59,16 @@ def _choose_pictures() -> list[Entry]:
         help=f"Up to {MOST} pictures of {LARGEST} MB, also in ZIPs of {LARGEST_ZIP} MB.",
     )
     if files:
-        bar = st.progress(0.0)
-        for number, file in enumerate(files):
-            bundle.add(
-                file.name,
-                file.getvalue(),
-                lambda done, of, number=number, name=file.name: bar.progress(
-                    (number + done / of) / len(files), f"Reading {look.plain(name)}"
-                ),
-            )
-        st.session_state["batch_round"] = round_ + 1  # an uploader without files: these are listed below it
+        with base.undivided() as show:
+            for number, file in enumerate(files):
+                bundle.add(
+                    file.name,
+                    file.getvalue(),
+                    lambda done, of, number=number, name=file.name: show(
+                        (number + done / of) / len(files), f"Reading {look.plain(name)}"
+                    ),
+                )
+            st.session_state["batch_round"] = round_ + 1  # an uploader without files: these are listed below it
         st.rerun()
     names = [f"{number} · {entry.name}" for number, entry in enumerate(bundle.pictures, 1)]
     without: set[str] = set()
@@ -126,18 +126,17 @@ def _show_start(entries: Sequence[Entry], request: VideoRequest | None) -> None:
 
 def _start(entries: Sequence[Entry], request: VideoRequest, takes: int) -> None:
     """Queue the batch, to be shown in the next run; or say there why that cannot be."""
-    bar = st.progress(0.0)
+    with base.undivided() as show:
 
-    def pictures() -> Iterator[tuple[str, Image.Image, list[VideoRequest]]]:
-        for number, entry in enumerate(entries):
-            bar.progress(number / len(entries), f"Storing picture {number + 1} of {len(entries)}")
-            first = settings.ready(request)
-            picture = entry.open(keep_alpha=request.fit == "object")
-            yield entry.name, picture, [next_seed(first, take) for take in range(takes)]
+        def pictures() -> Iterator[tuple[str, Image.Image, list[VideoRequest]]]:
+            for number, entry in enumerate(entries):
+                show(number / len(entries), f"Storing picture {number + 1} of {len(entries)}")
+                first = settings.ready(request)
+                picture = entry.open(keep_alpha=request.fit == "object")
+                yield entry.name, picture, [next_seed(first, take) for take in range(takes)]
 
-    try:
-        st.session_state["group_started"] = table().submit_batch(pictures(), session.owner())
-    except UserError as error:
-        grid.fail(str(error))
-        return
-    _take_all_out()
+        try:
+            st.session_state["group_started"] = table().submit_batch(pictures(), session.owner())
+            _take_all_out()
+        except UserError as error:
+            grid.fail(str(error))

@@ -6,13 +6,17 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
+import streamlit as st
 from PIL import Image
+from streamlit.delta_generator import DeltaGenerator
+from streamlit.runtime.scriptrunner import RerunData, RerunException
 from streamlit.testing.v1 import AppTest
 
 from app import jobs
@@ -171,7 +175,17 @@ def zipped(files: dict[str, bytes], packing: int = zipfile.ZIP_DEFLATED) -> byte
     return file.getvalue()
 
 
-def test_a_batch_is_dropped_made_and_downloaded_as_one(table: Table) -> None:
+def test_a_batch_is_dropped_made_and_downloaded_as_one(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although a click asks for a new run of the page while it reads, and while it stores."""
+    draw = DeltaGenerator.progress
+
+    def broken_off(place: Any, share: float, text: str = "") -> Any:
+        if text.startswith(("Reading", "Storing")):
+            raise RerunException(RerunData())
+        return draw(place, share, text)
+
+    monkeypatch.setattr(DeltaGenerator, "progress", broken_off)
+    monkeypatch.setattr(st, "progress", partial(broken_off, st._main))
     page = visited(show_batch)
     start = next(button for button in page.button if button.label == "Start")
     assert start.disabled
