@@ -2,8 +2,8 @@
 
 Their UNet, autoencoder, image tower and Euler scheduler do what StableVideoDiffusionPipeline does. The pipeline class
 itself cannot take the camera's channels. Of ours it uses what diffusers does not have: the picture's way into the batch
-(crop, camera path, the seeded noise), the ray map's features, the tower's resizing, and the file's writer. None of it
-loads our networks or open_clip.
+(crop, camera path, the seeded noise), the ray map's features, the tower's resizing, the picture's colours, and the
+file's writer. None of it loads our networks or open_clip.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def main(picture: str, out: str, dtype: torch.dtype, channels_last: bool) -> Non
 
     generator = torch.Generator().manual_seed(request.seed)
     factor = 2 ** (len(decoder_config["ch_mult"]) - 1)
-    batch = request.family.batch(request.family.prepare(open_picture(picture), request), factor, generator)
+    prepared = request.family.prepare(open_picture(picture), request)
+    batch = request.family.batch(prepared, factor, generator)
 
     small = resize(batch["cond_frames_without_noise"], (arch["vision_cfg"]["image_size"],) * 2)
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, STD))
@@ -87,7 +88,7 @@ def main(picture: str, out: str, dtype: torch.dtype, channels_last: bool) -> Non
     z = (latents[0] / params["scale_factor"]).to(dtype)
     video = vae.decode(z, num_frames=frames, return_dict=False)[0].float()
     video = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    write_video(Path(out), video, version.fps)
+    write_video(Path(out), request.family.finish(video, prepared), version.fps)
 
 
 if __name__ == "__main__":

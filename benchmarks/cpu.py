@@ -69,6 +69,7 @@ def main() -> None:
         files = {name: Path(folder) / f"{name}.mp4" for name in ("sgm", "diffusers")}
         theirs = [sys.executable, str(ROOT / "benchmarks" / "_diffusers_svd_tiny.py"), picture, str(files["diffusers"])]
         ours = [sys.executable, "-m", "sgm.cli", "sample", picture, "--device", "cpu", "--out", str(files["sgm"])]
+        ours += ["--no-watermark"]  # theirs has none
         commands = {
             "sgm": [*ours, "--dtype", arguments.dtype] if arguments.dtype else ours,
             "diffusers": [*theirs, arguments.dtype or "float32"] + ["--channels-last"] * arguments.channels_last,

@@ -205,7 +205,7 @@ def _slowness_told() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _bare(name: str) -> Iterator[None]:
-    """Inside, modules of a package are imported without what its `__init__` files import beside them.
+    """Context in which a package's modules are imported without running its `__init__` files.
 
     rembg needs two functions of pymatting, and numba compiles all of that at its first import, for a minute, where
     these two are done in a sixth of the time. Afterwards the package can be imported as a whole.
