@@ -152,12 +152,12 @@ def _temporal(
 ) -> None:
     """The temporal residual block and the blend with its input, in place. x: (t, s, c), with `_temporal_bias` added."""
     t, s, c = x.shape
-    values = shard.frames * s * c  # of the whole clip, since all processes must take the same parts
+    most = max(part.stop - part.start for part in shard.parts)  # all processes must take the same parts
     stack = block.time_stack
     norm_1, norm_2 = (cast(nn.GroupNorm, layers[0]) for layers in (stack.in_layers, stack.out_layers))
     conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
     weight = _temporal_weight(block)
-    step = max(max_values // (4 * shard.frames * c) // Moments.tile, 1) * Moments.tile
+    step = max(max_values // (4 * most * c) // Moments.tile, 1) * Moments.tile
     parts = [slice(i, min(i + step, s)) for i in range(0, s, step)]
     device = x.inside.device
     moments = ops.empty_moments(t, s, c, device)
@@ -165,18 +165,20 @@ def _temporal(
         moments.measure(x.part(pixels=part), part.start)
     first = shard.norm(moments, norm_1, -_temporal_bias(block))
     moments = ops.empty_moments(t, s, c, device)
+    # The whole activation takes as much memory as x: of several processes' shares, both take no more than x of one.
+    store = len(parts) == 1 or most * s * c <= _MAX_STORED or (shard.size > 1 and not len(x.outside))
     stored: list[Tensor] = []
     for part in parts:
         check()
         y = ops.temporal_conv(x.part(pixels=part), first, conv_1, shard)
         moments.measure(y, part.start)
-        if len(parts) == 1 or values <= _MAX_STORED:  # the whole activation takes as much memory as x
+        if store:
             stored.append(y)
     second = shard.norm(moments, norm_2, conv_1.bias)
     for part in reversed(parts):
         check()
         z = x.part(pixels=part)
-        y = stored.pop() if stored else ops.temporal_conv(z, first, conv_1, shard)
+        y = stored.pop() if store else ops.temporal_conv(z, first, conv_1, shard)
         ops.temporal_conv(y, second, conv_2, shard, residual=z, branch_weight=weight)
         x.put(z, pixels=part)
 
