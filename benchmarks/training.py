@@ -1,8 +1,9 @@
 """What a step of training costs at real size: whole `sgm train` runs, beside a plain loop around diffusers' network.
 
-`python benchmarks/training.py [--steps 40] [--only lora] [--no-limit] [--device cpu --tiny]`
+`python benchmarks/training.py [--steps 40] [--only lora] [--no-limit] [--devices 2] [--device cpu --tiny]`
 prints a Markdown table: median seconds a step and peak memory. Made-up weights and clips; each run is a process of its
-own, ours held to the memory that is asked of it. --tiny: a small network, to try the program. See README.md.
+own, ours held to the memory that is asked of it. --devices: `sgm train` on so many as well.
+--tiny: a small network, to try the program. See README.md.
 """
 
 from __future__ import annotations
@@ -84,13 +85,13 @@ def prepare(folder: Path, cases: list[Case], tiny: bool) -> None:
         write_video(folder / "clips" / f"{number}.mp4", np.roll(frames, 50 * number, axis=2), 12)
 
 
-def ours(case: Case, folder: Path, steps: int) -> tuple[float, float | None]:
-    """A whole training; the seconds a step by its own log, reading and encoding of new clips among them."""
+def ours(case: Case, folder: Path, steps: int, devices: int) -> tuple[float, float | None]:
+    """A whole training; the seconds a clip by its own log, reading and encoding of new clips among them."""
     from sgm.training import run, tasks
 
     tasks._LOG_EVERY = every = max(steps // 4, 1)
     kind = "lora" if case.what == "lora" else "finetune"
-    out = folder / f"out-{case.what}-{case.frames}-{os.getpid()}"
+    out = folder / f"out-{case.what}-{case.frames}-{devices}"
     settings = {
         "model": folder / "model.yaml",
         "init": folder / "model.safetensors",
@@ -102,11 +103,13 @@ def ours(case: Case, folder: Path, steps: int) -> tuple[float, float | None]:
         "train.steps": steps,
         "train.minutes": "null",
         "train.pool": 4,
-        "train.devices": 1,
+        "train.devices": devices,
         "train.tensorboard": "false",
         **({} if case.what == "temporal" else {"train.only": "null"}),
     }
     run(ROOT / "configs" / "training" / f"svd_{kind}.yaml", [f"{name}={value}" for name, value in settings.items()])
+    if int(os.environ.get("LOCAL_RANK", 0)):  # a process of another device
+        raise SystemExit
     with (out / "log" / "metrics.csv").open() as file:
         rates = [float(row["clips_per_second"]) for row in csv.DictReader(file) if row.get("clips_per_second")]
     assert len(rates) == steps // every
@@ -164,15 +167,18 @@ def one(who: str, number: int, args: argparse.Namespace) -> None:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(case.limit * GIB / total, 1.0))
     seconds, peak = (
-        ours(case, args.folder, args.steps) if who == "ours" else diffusers(case, args.steps, args.device, args.tiny)
+        ours(case, args.folder, args.steps, args.devices)
+        if who == "ours"
+        else diffusers(case, args.steps, args.device, args.tiny)
     )
     print("\n" + json.dumps([seconds, peak]))
 
 
-def measured(who: str, number: int, args: argparse.Namespace) -> str:
+def measured(who: str, number: int, args: argparse.Namespace, devices: int = 1) -> str:
     """The cell of a run in a process of its own."""
     options = ["--one", who, str(number), "--folder", str(args.folder), "--steps", str(args.steps)]
-    options += ["--device", args.device, *(["--tiny"] if args.tiny else []), *(["--no-limit"] if args.no_limit else [])]
+    options += ["--device", args.device, "--devices", str(devices)]
+    options += [*(["--tiny"] if args.tiny else []), *(["--no-limit"] if args.no_limit else [])]
     done = subprocess.run([sys.executable, __file__, *options], capture_output=True, text=True)
     if done.returncode:
         if "memory" in done.stderr:
@@ -188,6 +194,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose names hold this text")
     parser.add_argument("--no-limit", action="store_true", help="do not hold our runs to the memory asked")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--devices", type=int, default=1, help="more than one: also `sgm train` on so many, by DDP")
     parser.add_argument("--tiny", action="store_true", help="a small network")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -206,13 +213,15 @@ def main() -> None:
         device = torch.cuda.get_device_name() if args.device == "cuda" else "processor"
         held = "" if args.no_limit or args.device == "cpu" else ", held to"
         print(f"{device}, torch {torch.__version__}\n")
-        print(f"| | plain diffusers loop | `sgm train`{held} |\n| --- | --- | --- |", flush=True)
+        more = f" on {args.devices} devices, a clip |" if args.devices > 1 else ""
+        print(f"| | plain diffusers loop | `sgm train`{held} |{more}\n{'| --- ' * (4 if more else 3)}|", flush=True)
         for number, case in enumerate(cases):
-            if args.only not in str(case):
+            if args.only.casefold() not in str(case).casefold():
                 continue
             theirs = "no loader" if case.what == "lora" else measured("diffusers", number, args)
             limit = f", {case.limit:g} GiB" if held else ""
-            print(f"| {case} | {theirs} | {measured('ours', number, args)}{limit} |", flush=True)
+            row = f"| {case} | {theirs} | {measured('ours', number, args)}{limit} |"
+            print(row + (f" {measured('ours', number, args, args.devices)} |" if more else ""), flush=True)
 
 
 if __name__ == "__main__":
