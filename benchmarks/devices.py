@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--repeat", type=int, default=1, help="times that both are made, in turn")
+    parser.add_argument("--weights", type=Path, help="where the made-up weights are kept between runs, as gpu.py's")
     arguments = parser.parse_args()
     from benchmarks.gpu import weights
     from sgm import choose_devices, describe_device, load_engine, workers_on
@@ -61,8 +62,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         version, checkpoint = "svd_tiny", None
         if devices[0].type == "cuda":
-            version, checkpoint = "svd_xt", Path(folder, "svd_xt")
-            weights(checkpoint)
+            version, checkpoint = "svd_xt", arguments.weights or Path(folder, "svd_xt")
+            if not (checkpoint / "model_index.json").exists():
+                weights(checkpoint)
         workers = workers_on(devices, partial(load_engine, checkpoint=checkpoint))
         took: dict[int, list[float]] = {1: [], len(workers): []}
         hashes: list[list[str]] = []

@@ -34,6 +34,8 @@ _OPTIONS = {
     "max_pixels": str(MAX_FRAME_PIXELS),
     "max_streams": "32",
 }
+# Before its version 19, PyAV raised an error for metadata that are not UTF-8 unless asked for this.
+_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 
 class Video:
@@ -240,7 +242,7 @@ def open_video(source: str | Path | bytes, name: str | None = None) -> Iterator[
             kind = kind_of(file)
             if kind.group == "picture":
                 raise UserError(f"{name} is {kind.name} and holds no settings of ours: give a video, an mp4.")
-            container = stack.enter_context(av.open(file, options=_OPTIONS, metadata_errors="replace"))
+            container = stack.enter_context(av.open(file, options=_OPTIONS, **_METADATA))
             video = Video(container, name)
         yield video
 
