@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # mallopt(3)
@@ -48,6 +48,16 @@ def reuse_freed_memory() -> Iterator[None]:
                 libc.mallopt(_TRIM_THRESHOLD, 128 << 10)
                 libc.mallopt(_TOP_PAD, 0)
                 libc.malloc_trim(0)
+
+
+def stand_back() -> None:
+    """Have this thread, and those that it starts, take only processor time that no other thread wants. On Linux alone.
+
+    Beside a network that computes on all cores, another thread delays each layer by its turn on one of them.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def freeze_objects() -> None:

@@ -16,7 +16,7 @@ from sgm.cli.console import duration, echo_result, echo_stderr, progress_bar
 from sgm.cli.ends import tell_loop
 from sgm.cli.folder import Pictures, SweepFolder
 from sgm.errors import UserError
-from sgm.process import collect_and_freeze, reuse_freed_memory
+from sgm.process import collect_and_freeze, reuse_freed_memory, stand_back
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -94,7 +94,7 @@ class Making:
     def run(self, cells: Sequence[Cell]) -> None:
         """Make what is missing, and score all. cells: those with a row in the table. Scripts get each new clip's path.
 
-        A clip is scored while the next one is made: a GPU leaves the processor idle.
+        A clip is scored while the next one is made, in the time that this leaves: on a GPU, nearly all of it.
         """
         listed = set(cells)
         scored: tuple[Cell, Future[dict[str, float | None]]] | None = None
@@ -230,7 +230,7 @@ class Making:
 @contextmanager
 def _one_thread() -> Iterator[ThreadPoolExecutor]:
     """A thread beside this one, which is not waited for where an error ends the work."""
-    pool = ThreadPoolExecutor(1)
+    pool = ThreadPoolExecutor(1, initializer=stand_back)
     try:
         yield pool
     finally:
