@@ -334,6 +334,8 @@ class Run:
         key = module, dtype, streamed
         if self._copy is None or self._copy[:3] != key:
             self._copy = None  # frees the old copy's memory before the new copy is made
+            if self.plan.streamed:  # else what stays keeps the allocator's large pieces, in which little has room
+                torch.cuda.empty_cache()
             if streamed:
                 copy: Any = stream(network.model, device, dtype)
             else:
