@@ -157,7 +157,7 @@ def stand(browser: Any, folder: Path) -> None:
             page.add_init_script("HTMLInputElement.prototype.capture ??= ''")  # as on a tablet
 
             def shoot(there: str) -> None:
-                page.locator(there).last.wait_for(timeout=LATER)
+                page.locator(there).last.wait_for(timeout=3 * LATER)  # three films, at the end
                 page.wait_for_timeout(1500)
                 shots.append(Image.open(io.BytesIO(page.screenshot())).resize((250, 444), Image.Resampling.LANCZOS))
 
