@@ -1,6 +1,6 @@
 """Takes the README's pictures of the page anew, with clips that svd_tiny makes: `python docs/screenshots.py`.
 
-Needs what the browser tests need. Takes a few minutes on two cores.
+Needs what the browser tests need, and fonts for Chinese and Japanese. Takes a few minutes on two cores.
 """
 
 from __future__ import annotations
