@@ -75,7 +75,7 @@ def test_an_empty_sky_makes_no_pan_uneven_where_there_is_detail() -> None:
     """Flow follows the sky's smooth noise of one or two levels, which nobody sees."""
     noise = np.random.default_rng(3).normal(0, 1, (7, H, W)).astype(np.float32)
     sky = np.stack([150 + 10 * cv2.GaussianBlur(frame, (0, 0), 4)[..., None].repeat(3, axis=2) for frame in noise])
-    for speeds, uneven in (([2] * 6, 0.0), ([1, 3] * 3, 1.0)):
+    for speeds, uneven in (([2.0] * 6, 0.0), ([1.0, 3.0] * 3, 1.0)):
         frames = pan(speeds)
         frames[:, : 2 * H // 3] = sky[:, : 2 * H // 3].round()
         scores = known(frames)

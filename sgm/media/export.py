@@ -69,7 +69,7 @@ def stitch(clips: Sequence[np.ndarray], aimed: Sequence[bool] = ()) -> np.ndarra
     if len({clip.shape[1:] for clip in clips}) != 1:
         raise ValueError(f"Clips of one size can be joined; got {[clip.shape for clip in clips]}.")
     joined = [clips[0]]
-    for clip, fades in itertools.zip_longest(clips[1:], aimed[1:], fillvalue=False):
+    for clip, fades in zip(clips[1:], itertools.chain(aimed[1:], itertools.repeat(False)), strict=False):
         dropped = joined[-1][JOIN:][: len(clip)]
         joined.append(match_colours(clip, clip[: len(dropped)], dropped, fades))
     return np.concatenate([*(clip[:JOIN] for clip in joined[:-1]), joined[-1]])
