@@ -1,6 +1,6 @@
 """Takes the README's pictures of the page anew, with clips that svd_tiny makes: `python docs/screenshots.py`.
 
-Needs what the browser tests need. Takes a few minutes on two cores.
+Needs what the browser tests need, and fonts for Chinese and Japanese. Takes a few minutes on two cores.
 """
 
 from __future__ import annotations
@@ -147,13 +147,17 @@ def stand(browser: Any, folder: Path) -> None:
     site, shots = Site(folder / "stand"), []
     site.start("--stand-rest", "3600", before="")
     try:
-        with opened_in(browser, viewport=STAND, color_scheme="light", locale="en") as page, opened_in(browser) as other:
-            page.context.set_default_timeout(LATER)
-            other.context.set_default_timeout(LATER)
+        with (
+            opened_in(browser, viewport=STAND, color_scheme="light", locale="en") as page,
+            opened_in(browser) as second,
+            opened_in(browser) as third,  # not a tab beside the second one's: a browser's tabs share its film
+        ):
+            for visitor in (page, second, third):
+                visitor.set_default_timeout(LATER)
             page.add_init_script("HTMLInputElement.prototype.capture ??= ''")  # as on a tablet
 
             def shoot(there: str) -> None:
-                page.locator(there).last.wait_for(timeout=LATER)
+                page.locator(there).last.wait_for(timeout=3 * LATER)  # three films, at the end
                 page.wait_for_timeout(1500)
                 shots.append(Image.open(io.BytesIO(page.screenshot())).resize((250, 444), Image.Resampling.LANCZOS))
 
@@ -161,12 +165,11 @@ def stand(browser: Any, folder: Path) -> None:
             shoot(".st-key-pictures")
             page.locator(".st-key-picture_3 button").click()
             shoot(".st-key-moods")
-            for tab in (other, other.context.new_page()):  # two before it, so that its number is seen
-                tab.goto(site.address)
-                tab.locator(".st-key-picture_1 button").click()
-                tab.locator(".st-key-make button").click()
-                tab.locator(".st-key-stage_making").wait_for()
-                tab.context.clear_cookies()
+            for visitor in (second, third):  # two before it, so that its number is seen
+                visitor.goto(site.address)
+                visitor.locator(".st-key-picture_1 button").click()
+                visitor.locator(".st-key-make button").click()
+                visitor.locator(".st-key-stage_making").wait_for()
             page.locator(".st-key-make button").click()
             shoot(".number")
             shoot("video")

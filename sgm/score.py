@@ -94,6 +94,14 @@ SCORES: dict[str, Score] = {
         "How unevenly it moves: the change of displacement from frame to frame over the displacement. 0 is perfectly "
         "even. An empty sky raises it, since flow follows unseen noise there.",
     ),
+    "detail_jerk": Score(
+        "jerk2",
+        "",
+        "lower",
+        2,
+        "As jerk, where there is detail: each pixel counts by the square of its gradient of brightness (Sobel), the "
+        "inverse of the variance that noise gives its flow. An empty sky does not count.",
+    ),
     "sharpness": Score(
         "sharp",
         "",
@@ -223,7 +231,7 @@ def score_clip(
 
 
 def _of_motion(frames: np.ndarray, grey: list[np.ndarray]) -> Scores:
-    """What dense optical flow tells: hold, motion, jerk, flicker. {} of a single frame, and of too small ones."""
+    """What dense optical flow tells: hold, motion, both jerks, flicker. {} of a single frame, and of too small ones."""
     h, w = grey[0].shape
     if min(h, w) < _SMALLEST_FLOW:
         return {}
@@ -244,19 +252,23 @@ def _of_motion(frames: np.ndarray, grey: list[np.ndarray]) -> Scores:
         warped, seen = _warp(then, pixels + step)
         if seen.any():
             flicker.append(cv2.norm(warped, now, cv2.NORM_L1, seen) / np.count_nonzero(seen))
-        speeds.append(_length(velocity))
+        slopes = np.stack([cv2.Sobel(now, cv2.CV_32F, *order) for order in ((1, 0), (0, 1))])
+        weights = np.square(slopes).sum(axis=0) + 1e-6  # of a flat frame, all pixels count alike
+        speeds.append(_lengths(velocity, weights))
         if last is not None:
-            changes.append(_length(velocity - last))
+            changes.append(_lengths(velocity - last, weights))
         before = smooth
     if not speeds:
         return {}
-    speed = np.mean(speeds)
-    motion = 100 * float(speed) / w
+    speed = np.mean(speeds, axis=0)
+    motion = 100 * float(speed[0]) / w
+    jerk, detail_jerk = (np.mean(changes, axis=0) / np.maximum(speed, 1e-6)).tolist() if changes else (None, None)
     return {
         "hold": float(np.mean(hold)),
         "motion": motion,
         "motion_bucket": float(motion_bucket(motion)),
-        "jerk": float(np.mean(changes) / max(speed, 1e-6)) if changes else None,
+        "jerk": jerk,
+        "detail_jerk": detail_jerk,
         "flicker": float(np.mean(flicker)) if flicker else None,
     }
 
@@ -300,9 +312,10 @@ def _warp(image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return cv2.remap(image, x, y, cv2.INTER_LINEAR), seen.view(np.uint8)
 
 
-def _length(vectors: np.ndarray) -> float:
-    """Mean length of vectors (h, w, 2)."""
-    return float(cv2.magnitude(*cv2.split(vectors)).mean())
+def _lengths(vectors: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Mean length of vectors (h, w, 2), and the mean weighted by (h, w)."""
+    lengths = cv2.magnitude(*cv2.split(vectors))
+    return float(lengths.mean()), float(np.average(lengths, weights=weights))
 
 
 def _of_size(picture: np.ndarray, frames: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -64,9 +65,22 @@ def test_a_steady_pan_has_its_speed_and_is_even_sharp_and_without_flicker(speed:
 
 def test_a_pan_in_jerks_is_uneven_and_a_picture_that_dissolves_does_not_hold() -> None:
     # The change from 1 to 3 pixels and back, 2, is as large as the mean of both.
-    assert score_clip(pan([1, 3] * 3))["jerk"] == pytest.approx(1, abs=0.1)
+    scores = known(pan([1, 3] * 3))
+    assert (scores["jerk"], scores["detail_jerk"]) == pytest.approx((1, 1), abs=0.1)
     mush = np.random.default_rng(0).integers(0, 256, (4, H, W, 3), np.uint8)
     assert known(mush)["hold"] < 12
+
+
+def test_an_empty_sky_makes_no_pan_uneven_where_there_is_detail() -> None:
+    """Flow follows the sky's smooth noise of one or two levels, which nobody sees."""
+    noise = np.random.default_rng(3).normal(0, 1, (7, H, W)).astype(np.float32)
+    sky = np.stack([150 + 10 * cv2.GaussianBlur(frame, (0, 0), 4)[..., None].repeat(3, axis=2) for frame in noise])
+    for speeds, uneven in (([2.0] * 6, 0.0), ([1.0, 3.0] * 3, 1.0)):
+        frames = pan(speeds)
+        frames[:, : 2 * H // 3] = sky[:, : 2 * H // 3].round()
+        scores = known(frames)
+        assert scores["jerk"] > 1.2
+        assert scores["detail_jerk"] == pytest.approx(uneven, abs=0.2)
 
 
 @pytest.mark.parametrize("sigma", [2.0, 6.0])

@@ -90,6 +90,13 @@ def follow_picture() -> None:
         _sized()[version.name] = key, given
 
 
+def size_for(request: VideoRequest, upright: bool) -> tuple[int, int]:
+    """(width, height) of a clip of another picture: of its shape, unless the request's size was set by hand."""
+    version = current_version()
+    _, given = _sized().get(version.name, ("", (version.width, version.height)))
+    return _size_for(version, upright) if given == request.size else request.size
+
+
 def _sized() -> dict[str, tuple[str, tuple[int, int] | None]]:
     """Version -> the picture that it was last shown, and the size that pictures gave it; None for one set by hand."""
     return st.session_state.setdefault("sized", {})

@@ -101,7 +101,7 @@ class Store:
 
         def film() -> None:
             if before:
-                frames = stitch([film_frames(before[-1], before)[0], clip.frames])
+                frames = stitch([film_frames(before[-1], before)[0], clip.frames], (False, job.request.takes_last))
                 links = [*(link.settings for link in before), clip.settings]
                 write_video(job.folder / "film.mp4", frames, clip.fps, clip.settings | {"links": links})
 
@@ -177,8 +177,9 @@ def film_frames(job: Job, chain: Sequence[Job]) -> tuple[np.ndarray, float]:
     """
 
     def joined() -> tuple[np.ndarray, float]:
-        clips, rates = zip(*(clip_frames(link) for link in chain or [job]), strict=True)
-        return stitch(clips), rates[-1]
+        links = chain or [job]
+        clips, rates = zip(*map(clip_frames, links), strict=True)
+        return stitch(clips, [link.request.takes_last for link in links]), rates[-1]
 
     def as_stored() -> tuple[np.ndarray, float]:
         return read_frames(job.unsaved or job.film)

@@ -112,6 +112,9 @@ def _show_start(entries: Sequence[Entry], request: VideoRequest | None) -> None:
         st.caption("Choose pictures first." if not entries else "This cannot run yet: see Settings.")
     else:
         st.caption(look.plain(summary(request)))
+        wide, upright = (settings.size_for(request, upright) for upright in (False, True))
+        if wide != upright:
+            st.caption("Upright pictures {} × {}, others {} × {}.".format(*upright, *wide))
     count = len(entries) * takes
     if count > MOST:
         st.error(f"These are {count:,} clips, more than the {MOST} of a batch: take fewer pictures, or fewer takes.")
@@ -131,8 +134,9 @@ def _start(entries: Sequence[Entry], request: VideoRequest, takes: int) -> None:
         def pictures() -> Iterator[tuple[str, Image.Image, list[VideoRequest]]]:
             for number, entry in enumerate(entries):
                 show(number / len(entries), f"Storing picture {number + 1} of {len(entries)}")
-                first = settings.ready(request)
                 picture = entry.open(keep_alpha=request.fit == "object")
+                width, height = settings.size_for(request, upright=picture.height > picture.width)
+                first = settings.ready(request).replace(width=width, height=height)
                 yield entry.name, picture, [next_seed(first, take) for take in range(takes)]
 
         try:

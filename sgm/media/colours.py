@@ -8,17 +8,22 @@ import numpy as np
 _MOST = 1.25  # by which contrast may change, or its inverse: more is another picture, not a drift
 
 
-def match_colours(frames: np.ndarray, shown: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def match_colours(frames: np.ndarray, shown: np.ndarray, wanted: np.ndarray, fades: bool = False) -> np.ndarray:
     """Frames (t, h, w, 3), uint8 RGB, with the change of colours that takes the frames `shown` to those `wanted`.
 
     Mean and standard deviation of each channel of CIELAB (D65) become those of `wanted` in `shown`, and change alike in
-    all frames. After Reinhard et al. 2001 (doi:10.1109/38.946629), who match in another such space.
+    all frames or, if the change fades, less and less, and not at all in the last one. After Reinhard et al. 2001
+    (doi:10.1109/38.946629), who match in another such space.
     """
     if np.array_equal(shown, wanted):
         return frames
     (mean, deviation), (aim, spread) = _moments(shown), _moments(wanted)
     scale = np.clip(spread / np.maximum(deviation, 1e-3), 1 / _MOST, _MOST)
-    return np.stack([_rgb((_lab(frame) - mean) * scale + aim) for frame in frames])
+    matched = [_rgb((_lab(frame) - mean) * scale + aim) for frame in frames]
+    if fades:
+        changes = zip(matched, frames, np.linspace(1, 0, len(frames)), strict=True)
+        matched = [cv2.addWeighted(after, share, before, 1 - share, 0) for after, before, share in changes]
+    return np.stack(matched)
 
 
 def _moments(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -59,18 +59,19 @@ EXPORTS: dict[str, tuple[str, str, Callable[..., bytes]]] = {
 }
 
 
-def stitch(clips: Sequence[np.ndarray]) -> np.ndarray:
+def stitch(clips: Sequence[np.ndarray], aimed: Sequence[bool] = ()) -> np.ndarray:
     """Join clips (T, H, W, 3), each started from frame JOIN of the previous one, whose frames from JOIN on are dropped.
 
     A model draws what it starts from in slightly other colours: those of the dropped frames, and of as many at the next
-    clip's start, which show the same, are matched, in all of that clip. Raises ValueError where sizes differ.
+    clip's start, which show the same, are matched, in all of that clip. aimed: of each clip, whether it ends at a
+    picture; then the change fades, and leaves the end in that picture's colours. Raises ValueError where sizes differ.
     """
     if len({clip.shape[1:] for clip in clips}) != 1:
         raise ValueError(f"Clips of one size can be joined; got {[clip.shape for clip in clips]}.")
     joined = [clips[0]]
-    for clip in clips[1:]:
+    for clip, fades in zip(clips[1:], itertools.chain(aimed[1:], itertools.repeat(False)), strict=False):
         dropped = joined[-1][JOIN:][: len(clip)]
-        joined.append(match_colours(clip, clip[: len(dropped)], dropped))
+        joined.append(match_colours(clip, clip[: len(dropped)], dropped, fades))
     return np.concatenate([*(clip[:JOIN] for clip in joined[:-1]), joined[-1]])
 
 

@@ -443,6 +443,12 @@ def test_a_film_keeps_its_first_clip_s_colours(tmp_path: Path, picture: Image.Im
     start, end = (table.frames(link)[0][-1].mean(axis=(0, 1)) for link in (first, job))
     undone = 0.729 * start + 54.2  # three times paler
     assert np.abs(end - start).max() < 0.15 * np.abs(undone - start).max()
+    aimed = finished(table, table.extend(first.id, last=picture))  # begins in the film's colours, ends in its picture's
+    own = read_frames(aimed.frames)[0][-1].mean(axis=(0, 1))
+    assert np.abs(own - start).max() > 8
+    for film in (table.frames(aimed)[0], read_frames(aimed.film)[0]):
+        assert np.abs(film[-6].mean(axis=(0, 1)) - start).max() < 3
+        assert np.abs(film[-1].mean(axis=(0, 1)) - own).max() < 3
     table.close()
 
 

@@ -189,7 +189,9 @@ def test_a_batch_is_dropped_made_and_downloaded_as_one(table: Table, monkeypatch
     page = visited(show_batch)
     start = next(button for button in page.button if button.label == "Start")
     assert start.disabled
-    archive = zipped({"in/sea.png": png(2), "in/sea.PNG": png(3), "__MACOSX/in/._sea.png": b"", "../x.png": png(4)})
+    archive = zipped(
+        {"in/sea.png": png(2), "in/sea.PNG": png(3, (48, 80)), "__MACOSX/in/._sea.png": b"", "../x.png": png(4)}
+    )
     dropped = [("sea.png", png(1), "image/png"), ("a.zip", archive, ""), ("*notes*.txt", b"no picture", "text/plain")]
     ok(page.file_uploader[0].set_value(dropped).run())
     assert "**3 pictures**" in said(page)
@@ -198,6 +200,10 @@ def test_a_batch_is_dropped_made_and_downloaded_as_one(table: Table, monkeypatch
     ok(page.number_input(key="batch_takes").set_value(2).run())
     ok(page.number_input(key="seed").set_value(12).run())
     assert "**6 clips** · about **" in said(page)
+    for width, follows in ((384, False), (320, True)):  # a size that was set by hand is that of all
+        ok(page.number_input(key="width:svd_tiny").set_value(width).run())
+        said_of_sizes = "Upright pictures 192 × 320, others 320 × 192." in [caption.value for caption in page.caption]
+        assert said_of_sizes == follows
     pressed(page, "Start")
     (group,) = table.groups()
     for job in table.group(group):
@@ -208,6 +214,7 @@ def test_a_batch_is_dropped_made_and_downloaded_as_one(table: Table, monkeypatch
     ]
     assert grid(visited(show_batch, group=group))["clips"] == shown["clips"]  # a link, or a reload
     jobs = table.group(group)
+    assert [job.request.size for job in jobs] == [(320, 192)] * 4 + [(192, 320)] * 2  # by each picture's shape
     table.delete(jobs[4].id)
     with zipfile.ZipFile(
         io.BytesIO(archive_of(table.group(group), {job.id: str(job.request.seed) for job in jobs}, [lambda: b"sheet"]))

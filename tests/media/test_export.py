@@ -82,10 +82,16 @@ def test_clips_are_joined_in_the_first_one_s_colours() -> None:
     two = drifted(np.roll(one, 3, axis=0))  # starts from one[JOIN]
     film = stitch([one, two])
     three = drifted(np.roll(film[4:], 3, axis=0))
-    film = stitch([film, three])
+    aimed, film = stitch([film, three], (False, True)), stitch([film, three])
     assert len(film) == 4 + 4 + 7
     for start, shown in ((4, one[4:7]), (8, one[1:4])):
         assert np.abs(colours(film[start : start + 3]) - colours(shown)).max() < 0.3
         assert np.abs(colours(drifted(film[start : start + 3])) - colours(shown)).max() > 2
+    # One that ends at a picture comes away from the film's colours by and by, up to its own.
+    assert np.array_equal(aimed[:9], film[:9])
+    assert np.array_equal(aimed[-1], three[-1])
+    away = [np.abs(colours(a) - colours(b)).max() for a, b in zip(aimed[-7:], film[-7:], strict=True)]
+    assert away == pytest.approx(np.linspace(0, away[-1], 7), abs=0.2)
+    assert away[-1] > 2
     flat = np.full((5, 16, 16, 3), 90, np.uint8)
     assert np.abs(stitch([flat, flat + 4]).astype(int) - 90).max() <= 1
