@@ -43,12 +43,13 @@ pytest.importorskip("lightning", reason="training needs lightning: python -m pip
 import lightning
 
 from sgm.training import run
+from sgm.training.autoencoder import flicker
 from sgm.training.checkpoints import WholeCheckpoints
 from sgm.training.clips import FolderClips, open_clips
 from sgm.training.data import PictureClips
 from sgm.training.lora import LoraTask
 from sgm.training.schema import read_training_config
-from sgm.training.tasks import flicker, save_engine
+from sgm.training.tasks import save_engine
 from sgm.training.thrift import halve, recompute
 from sgm.unet.unet import Block
 
