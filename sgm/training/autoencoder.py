@@ -43,6 +43,7 @@ class AutoencoderTask(Task):
         return [*(self.encoder.parameters() if self.train_encoder else ()), *self.decoder.parameters()]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.go_to_draw(batch_idx, batch_idx)
         self.seed("batch", batch_idx)
         clips = self.draw(self.train_config["batch"])
         n, frames = clips.video.shape[:2]

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from sgm.training.course import Course
 from sgm.training.data import ClipBatch, PictureClips, join
 from sgm.training.logs import log
 from sgm.training.optimizers import optimizer, schedule
-from sgm.training.sharding import divided, whole
+from sgm.training.sharding import divided, gathered, whole
 from sgm.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class Task(lightning.LightningModule):
         self.size = (int(data["height"]), int(data["width"]))
         self.pictures: PictureClips | None = None
         self.clips: Clips | None = None
+        self.places: dict[int, Sequence[int]] = {}  # of shards: where the clips of the latest draws come from
         self.ema: list[Tensor] = []
         self.started = self.seconds = self.elapsed = 0.0  # seconds: of the run before its checkpoint
         self.course = Course()
@@ -73,7 +74,7 @@ class Task(lightning.LightningModule):
                 data["clips"],
                 self.size,
                 logger.warning if self.global_rank == 0 else lambda line: None,
-                order=lambda: f"seed {self.train_config['seed']}, step {self.global_step}",
+                seed=self.train_config["seed"],
                 part=self.global_rank,
                 parts=self.trainer.world_size,
             )
@@ -82,6 +83,14 @@ class Task(lightning.LightningModule):
         """Seed torch's random numbers, for the number-th of what is drawn with them next."""
         text = f"{what} {number}, process {self.global_rank}, seed {self.train_config['seed']}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big"))
+
+    def go_to_draw(self, number: int, oldest: int) -> None:
+        """Have the clips of the number-th draw come next, as before a stop. oldest: of those that are still needed."""
+        if self.clips is None:
+            return
+        if place := self.places.get(number):
+            self.clips.go_to(place)
+        self.places = {n: place for n, place in self.places.items() if n >= oldest} | {number: self.clips.next}
 
     def draw(self, n: int, warped: bool = False) -> ClipBatch:
         """n new clips on the training device. warped: see `PictureClips.draw`."""
@@ -153,12 +162,19 @@ class Task(lightning.LightningModule):
             raise self._diverged(f"After step {self.global_step} a weight is no number")
         checkpoint["optimizer"] = self.train_config["optimizer"]["target"]
         checkpoint["ema"], checkpoint["seconds"] = whole(self.ema), time.monotonic() - self.started
+        if self.clips and self.clips.next:
+            places = {**self.places, max(self.places, default=-1) + 1: self.clips.next}
+            checkpoint["places"] = gathered({number: list(place) for number, place in places.items()})
         trained = {id(p) for p in self.trained()}
         names = {name for name, p in self.named_parameters() if id(p) in trained}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.ema, self.seconds = checkpoint["ema"], checkpoint.get("seconds", 0.0)
+        if len(places := checkpoint.get("places", [])) == self.trainer.world_size:
+            self.places = places[self.global_rank]
+        elif places and self.clips:  # of another number of processes: a new pass
+            self.clips.go_to([1 + max(place[0] for part in places for place in part.values()), 0, 0, 0])
 
     def result(self, out: Path, model: Path) -> Path:
         """Where in the folder `out` the result goes. model: the YAML."""

@@ -126,6 +126,7 @@ class VideoTask(Task):
         places = self.train_config["pool"] // fresh
         first = batch_idx if renewed else 0
         for number in range(first + places - 1 if filled else first, first + places):
+            self.go_to_draw(number, first)
             self.seed("clips", number)
             clips = self.encode(fresh)
             if not self.pool:
