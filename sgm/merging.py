@@ -18,7 +18,7 @@ from sgm.engine import copy_to
 from sgm.errors import UserError, printable
 from sgm.fast.unet import FastUNet
 from sgm.formats.diffusers import UNET
-from sgm.formats.lora import LoraFile, Shapes
+from sgm.formats.lora import LoraFile, Shapes, is_finite
 from sgm.loras import Lora, open_loras
 from sgm.weights import shapes_of
 
@@ -89,9 +89,9 @@ class Merger:
         total = total.clone() if total is weight else total
         for lora, file in zip(self._loras, self._files, strict=True):
             if name in file.pairs:
-                total += lora.strength * file.delta(name, weight.device)
+                total.add_(file.delta(name, weight.device), alpha=lora.strength)
         value = total.to(dtype or weight.dtype)
-        if not value.isfinite().all():
+        if not is_finite(value):
             kind = str(value.dtype).removeprefix("torch.")
             names = ", ".join(f"{lora.name} ({lora.strength:g})" for lora in self._loras)
             raise UserError(

