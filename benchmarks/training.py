@@ -128,7 +128,7 @@ def diffusers(case: Case, steps: int, device: str, tiny: bool) -> tuple[float, f
     chosen: dict[str, Any] = small if tiny else {"num_attention_heads": (5, 10, 20, 20)}
     torch.manual_seed(0)
     with torch.device(device):
-        network = UNetSpatioTemporalConditionModel(num_frames=case.frames, **chosen)
+        network: Any = UNetSpatioTemporalConditionModel(num_frames=case.frames, **chosen)
     network.to(device)  # the mixing factors, which `torch.Tensor([0.5])` makes on the processor all the same
     network.enable_gradient_checkpointing()
     network.train()

@@ -19,6 +19,7 @@ from sgm.errors import UserError, printable
 from sgm.fast.unet import FastUNet
 from sgm.formats.diffusers import UNET
 from sgm.formats.lora import LoraFile, Shapes
+from sgm.formats.tensor_file import is_finite
 from sgm.loras import Lora, open_loras
 from sgm.weights import shapes_of
 
@@ -58,7 +59,7 @@ def _merge(network: FastUNet, loras: Sequence[Lora], version: str) -> FastUNet:
                 logger.warning("%s", note)
             for name in merger.names:
                 # The copy's own parameter, which shares its values with the network's: it gets others.
-                weights[name].data = merger.apply(name, weights[name].data).contiguous()
+                weights[name].data = merger.apply(name, weights[name].data)
         return FastUNet(model)  # pyright: ignore[reportArgumentType]
 
 
@@ -89,9 +90,9 @@ class Merger:
         total = total.clone() if total is weight else total
         for lora, file in zip(self._loras, self._files, strict=True):
             if name in file.pairs:
-                total += lora.strength * file.delta(name, weight.device)
+                file.add_to(total, name, lora.strength)
         value = total.to(dtype or weight.dtype)
-        if not value.isfinite().all():
+        if not is_finite(value):
             kind = str(value.dtype).removeprefix("torch.")
             names = ", ".join(f"{lora.name} ({lora.strength:g})" for lora in self._loras)
             raise UserError(

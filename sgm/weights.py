@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sgm.errors import UserError, printable
 from sgm.formats.files import TensorFile, WeightsError, open_tensors
 from sgm.formats.folder import LEFTOVERS, PARTS, weight_files
-from sgm.formats.tensor_file import reading
+from sgm.formats.tensor_file import is_finite, reading
 from sgm.kinds import listed, mismatch, unusable
 from sgm.matching import Found, Shapes, Stored, find_tensors, part_of
 from sgm.paths import contents, is_file, is_folder, user_path
@@ -72,8 +72,8 @@ class Weights:
         if stored.layout is not torch.strided or stored.is_nested or stored.is_meta or stored.is_quantized:
             raise self._spoilt(name, "is no plain tensor, but sparse, nested, quantised or without values.")
         value = stored.to(device, dtype or stored.dtype)
-        if not _finite(value):
-            if value.dtype == stored.dtype or not _finite(stored):
+        if not is_finite(value):
+            if value.dtype == stored.dtype or not is_finite(stored):
                 raise self._spoilt(name, "holds NaN or infinity. The weights are spoilt; get them again.")
             kind = str(value.dtype).removeprefix("torch.")
             raise self._spoilt(name, f"exceeds what {kind} can hold; use bfloat16 or float32.")
@@ -281,15 +281,6 @@ def to_channels_last(module: nn.Module) -> None:
 def _channels_last(value: Tensor) -> Tensor:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return value.contiguous(memory_format=formats[value.ndim]) if value.ndim in formats else value
-
-
-def _finite(value: Tensor) -> bool:
-    if not value.is_floating_point() or not value.numel():
-        return True
-    if value.dtype.itemsize == 1:  # float8, for which torch has no order
-        value = value.float()
-    low, high = value.aminmax()  # NaN if any value is; many times as fast as `isfinite` of each value
-    return bool(low.isfinite() & high.isfinite())
 
 
 def _assign(module: nn.Module, key: str, value: torch.Tensor) -> None:

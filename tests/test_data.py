@@ -9,6 +9,7 @@ import re
 import shutil
 import tarfile
 from collections import Counter
+from itertools import islice, takewhile
 from pathlib import Path
 
 import av
@@ -23,7 +24,7 @@ from sgm.cli.commands import cli
 from sgm.media.reading import Video
 from sgm.training.checks import look, retimed
 from sgm.training.clips import FolderClips, ShardClips, open_clips, read_reel
-from sgm.training.shards import samples, stream
+from sgm.training.shards import Place, samples, stream
 from tests.real_clips import scene, turn, write_clip
 
 FRAMES, SIZE = 8, (64, 112)
@@ -288,20 +289,35 @@ def shards(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def names(*args: object, **options: int) -> list[str]:
-    return [sample.name for sample in stream(*args, **options)]  # pyright: ignore[reportArgumentType]
+def names(paths: list[Path], seed: int, part: int = 0, parts: int = 1) -> list[str]:
+    """What the first pass over shards has."""
+    taken = stream(paths, print, seed, part, parts, Place())
+    return [sample.name for sample, _ in takewhile(lambda pair: pair[1].turn == 0, taken)]
 
 
 def test_shards_are_shuffled_by_the_seed_and_split_over_parts(shards: Path) -> None:
     paths, all_of_them = sorted(shards.iterdir()), {f"{i}.tar/{i}{k}.mp4" for i in range(2) for k in range(3)}
-    whole = names(paths, print, 1)
+    whole = names(paths, 1)
     assert set(whole) == all_of_them
-    assert whole == names(paths, print, 1)
-    assert len({tuple(names(paths, print, seed)) for seed in range(8)}) > 1
+    assert whole == names(paths, 1)
+    assert len({tuple(names(paths, seed)) for seed in range(8)}) > 1
     for parts in (2, 3):  # whole shards, and clips of each
-        dealt = [name for part in range(parts) for name in names(paths, print, 1, part=part, parts=parts)]
+        dealt = [name for part in range(parts) for name in names(paths, 1, part, parts)]
         assert len(dealt) == 6
         assert set(dealt) == all_of_them
+
+
+@pytest.mark.parametrize(("part", "parts"), [(0, 1), (1, 2), (2, 3)])
+def test_shards_go_on_from_each_place_as_without_a_stop(
+    part: int, parts: int, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sgm.training.shards._TOGETHER", 4)  # of a shard and the next one
+    paths = sorted(shards.iterdir())
+    whole = list(islice(stream(paths, print, 1, part, parts, Place()), 15))
+    assert whole[-1][1].turn > 1
+    for done, (_, place) in enumerate(whole, 1):
+        rest = stream(paths, print, 1, part, parts, place)
+        assert list(islice(rest, 15 - done)) == whole[done:]
 
 
 def test_shards_are_trained_on(shards: Path, tmp_path: Path) -> None:
@@ -316,7 +332,7 @@ def test_shards_are_trained_on(shards: Path, tmp_path: Path) -> None:
     assert drawn[0][3].video.shape == (2, FRAMES, 3, *SIZE)
     assert all(torch.equal(a.video, b.video) for a, b in zip(*drawn, strict=True))
     rows = json.loads(sgm("data", listed, "--frames", FRAMES, "--json").stdout)["clips"]
-    assert {row["clip"] for row in rows} == set(names(sorted(shards.iterdir()), print, 1))
+    assert {row["clip"] for row in rows} == set(names(sorted(shards.iterdir()), 1))
     assert not any(row["left_out"] for row in rows)
     done = sgm("data", shards, "--split", tmp_path / "split")
     assert (done.exit_code, "unpack shards first" in done.stderr) == (2, True)
@@ -327,7 +343,7 @@ def test_of_a_shard_what_is_damaged_costs_itself_and_nothing_leads_out(folder: P
     members = {"../out.mp4": clip, "/etc/out.mp4": clip, "link.mp4": "/etc/passwd", "code.pkl": b"cos\nsystem\n"}
     path = shard(tmp_path / "a.tar", {"a.mp4": clip, **members, "b.mp4": clip, "a" * 200 + ".mp4": clip, "d.mp4": clip})
     said: list[str] = []
-    assert [sample.content for sample in samples(path, said.append)] == [clip] * 4
+    assert [sample.read() for sample in samples(path, said.append)] == [clip] * 4
     (line,) = said
     for name in (*members, "leads out of the archive", "no regular file", "code.pkl (no clip)"):
         assert name in line

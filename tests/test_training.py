@@ -23,6 +23,7 @@ from sgm import (
     generate,
     load_engine,
     open_picture,
+    read_frames,
     write_frames,
     write_video,
 )
@@ -43,12 +44,13 @@ pytest.importorskip("lightning", reason="training needs lightning: python -m pip
 import lightning
 
 from sgm.training import run
+from sgm.training.autoencoder import flicker
 from sgm.training.checkpoints import WholeCheckpoints
 from sgm.training.clips import FolderClips, open_clips
 from sgm.training.data import PictureClips
 from sgm.training.lora import LoraTask
 from sgm.training.schema import read_training_config
-from sgm.training.tasks import flicker, save_engine
+from sgm.training.tasks import save_engine
 from sgm.training.thrift import halve, recompute
 from sgm.unet.unet import Block
 
@@ -491,6 +493,39 @@ def test_a_run_that_is_stopped_and_goes_on_makes_the_steps_of_an_unbroken_one(
     )
     assert "Step 13: 1 sampled in" in caplog.text
     assert list(log.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no SIGUSR1")
+def test_from_the_checkpoint_of_a_signal_a_run_on_shards_goes_on_with_the_same_clips(
+    lora: tuple[Path, list[str]], data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = Path(data[1].partition("=")[2], "moving.mp4")
+    for number in range(2):
+        write_video(tmp_path / "other.mp4", read_frames(clip)[0][::-1] // (2 + number), 10 + number)
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
+            archive.add(clip, f"{number}a.mp4")
+            archive.add(tmp_path / "other.mp4", f"{number}b.mp4")
+    one, other, step = tmp_path / "one", tmp_path / "other", LoraTask.training_step
+    losses: list[float] = []
+
+    def watched(task: LoraTask, batch: object, batch_idx: int) -> torch.Tensor:
+        losses.append(float((loss := step(task, batch, batch_idx)).detach()))
+        if len(losses) == 3:
+            signal.raise_signal(signal.SIGUSR1)
+        if len(losses) == 4:  # the checkpoint is from before this step
+            shutil.copytree(one, other)
+        return loss
+
+    monkeypatch.setattr(LoraTask, "training_step", watched)
+    (tmp_path / "shards.txt").write_text("0.tar\n1.tar\n")
+    how = [*lora[1], f"data.folder={tmp_path / 'shards.txt'}", "train.pool=3", "train.fresh=1", "train.steps=6"]
+    run(TRAINING / "svd_lora.yaml", [*how, f"out={one}"])
+    assert steps_done(other) == 3
+    run(TRAINING / "svd_lora.yaml", [*how, f"out={other}"])
+    assert losses[6:] == losses[3:6]
+    want, got = (torch.load(out / "last.ckpt", weights_only=True) for out in (one, other))
+    assert got["places"] == want["places"]
+    torch.testing.assert_close(got["state_dict"], want["state_dict"], rtol=0, atol=0)
 
 
 def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path: Path) -> None:

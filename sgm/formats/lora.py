@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from sgm.errors import printable
 from sgm.formats.diffusers import UNET, unet_counterparts
 from sgm.formats.files import Shape, TensorFile, WeightsError, open_tensors
-from sgm.formats.tensor_file import reading
+from sgm.formats.tensor_file import is_finite, reading
 from sgm.paths import is_file, is_folder
 
 Shapes = Mapping[str, Shape]
@@ -76,17 +75,19 @@ class LoraFile:
     def __exit__(self, *error: object) -> None:
         self.file.close()
 
-    def delta(self, name: str, device: torch.device) -> Tensor:
-        """alpha / rank · up @ down, in float32, of the shape of our weight. Raises WeightsError where not finite."""
+    def add_to(self, total: Tensor, name: str, strength: float) -> None:
+        """Add strength · alpha / rank · up @ down to our weight, float32, in place. Raises WeightsError for NaN."""
         pair = self.pairs[name]
-        down, up = (self.file.read(part).to(device).float() for part in (pair.down, pair.up))
+        down, up = (self.file.read(part).to(total.device).float() for part in (pair.down, pair.up))
+        if not (is_finite(down) and is_finite(up)):
+            raise WeightsError(f"{self.path}: {printable(pair.up)} or its partner holds NaN or infinity: get it again.")
         rank = down.shape[0]
         alpha = pair.alpha if not isinstance(pair.alpha, str) else float(self.file.read(pair.alpha).reshape(()))
         scale = 1.0 if alpha is None else alpha / (math.sqrt(rank) if self.root_scaled else rank)
-        product = (up.flatten(1) @ down.flatten(1)).mul_(scale).reshape(self.shapes[name])
-        if not product.isfinite().all():
-            raise WeightsError(f"{self.path}: {printable(pair.up)} or its partner holds NaN or infinity: get it again.")
-        return product
+        down = down.reshape(rank, *total.shape[1:])
+        if (last := total.movedim(1, -1)).is_contiguous():  # channels last
+            total, down = last, down.movedim(1, -1)
+        total.view(len(total), -1).addmm_(up.flatten(1), down.flatten(1), alpha=strength * scale)
 
 
 def open_lora(path: Path, expected: Shapes, model: str) -> LoraFile:

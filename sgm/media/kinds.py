@@ -25,7 +25,7 @@ UNKNOWN = Kind("", "a file of an unknown kind")
 HEIC, TIFF = Kind("picture", "a HEIC picture"), Kind("picture", "a TIFF picture")
 GIF, WEBP = Kind("picture", "a GIF picture"), Kind("picture", "a WebP picture")
 CAMERA_RAW, _SOUND = Kind("", "a camera's raw picture"), Kind("", "a sound file")
-_HEAD = 4096  # bytes that are looked at
+HEAD = 4096  # bytes that are looked at
 # How files of a kind start, as a regular expression in which a dot is any byte; the first that matches counts.
 _STARTS: tuple[tuple[bytes, Kind], ...] = (
     (rb"\xff\xd8\xff", Kind("picture", "a JPEG picture")),
@@ -69,7 +69,7 @@ _NAMED = 8  # files that are named in one line, the others counted
 def kind_of(file: BinaryIO) -> Kind:
     """The kind of an open file, which is left at its start; UNKNOWN where nothing is known of its content."""
     file.seek(0)
-    head = file.read(_HEAD)
+    head = file.read(HEAD)
     kind = next((kind for start, kind in _STARTS if re.match(start, head, re.DOTALL)), UNKNOWN)
     if kind == TIFF and is_camera_raw(file):
         kind = CAMERA_RAW
@@ -79,7 +79,7 @@ def kind_of(file: BinaryIO) -> Kind:
 
 def is_clip(content: bytes, name: str = "") -> bool:
     """Whether a file's content is a clip's, damaged or not; if unknown, whether its name ends like one's."""
-    kind = kind_of(io.BytesIO(content[:_HEAD]))
+    kind = kind_of(io.BytesIO(content[:HEAD]))
     return kind.group == "clip" or (kind == UNKNOWN and Path(name).suffix.lower() in _SUFFIXES["clip"])
 
 

@@ -39,14 +39,15 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     from lightning.pytorch.callbacks import TQDMProgressBar
 
     from sgm.config import config_errors, instantiate_from_config, load_config
+    from sgm.training.autoencoder import AutoencoderTask
     from sgm.training.checkpoints import Saving, Stopped, WholeCheckpoints
     from sgm.training.logs import loggers
     from sgm.training.lora import LoraTask
     from sgm.training.optimizers import check as check_optimizer
     from sgm.training.samples import Samples
     from sgm.training.sharding import Sharded
-    from sgm.training.tasks import TASKS
     from sgm.training.thrift import halve
+    from sgm.training.video import VideoTask
     from sgm.weights import load_weights
 
     out, train = config["out"], config["train"]
@@ -62,13 +63,14 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(train["seed"])
     sharded = train["strategy"] == "fsdp"
+    tasks = {"autoencoder": AutoencoderTask, "video": VideoTask, "lora": LoraTask}
 
     def build() -> Task:
         engine = instantiate_from_config(load_config(model)["model"])
         if config["init"]:
             load_weights(engine, config["init"], torch.device("cpu"), torch.float32)
         with config_errors(config_path):
-            task = {**TASKS, "lora": LoraTask}[config["task"]](engine, config["data"], train)
+            task = tasks[config["task"]](engine, config["data"], train)
         if config["init"] and not sharded:
             halve(engine, train["precision"])
         return task

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count, islice, repeat
+from itertools import islice, repeat
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from sgm.media.kinds import listed
 from sgm.media.reading import open_video
 from sgm.training.checks import FASTEST, LeftOut, Seen, copies, left_out, look, retimed, thinned
 from sgm.training.data import ClipBatch
-from sgm.training.shards import Sample, clips_and_shards, stream
+from sgm.training.shards import Place, Sample, clips_and_shards, stream
 
 logger = logging.getLogger(__name__)
 
@@ -121,12 +121,18 @@ def cut(reel: Reel, frames: int, stride: int) -> Cut | None:
 class Clips:
     """Base of sources of real clips: the camera is unknown, the motion measured by dense optical flow (DIS).
 
-    size: (height, width) that every frame is scaled to cover and cropped to.
+    size: (height, width) that every frame is scaled to cover and cropped to. next: where what is drawn next comes from;
+    empty where draws do not depend on those before.
     """
+
+    next: tuple[int, ...] = ()
 
     def __init__(self, place: Path, size: tuple[int, int], say: Callable[[str], object]) -> None:
         self.place, self.size, self.say = place, size, say
         self._left_out = LeftOut(place, say)
+
+    def go_to(self, place: Sequence[int]) -> None:
+        """Have the next draw come from a place, the `next` of a run before a stop."""
 
     def reels(self, strides: Sequence[int], frames: int) -> list[Reel | None]:
         """A random reel for each sample of every so many frames, `frames` of them; None for what cannot be used."""
@@ -273,7 +279,7 @@ class FolderClips(Clips):
 class ShardClips(Clips):
     """Samples of the clips in shards, one of each, in passes over all of them: see `stream`.
 
-    order: called at the first draw, for what the order of the passes depends on.
+    seed: what the order of the passes depends on.
     """
 
     def __init__(
@@ -282,47 +288,41 @@ class ShardClips(Clips):
         size: tuple[int, int],
         shards: Sequence[Path],
         say: Callable[[str], object],
-        order: Callable[[], object] = lambda: 0,
+        seed: object = 0,
         part: int = 0,
         parts: int = 1,
     ) -> None:
         super().__init__(Path(place), size, say)
-        self.shards, self.order, self.part, self.parts = shards, order, part, parts
-        self._passes: Iterator[Sample] | None = None
+        self.shards, self.seed, self.part, self.parts = shards, seed, part, parts
+        self._said: set[str] = set()  # what is said in the first pass is not said again
+        self.go_to(Place())
 
-    def _stream(self) -> Iterator[Sample]:
-        """The samples of all passes."""
-        order = self.order()
-        said: set[str] = set()  # what is said in the first pass is not said again
+    def go_to(self, place: Sequence[int]) -> None:
+        self.next = start = Place(*place)
+        self._passes = stream(self.shards, self._say, self.seed, self.part, self.parts, start)
 
-        def say(line: str) -> None:
-            if line not in said:
-                said.add(line)
-                self.say(line)
-
-        for number in count():
-            found = False
-            for sample in stream(self.shards, say, f"{order}, pass {number}", self.part, self.parts):
-                found = True
-                yield sample
-            if not found:
-                raise UserError(f"{self.place} holds no clips that can be read: see sgm data {self.place}.")
+    def _say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self.say(line)
 
     def reels(self, strides: Sequence[int], frames: int) -> list[Reel | None]:
-        self._passes = self._passes or self._stream()
-        chosen = list(islice(self._passes, len(strides)))
+        taken = list(islice(self._passes, len(strides)))
+        if len(taken) < len(strides):
+            raise UserError(f"{self.place} holds no clips that can be read: see sgm data {self.place}.")
+        chosen, self.next = [sample for sample, _ in taken], taken[-1][1]
         with ThreadPoolExecutor(_THREADS) as pool:
             return list(pool.map(self._reel, chosen, torch.rand(len(strides)).tolist(), strides, repeat(frames)))
 
     def _reel(self, sample: Sample, at: float, stride: int, frames: int) -> Reel | None:
         name = printable(sample.name)
         try:
-            facts = facts_of(sample.content, name)
+            facts = facts_of(content := sample.read(), name)
         except UserError as error:
             self._left_out.note("unreadable", str(error), frames)
             return None
         if thinned(facts.rate):
-            return self._read(sample.content, name, facts, frames, (frames - 1) * stride + 1, at)
+            return self._read(content, name, facts, frames, (frames - 1) * stride + 1, at)
         self._left_out.note("slow", name, frames)
         return None
 
@@ -331,15 +331,15 @@ def open_clips(
     place: str | Path,
     size: tuple[int, int],
     say: Callable[[str], object] = logger.warning,
-    order: Callable[[], object] = lambda: 0,
+    seed: object = 0,
     part: int = 0,
     parts: int = 1,
 ) -> Clips:
     """The clips of a folder, or of shards (see `clips_and_shards`). Raises UserError where there are none.
 
-    say: is told in a line for each kind what is left out. order, part, parts: as of `ShardClips`.
+    say: is told in a line for each kind what is left out. seed, part, parts: as of `ShardClips`.
     """
     paths, shards = clips_and_shards(Path(place), say)
     if paths:
         return FolderClips(place, size, paths, say)
-    return ShardClips(place, size, shards, say, order, part, parts)
+    return ShardClips(place, size, shards, say, seed, part, parts)

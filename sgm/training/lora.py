@@ -17,7 +17,7 @@ from sgm.errors import UserError
 from sgm.formats.files import write_tensors
 from sgm.layers.residual import TemporalConv
 from sgm.training.schema import LORA_TARGETS
-from sgm.training.tasks import VideoTask
+from sgm.training.video import VideoTask
 from sgm.weights import quick_hash
 
 # Attention to a single token is its value, whatever query and key are (see `CrossAttention`): they are left out.

@@ -37,6 +37,15 @@ def whole(value: Any) -> Any:
     return [whole(item) for item in value] if isinstance(value, list) else value
 
 
+def gathered(value: Any) -> list[Any]:
+    """A plain value of each process, in the order of their ranks. All processes must call it."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found
+
+
 def divided(value: Tensor, like: Tensor) -> Tensor:
     """A tensor on the device of another and, if that is divided and of its shape, divided in the same way."""
     value = value.to(like.device)

@@ -6,28 +6,39 @@ unpickle members by their endings.
 
 from __future__ import annotations
 
+import os
 import random
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from sgm.errors import UserError, printable
-from sgm.media.kinds import files_of, is_clip, listed
+from sgm.media.kinds import HEAD, files_of, is_clip, listed
 from sgm.paths import is_file, is_folder, refusals_explained, user_path
 
 MAX_CLIP = 1 << 30  # bytes of a clip, which is held in memory
 _MAX_HEADER = 1 << 20  # bytes of a member's name and attributes
 _MAX_PARTS = 1 << 22  # of 512 bytes, in which a header is looked for behind a damaged one
 _MAX_LIST = 16 << 20  # bytes of a file that lists shards
-_BUFFER, _BUFFER_BYTES = 256, 1 << 30  # clips that wait to be shuffled, and their bytes
+_TOGETHER = 512  # clips that are shuffled at once
 
 
 class Sample(NamedTuple):
-    """A clip of a shard. name: the shard's and the member's; content: the video file."""
+    """A clip of a shard: where its bytes are. name: the shard's and the member's; end: where the next member begins."""
 
     name: str
-    content: bytes
+    shard: Path
+    at: int
+    size: int
+    end: int
+
+    def read(self) -> bytes:
+        """The video file. Raises UserError where it cannot be read any more."""
+        with refusals_explained(self.shard, verb="read"), self.shard.open("rb") as file:
+            file.seek(self.at)
+            return file.read(self.size)
 
 
 def clips_and_shards(place: Path, say: Callable[[str], object]) -> tuple[list[Path], list[Path]]:
@@ -65,23 +76,19 @@ def _listed(place: Path) -> list[Path]:
     return paths
 
 
-def samples(
-    shard: Path, say: Callable[[str], object], chosen: Callable[[int], bool] = lambda number: True
-) -> Iterator[Sample]:
-    """The clips of a shard, one after the other, whole in memory. Nothing is unpacked to a disk.
+def samples(shard: Path, say: Callable[[str], object], start: int = 0) -> Iterator[Sample]:
+    """The clips of a shard, one after the other, of which the headers alone are read, from the byte `start` on.
 
     Compressed archives are not read. Links, devices, names that lead out of the archive, what is no clip, and clips of
-    more than MAX_CLIP bytes are left out, in one line; so is what is damaged: a member costs itself only. chosen: tells
-    by a clip's number whether it is wanted; others are skipped unread.
+    more than MAX_CLIP bytes are left out, in one line; so is what is damaged: a member costs itself only.
     """
     refused: list[str] = []
-    number = 0
     try:
         with shard.open("rb") as file:
+            size, end = os.fstat(file.fileno()).st_size, file.seek(start)
             # ignore_zeros: past a damaged header, the next whole one is looked for.
             headers: Any = _Headers(file)
             archive: Any = tarfile.TarFile(fileobj=headers, ignore_zeros=True)
-            end = 0
             while (member := archive.next()) is not None:
                 archive.members.clear()  # else it keeps all
                 headers.count = 0
@@ -95,15 +102,11 @@ def samples(
                 if reason := _against(member):
                     refused.append(f"{printable(member.name)} ({reason})")
                     continue
-                number += 1
-                if not chosen(number - 1):
-                    continue
-                file.seek(member.offset_data)
-                content = file.read(member.size)
-                if len(content) < member.size:
+                if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"{member.name} is cut short")
-                if is_clip(content, member.name):
-                    yield Sample(f"{shard.name}/{member.name}", content)
+                file.seek(member.offset_data)
+                if is_clip(file.read(min(member.size, HEAD)), member.name):
+                    yield Sample(f"{shard.name}/{member.name}", shard, member.offset_data, member.size, end)
                 else:
                     refused.append(f"{printable(member.name)} (no clip)")
     except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
@@ -146,32 +149,44 @@ def _is_note(name: str) -> bool:
     return path.name.startswith(".") or path.suffix.lower() in (".json", ".txt")
 
 
+class Place(NamedTuple):
+    """A place in a stream: in a pass, behind `taken` of the clips shuffled together that begin in a shard at a byte."""
+
+    turn: int = 0
+    shard: int = 0
+    at: int = 0
+    taken: int = 0
+
+
 def stream(
-    shards: Sequence[Path], say: Callable[[str], object], seed: object, part: int = 0, parts: int = 1
-) -> Iterator[Sample]:
-    """The clips of all shards once, shuffled, the same for the same seed: the share `part` of `parts`, as of a rank.
+    shards: Sequence[Path], say: Callable[[str], object], seed: object, part: int, parts: int, start: Place
+) -> Iterator[tuple[Sample, Place]]:
+    """The clips of all shards, pass after pass, each shuffled by the seed: the share `part` of `parts`, as of a rank.
 
-    Whole shards are dealt out where there are at least as many as parts, else clips of each. Clips are drawn from a
-    buffer of `_BUFFER` clips, or of fewer that take `_BUFFER_BYTES`.
+    Each with the place behind it, from which as `start` the same clips follow. Whole shards are dealt out where there
+    are at least as many as parts, else clips of each. `_TOGETHER` clips in a row are shuffled. Ends after a pass
+    without any.
     """
-    order = list(shards)
-    random.Random(str(seed)).shuffle(order)
-    whole = len(order) >= parts
-    chance = random.Random(f"{seed}, part {part}")
-    buffer: list[Sample] = []
-    held = 0  # bytes
+    place, found = start, True
+    while found:
+        order, found = list(shards), place > Place(place.turn)
+        random.Random(f"{seed}, pass {place.turn}").shuffle(order)
+        whole = len(order) >= parts
+        mine = order[part::parts] if whole else order
+        rest = _located(mine, say, place)
+        while chunk := list(islice(rest, _TOGETHER)):
+            together = [sample for _, sample in chunk]
+            random.Random(f"{seed}, {place[:3]}").shuffle(together)
+            own = together if whole else together[part::parts]
+            for taken, sample in enumerate(own[place.taken :], place.taken + 1):
+                found = True
+                yield sample, place._replace(taken=taken)
+            place = Place(place.turn, chunk[-1][0], chunk[-1][1].end)
+        place = Place(place.turn + 1)
 
-    def drawn() -> Sample:
-        at = chance.randrange(len(buffer))
-        buffer[at], buffer[-1] = buffer[-1], buffer[at]
-        return buffer.pop()
 
-    for shard in order[part::parts] if whole else order:
-        for sample in samples(shard, say, lambda number: whole or number % parts == part):
-            buffer.append(sample)
-            held += len(sample.content)
-            while len(buffer) > _BUFFER or held > _BUFFER_BYTES:
-                held -= len((out := drawn()).content)
-                yield out
-    while buffer:
-        yield drawn()
+def _located(shards: Sequence[Path], say: Callable[[str], object], start: Place) -> Iterator[tuple[int, Sample]]:
+    """The clips of shards from a place on, each with its shard's number."""
+    for number in range(start.shard, len(shards)):
+        for sample in samples(shards[number], say, start.at if number == start.shard else 0):
+            yield number, sample

@@ -132,11 +132,11 @@ def _sources(
     first: dict[bytes, str] = {}
     for shard in shards:
         for sample in samples(shard, say):
-            row = Row(sample.name, len(sample.content))
-            original = first.setdefault(hashlib.sha256(sample.content).digest(), sample.name)
+            row, content = Row(sample.name, sample.size), sample.read()
+            original = first.setdefault(hashlib.sha256(content).digest(), sample.name)
             if original != sample.name:
                 row.left_out, row.copy_of = "copy", original
-            yield row, None if row.copy_of else sample.content
+            yield row, None if row.copy_of else content
 
 
 def _look_at(
