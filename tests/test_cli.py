@@ -428,7 +428,8 @@ def test_ctrl_c_is_130_and_leaves_nothing(picture: Path, when: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"] if sys.platform == "linux" else ["127.0.0.1"])
-def test_app_says_when_its_port_is_taken(host: str) -> None:
+def test_app_says_when_its_port_is_taken(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgm.cli.page._PATIENCE", 0.5)  # the other never answers
     with socket.create_server((host, 0)) as other:
         port = other.getsockname()[1]
         done = sgm("app", "--no-browser", "--port", port, "--host", host)
