@@ -602,6 +602,30 @@ def test_what_was_set_by_hand_stays(page: Any, site: Server) -> None:
     assert not told
 
 
+LABELS = """() => [...document.querySelectorAll('[data-testid=stWidgetLabel]')].filter(label => label.checkVisibility())
+    .map(label => [label.getBoundingClientRect(), label.innerText.trim()])
+    .sort(([one], [other]) => one.bottom - other.bottom || one.left - other.left).map(([, text]) => text)"""
+
+
+# A choice's own fields come below it, and before the next choice.
+FROM_THE_TOP = [
+    *(
+        "Model",
+        "Camera",
+        "Motion",
+        "Depth",
+        "Frames a second",
+        "Steps",
+        "Seed",
+        "New seed each time",
+        "Speed",
+        "Frames",
+    ),
+    *("Width", "Height", "Sampler", "Churn", "Noise scale", "Guidance", "Lowest scale", "Highest scale"),
+    *("Noise schedule", "Sigma min", "Sigma max", "Rho", "Decoded at once"),
+]
+
+
 def test_on_a_phone_the_clip_comes_to_the_bar(browser: Any, site: Server) -> None:
     expect = sync_api.expect
     with opened_in(browser, viewport={"width": 390, "height": 844}, has_touch=True) as page:
@@ -624,6 +648,9 @@ def test_on_a_phone_the_clip_comes_to_the_bar(browser: Any, site: Server) -> Non
         done.click()
         expect(page.locator("video")).to_be_in_viewport()
         assert next_job(page, job) != job
+        page.get_by_text("Research settings").click()
+        page.get_by_text("Guidance scale of each frame").wait_for()
+        assert [label for label in page.evaluate(LABELS) if label in FROM_THE_TOP] == FROM_THE_TOP
 
 
 def only(page: Any, action: str) -> Any:
