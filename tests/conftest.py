@@ -17,7 +17,7 @@ os.environ["SGM_C2PA"] = "off"
 os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 # They begin first, so that two processes end together; the rest follows in the order of names.
-LONGEST = ("test_browser", "test_training", "test_generate", "test_api", "test_stand", "test_views")
+LONGEST = ("test_browser", "test_training", "test_generate", "test_api", "test_stand", "test_views", "test_wheel")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
