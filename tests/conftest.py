@@ -7,6 +7,8 @@ import os
 
 import pytest
 
+from tests.beside import PROGRAMS, Beside
+
 # Tests, and what they start, run side by side, and tensors as small as theirs gain nothing from threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No two signatures are alike, but files of equal clips are compared.
@@ -15,7 +17,7 @@ os.environ["SGM_C2PA"] = "off"
 os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 # They begin first, so that two processes end together; the rest follows in the order of names.
-LONGEST = ("test_browser", "test_training", "test_static", "test_generate", "test_api", "test_stand", "test_views")
+LONGEST = ("test_browser", "test_training", "test_generate", "test_api", "test_stand", "test_views", "test_wheel")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,3 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """imageio collects garbage whenever it closes a video: not among all modules, which takes up to a second."""
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def beside(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Beside:
+    """Long programs, begun at once where tests run in several processes: in each of these, the tests wait at times."""
+    folder, worker = tmp_path_factory.getbasetemp(), getattr(request.config, "workerinput", {}).get("workerid")
+    beside = Beside(folder.parent if worker else folder)
+    if worker == "gw0":
+        beside.start([name for name in PROGRAMS if any(name in item.name for item in request.session.items)])
+    return beside

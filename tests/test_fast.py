@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from sgm.layers.residual import TemporalConv
 from sgm.unet.unet import UNet
 from sgm.unet.video_unet import VideoUNet
 from tests import small_model
+from tests.beside import Beside
 
 F64 = torch.float64
 
@@ -43,12 +43,11 @@ def ops_and_device(request: pytest.FixtureRequest) -> tuple[Ops, torch.device]:
     return ops, device
 
 
-def test_the_kernels_in_triton_s_interpreter() -> None:
+def test_the_kernels_in_triton_s_interpreter(beside: Beside) -> None:
     pytest.importorskip("triton", reason="Triton is not made for this system: plain torch takes its place here")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "here and not compile"]
-    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout
-    assert "5 passed" in run.stdout
+    status, output = beside.done("interpreter")
+    assert status == 0, output
+    assert "5 passed" in output
 
 
 SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers and strides

@@ -22,6 +22,7 @@ from sgm.process import importing_torch
 from sgm.versions import bundle
 
 _STAND = "The stand"  # heading of its options
+_PATIENCE = 5.0  # seconds for an answer of what holds the port: it may be the app, and busy
 
 
 def app(
@@ -229,7 +230,7 @@ def _is_app(name: str, port: int) -> bool:
     """Whether this app is running on a port of this machine: it serves the file app/static/sgm-video.txt."""
     import http.client
 
-    connection = http.client.HTTPConnection(name, port, timeout=5)  # does not use a proxy; the app may be busy
+    connection = http.client.HTTPConnection(name, port, timeout=_PATIENCE)  # does not use a proxy
     try:
         connection.request("GET", "/app/static/sgm-video.txt")
         return connection.getresponse().read(64).startswith(b"sgm app")
