@@ -13,6 +13,7 @@ from app import look
 from app.create import picture, settings
 from app.jobs import Job, table
 from app.link import address_of, taken_from
+from app.undivided import undivided
 from sgm import UserError, VideoRequest, ViewsRequest
 from sgm.outputs import BROWSER
 
@@ -41,6 +42,7 @@ def current_job() -> Job | None:
     return table().get(job_id) if job_id else None
 
 
+@undivided()
 def _open_address(address: dict[str, str]) -> None:
     st.session_state["job"] = linked = address.get("job")
     job = table().get(linked) if linked else None
@@ -127,6 +129,7 @@ def editing() -> Job | None:
     return None
 
 
+@undivided()
 def change(job_id: str, request: VideoRequest) -> str:
     """Give a waiting job other settings. Returns what is wrong, or ""."""
     try:
@@ -158,6 +161,7 @@ def forget_job() -> None:
     st.session_state["job"] = None
 
 
+@undivided()
 def generate(request: VideoRequest, chosen: picture.Picture) -> str:
     """Queue a job, and show it unless one is being shown that is not done. Returns what is wrong, or "".
 

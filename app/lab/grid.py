@@ -32,7 +32,7 @@ def show_one_of(
     group: the one of before, if none was started since. actions, does: of its cells, beside those of every grid.
     """
     show_failure()
-    group = st.session_state.pop("group_started", group)
+    group = st.session_state.get("group_started", group)
     groups = [group for group in table().groups() if table().group(group)[0].group_kind == kind]
     if groups:
         group = _choose(groups, group)
@@ -43,6 +43,7 @@ def show_one_of(
 def keep(key: str, group: str) -> None:
     """Note a page's group for the session, and in the address."""
     st.session_state[key] = group
+    st.session_state.pop("group_started", None)  # not before: the run that shows it may be broken off
     address = {"group": group} if group else {}
     if st.query_params.to_dict() != address:
         st.query_params.from_dict(address)

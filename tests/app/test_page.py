@@ -42,7 +42,7 @@ from sgm import (
     read_frames,
     read_settings,
 )
-from tests.app.pages import LIMIT, address, ok
+from tests.app.pages import LIMIT, address, clicked_meanwhile, ok
 from tests.small_model import official_layout, write_empty
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -357,6 +357,21 @@ def test_several_jobs_from_one_page(stage: Stage, monkeypatch: pytest.MonkeyPatc
     assert job_of(page) == second.id
     assert "motion 200" in said(page)
     assert "ended" not in {button.key for button in page.button}
+
+
+def test_another_click_breaks_off_nothing_that_was_begun(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("submit", "new_take"):
+        monkeypatch.setattr(Table, name, clicked_meanwhile(getattr(Table, name)))
+    monkeypatch.setattr(session.picture, "open_job_picture", clicked_meanwhile(session.picture.open_job_picture))
+    page, first = started(stage)
+    ok(generate(page).click().run())  # the second of a slow double click
+    assert [job.id for job in jobs.table().jobs()] == [first]
+    stage.go_on.set()
+    assert jobs.table().wait(first, LIMIT)
+    take = job_of(pressed(ok(page.run()), "New take"))
+    assert [job.id for job in jobs.table().jobs()] == [take, first]
+    page = opened(first, steps=4)  # and a link brings all that it holds
+    assert (page.slider(key="steps:svd_tiny").value, page.session_state["opened"].key) == (4, first)
 
 
 def test_what_waits_is_moved_edited_and_taken_out(stage: Stage) -> None:
