@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 from collections.abc import Callable
@@ -18,20 +19,20 @@ from sgm import UserError, VideoRequest, ViewsRequest
 from sgm.outputs import BROWSER
 
 _DOUBLE_CLICK = 1.0  # seconds
-_browsers: dict[str, str] = {}  # owners of jobs -> the browsers of their sessions
 
 
 def owner() -> str:
-    """This browser session's id as the owner of jobs."""
-    own = st.session_state.setdefault("owner", secrets.token_hex(8))
-    _browsers.setdefault(own, _browser())
-    return own
+    """This browser session as the owner of jobs: by what its browser is known, and an id of its own."""
+    return st.session_state.setdefault("owner", f"{_browser()}-{secrets.token_hex(8)}")
 
 
 def _browser() -> str:
-    """What tells this browser from others, the same in all of its tabs; "" under `streamlit run`."""
+    """What tells this browser from others: the same in all of its tabs, and when the server was started anew.
+
+    A digest of its cookie, which itself stays out of the outputs folder. "" under `streamlit run`.
+    """
     cookie = st.context.cookies.get(BROWSER)
-    return cookie if isinstance(cookie, str) else ""
+    return hashlib.sha256(cookie.encode()).hexdigest()[:16] if isinstance(cookie, str) else ""
 
 
 def current_job() -> Job | None:
@@ -48,7 +49,7 @@ def _open_address(address: dict[str, str]) -> None:
     job = table().get(linked) if linked else None
     if job:
         of_page = job.owner and not (job.by_api or job.at_stand)
-        if of_page and _browsers.setdefault(job.owner, _browser()) == _browser():
+        if of_page and job.owner.rpartition("-")[0] == _browser():
             st.session_state.setdefault("owner", job.owner)  # a reload, rather than a link: it has the same jobs
         picture.open_job_picture(job)
     taken = taken_from(address, job and job.request)

@@ -357,6 +357,11 @@ def test_several_jobs_from_one_page(stage: Stage, monkeypatch: pytest.MonkeyPatc
     assert job_of(page) == second.id
     assert "motion 200" in said(page)
     assert "ended" not in {button.key for button in page.button}
+    own = "browser-of-a-server-before"  # of which nothing is left but the job's record
+    third = ended(jobs.table().submit(VideoRequest(steps=1), Image.new("RGB", (9, 9)), owner=f"{own}-a1").id)
+    assert "owner" not in opened(third.id).session_state
+    monkeypatch.setattr(session, "_browser", lambda: own)
+    assert opened(third.id).session_state["owner"] == third.owner
 
 
 def test_another_click_breaks_off_nothing_that_was_begun(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
