@@ -19,7 +19,7 @@ def undivided() -> Iterator[None]:
     context = get_script_run_ctx(suppress_warning=True)
     requests = vars(context.script_requests) if context and context.script_requests else {}
     name = "on_scriptrunner_yield"
-    if name in requests:  # within other such work
+    if context is None or name in requests:  # within other such work
         yield
         return
     requests[name] = lambda: None
@@ -27,6 +27,8 @@ def undivided() -> Iterator[None]:
         yield
     finally:
         del requests[name]
+    # Has Streamlit look now: `st.rerun` next would take the place of a click that leads to another page.
+    _ = "job" in context.session_state
 
 
 # By this Streamlit calls the widgets' callbacks, which change session state before the page is drawn anew.

@@ -42,7 +42,7 @@ from sgm import (
     read_frames,
     read_settings,
 )
-from tests.app.pages import LIMIT, address, clicked_meanwhile, ok
+from tests.app.pages import LIMIT, address, clicked_meanwhile, ok, visited
 from tests.small_model import official_layout, write_empty
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -377,6 +377,26 @@ def test_another_click_breaks_off_nothing_that_was_begun(stage: Stage, monkeypat
     assert [job.id for job in jobs.table().jobs()] == [take, first]
     page = opened(first, steps=4)  # and a link brings all that it holds
     assert (page.slider(key="steps:svd_tiny").value, page.session_state["opened"].key) == (4, first)
+
+
+def test_another_click_s_run_begins_right_after_undivided_work() -> None:
+    """Or it would be lost where `st.rerun` comes next."""
+
+    def show() -> None:
+        import streamlit as st
+
+        from app.undivided import undivided
+        from tests.app.pages import clicked_meanwhile
+
+        if "begun" not in st.session_state:
+            with undivided():
+                clicked_meanwhile(st.session_state.__setitem__)("begun", True)
+                st.session_state["done"] = True
+            st.session_state["broken off"] = False
+
+    state = visited(show).session_state
+    assert "done" in state
+    assert "broken off" not in state
 
 
 def test_what_waits_is_moved_edited_and_taken_out(stage: Stage) -> None:
