@@ -42,11 +42,16 @@ def show_one_of(
 
 def keep(key: str, group: str) -> None:
     """Note a page's group for the session, and in the address."""
-    st.session_state[key] = group
-    st.session_state.pop("group_started", None)  # not before: the run that shows it may be broken off
+    note(key, group)
     address = {"group": group} if group else {}
     if st.query_params.to_dict() != address:
         st.query_params.from_dict(address)
+
+
+def note(key: str, group: str) -> None:
+    """Note a page's group for the session: until then, a run that is broken off leaves it to the next one."""
+    st.session_state[key] = group
+    st.session_state.pop("group_started", None)
 
 
 def _choose(groups: Sequence[str], group: str) -> str:

@@ -65,7 +65,7 @@ def _restore() -> str:
 
 def _keep(group: str) -> None:
     """Note the group for the session, and all in the address."""
-    st.session_state["group"] = group
+    grid.note("group", group)
     vary = [f"{name}={values}" for name, values in st.session_state["sweep"] if values]
     address = ({"group": [group]} if group else {}) | ({"vary": vary} if vary else {})
     if {name: st.query_params.get_all(name) for name in st.query_params} != address:

@@ -95,6 +95,7 @@ def test_a_sweep_has_a_price_a_command_and_a_grid(table: Table) -> None:
     go_on.clear()
     pressed(page, "Start")
     assert grid(page, "sgm_hands")["said"] == ""
+    assert "group_started" not in page.session_state  # which another page of the Lab would take for its own
     go_on.set()
     (group,) = table.groups()
     for job in table.group(group):
