@@ -19,6 +19,7 @@ from sgm import UserError, VideoRequest, ViewsRequest
 from sgm.outputs import BROWSER
 
 _DOUBLE_CLICK = 1.0  # seconds
+_seen: set[str] = set()  # ids of the jobs that were shown after their end, since the server was started
 
 
 def owner() -> str:
@@ -51,6 +52,11 @@ def _open_address(address: dict[str, str]) -> None:
         of_page = job.owner and not (job.by_api or job.at_stand)
         if of_page and job.owner.rpartition("-")[0] == _browser():
             st.session_state.setdefault("owner", job.owner)  # a reload, rather than a link: it has the same jobs
+            st.session_state["unseen"] = [
+                other.id
+                for other in table().jobs()
+                if (other.owner, other.state, other.group) == (job.owner, "interrupted", "") and other.id not in _seen
+            ]
         picture.open_job_picture(job)
     taken = taken_from(address, job and job.request)
     if address.get("sample") in look.SAMPLES | look.CLIPS:
@@ -154,6 +160,7 @@ def follow(job_id: str) -> None:
 
 def seen(job: Job) -> None:
     """Note that a job is shown."""
+    _seen.add(job.id)
     st.session_state["unseen"] = [job_id for job_id in st.session_state.get("unseen", ()) if job_id != job.id]
 
 

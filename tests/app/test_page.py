@@ -286,11 +286,16 @@ def test_an_upload_outlives_a_reload(stage: Stage, monkeypatch: pytest.MonkeyPat
     assert "last" not in opened(sample="city", ends="last", last=foreign).query_params  # no clip of ours is a picture
 
 
-def test_a_very_small_picture_is_told(stage: Stage) -> None:
+def test_a_very_small_picture_and_one_without_anything_in_it_are_told(stage: Stage) -> None:
     page = opened()
     ok(page.file_uploader[0].set_value(("icon.png", photograph(50, 30), "image/png")).run())
     assert "Very small picture" in said(page)
+    assert "One colour" not in said(page)
     assert not generate(page).disabled
+    file = io.BytesIO()
+    Image.new("RGBA", (9, 9)).save(file, "PNG")
+    ok(page.file_uploader[0].set_value(("clear.png", file.getvalue(), "image/png")).run())
+    assert "One colour throughout" in said(page)
 
 
 def test_widgets_do_not_disturb_a_running_job(stage: Stage) -> None:
@@ -357,11 +362,22 @@ def test_several_jobs_from_one_page(stage: Stage, monkeypatch: pytest.MonkeyPatc
     assert job_of(page) == second.id
     assert "motion 200" in said(page)
     assert "ended" not in {button.key for button in page.button}
-    own = "browser-of-a-server-before"  # of which nothing is left but the job's record
-    third = ended(jobs.table().submit(VideoRequest(steps=1), Image.new("RGB", (9, 9)), owner=f"{own}-a1").id)
+    own = "browser-of-a-server-before"  # of which nothing is left but the jobs' records
+    request, picture = VideoRequest(steps=1), Image.new("RGB", (9, 9))
+    third, broken = (ended(jobs.table().submit(request, picture, name, f"{own}-a1").id) for name in ("a", "b.jpg"))
+    jobs.table().close()
+    record = broken.folder / "job.json"
+    record.write_text(record.read_text("utf-8").replace('"state": "done"', '"state": "running"'), encoding="utf-8")
+    monkeypatch.setattr(jobs, "_table", Table(broken.folder.parent, stage))
     assert "owner" not in opened(third.id).session_state
     monkeypatch.setattr(session, "_browser", lambda: own)
-    assert opened(third.id).session_state["owner"] == third.owner
+    again = opened(third.id)
+    assert again.session_state["owner"] == third.owner
+    assert again.button(key="ended").label == r"Not made: b.jpg"
+    ok(again.button(key="ended").click().run())
+    assert "The server was stopped before the clip was finished." in said(again)
+    assert "ended" not in {button.key for button in opened(third.id).button}
+    jobs.table().close()
 
 
 def test_another_click_breaks_off_nothing_that_was_begun(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
