@@ -76,7 +76,7 @@ def _about(jobs: Sequence[Job]) -> str:
         return f"{jobs[0].name} · {' × '.join(jobs[0].axes)}"
     names = list(dict.fromkeys(job.name for job in jobs))
     some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-    return f"{len(jobs)} clips of {some}"
+    return f"{len(jobs)} clip{'s' * (len(jobs) > 1)} of {some}"
 
 
 def fail(reason: str) -> None:
