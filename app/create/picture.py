@@ -451,5 +451,5 @@ def _show_frame(
     st.caption(describe_fit(opened.image.size, width, height, fit), text_alignment="center")
     if opened.image.width < width or opened.image.height < height:
         st.caption(":material/warning: Very small picture; the clip will look soft.", text_alignment="center")
-    if all(low == high for low, high in frame.getextrema()):  # as of a picture that is transparent throughout
+    if frame.getcolors(1):  # as of a picture that is transparent throughout
         st.caption(":material/warning: One colour throughout: nothing is to be seen in it.", text_alignment="center")
