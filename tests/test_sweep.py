@@ -380,6 +380,7 @@ def test_a_recipe_brings_its_own_picture_where_the_page_kept_it(tmp_path: Path) 
     )
     Path("job.json").write_text("{}")  # as in a folder of the page's
     assert "2 clips; 3 evaluations" in sgm(*command).stdout
+    assert "1 clip; 1 evaluation of" in sgm(*command[:3], "--vary", "steps=1", "--dry-run").stdout
     assert "Missing argument 'PICTURE'" in sgm("sweep", "--vary", "steps=1,2").stderr
 
 

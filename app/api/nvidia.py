@@ -15,22 +15,23 @@ from app.api.refused import Refused
 from app.api.route import route
 from app.jobs import Job
 
+PATH = "/v1/genai/stabilityai/stable-video-diffusion"
 _LOOK_EVERY = 0.1  # seconds
 
 
-def _shape(refused: Refused) -> Response:
+def shape(refused: Refused) -> Response:
     status = 422 if refused.status == 400 else refused.status
     loc = ["body", *filter(None, [refused.field])]
     return JSONResponse({"detail": [{"type": refused.name, "loc": loc, "msg": refused.message}]}, status)
 
 
-router = APIRouter(route_class=route(_shape, 422), tags=["NVIDIA"])
+router = APIRouter(route_class=route(shape, 422), tags=["NVIDIA"])
 _body = schema.body(
     {name: schema.schema(field) for name, field in stability.FIELDS.items()}, "image", ("application/json",)
 )
 
 
-@router.post("/v1/genai/stabilityai/stable-video-diffusion", openapi_extra=_body, summary="A clip of a picture")
+@router.post(PATH, openapi_extra=_body, summary="A clip of a picture")
 async def make(request: Request) -> Response:
     form = await asked.read(request, "image")
     job = await work.started(_start, form, work.owner_of(request))

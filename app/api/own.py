@@ -33,12 +33,12 @@ _MOST_FOLLOWED = 50
 _followed = 0  # event streams that are open; changed by the event loop alone
 
 
-def _shape(refused: Refused) -> Response:
+def shape(refused: Refused) -> Response:
     content = {"name": refused.name, "errors": [refused.message]}
     return JSONResponse(content | ({"field": refused.field} if refused.field else {}), refused.status)
 
 
-router = APIRouter(route_class=route(_shape), tags=["sgm"], prefix="/api")
+router = APIRouter(route_class=route(shape), tags=["sgm"], prefix="/api")
 
 
 @router.get("/versions", summary="The model versions, and whether their weights are there")
@@ -203,4 +203,4 @@ def state(job: Job) -> dict[str, Any]:
     }
 
 
-polls = [poll("/api/jobs/{id}", one, _shape)]
+polls = [poll("/api/jobs/{id}", one, shape)]

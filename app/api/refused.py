@@ -7,6 +7,7 @@ _NAMES = {
     401: "unauthorized",
     403: "content_moderation",
     404: "not_found",
+    405: "method_not_allowed",
     408: "request_timeout",
     409: "conflict",
     413: "payload_too_large",

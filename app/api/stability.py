@@ -26,14 +26,13 @@ FIELDS = {
 }
 
 
-def _shape(refused: Refused) -> Response:
-    content = {"id": secrets.token_hex(16), "name": refused.name, "errors": [refused.message]}
-    if refused.status == 404:
-        content["errors"] = [f"id: {refused.message}"]
+def shape(refused: Refused) -> Response:
+    message = f"id: {refused.message}" if refused.field == "id" else refused.message
+    content = {"id": secrets.token_hex(16), "name": refused.name, "errors": [message]}
     return JSONResponse(content, refused.status)
 
 
-router = APIRouter(route_class=route(_shape), tags=["Stability AI"])
+router = APIRouter(route_class=route(shape), tags=["Stability AI"])
 _body = schema.body({name: schema.schema(field) for name, field in FIELDS.items()}, "image")
 
 
@@ -71,4 +70,4 @@ def _answer(job: Job, as_json: bool) -> Response:
 
 
 _RESULTS = ("/v2beta/image-to-video/result/{id}", "/v2alpha/generation/image-to-video/result/{id}")
-polls = [poll(path, result, _shape) for path in _RESULTS]
+polls = [poll(path, result, shape) for path in _RESULTS]

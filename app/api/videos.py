@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from app.api import asked, schema, work
 from app.api.refused import Refused
 from app.api.route import poll, route
 from app.jobs import Job, still
+from app.jobs.record import ID
 from sgm import ALL_VERSIONS, VideoRequest, all_fields, best_version, request_class
 
 _OTHER_NAMES = {  # other servers' -> ours
@@ -32,13 +34,13 @@ _STATES = {
 _IGNORED = "prompt was ignored: this model makes a clip of a picture alone"
 
 
-def _shape(refused: Refused) -> Response:
+def shape(refused: Refused) -> Response:
     kind = "invalid_request_error" if refused.status < 500 else "server_error"
     error = {"message": refused.message, "type": kind, "param": refused.field or None, "code": refused.name}
     return JSONResponse({"error": error}, refused.status)
 
 
-router = APIRouter(route_class=route(_shape), tags=["OpenAI's videos"], prefix="/v1/videos")
+router = APIRouter(route_class=route(shape), tags=["OpenAI's videos"], prefix="/v1/videos")
 
 
 def _properties() -> dict[str, Any]:
@@ -78,7 +80,7 @@ def _request(values: dict[str, Any]) -> VideoRequest:
     own = asked.settings(named)
     own |= {name: value for name, value in named.items() if name not in own and value is not None}  # which are refused
     version = asked.version_named(model or own.pop("version", None) or best_version())
-    if isinstance(version, str) and version in ALL_VERSIONS and seconds and "frames" not in own:
+    if isinstance(version, str) and version in ALL_VERSIONS and seconds not in (None, "") and "frames" not in own:
         own["frames"] = _frames(seconds, own.get("fps", ALL_VERSIONS[version].fps))
     if size:
         if not (found := re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(size))):
@@ -88,10 +90,14 @@ def _request(values: dict[str, Any]) -> VideoRequest:
 
 
 def _frames(seconds: Any, fps: Any) -> int:
+    """How many frames so many seconds have. Of an `fps` that is no number, which is refused later, 1."""
     try:
-        return max(1, round(float(seconds) * float(fps)))
-    except (TypeError, ValueError, OverflowError):
-        raise Refused(400, f"seconds: must be a number; got {str(seconds)[:40]!r}", "seconds") from None
+        length = min(float(seconds), 1e6)
+    except (TypeError, ValueError):
+        length = 0.0
+    if not length > 0:
+        raise Refused(400, f"seconds: must be a number above 0; got {str(seconds)[:40]!r}", "seconds")
+    return max(1, round(length * fps)) if isinstance(fps, (int, float)) and math.isfinite(fps) else 1
 
 
 @router.get("", summary="Your clips, the newest first")
@@ -99,11 +105,20 @@ def many(
     request: Request, limit: int = Query(20, ge=1, le=100), after: str = "", order: Literal["asc", "desc"] = "desc"
 ) -> dict[str, Any]:
     jobs = work.mine(work.owner_of(request))[:: 1 if order == "desc" else -1]
-    ids = [_id(job) for job in jobs]
-    start = ids.index(after) + 1 if after in ids else 0
+    start = place_after(after, [_id(job) for job in jobs], order) if after else 0
     page = [state(job) for job in jobs[start : start + limit]]
     ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
     return {"object": "list", "data": page, **ends, "has_more": start + limit < len(jobs)}
+
+
+def place_after(after: str, ids: list[str], order: str) -> int:
+    """Where in a list the clips after one begin, which may have been deleted since: by the second in its id."""
+    if after in ids:
+        return ids.index(after) + 1
+    if not ID.fullmatch(after.removeprefix("video_")):
+        raise Refused(400, f"after: must be the id of a clip; got {after[:40]!r}", "after")
+    second = slice(len("video_20240101-120000"))
+    return sum((id[second] < after[second]) if order == "asc" else (id[second] > after[second]) for id in ids)
 
 
 @router.get("/{id}", summary="How far a clip is")
@@ -162,4 +177,4 @@ def state(job: Job) -> dict[str, Any]:
     }
 
 
-polls = [poll("/v1/videos/{id}", one, _shape)]
+polls = [poll("/v1/videos/{id}", one, shape)]

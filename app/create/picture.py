@@ -446,7 +446,10 @@ def _show_frame(
     key = (opened.key, width, height, fit, position)
     if st.session_state.get(place, (None,))[0] != key:
         st.session_state[place] = key, fit_picture(opened.image, width, height, fit, position)
-    st.image(st.session_state[place][1], width="stretch", alt=f"What the model sees of {opened.name}")
+    frame: Image.Image = st.session_state[place][1]
+    st.image(frame, width="stretch", alt=f"What the model sees of {opened.name}")
     st.caption(describe_fit(opened.image.size, width, height, fit), text_alignment="center")
     if opened.image.width < width or opened.image.height < height:
         st.caption(":material/warning: Very small picture; the clip will look soft.", text_alignment="center")
+    if frame.getcolors(1):  # as of a picture that is transparent throughout
+        st.caption(":material/warning: One colour throughout: nothing is to be seen in it.", text_alignment="center")

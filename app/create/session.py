@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 from collections.abc import Callable
@@ -13,24 +14,26 @@ from app import look
 from app.create import picture, settings
 from app.jobs import Job, table
 from app.link import address_of, taken_from
+from app.undivided import undivided
 from sgm import UserError, VideoRequest, ViewsRequest
 from sgm.outputs import BROWSER
 
 _DOUBLE_CLICK = 1.0  # seconds
-_browsers: dict[str, str] = {}  # owners of jobs -> the browsers of their sessions
+_seen: set[str] = set()  # ids of the jobs that were shown after their end, since the server was started
 
 
 def owner() -> str:
-    """This browser session's id as the owner of jobs."""
-    own = st.session_state.setdefault("owner", secrets.token_hex(8))
-    _browsers.setdefault(own, _browser())
-    return own
+    """This browser session as the owner of jobs: by what its browser is known, and an id of its own."""
+    return st.session_state.setdefault("owner", f"{_browser()}-{secrets.token_hex(8)}")
 
 
 def _browser() -> str:
-    """What tells this browser from others, the same in all of its tabs; "" under `streamlit run`."""
+    """What tells this browser from others: the same in all of its tabs, and when the server was started anew.
+
+    A digest of its cookie, which itself stays out of the outputs folder. "" under `streamlit run`.
+    """
     cookie = st.context.cookies.get(BROWSER)
-    return cookie if isinstance(cookie, str) else ""
+    return hashlib.sha256(cookie.encode()).hexdigest()[:16] if isinstance(cookie, str) else ""
 
 
 def current_job() -> Job | None:
@@ -41,13 +44,19 @@ def current_job() -> Job | None:
     return table().get(job_id) if job_id else None
 
 
+@undivided()
 def _open_address(address: dict[str, str]) -> None:
     st.session_state["job"] = linked = address.get("job")
     job = table().get(linked) if linked else None
     if job:
         of_page = job.owner and not (job.by_api or job.at_stand)
-        if of_page and _browsers.setdefault(job.owner, _browser()) == _browser():
+        if of_page and job.owner.rpartition("-")[0] == _browser():
             st.session_state.setdefault("owner", job.owner)  # a reload, rather than a link: it has the same jobs
+            st.session_state["unseen"] = [
+                other.id
+                for other in table().jobs()
+                if (other.owner, other.state, other.group) == (job.owner, "interrupted", "") and other.id not in _seen
+            ]
         picture.open_job_picture(job)
     taken = taken_from(address, job and job.request)
     if address.get("sample") in look.SAMPLES | look.CLIPS:
@@ -127,6 +136,7 @@ def editing() -> Job | None:
     return None
 
 
+@undivided()
 def change(job_id: str, request: VideoRequest) -> str:
     """Give a waiting job other settings. Returns what is wrong, or ""."""
     try:
@@ -150,6 +160,7 @@ def follow(job_id: str) -> None:
 
 def seen(job: Job) -> None:
     """Note that a job is shown."""
+    _seen.add(job.id)
     st.session_state["unseen"] = [job_id for job_id in st.session_state.get("unseen", ()) if job_id != job.id]
 
 
@@ -158,6 +169,7 @@ def forget_job() -> None:
     st.session_state["job"] = None
 
 
+@undivided()
 def generate(request: VideoRequest, chosen: picture.Picture) -> str:
     """Queue a job, and show it unless one is being shown that is not done. Returns what is wrong, or "".
 

@@ -32,6 +32,7 @@ from app.create.fields import (
 from app.create.loras import any_loras, choose_loras
 from app.create.orbit import choose_orbit, choose_views, show_orbit, show_views, without_effect
 from app.presets import CALM, LIVELY
+from app.undivided import undivided
 from sgm import (
     ALL_VERSIONS,
     SAMPLERS,
@@ -75,6 +76,7 @@ def current_size() -> tuple[int, int]:
     return version.width, version.height
 
 
+@undivided()
 def follow_picture() -> None:
     """Give a picture that has just been opened, or meets another model, the size of its shape: upright or the own one.
 
@@ -327,6 +329,7 @@ def _choose_ranges(version: Version) -> None:
     st.toggle("Sliders over the whole range", is_on, key="whole_ranges", help=about, persist_state=KEPT)
 
 
+@undivided()
 def _follow_version(version: Version) -> None:
     """After a change of version, give fields of `FOLLOWING` the new version's default, unless they were set."""
     before: Version = st.session_state.get("followed", version)
@@ -337,6 +340,7 @@ def _follow_version(version: Version) -> None:
             set_value(field, version, getattr(version, name))
 
 
+@undivided()
 def _follow_choices(version: Version) -> None:
     """After a change of speed or sampler, give what depends on it the new default, unless it was set."""
     fields, kind = all_fields(), request_class(version.name)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import streamlit as st
-from streamlit.runtime.scriptrunner import RerunException
 
 from app import hands, look, models
 from app.create import picture, session, settings, templates
 from app.jobs import table
 from app.lab import grid
 from app.summary import summary
+from app.undivided import undivided
 from sgm import VIEW_VERSIONS, UserError, VideoRequest, version_status
 
 
@@ -93,6 +92,7 @@ def _lend(group: str, pressed: Mapping[str, bool], take_out: Callable[[str], Non
     hands.lend(hands.place(), grid.said(group), pressed, settings.values(version), settings.unready(), take_out)
 
 
+@undivided()
 def start(
     base: Base, requests: Sequence[VideoRequest], axes: Sequence[str], order: Sequence[int], finish: Mapping[str, Any]
 ) -> None:
@@ -107,25 +107,3 @@ def start(
         grid.fail(str(error))
         return
     st.session_state["group_started"] = group
-
-
-@contextmanager
-def undivided() -> Iterator[Callable[[float, str], None]]:
-    """Work under a progress bar that is done whole, although a new run of the page is asked for meanwhile.
-
-    Yields what draws the bar: a share, 0 to 1, and a text. Streamlit would break the work off there, half done, for the
-    new run, as each click asks for one. It begins after the work.
-    """
-    bar, asked = None, None
-
-    def show(share: float, text: str) -> None:
-        nonlocal bar, asked
-        if asked is None:
-            try:
-                bar = (st.progress if bar is None else bar.progress)(share, text)
-            except RerunException as error:
-                asked = error
-
-    yield show
-    if asked is not None:
-        raise asked

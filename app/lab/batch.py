@@ -15,6 +15,7 @@ from app.jobs import next_seed, table
 from app.lab import base, grid
 from app.lab.bundle import Bundle, Entry
 from app.summary import summary
+from app.undivided import undivided
 from app.upload import LARGEST, LARGEST_ZIP, MOST
 from sgm import UserError, VideoRequest
 
@@ -59,12 +60,13 @@ def _choose_pictures() -> list[Entry]:
         help=f"Up to {MOST} pictures of {LARGEST} MB, also in ZIPs of {LARGEST_ZIP} MB.",
     )
     if files:
-        with base.undivided() as show:
+        with undivided():
+            bar = st.progress(0.0)
             for number, file in enumerate(files):
                 bundle.add(
                     file.name,
                     file.getvalue(),
-                    lambda done, of, number=number, name=file.name: show(
+                    lambda done, of, number=number, name=file.name: bar.progress(
                         (number + done / of) / len(files), f"Reading {look.plain(name)}"
                     ),
                 )
@@ -127,20 +129,21 @@ def _show_start(entries: Sequence[Entry], request: VideoRequest | None) -> None:
         st.rerun()
 
 
+@undivided()
 def _start(entries: Sequence[Entry], request: VideoRequest, takes: int) -> None:
     """Queue the batch, to be shown in the next run; or say there why that cannot be."""
-    with base.undivided() as show:
+    bar = st.progress(0.0)
 
-        def pictures() -> Iterator[tuple[str, Image.Image, list[VideoRequest]]]:
-            for number, entry in enumerate(entries):
-                show(number / len(entries), f"Storing picture {number + 1} of {len(entries)}")
-                picture = entry.open(keep_alpha=request.fit == "object")
-                width, height = settings.size_for(request, upright=picture.height > picture.width)
-                first = settings.ready(request).replace(width=width, height=height)
-                yield entry.name, picture, [next_seed(first, take) for take in range(takes)]
+    def pictures() -> Iterator[tuple[str, Image.Image, list[VideoRequest]]]:
+        for number, entry in enumerate(entries):
+            bar.progress(number / len(entries), f"Storing picture {number + 1} of {len(entries)}")
+            picture = entry.open(keep_alpha=request.fit == "object")
+            width, height = settings.size_for(request, upright=picture.height > picture.width)
+            first = settings.ready(request).replace(width=width, height=height)
+            yield entry.name, picture, [next_seed(first, take) for take in range(takes)]
 
-        try:
-            st.session_state["group_started"] = table().submit_batch(pictures(), session.owner())
-            _take_all_out()
-        except UserError as error:
-            grid.fail(str(error))
+    try:
+        st.session_state["group_started"] = table().submit_batch(pictures(), session.owner())
+        _take_all_out()
+    except UserError as error:
+        grid.fail(str(error))

@@ -26,11 +26,9 @@ def page() -> StreamlitPage:
 
 def show_page() -> None:
     jobs = chosen.clips()
-    if lost := len(chosen.ids()) - len(jobs):
-        which = "1 chosen clip is" if lost == 1 else f"{lost} chosen clips are"
-        st.caption(f"{which} not finished, or no longer on the server.")
     if len(jobs) < 2:
         st.title("Compare", anchor=False)
+        _tell_lost(len(jobs))
         more = "two to nine clips" if not jobs else "another clip, to nine in all"
         st.info(f"Choose {more} in History, or by “Add to compare” below a clip.", icon=":material/compare:")
         _keep([])
@@ -38,6 +36,7 @@ def show_page() -> None:
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom", key="compare"):
         st.title("Compare", anchor=False)
         view, shown, gain = _choose_view(jobs)
+    _tell_lost(len(jobs))
     names = dict(zip([job.id for job in jobs], zip(player.letters(jobs), told_apart(jobs), strict=True), strict=True))
     scale, actions = player.scale_for(shown), (player.OPEN, ("removed", "×", "Remove"))
     tiles = []
@@ -50,6 +49,12 @@ def show_page() -> None:
     st.caption(_told(shown, view))
     _keep(jobs)
     show_table(jobs)
+
+
+def _tell_lost(found: int) -> None:
+    if lost := len(chosen.ids()) - found:
+        which = "1 chosen clip is" if lost == 1 else f"{lost} chosen clips are"
+        st.caption(f"{which} not finished, or no longer on the server.")
 
 
 def _choose_view(jobs: Sequence[Job]) -> tuple[str, list[Job], int]:

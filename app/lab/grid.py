@@ -32,7 +32,7 @@ def show_one_of(
     group: the one of before, if none was started since. actions, does: of its cells, beside those of every grid.
     """
     show_failure()
-    group = st.session_state.pop("group_started", group)
+    group = st.session_state.get("group_started", group)
     groups = [group for group in table().groups() if table().group(group)[0].group_kind == kind]
     if groups:
         group = _choose(groups, group)
@@ -42,10 +42,16 @@ def show_one_of(
 
 def keep(key: str, group: str) -> None:
     """Note a page's group for the session, and in the address."""
-    st.session_state[key] = group
+    note(key, group)
     address = {"group": group} if group else {}
     if st.query_params.to_dict() != address:
         st.query_params.from_dict(address)
+
+
+def note(key: str, group: str) -> None:
+    """Note a page's group for the session: until then, a run that is broken off leaves it to the next one."""
+    st.session_state[key] = group
+    st.session_state.pop("group_started", None)
 
 
 def _choose(groups: Sequence[str], group: str) -> str:
@@ -70,7 +76,7 @@ def _about(jobs: Sequence[Job]) -> str:
         return f"{jobs[0].name} · {' × '.join(jobs[0].axes)}"
     names = list(dict.fromkeys(job.name for job in jobs))
     some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-    return f"{len(jobs)} clips of {some}"
+    return f"{len(jobs)} clip{'s' * (len(jobs) > 1)} of {some}"
 
 
 def fail(reason: str) -> None:

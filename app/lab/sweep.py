@@ -65,7 +65,7 @@ def _restore() -> str:
 
 def _keep(group: str) -> None:
     """Note the group for the session, and all in the address."""
-    st.session_state["group"] = group
+    grid.note("group", group)
     vary = [f"{name}={values}" for name, values in st.session_state["sweep"] if values]
     address = ({"group": [group]} if group else {}) | ({"vary": vary} if vary else {})
     if {name: st.query_params.get_all(name) for name in st.query_params} != address:
@@ -165,5 +165,5 @@ def _show_price(start: base.Base, axes: list[Axis] | None) -> None:
 def _price(requests: Sequence[VideoRequest]) -> str:
     clips = "1 clip" if len(requests) == 1 else f"{len(requests)} clips"
     evaluations = sum(request.evaluations for request in requests)
-    seconds = table().seconds_for_all(requests)
-    return f"**{clips}** · {evaluations:,} evaluations of the network · about **{look.duration(seconds)}**"
+    took = look.duration(table().seconds_for_all(requests))
+    return f"**{clips}** · {evaluations:,} evaluation{'s' * (evaluations > 1)} of the network · about **{took}**"

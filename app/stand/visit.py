@@ -14,6 +14,7 @@ from app.stand.host import stand
 from app.stand.moods import MOODS, request_of
 from app.stand.pictures import at_most
 from app.stand.texts import Say
+from app.undivided import undivided
 from app.upload import LARGEST, read_upload
 from sgm import PictureError, UserError, prepare_picture
 
@@ -127,6 +128,7 @@ def refuse(error: UserError | None = None) -> None:
     st.session_state["problem"] = "unreadable", {"megabytes": LARGEST}
 
 
+@undivided()
 def make() -> None:
     """Queue the film."""
     picture = chosen()
@@ -134,17 +136,15 @@ def make() -> None:
         return
     who = visits.visitor(phone()) if phone() else st.session_state.setdefault("visitor", visits.visitor())
     name, chosen_mood, limit, made = picture.title or "picture", mood(), stand().limit, visits.new_token()
-    # First: a second click ends this run where it next looks at the session's state.
-    st.session_state["token"] = made
     try:
         visits.submit(picture.image, name, chosen_mood, who, limit, made)
+        st.session_state["token"] = made
         return
     except visits.TooMany as error:
         problem = "limit", {"minutes": error.minutes}
-    except Exception as error:  # of any kind: with a token that stands for no film, no other could be asked for
+    except Exception as error:  # of any kind: visitors can do nothing about it
         log.warning("A film cannot be queued: %s", error, exc_info=not isinstance(error, UserError))
         problem = "failed", {}
-    st.session_state["token"] = ""
     st.session_state["problem"] = problem
 
 

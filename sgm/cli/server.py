@@ -33,6 +33,7 @@ from streamlit.errors import Error
 from sgm.cli.heads import bound_heads
 from sgm.errors import UserError
 from sgm.outputs import BROWSER
+from sgm.process import importing_torch
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -189,8 +190,9 @@ async def _progress(request: Request) -> Response:
 def _resume(address: str, module: str) -> None:
     """Open the table of jobs, so that what waited goes on before anybody opens the page, which then opens sooner."""
     try:
-        import_module(module)  # by its name: the library knows no page
-        import_module("app.jobs").table(address)
+        with importing_torch():
+            import_module(module)  # by its name: the library knows no page
+            import_module("app.jobs").table(address)
     except Exception as error:  # the page says it
         logging.getLogger(__name__).warning("The jobs cannot be resumed: %s", error)
 

@@ -237,7 +237,9 @@ def _described(plan: _Plan, order: Sequence[Cell], making: Making, device: str) 
     between = {axis.name: " / " for axis in plan.axes if axis.field.kind is tuple}
     lines = [f"{name:<{wide}}  {_listed(texts, between.get(name, ', '))}" for name, texts in axes]
     references, made = len(order) - len(plan.cells), len(making.made)
-    line = f"{len(order):,} clips" + (f", {references:,} of them references" if references else "")
+    line = f"{len(order):,} clip{'s' * (len(order) > 1)}"
+    if references:
+        line += f", {references:,} of them references"
     if made:
         line += f", {'all' if made == len(order) else f'{made:,}'} there already"
     if evaluations := sum(cell.request.evaluations for cell in order if cell not in making.made):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from streamlit.runtime.scriptrunner import RerunData, get_script_run_ctx
 from streamlit.testing.v1 import AppTest
 
 LIMIT = 20.0  # seconds
@@ -26,3 +27,14 @@ def ok(page: AppTest) -> AppTest:
 def address(page: AppTest) -> dict[str, str]:
     """The page's query parameters."""
     return {name: "".join(value) for name, value in page.query_params.items()}
+
+
+def clicked_meanwhile(work: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of the page, during which another click asks for a new run of it."""
+
+    def interrupted(*given: Any, **named: Any) -> Any:
+        if (context := get_script_run_ctx(suppress_warning=True)) and context.script_requests:
+            context.script_requests.request_rerun(RerunData())
+        return work(*given, **named)
+
+    return interrupted

@@ -30,6 +30,7 @@ from typer.testing import CliRunner
 
 from app import jobs
 from app.api import application, asked, bounds, keys, stability, videos, work
+from app.api.refused import Refused
 from app.jobs import Job, Table
 from sgm import ALL_VERSIONS, Clip, VideoRequest, all_fields, is_clip, read_frames, read_settings, safety
 from sgm.cli import heads
@@ -274,6 +275,9 @@ def test_b_by_the_openai_package(server: Server) -> None:
         ({"input_reference": "http://127.0.0.1:9/a.png"}, 400, "address cannot be fetched"),
         ({"input_reference": DATA_URL, "size": "large"}, 400, "size: must be width and height"),
         ({"input_reference": DATA_URL, "seconds": "long"}, 400, "seconds: must be a number"),
+        ({"input_reference": DATA_URL, "seconds": "-4"}, 400, "seconds: must be a number above 0"),
+        ({"input_reference": DATA_URL, "seconds": 0}, 400, "seconds: must be a number above 0"),
+        ({"input_reference": DATA_URL, "seconds": 4, "fps": [7]}, 400, "fps must be a whole number"),
         ({"input_reference": DATA_URL, "seconds": 1e6}, 400, "frames must be a whole number from 1 to 200"),
         ({"input_reference": DATA_URL, "colour": "red"}, 400, "colour is not a setting of a video"),
         ({"input_reference": DATA_URL, "steps": [1]}, 400, "steps must be a whole number"),
@@ -288,6 +292,31 @@ def test_b_refuses(server: Server, values: Any, status: int, said: str) -> None:
     assert answer.status_code == status
     assert said in answer.json()["error"]["message"]
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_what_is_not_there_is_answered_by_each_contract(server: Server) -> None:
+    for method, path, status, names in (
+        ("POST", "/v2beta/stable-image/generate/core", 404, {"id", "name", "errors"}),
+        ("GET", "/v2beta/image-to-video", 405, {"id", "name", "errors"}),
+        ("PUT", "/v1/videos", 405, {"error"}),
+        ("GET", "/v1/models", 404, {"error"}),
+        ("GET", "/v1/genai/stabilityai/stable-video-diffusion", 405, {"detail"}),
+        ("GET", "/api/clips", 404, {"name", "errors"}),
+    ):
+        answer = server.ask(method, path, "refused")
+        assert (answer.status_code, answer.json().keys()) == (status, names)
+        assert f"There is no {method} {path} here" in answer.text
+        assert ("allow" in answer.headers) == (status == 405)
+
+
+def test_b_pages_go_on_after_a_clip_that_was_deleted() -> None:
+    ids = [f"video_20260101-00000{i}-{i:08}" for i in range(4)]
+    gone, unknown = "video_20260101-000001-ffffffff", "video_1"
+    assert videos.place_after(ids[2], ids, "asc") == 3
+    assert videos.place_after(gone, [ids[0], *ids[2:]], "asc") == 1
+    assert videos.place_after(gone, [ids[3], ids[2], ids[0]], "desc") == 2
+    with pytest.raises(Refused, match="after: must be the id of a clip"):
+        videos.place_after(unknown, ids, "asc")
 
 
 def test_b_takes_json(server: Server) -> None:

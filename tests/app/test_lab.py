@@ -6,17 +6,14 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
-import streamlit as st
 from PIL import Image
 from streamlit.delta_generator import DeltaGenerator
-from streamlit.runtime.scriptrunner import RerunData, RerunException
 from streamlit.testing.v1 import AppTest
 
 from app import jobs
@@ -26,7 +23,7 @@ from app.lab.download import archive as archive_of
 from app.lab.sweep import command
 from app.upload import LARGEST
 from sgm import Axis, Clip, UserError, VideoRequest
-from tests.app.pages import LIMIT, ok, visited
+from tests.app.pages import LIMIT, clicked_meanwhile, ok, visited
 
 go_on = Event()  # of the worker
 go_on.set()
@@ -98,6 +95,7 @@ def test_a_sweep_has_a_price_a_command_and_a_grid(table: Table) -> None:
     go_on.clear()
     pressed(page, "Start")
     assert grid(page, "sgm_hands")["said"] == ""
+    assert "group_started" not in page.session_state  # which another page of the Lab would take for its own
     go_on.set()
     (group,) = table.groups()
     for job in table.group(group):
@@ -177,15 +175,7 @@ def zipped(files: dict[str, bytes], packing: int = zipfile.ZIP_DEFLATED) -> byte
 
 def test_a_batch_is_dropped_made_and_downloaded_as_one(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although a click asks for a new run of the page while it reads, and while it stores."""
-    draw = DeltaGenerator.progress
-
-    def broken_off(place: Any, share: float, text: str = "") -> Any:
-        if text.startswith(("Reading", "Storing")):
-            raise RerunException(RerunData())
-        return draw(place, share, text)
-
-    monkeypatch.setattr(DeltaGenerator, "progress", broken_off)
-    monkeypatch.setattr(st, "progress", partial(broken_off, st._main))
+    monkeypatch.setattr(DeltaGenerator, "progress", clicked_meanwhile(DeltaGenerator.progress))
     page = visited(show_batch)
     start = next(button for button in page.button if button.label == "Start")
     assert start.disabled

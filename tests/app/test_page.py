@@ -42,7 +42,7 @@ from sgm import (
     read_frames,
     read_settings,
 )
-from tests.app.pages import LIMIT, address, ok
+from tests.app.pages import LIMIT, address, clicked_meanwhile, ok, visited
 from tests.small_model import official_layout, write_empty
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -286,11 +286,16 @@ def test_an_upload_outlives_a_reload(stage: Stage, monkeypatch: pytest.MonkeyPat
     assert "last" not in opened(sample="city", ends="last", last=foreign).query_params  # no clip of ours is a picture
 
 
-def test_a_very_small_picture_is_told(stage: Stage) -> None:
+def test_a_very_small_picture_and_one_without_anything_in_it_are_told(stage: Stage) -> None:
     page = opened()
     ok(page.file_uploader[0].set_value(("icon.png", photograph(50, 30), "image/png")).run())
     assert "Very small picture" in said(page)
+    assert "One colour" not in said(page)
     assert not generate(page).disabled
+    file = io.BytesIO()
+    Image.new("RGBA", (9, 9)).save(file, "PNG")
+    ok(page.file_uploader[0].set_value(("clear.png", file.getvalue(), "image/png")).run())
+    assert "One colour throughout" in said(page)
 
 
 def test_widgets_do_not_disturb_a_running_job(stage: Stage) -> None:
@@ -357,6 +362,57 @@ def test_several_jobs_from_one_page(stage: Stage, monkeypatch: pytest.MonkeyPatc
     assert job_of(page) == second.id
     assert "motion 200" in said(page)
     assert "ended" not in {button.key for button in page.button}
+    own = "browser-of-a-server-before"  # of which nothing is left but the jobs' records
+    request, picture = VideoRequest(steps=1), Image.new("RGB", (9, 9))
+    third, broken = (ended(jobs.table().submit(request, picture, name, f"{own}-a1").id) for name in ("a", "b.jpg"))
+    jobs.table().close()
+    record = broken.folder / "job.json"
+    record.write_text(record.read_text("utf-8").replace('"state": "done"', '"state": "running"'), encoding="utf-8")
+    monkeypatch.setattr(jobs, "_table", Table(broken.folder.parent, stage))
+    assert "owner" not in opened(third.id).session_state
+    monkeypatch.setattr(session, "_browser", lambda: own)
+    again = opened(third.id)
+    assert again.session_state["owner"] == third.owner
+    assert again.button(key="ended").label == r"Not made: b.jpg"
+    ok(again.button(key="ended").click().run())
+    assert "The server was stopped before the clip was finished." in said(again)
+    assert "ended" not in {button.key for button in opened(third.id).button}
+    jobs.table().close()
+
+
+def test_another_click_breaks_off_nothing_that_was_begun(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("submit", "new_take"):
+        monkeypatch.setattr(Table, name, clicked_meanwhile(getattr(Table, name)))
+    monkeypatch.setattr(session.picture, "open_job_picture", clicked_meanwhile(session.picture.open_job_picture))
+    page, first = started(stage)
+    ok(generate(page).click().run())  # the second of a slow double click
+    assert [job.id for job in jobs.table().jobs()] == [first]
+    stage.go_on.set()
+    assert jobs.table().wait(first, LIMIT)
+    take = job_of(pressed(ok(page.run()), "New take"))
+    assert [job.id for job in jobs.table().jobs()] == [take, first]
+    page = opened(first, steps=4)  # and a link brings all that it holds
+    assert (page.slider(key="steps:svd_tiny").value, page.session_state["opened"].key) == (4, first)
+
+
+def test_another_click_s_run_begins_right_after_undivided_work() -> None:
+    """Or it would be lost where `st.rerun` comes next."""
+
+    def show() -> None:
+        import streamlit as st
+
+        from app.undivided import undivided
+        from tests.app.pages import clicked_meanwhile
+
+        if "begun" not in st.session_state:
+            with undivided():
+                clicked_meanwhile(st.session_state.__setitem__)("begun", True)
+                st.session_state["done"] = True
+            st.session_state["broken off"] = False
+
+    state = visited(show).session_state
+    assert "done" in state
+    assert "broken off" not in state
 
 
 def test_what_waits_is_moved_edited_and_taken_out(stage: Stage) -> None:
