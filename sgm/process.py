@@ -92,7 +92,8 @@ def importing_torch() -> Iterator[None]:
         nonlocal pressed
         pressed = True
 
-    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    main = threading.current_thread() is threading.main_thread()  # others cannot handle signals
+    handled = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if handled:
         signal.signal(signal.SIGINT, press)
     gc.disable()
