@@ -14,11 +14,12 @@ import av.filter
 import cv2
 import numpy as np
 
+from sgm.media.filters import filter_graph
+
 HIGHEST_PSNR = 99.0  # dB, of equal pictures, too, whose PSNR has no number
 FREEZE, BLACK, BLACK_SHARE = 0.001, 0.1, 0.98  # the defaults of FFmpeg's freezedetect and blackdetect
 _SIGMA, _RADIUS = 1.5, 5  # pixels, of the window of Wang et al.
 _SMALLEST_XPSNR = 64 * 64  # pixels; below half of it, the filter's blocks have no size, and it ends the process
-_XPSNR = "lavfi.xpsnr.xpsnr.y"  # the filter's name for the figure of a grey frame
 _TICK = Fraction(1, 25)  # seconds; the filter does not look at it
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
@@ -66,16 +67,21 @@ def xpsnr(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> list[float] | Non
     h, w = a[0].shape
     if "xpsnr" not in av.filter.filters_available or h * w < _SMALLEST_XPSNR:
         return None
-    # A graph, and so the file, may live until garbage is collected: since PyAV 19 it is part of a reference cycle.
-    with tempfile.TemporaryDirectory(prefix="sgm-video-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="sgm-video-") as folder:
         written = Path(folder, "xpsnr.txt")
-        graph = av.filter.Graph()
+        _write_xpsnr(written, a, b)
+        return [float(value) for value in re.findall(r"XPSNR y: *(\S+)", written.read_text())]
+
+
+def _write_xpsnr(path: Path, a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> None:
+    """A function of its own, at whose end nothing refers to the filters, so that the file is closed."""
+    h, w = a[0].shape
+    with filter_graph() as graph:
         sources = [graph.add_buffer(width=w, height=h, format=av.VideoFormat("gray"), time_base=_TICK) for _ in "ab"]
-        measure, sink = graph.add("xpsnr"), graph.add("buffersink")
-        writer = graph.add("metadata", mode="print", key=_XPSNR, file=str(written), direct="1")  # direct: unbuffered
+        measure, sink = graph.add("xpsnr", stats_file=str(path)), graph.add("buffersink")
         for number, source in enumerate(sources):
             source.link_to(measure, 0, number)
-        graph.link_nodes(measure, writer, sink)
+        measure.link_to(sink)
         graph.configure()
         for time, pair in enumerate(zip(a, b, strict=True)):
             for source, pixels in zip(sources, pair, strict=True):
@@ -83,7 +89,6 @@ def xpsnr(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> list[float] | Non
                 frame.pts, frame.time_base = time, _TICK
                 source.push(frame)
             sink.pull()
-        return [float(value) for value in re.findall(rf"{_XPSNR}=(\S+)", written.read_text())]
 
 
 def detail(grey: np.ndarray) -> float:
