@@ -51,11 +51,9 @@ CASES = [
 TINY = [Case(what, 3, 64, 64, 1) for what in ("temporal", "all", "lora")]
 BLOCKS = (
     ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-    (
-        "UpBlockSpatioTemporal",
-        "CrossAttnUpBlockSpatioTemporal",
-    ),
+    ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
 )
+OVER_FRAMES = ("temporal_", "time_mixer", "time_pos_embed")  # in diffusers' names, as `train.only=temporal` has it
 
 
 def prepare(folder: Path, cases: list[Case], tiny: bool) -> None:
@@ -131,10 +129,11 @@ def diffusers(case: Case, steps: int, device: str, tiny: bool) -> tuple[float, f
     torch.manual_seed(0)
     with torch.device(device):
         network = UNetSpatioTemporalConditionModel(num_frames=case.frames, **chosen)
+    network.to(device)  # the mixing factors, which `torch.Tensor([0.5])` makes on the processor all the same
     network.enable_gradient_checkpointing()
     network.train()
     for name, value in network.named_parameters():
-        value.requires_grad_(case.what == "all" or "temporal" in name or "time_" in name)
+        value.requires_grad_(case.what == "all" or any(part in name for part in OVER_FRAMES))
     trained = [value for value in network.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
     width: int = network.config["cross_attention_dim"]
@@ -164,8 +163,9 @@ def one(who: str, number: int, args: argparse.Namespace) -> None:
     """A contender's run, in this process; prints its figures as JSON, last."""
     case = (TINY if args.tiny else CASES)[number]
     if args.device == "cuda" and who == "ours" and not args.no_limit:
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(case.limit * GIB / total, 1.0))
+        own = int(os.environ.get("LOCAL_RANK", 0))
+        total = torch.cuda.get_device_properties(own).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(case.limit * GIB / total, 1.0), own)
     seconds, peak = (
         ours(case, args.folder, args.steps, args.devices)
         if who == "ours"
@@ -175,15 +175,17 @@ def one(who: str, number: int, args: argparse.Namespace) -> None:
 
 
 def measured(who: str, number: int, args: argparse.Namespace, devices: int = 1) -> str:
-    """The cell of a run in a process of its own."""
+    """The cell of a run in a process of its own; what has failed leaves the rest of the table."""
     options = ["--one", who, str(number), "--folder", str(args.folder), "--steps", str(args.steps)]
     options += ["--device", args.device, "--devices", str(devices)]
     options += [*(["--tiny"] if args.tiny else []), *(["--no-limit"] if args.no_limit else [])]
     done = subprocess.run([sys.executable, __file__, *options], capture_output=True, text=True)
     if done.returncode:
-        if "memory" in done.stderr:
+        if "out of memory" in done.stderr:
             return "does not fit"
-        raise SystemExit(done.stderr[-3000:])
+        print(done.stderr[-3000:], file=sys.stderr, flush=True)
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return f"failed: {lines[-1][:200].replace('|', '/')}"
     seconds, peak = json.loads(done.stdout.strip().splitlines()[-1])
     return f"{seconds:.2f} s" + ("" if peak is None else f", {peak:.1f} GiB")
 
@@ -218,10 +220,10 @@ def main() -> None:
         for number, case in enumerate(cases):
             if args.only.casefold() not in str(case).casefold():
                 continue
-            theirs = "no loader" if case.what == "lora" else measured("diffusers", number, args)
-            limit = f", {case.limit:g} GiB" if held else ""
-            row = f"| {case} | {theirs} | {measured('ours', number, args)}{limit} |"
-            print(row + (f" {measured('ours', number, args, args.devices)} |" if more else ""), flush=True)
+            print(f"| {case} |", end=" ", flush=True)
+            print("no loader" if case.what == "lora" else measured("diffusers", number, args), end=" | ", flush=True)
+            print(measured("ours", number, args) + (f", {case.limit:g} GiB |" if held else " |"), end="", flush=True)
+            print(f" {measured('ours', number, args, args.devices)} |" if more else "", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import pickle
 import sys
 from typing import Any
 
+import torch
+
 from sgm.engine import load_engine
 from sgm.errors import UserError
 from sgm.pipeline import generate, generate_views
@@ -26,6 +28,7 @@ def main() -> None:
     start: dict[str, Any] = pickle.load(sys.stdin.buffer)
     load = start.pop("load")
     follower = Follower(**start, words=sys.stdin.buffer)
+    torch.set_num_threads(max(torch.get_num_threads() // follower.size, 1))  # of the processor that all share
     try:
         engine = load_engine(**load, device=start["device"])
         answer("")

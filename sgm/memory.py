@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -68,7 +70,7 @@ def choose(
 def plans(engine: DiffusionEngine, frames: int, height: int, width: int, guided: bool) -> list[Plan]:
     """The plans for a clip with their predicted peaks: the fastest first, each smaller than the one before."""
     fast, offload = (predict(engine, frames, height, width, guided, plan) for plan in (FASTEST, OFFLOAD))
-    if streamed_bytes(engine.model) is None:
+    if _weights(engine).streamed is None:
         return [fast, offload]
     streamed = predict(engine, frames, height, width, guided, STREAMED)
     return [fast, offload, *([streamed] if streamed.peak < offload.peak else [])]
@@ -81,9 +83,9 @@ def predict(engine: DiffusionEngine, frames: int, height: int, width: int, guide
     benchmarks/README.md).
     """
     model, size = ALL_VERSIONS.get(engine.version, ALL_VERSIONS["svd"]), engine.dtype.itemsize / 2
-    weights = {name: sum(value.nbytes for value in _values(part)) for name, part in engine.parts.items()}
+    weights = dict(_weights(engine).parts)
     if plan.streamed:
-        weights["network"] = streamed_bytes(engine.model) or weights["network"]
+        weights["network"] = _weights(engine).streamed or weights["network"]
     clips = 2 if guided and not plan.clip_by_clip else 1
     latents, pixels = clips * frames * height * width // engine.factor**2, frames * height * width
     sampling = round(size * (model.latent_bytes * latents + _WORKSPACE["network"]))
@@ -96,6 +98,24 @@ def predict(engine: DiffusionEngine, frames: int, height: int, width: int, guide
     else:
         peak = sum(weights.values()) + max(sampling, decoding)
     return replace(plan, peak=peak)
+
+
+class _Weights(NamedTuple):
+    """Bytes of an engine's weights. parts: by name. streamed: see `streamed_bytes`."""
+
+    parts: dict[str, int]
+    streamed: int | None
+
+
+_known: WeakKeyDictionary[DiffusionEngine, _Weights] = WeakKeyDictionary()
+
+
+def _weights(engine: DiffusionEngine) -> _Weights:
+    """The bytes of an engine's weights, added up once: they stay what they are, wherever they lie."""
+    if engine not in _known:
+        parts = {name: sum(value.nbytes for value in _values(part)) for name, part in engine.parts.items()}
+        _known[engine] = _Weights(parts, streamed_bytes(engine.model))
+    return _known[engine]
 
 
 def _values(module: nn.Module) -> list[Tensor]:

@@ -21,12 +21,12 @@ from sgm.diffusion.guidance import guided
 from sgm.diffusion.sampling import Between, one_end
 from sgm.engine import DiffusionEngine
 from sgm.errors import UserError, enough_memory
-from sgm.families.image import to_pixels
+from sgm.families.image import to_pixels, to_uint8
 from sgm.matrix import Matrix
 from sgm.ranks import FollowersLost
 from sgm.recipe import MARK, settings_of
 from sgm.request import VideoRequest, ViewsRequest
-from sgm.run import OnStep, Run, to_frames
+from sgm.run import OnStep, Run
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -220,7 +220,7 @@ def _generate_views(
     seen = np.stack([np.asarray(frame) for frame in clip])
     views = [seen]
     for view in pictures[:, 1:].unbind(1):
-        views.append(to_frames(view))
+        views.append(to_uint8(view))
         _check_frames(views[-1], clip[0])
     names = ("input", *(f"view-{number}" for number in range(1, len(views))))
     clips = [

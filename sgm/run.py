@@ -15,6 +15,7 @@ from sgm.conditioning.memo import Memo
 from sgm.devices import GIB, free_memory
 from sgm.engine import DiffusionEngine, copy_to
 from sgm.errors import UserError
+from sgm.families.image import to_uint8
 from sgm.fast.shard import Ranks
 from sgm.fast.unet import FastUNet
 from sgm.loras import loras_of
@@ -231,7 +232,7 @@ class Run:
 
     def decode(self, z: Tensor) -> np.ndarray:
         """Scaled latents (t, c, h, w) -> frames, uint8 (t, h, w, 3)."""
-        return to_frames(self.pictures(z, lambda done, of: self.report("decode", done, of)))
+        return to_uint8(self.pictures(z, lambda done, of: self.report("decode", done, of)))
 
     def pictures(self, z: Tensor, report: Callable[[int, int], None] = lambda done, of: None) -> Tensor:
         """Scaled latents (t, c, h, w) -> pictures (t, 3, f h, f w), about [-1, 1]. report(done, of): of blocks."""
@@ -333,6 +334,8 @@ class Run:
         key = module, dtype, streamed
         if self._copy is None or self._copy[:3] != key:
             self._copy = None  # frees the old copy's memory before the new copy is made
+            if self.plan.streamed:  # else what stays keeps the allocator's large pieces, in which little has room
+                torch.cuda.empty_cache()
             if streamed:
                 copy: Any = stream(network.model, device, dtype)
             else:
@@ -345,8 +348,3 @@ class Run:
         """A condition with one row for each frame: where there is one for the clip, it is repeated."""
         frames = self.request.frames
         return {k: v if len(v) == frames else v.repeat_interleave(frames, 0) for k, v in cond.items()}
-
-
-def to_frames(pictures: Tensor) -> np.ndarray:
-    """Pictures (t, 3, h, w) in [-1, 1], which they may leave, -> uint8 (t, h, w, 3)."""
-    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

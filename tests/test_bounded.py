@@ -27,9 +27,10 @@ from sgm.cli.commands import cli
 from sgm.conditioning.aim import aim
 from sgm.conditioning.camera import seen_from
 from sgm.engine import DiffusionEngine
+from sgm.families.image import to_uint8
 from sgm.media.quality import psnr
 from sgm.recipe import as_command, as_python, made_by
-from sgm.run import Run, to_frames
+from sgm.run import Run
 from sgm.versions import bundle
 from tests import small_model
 from tests.test_parity import OWN
@@ -130,7 +131,7 @@ def test_svd_ends_at_its_last_picture(ends: tuple[Image.Image, Image.Image]) -> 
     seen = torch.cat([Run(engine, last).latents(picture) for picture in pixels.split(1)])
     for clip, goal in zip(clips, (1, 2), strict=True):
         with torch.inference_mode():
-            wanted = to_frames(engine.decode_clip(seen[[0, goal]]))
+            wanted = to_uint8(engine.decode_clip(seen[[0, goal]]))
         assert np.abs(clip.frames.astype(int) - wanted).mean() < np.abs(clip.frames.astype(int) - wanted[::-1]).mean()
         assert made_by(clip.settings)["last"] == hash_of(pictures[goal].astype(np.uint8))
 

@@ -152,5 +152,6 @@ def to_pixels(picture: Image.Image) -> Tensor:
 
 
 def to_uint8(pixels: Tensor) -> np.ndarray:
-    """Pictures (n, 3, h, w) in [-1, 1] as uint8 (n, h, w, 3)."""
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    """Pictures (n, 3, h, w) in [-1, 1], which they may leave, as uint8 (n, h, w, 3)."""
+    pixels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte()
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # laid out where that is fast

@@ -53,6 +53,7 @@ def decode(
         sizes.append(scale**2 * h * w * cast(ResnetBlock, level.block[-1]).conv2.out_channels)
         scale *= 1 if level.upsample is None else 2
     held = Held(z, t, sizes, max_held)
+    temporal = _temporal_weights(decoder)
     x = held.at_end(h, w, decoder.conv_in.out_channels)
     x.put(x.part(read=False).copy_(decoder.conv_in(z).permute(0, 2, 3, 1).flatten(1, 2)))
     upsample: Upsample | None = None  # of the level before: the next block applies it to its chunks
@@ -79,11 +80,12 @@ def decode(
                 # Frame i of `out` ends before frame i + 1 of x begins, since both end together and x is no larger.
                 frames = slice(i, i + step)
                 part = out.part(frames, read=False)
-                _spatial(ops, block, x.part(frames).unflatten(1, x.size), part, upsample, upsample_weight)
+                pixels = x.part(frames).unflatten(1, x.size)
+                _spatial(ops, block, temporal.get(block), pixels, part, upsample, upsample_weight)
                 out.put(part, frames)
             x, upsample = out, None
             if isinstance(block, VideoResnetBlock):
-                _temporal(ops, block, x, shard, max_values, check)
+                _temporal(ops, block, temporal[block], x, shard, max_values, check)
         else:
             upsample, upsample_weight = block, None if block is None else ops.fused_upsample_weight(block.conv.weight)
     step = max(max_values // (3 * x.shape[1] * x.shape[2]), 1)
@@ -114,11 +116,17 @@ def frame_values(decoder: Decoder, h: int, w: int) -> int:
 
 
 def _spatial(
-    ops: Ops, block: ResnetBlock, x: Tensor, out: Tensor, upsample: Upsample | None, upsample_weight: Tensor | None
+    ops: Ops,
+    block: ResnetBlock,
+    temporal: float | None,
+    x: Tensor,
+    out: Tensor,
+    upsample: Upsample | None,
+    upsample_weight: Tensor | None,
 ) -> None:
     """A spatial residual block, after `upsample` if given. x: (n, h, w, c); out: (n, f h f w, c'), may be x.
 
-    `out` includes the block's `_temporal_bias`.
+    temporal: the weight of its temporal branch, if it has one; `out` then includes its `_temporal_bias`.
     """
     if upsample is not None and upsample_weight is not None:
         x = ops.upsample_conv(x, upsample_weight, cast(Tensor, upsample.conv.bias))
@@ -131,24 +139,32 @@ def _spatial(
     del x
     y, pending_bias = ops.spatial_conv(y.view(n, h, w, -1), block.conv1.weight, cast(Tensor, block.conv1.bias))
     y = ops.group_norm([y], block.norm2, add=pending_bias)
-    if isinstance(block, VideoResnetBlock):
-        bias = bias + _temporal_bias(block)
+    if temporal is not None:
+        bias = bias + _temporal_bias(cast(VideoResnetBlock, block), temporal)
     y, pending_bias = ops.spatial_conv(y.view(n, h, w, -1), block.conv2.weight, bias)
     ops.blend(skip, y, 1.0, 1.0, pending_bias, out=out)
 
 
-def _temporal_bias(block: VideoResnetBlock) -> Tensor:
+def _temporal_weights(decoder: Decoder) -> dict[nn.Module, float]:
+    """The weight of each block's temporal branch in the blend with its spatial one: the device is asked only once."""
+    blocks = [block for block in decoder.modules() if isinstance(block, VideoResnetBlock)]
+    factors = [block.mix_factor.reshape(()) for block in blocks]
+    return dict(zip(blocks, torch.sigmoid(torch.stack(factors)).tolist(), strict=True)) if blocks else {}
+
+
+def _temporal_bias(block: VideoResnetBlock, weight: float) -> Tensor:
     """The bias of the last temporal convolution, weighted, (c,): folded into the spatial block's last addition."""
-    return _temporal_weight(block) * cast(Tensor, cast(TemporalConv, block.time_stack.out_layers[3]).bias)
-
-
-def _temporal_weight(block: VideoResnetBlock) -> float:
-    """The weight of the temporal branch in the blend with the spatial one."""
-    return float(torch.sigmoid(block.mix_factor))
+    return weight * cast(Tensor, cast(TemporalConv, block.time_stack.out_layers[3]).bias)
 
 
 def _temporal(
-    ops: Ops, block: VideoResnetBlock, x: Activation, shard: Shard, max_values: int, check: Callable[[], None]
+    ops: Ops,
+    block: VideoResnetBlock,
+    weight: float,
+    x: Activation,
+    shard: Shard,
+    max_values: int,
+    check: Callable[[], None],
 ) -> None:
     """The temporal residual block and the blend with its input, in place. x: (t, s, c), with `_temporal_bias` added."""
     t, s, c = x.shape
@@ -156,14 +172,13 @@ def _temporal(
     stack = block.time_stack
     norm_1, norm_2 = (cast(nn.GroupNorm, layers[0]) for layers in (stack.in_layers, stack.out_layers))
     conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
-    weight = _temporal_weight(block)
     step = max(max_values // (4 * most * c) // Moments.tile, 1) * Moments.tile
     parts = [slice(i, min(i + step, s)) for i in range(0, s, step)]
     device = x.inside.device
     moments = ops.empty_moments(t, s, c, device)
     for part in parts if len(x.outside) else [slice(0, s)]:
         moments.measure(x.part(pixels=part), part.start)
-    first = shard.norm(moments, norm_1, -_temporal_bias(block))
+    first = shard.norm(moments, norm_1, -_temporal_bias(block, weight))
     moments = ops.empty_moments(t, s, c, device)
     # The whole activation takes as much memory as x: of several processes' shares, both take no more than x of one.
     store = len(parts) == 1 or most * s * c <= _MAX_STORED or (shard.size > 1 and not len(x.outside))

@@ -32,12 +32,21 @@ class Recorded:
     """`evaluate(x, c_noise)` of a fixed shape, recorded at its third call if launching took most of the second.
 
     evaluate: calls `checks.check` before each block. early: record at the second call, whatever the first took, and
-    raise the error of a recording that fails: for processes that must all do the same. Replays have the same bits as
-    calls.
+    raise the error of a recording that fails: for processes that must all do the same. known, key: whether evaluations
+    of this kind are recorded, where an earlier clip has shown it: then from the first call on, for all that is made
+    once, such as compiled kernels, is there. Replays have the same bits as calls.
     """
 
-    def __init__(self, evaluate: Callable[[Tensor, Tensor], Tensor], checks: Checks, early: bool) -> None:
+    def __init__(
+        self,
+        evaluate: Callable[[Tensor, Tensor], Tensor],
+        checks: Checks,
+        early: bool,
+        known: dict[tuple[int, ...], bool],
+        key: tuple[int, ...],
+    ) -> None:
         self._evaluate, self._checks, self._early = evaluate, checks, early
+        self._known, self._key = known, key
         self._calls = 0
         self._graphs: list[torch.cuda.CUDAGraph] | None = None  # None: not recorded
         self._timing: tuple[float, torch.cuda.Event, torch.cuda.Event] | None = None
@@ -46,8 +55,12 @@ class Recorded:
 
     def __call__(self, x: Tensor, c_noise: Tensor) -> Tensor:
         self._calls += 1
-        if self._graphs is None and self._calls == (2 if self._early else 3) and (self._early or self._launch_bound()):
+        key = *self._key, *x.shape
+        if self._graphs is None and self._calls == (2 if self._early else 3):
+            self._known[key] = self._early or self._launch_bound()
+        if self._graphs is None and self._known.get(key):
             self._record(x, c_noise)
+            self._known[key] = bool(self._graphs)
         if self._graphs:
             for static, value in zip(self._inputs, (x, c_noise), strict=True):
                 static.copy_(value)
@@ -56,8 +69,9 @@ class Recorded:
                     self._checks.check()
                 graph.replay()
             return self._output.clone()
-        if self._calls != 2:
+        if self._calls != 2 or key in self._known:
             return self._evaluate(x, c_noise)
+        torch.cuda.synchronize()  # else launching would wait for room in the queue of what is launched already
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         begin = time.perf_counter()
@@ -67,7 +81,8 @@ class Recorded:
         return out
 
     def _launch_bound(self) -> bool:
-        assert self._timing
+        if self._timing is None:  # it is known that it is not
+            return False
         launching, start, end = self._timing
         end.synchronize()
         return launching > _LAUNCH_SHARE * start.elapsed_time(end) / 1000

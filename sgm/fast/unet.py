@@ -36,10 +36,11 @@ def no_load(block: nn.Module) -> None:
 
 
 class FastUNet:
-    """The UNet for inference, called as `OpenAIWrapper`. Immutable, so threads may share it.
+    """The UNet for inference, called as `OpenAIWrapper`. Threads may share it: only `recorded` changes.
 
     model: with its weights loaded; their memory layout is changed. load(block): called before a block's weights are
-    read, where they come when they are needed (see `sgm.streaming`). alphas, biases: see `Conditioned`.
+    read, where they come when they are needed (see `sgm.streaming`). alphas, biases: see `Conditioned`. recorded: what
+    was learnt of evaluations, see `Recorded`.
     """
 
     def __init__(self, model: OpenAIWrapper, load: Callable[[nn.Module], None] | None = None) -> None:
@@ -47,6 +48,7 @@ class FastUNet:
         unet = model.diffusion_model
         self.alphas: dict[nn.Module, float] = {}
         self.biases: dict[nn.Module, Biases] = {}
+        self.recorded: dict[tuple[int, ...], bool] = {}
         if isinstance(unet, UNet):
             if load is None:
                 lay_out(unet)
@@ -100,8 +102,8 @@ class FastUNet:
         dtype, kind = next(self.model.parameters()).dtype, _KINDS[type(unet)]
         inputs = {key: value.to(dtype) for key, value in c.items() if key != "concat"}
         rows = len(c["vector" if "vector" in c else "crossattn"])
-        parts = rows // num_video_frames if clip_by_clip or ranks else 1
         ranks = ranks or Ranks()
+        parts = rows // num_video_frames if clip_by_clip or ranks.size > 1 else 1
         mine, shard = ranks.share(parts, num_video_frames, kind.divisible)
         checks = Checks(check)
         clips: list[Conditioned] = []
@@ -121,7 +123,11 @@ class FastUNet:
         can_record = c["crossattn"].is_cuda and (shard.size == 1 or len(mine) == 1)
         variants = [partial(evaluate, whole) for whole in (True, False)]
         if record and can_record:
-            variants = [Recorded(variant, checks, early=shard.size > 1) for variant in variants]
+            key = parts, len(mine), shard.frames, max_values
+            variants = [
+                Recorded(variant, checks, shard.size > 1, self.recorded, (*key, i))
+                for i, variant in enumerate(variants)
+            ]
         evaluations = count()
         return lambda x, c_noise: variants[next(evaluations) % cache_interval > 0](x, c_noise)
 
