@@ -111,17 +111,17 @@ def importing_torch() -> Iterator[None]:
 def run_and_exit(program: Callable[[], object]) -> None:
     """Run a program and end the process with its exit code, without torch's clean-up, which takes up to a second.
 
-    Exit handlers are called and the standard streams flushed; where that fails, as on a full disk, the exit code is not
-    0. Without torch, with other threads, or with a message instead of an exit code, the process ends as usual.
+    Exit handlers are called and the standard streams flushed; where stdout cannot be, as on a full disk, the exit code
+    is not 0. Without torch, with other threads, or with a message instead of an exit code, the process ends as usual.
     """
     _replace_closed_streams()
     try:
         program()
     except SystemExit as end:
         code = end.code or 0
-        unflushed = not _flushed(sys.stdout)
+        unflushed, unheard = not _flushed(sys.stdout), not _flushed(sys.stderr)
         as_usual = "torch" not in sys.modules or threading.active_count() > 1
-        if not isinstance(code, int) or (as_usual and not unflushed):
+        if not isinstance(code, int) or (as_usual and not unflushed and not unheard):  # for which Python exits with 120
             raise
         atexit._run_exitfuncs()
         _flushed(sys.stdout)

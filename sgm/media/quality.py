@@ -14,6 +14,8 @@ import av.filter
 import cv2
 import numpy as np
 
+from sgm.media.filters import filter_graph
+
 HIGHEST_PSNR = 99.0  # dB, of equal pictures, too, whose PSNR has no number
 FREEZE, BLACK, BLACK_SHARE = 0.001, 0.1, 0.98  # the defaults of FFmpeg's freezedetect and blackdetect
 _SIGMA, _RADIUS = 1.5, 5  # pixels, of the window of Wang et al.
@@ -67,9 +69,16 @@ def xpsnr(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> list[float] | Non
         return None
     with tempfile.TemporaryDirectory(prefix="sgm-video-") as folder:
         written = Path(folder, "xpsnr.txt")
-        graph = av.filter.Graph()
+        _write_xpsnr(written, a, b)
+        return [float(value) for value in re.findall(r"XPSNR y: *(\S+)", written.read_text())]
+
+
+def _write_xpsnr(path: Path, a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> None:
+    """A function of its own, at whose end nothing refers to the filters, so that the file is closed."""
+    h, w = a[0].shape
+    with filter_graph() as graph:
         sources = [graph.add_buffer(width=w, height=h, format=av.VideoFormat("gray"), time_base=_TICK) for _ in "ab"]
-        measure, sink = graph.add("xpsnr", stats_file=str(written)), graph.add("buffersink")
+        measure, sink = graph.add("xpsnr", stats_file=str(path)), graph.add("buffersink")
         for number, source in enumerate(sources):
             source.link_to(measure, 0, number)
         measure.link_to(sink)
@@ -80,8 +89,6 @@ def xpsnr(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> list[float] | Non
                 frame.pts, frame.time_base = time, _TICK
                 source.push(frame)
             sink.pull()
-        del graph, sources, measure, sink  # which closes the file
-        return [float(value) for value in re.findall(r"XPSNR y: *(\S+)", written.read_text())]
 
 
 def detail(grey: np.ndarray) -> float:

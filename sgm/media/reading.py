@@ -86,8 +86,9 @@ class Video:
     @property
     def settings(self) -> dict[str, Any] | None:
         """The settings that `write_video` put into the file; None where there are none, or another's comment."""
-        try:
-            settings = json.loads(self._container.metadata.get("comment", "null"))
+        comment = self._container.metadata.get("comment", "null")
+        try:  # what is not UTF-8, which PyAV gives as surrogates since its version 19, becomes U+FFFD
+            settings = json.loads(comment.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
         except (ValueError, RecursionError):
             return None
         return settings if isinstance(settings, dict) else None
@@ -195,7 +196,7 @@ class Video:
 
     def _time(self, part: av.VideoFrame | av.Packet) -> float | None:
         """When a frame is shown, seconds; None where no time stamp says so."""
-        if part.pts is None or part.time_base is None:
+        if part.pts is None or not part.time_base:  # which is 0 instead of None since PyAV 19
             return None
         return float((part.pts - (self._stream.start_time or 0)) * part.time_base)
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import av
 import av.error
-import av.filter
 import numpy as np
 
 from sgm.errors import UserError, shown
+from sgm.media.filters import filter_graph
 from sgm.media.reading import MAX_DECODED, MAX_FRAMES
 
 TIMES = (1, 2, 4)  # as many frames, 1: the model's own alone
@@ -89,22 +89,22 @@ class Smoothing(NamedTuple):
 def _interpolated(frames: np.ndarray, times: int) -> Iterator[np.ndarray]:
     """The frames (h, w, 3) of a clip with `times` - 1 between each two, by motion compensation over blocks."""
     count, height, width, _ = frames.shape
-    tick, graph = Fraction(1, _RATE), av.filter.Graph()
-    source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("yuv444p"), time_base=tick)
-    between, sink = graph.add("minterpolate", fps=str(_RATE * times)), graph.add("buffersink")
-    source.link_to(between)
-    between.link_to(sink)
-    graph.configure()
-    for time in range(count + 2):
-        if time > count:
-            graph.vpush(None)
-        else:  # the last frame twice: the filter holds back what follows the last but one
-            frame = av.VideoFrame.from_ndarray(frames[min(time, count - 1)], format="rgb24")
-            frame = frame.reformat(format="yuv444p")
-            frame.pts, frame.time_base = time, tick
-            graph.vpush(frame)
-        while True:
-            try:
-                yield graph.vpull().to_ndarray(format="rgb24")  # pyright: ignore[reportAttributeAccessIssue]
-            except (av.error.BlockingIOError, av.error.EOFError):
-                break
+    tick = Fraction(1, _RATE)
+    with filter_graph() as graph:
+        source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("yuv444p"), time_base=tick)
+        between, sink = graph.add("minterpolate", fps=str(_RATE * times)), graph.add("buffersink")
+        graph.link_nodes(source, between, sink)
+        graph.configure()
+        for time in range(count + 2):
+            if time > count:
+                graph.vpush(None)
+            else:  # the last frame twice: the filter holds back what follows the last but one
+                frame = av.VideoFrame.from_ndarray(frames[min(time, count - 1)], format="rgb24")
+                frame = frame.reformat(format="yuv444p")
+                frame.pts, frame.time_base = time, tick
+                graph.vpush(frame)
+            while True:
+                try:
+                    yield graph.vpull().to_ndarray(format="rgb24")  # pyright: ignore[reportAttributeAccessIssue]
+                except (av.error.BlockingIOError, av.error.EOFError):
+                    break

@@ -91,7 +91,7 @@ def samples(shard: Path, say: Callable[[str], object], start: int = 0) -> Iterat
             archive: Any = tarfile.TarFile(fileobj=headers, ignore_zeros=True)
             while (member := archive.next()) is not None:
                 archive.members.clear()  # else it keeps all
-                headers.count = 0
+                headers.count, headers.damaged = 0, False
                 if member.size < 0 or archive.offset <= end:
                     raise tarfile.ReadError("a member has a negative size")
                 if member.offset > end + tarfile.RECORDSIZE:  # less may lie between two archives in one file
@@ -109,6 +109,8 @@ def samples(shard: Path, say: Callable[[str], object], start: int = 0) -> Iterat
                     yield Sample(f"{shard.name}/{member.name}", shard, member.offset_data, member.size, end)
                 else:
                     refused.append(f"{printable(member.name)} (no clip)")
+            if headers.damaged:  # newer Pythons pass over a header whose size is negative, too
+                raise tarfile.ReadError("its last header cannot be read")
     except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
         refused.append(f"what follows, since the archive is damaged ({printable(error, 80)})")
     if refused:
@@ -121,14 +123,17 @@ class _Headers:
     mode, name = "rb", None
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.count = file, 0  # parts since the last whole header
+        self._file = file
+        self.count, self.damaged = 0, False  # parts since the last whole header, and whether any is more than zeros
         self.seek, self.tell, self.close = file.seek, file.tell, file.close
 
     def read(self, size: int = -1) -> bytes:
         self.count += 1
         if not 0 <= size <= _MAX_HEADER or self.count > _MAX_PARTS:
             raise tarfile.ReadError("it has no header where one should be")
-        return self._file.read(size)
+        part = self._file.read(size)
+        self.damaged = self.damaged or any(part)
+        return part
 
 
 def _against(member: tarfile.TarInfo) -> str:

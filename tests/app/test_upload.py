@@ -25,7 +25,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def shows(picture: Image.Image | None, frame: np.ndarray) -> bool:
-    return picture is not None and np.abs(np.asarray(picture).astype(int) - frame).mean() < 8
+    return picture is not None and bool(np.abs(np.asarray(picture).astype(int) - frame).mean() < 8)
 
 
 def test_a_picture_of_any_name_is_one() -> None:

@@ -77,7 +77,10 @@ import numpy as np
 read_frames(encode_video(np.zeros((2, 64, 64, 3), np.uint8), 7))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 read_settings(sys.argv[1])
-for read in (read_frames, lambda path: open_video(path).__enter__()[-1]):
+def read_last(path):
+    with open_video(path) as video:
+        return video[-1]
+for read in (read_frames, read_last):
     try:
         read(sys.argv[1])
     except UserError as error:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import io
 
+import av.filter
 import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
 from sgm import EXPORTS, Smoothing, UserError
-from sgm.media.quality import psnr
+from sgm.media.quality import psnr, xpsnr
 
 
 def pan(count: int, step: int) -> np.ndarray:
@@ -44,6 +46,16 @@ def test_slow_motion_keeps_the_frame_rate_and_one_times_the_clip() -> None:
     same = Smoothing().apply(frames, 7, {"seed": 1})
     assert same[0] is frames
     assert same[1:] == (7, {"seed": 1})
+
+
+def test_filters_are_freed_at_once_without_garbage_collection() -> None:
+    gc.disable()
+    try:
+        Smoothing(2).apply(pan(3, 4), 7, {})
+        xpsnr([*pan(3, 4)[..., 0]], [*pan(3, 1)[..., 0]])
+        assert not any(isinstance(thing, av.filter.Graph) for thing in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 def test_a_cut_is_not_blended() -> None:

@@ -92,6 +92,11 @@ def test_settings_that_are_not_there(tmp_path):
     assert read_settings(write_video(tmp_path / "clip.mp4", moving(), 6, {})) == {}
 
 
+def test_settings_that_are_not_utf_8_are_read_but_for_those_bytes(tmp_path):
+    content = write_video(tmp_path / "clip.mp4", moving(), 6, {"name": "Zo?", "seed": 3}).read_bytes()
+    assert read_settings(content.replace(b"Zo?", "Zoë".encode("latin-1"))) == {"name": "Zo\ufffd", "seed": 3}
+
+
 @pytest.mark.parametrize("comment", ["made on a Sunday", "[1, 2]", "{", "[" * 100_000])
 def test_a_comment_of_somebody_else_is_no_settings(tmp_path, comment):
     path = tmp_path / "other.mp4"
