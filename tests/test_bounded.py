@@ -126,7 +126,7 @@ def test_the_ends_are_as_near_to_the_picture_as_the_autoencoder_draws_it(
     picture = (np.asarray(prepare_picture(ends[0], request)) / 2 + 64 + grain).clip(0, 255).astype(np.uint8)
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.inference_mode():
-        drawn = to_frames(tiny.decode_clip(Run(tiny, request).latents(pixels).repeat(2, 1, 1, 1)))
+        drawn = to_uint8(tiny.decode_clip(Run(tiny, request).latents(pixels).repeat(2, 1, 1, 1)))
     limit = psnr(drawn[0], picture)
     assert limit < 24
     clip = generate(tiny, request, Image.fromarray(picture))
