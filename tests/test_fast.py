@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sgm.engine import DiffusionEngine
 from sgm.fast.decoder import decode
 from sgm.fast.ops import Ops, for_device
-from sgm.fast.shard import Shard
+from sgm.fast.shard import Ranks, Shard
 from sgm.fast.torch_ops import TorchOps
 from sgm.layers.residual import TemporalConv
 from sgm.unet.unet import UNet
@@ -235,6 +235,13 @@ def test_the_network(made_up: Callable[[str], DiffusionEngine]) -> None:
         whole = [engine.network(x, noise, c, num_video_frames=frames) for _ in range(2)]
         # In halves and in narrow parts; of another condition; what the fast path does not do, the module does.
         halves = engine.network.conditioned(c, frames, max_values=10**4, clip_by_clip=True)(x, noise)
+        # Where one process is alone, guidance's clips are evaluated at once: each block is asked for once, not twice.
+        checks: list[list[None]] = [[], [], []]
+        ways: list[dict[str, Any]] = [{}, {"ranks": Ranks()}, {"clip_by_clip": True}]
+        for asked, options in zip(checks, ways, strict=True):
+            engine.network.conditioned(c, frames, check=lambda asked=asked: asked.append(None), **options)(x, noise)
+        once, alone, twice = map(len, checks)
+        assert (alone, twice) == (once, 2 * once)
         other = {**c, "crossattn": 2 * c["crossattn"]}
         changed = engine.network(x, noise, other, num_video_frames=frames)
         tokens = {**c, "crossattn": c["crossattn"].repeat(1, 2, 1)}
