@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +97,7 @@ class Making:
         """
         listed = set(cells)
         scored: tuple[Cell, Future[dict[str, float | None]]] | None = None
-        with progress_bar() as show, _one_thread() as pool:
+        with progress_bar() as show:
             for cell in self.order:
                 seconds, error = None, ""
                 if cell not in self.made:
@@ -109,7 +108,7 @@ class Making:
                 if scored:
                     self.folder.add_scores(scored[0], scored[1].result())
                 self.folder.write(cells)
-                scored = (cell, pool.submit(self._scores, cell, self._picture(cell))) if cell in self.made else None
+                scored = (cell, in_own_thread(self._scores, cell, self._picture(cell))) if cell in self.made else None
             if scored:
                 self.folder.add_scores(scored[0], scored[1].result())
                 self.folder.write(cells)
@@ -227,14 +226,17 @@ class Making:
         self.folder.remove_pages(len(pages))
 
 
-@contextmanager
-def _one_thread() -> Iterator[ThreadPoolExecutor]:
-    """A thread beside this one, which is not waited for where an error ends the work."""
+def in_own_thread(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """The result to come of a call in a thread of its own, which is not waited for where an error ends the work.
+
+    The thread ends with the call: while one more with OpenMP threads of its own lives, those that the network computes
+    on sleep at each layer's end, instead of spinning.
+    """
     pool = ThreadPoolExecutor(1, initializer=stand_back)
     try:
-        yield pool
+        return pool.submit(function, *arguments)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=False)
 
 
 def _show_drawn(show: Callable[..., None], text: str, done: int, of: int) -> None:
