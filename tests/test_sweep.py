@@ -394,7 +394,7 @@ def test_a_grid_that_no_sweep_made_is_not_lost() -> None:
 
 
 def test_the_thread_that_scores_ends_with_it() -> None:
-    """While it lives, its OpenMP threads have those of the network sleep at each layer's end: a clip takes 1.1 times as long."""
+    """While it lives, the network's OpenMP threads sleep at the end of each layer: a clip takes 1.1 times as long."""
     thread = in_own_thread(threading.current_thread).result()
     thread.join(10)
     assert not thread.is_alive()
