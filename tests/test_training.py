@@ -317,7 +317,7 @@ def lora(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         *(f"init={bundle() / 'checkpoints' / 'svd_tiny.safetensors'}", "rank=4", "alpha=8", "trigger=rolling waves"),
         *("data.frames=3", "data.height=64", "data.width=64", "train.pool=2", "train.batch=1", "train.devices=1"),
         *("train.precision=32-true", "train.lr=5e-3", "targets=[attention,convolutions]", "train.warmup=2"),
-        "train.checkpointing=false",
+        *("train.checkpointing=false", "train.fresh=1"),
     ]
     return run(TRAINING / "svd_lora.yaml", [*how, f"out={out}", "train.steps=10"]), how
 
