@@ -19,7 +19,7 @@ from sgm.versions import bundle
 from tests.test_recipe import BEFORE_THE_MARK
 
 SAMPLES = bundle() / "app" / "samples"
-PAN = {"frames": 4, "steps": 2, "camera": "pan_left", "motion_bucket": 500}
+PAN = {"frames": 4, "steps": 2, "width": 320, "height": 192, "camera": "pan_left", "motion_bucket": 500}
 
 
 @pytest.fixture(scope="module")
