@@ -379,8 +379,8 @@ def choose_preset(version: Version) -> None:
 def _choose_size(version: Version) -> None:
     if len(version.sizes) > 1:
         about = (
-            f"Sizes that suit the model, whose own is {version.width} × {version.height}; a quick one has fewer pixels, "
-            "and takes less time for it. More are below, in its fields."
+            f"Sizes that suit the model, whose own is {version.width} × {version.height}. A quick one has fewer "
+            "pixels, and takes less time. More are below, in its fields."
         )
         _offer("size", "Size", about, version)
 
@@ -412,7 +412,7 @@ def _offers(group: str, version: Version) -> dict[str, dict[str, Any]]:
         open_end = {"sampler": version.sampler, "ends": "loop"}
         return {"Anywhere": open_end, "At a last picture": between["last"], "Where it began": between["loop"]}
     if group == "size":
-        return {_size_title(*size, version): dict(zip(("width", "height"), size, strict=True)) for size in version.sizes}
+        return {_size_title(w, h, version): {"width": w, "height": h} for w, h in version.sizes}
     return _presets(version)
 
 
