@@ -1,4 +1,4 @@
-"""`sgm sample` of one picture with svd_tiny at its defaults, in one size, beside diffusers with its weights, on the CPU.
+"""`sgm sample` of one picture with svd_tiny in one size, beside diffusers with its weights, on the CPU.
 
 Both are measured as whole processes, from their start to the written file, in turns. Last line: `ratio R`, our median
 wall time over theirs. See README.md.
