@@ -122,7 +122,7 @@ def past(disk: Path) -> tuple[Path, str]:
         return Clip(np.stack(frames), 7, job.request.settings())
 
     table = Table(outputs, draw)
-    request = VideoRequest(seed=4711, motion_bucket=61, frames=6, steps=2)
+    request = VideoRequest(seed=4711, motion_bucket=61, frames=6, steps=2, width=320, height=192)
     job = table.wait(
         table.submit(request, open_picture(ROOT / "app/samples/lake.jpg").resize((640, 384)), "lake.jpg").id
     )
