@@ -271,7 +271,7 @@ def test_an_upload_outlives_a_reload(stage: Stage, monkeypatch: pytest.MonkeyPat
     ok(page.file_uploader[0].set_value(("tall.png", photograph(400, 900), "image/png")).run())
     ok(page.slider(key="motion_bucket").set_value(60).run())
     again = opened(**page.query_params)
-    assert "Cropped 400×900 to 400×667 (3:5)" in said(again)
+    assert "Cropped 400×900 to 400×700 (4:7)" in said(again)
     assert again.slider(key="motion_bucket").value == 60
     ok(generate(again).click().run())
     assert "upload" not in again.query_params  # the job has it
