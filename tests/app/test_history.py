@@ -58,7 +58,9 @@ def pressed(page: AppTest, label: str) -> AppTest:
 JOB = Job(
     "20261126-120300-0123abcd",
     Path(),
-    VideoRequest(seed=5, sampler="dpmpp_2m", steps=12, frames=15, camera="pan_left", motion_bucket=60),
+    VideoRequest(
+        seed=5, sampler="dpmpp_2m", steps=12, frames=15, width=320, height=192, camera="pan_left", motion_bucket=60
+    ),
     "Lake_IMG2041.jpg",
     created=1_795_694_580.0,  # 26 Nov 2026
 )
@@ -73,7 +75,7 @@ JOB = Job(
         ),
         *(
             (query, True)
-            for query in ("12 steps", "steps 12", "15 frames", "448x256", "448 × 256", "nov 2026", "2026-11")
+            for query in ("12 steps", "steps 12", "15 frames", "320x192", "320 × 192", "nov 2026", "2026-11")
         ),
         *(
             (query, True)
@@ -92,7 +94,7 @@ JOB = Job(
             (query, False)
             for query in ("seed 50", "seed 15", "50", "seed 12", "motion 6", "motion 127", "steps 1", "2 steps")
         ),
-        *((query, False) for query in ("448x25", "20", "euler", "road", "lake seed 4", "2025", "SVD-XT", "pan right")),
+        *((query, False) for query in ("320x19", "20", "euler", "road", "lake seed 4", "2025", "SVD-XT", "pan right")),
     ],
 )
 def test_a_search_finds_what_it_says(query: str, found: bool) -> None:
