@@ -1,4 +1,6 @@
-"""svd_tiny on diffusers and transformers: `_diffusers_svd_tiny.py PICTURE OUT.mp4 DTYPE [--channels-last]`.
+"""svd_tiny on diffusers and transformers: `_diffusers_svd_tiny.py PICTURE OUT.mp4 WIDTH HEIGHT DTYPE …`.
+
+Last, `--channels-last`, if their modules are to be laid out so.
 
 Their UNet, autoencoder, image tower and Euler scheduler do what StableVideoDiffusionPipeline does. The pipeline class
 itself cannot take the camera's channels. Of ours it uses what diffusers does not have: the picture's way into the batch
@@ -28,8 +30,8 @@ from tests.diffusers_weights import autoencoder, image_tower, part, unet
 
 
 @torch.inference_mode()
-def main(picture: str, out: str, dtype: torch.dtype, channels_last: bool) -> None:
-    version, request = VERSIONS["svd_tiny"], VideoRequest()
+def main(picture: str, out: str, width: int, height: int, dtype: torch.dtype, channels_last: bool) -> None:
+    version, request = VERSIONS["svd_tiny"], VideoRequest(width=width, height=height)
     assert version.checkpoint_path is not None
     frames = version.frames
     params = load_config(version.config_path)["model"]["params"]
@@ -76,7 +78,7 @@ def main(picture: str, out: str, dtype: torch.dtype, channels_last: bool) -> Non
         timestep_spacing="leading",
     )
     scheduler.set_timesteps(version.steps)
-    shape = (1, frames, decoder_config["z_channels"], version.height // factor, version.width // factor)
+    shape = (1, frames, decoder_config["z_channels"], height // factor, width // factor)
     latents = torch.randn(shape, generator=generator) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         model_input = torch.cat([scheduler.scale_model_input(latents, t), concat], dim=2)
@@ -92,4 +94,5 @@ def main(picture: str, out: str, dtype: torch.dtype, channels_last: bool) -> Non
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], getattr(torch, sys.argv[3]), "--channels-last" in sys.argv)
+    picture, out, width, height, dtype = sys.argv[1:6]
+    main(picture, out, int(width), int(height), getattr(torch, dtype), "--channels-last" in sys.argv)

@@ -1,4 +1,4 @@
-"""Nine clips of svd_tiny's size, playing in step on the page Compare, in Chromium: dropped frames, late ones and drift.
+"""Nine clips of svd_tiny's quick size, in step on the page Compare, in Chromium: dropped frames, late ones, drift.
 
 Every drawing of a frame is noted with its time. Last line: `dropped D, apart A, drift M ms`: frames of a clip that were
 never drawn, the most by which clips were apart from each other, and how much later than by the wall clock the frames
@@ -26,7 +26,7 @@ from tests.app.test_browser import BROWSER, DRAWN, FLAGS, ROOT, Server, opened_i
 
 
 def clips(folder: Path, count: int) -> list[str]:
-    """Make clips that a moving picture stands in for: their size, length and rate are svd_tiny's. Returns their ids."""
+    """Make clips that a moving picture stands in for: their length and rate are svd_tiny's. Returns their ids."""
 
     def draw(job: Job, *_: Any) -> Clip:
         pixels = np.asarray(prepare_picture(open_picture(job.picture), job.request))
@@ -35,7 +35,8 @@ def clips(folder: Path, count: int) -> list[str]:
 
     table = Table(folder, draw)
     picture = open_picture(ROOT / "app" / "samples" / "lake.jpg")
-    ids = [table.submit(VideoRequest("svd_tiny", seed=seed), picture, "lake.jpg").id for seed in range(count)]
+    requests = [VideoRequest("svd_tiny", width=320, height=192, seed=seed) for seed in range(count)]
+    ids = [table.submit(request, picture, "lake.jpg").id for request in requests]
     for job_id in ids:
         table.wait(job_id)
     table.close()

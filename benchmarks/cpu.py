@@ -1,4 +1,4 @@
-"""`sgm sample` of one picture with svd_tiny at its defaults, beside diffusers with the same weights, on the CPU.
+"""`sgm sample` of one picture with svd_tiny in one size, beside diffusers with its weights, on the CPU.
 
 Both are measured as whole processes, from their start to the written file, in turns. Last line: `ratio R`, our median
 wall time over theirs. See README.md.
@@ -60,7 +60,9 @@ def main() -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of both; unless given, each one's own default"
     )
+    parser.add_argument("--size", type=int, nargs=2, default=(320, 192), metavar=("WIDTH", "HEIGHT"))
     arguments = parser.parse_args()
+    width, height = map(str, arguments.size)
     picture = str(arguments.picture.resolve())
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs; {arguments.repeat} runs each, in turns"
@@ -68,8 +70,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.mp4" for name in ("sgm", "diffusers")}
         theirs = [sys.executable, str(ROOT / "benchmarks" / "_diffusers_svd_tiny.py"), picture, str(files["diffusers"])]
+        theirs += [width, height]
         ours = [sys.executable, "-m", "sgm.cli", "sample", picture, "--device", "cpu", "--out", str(files["sgm"])]
-        ours += ["--no-watermark"]  # theirs has none
+        ours += ["--width", width, "--height", height, "--no-watermark"]  # theirs has none
         commands = {
             "sgm": [*ours, "--dtype", arguments.dtype] if arguments.dtype else ours,
             "diffusers": [*theirs, arguments.dtype or "float32"] + ["--channels-last"] * arguments.channels_last,

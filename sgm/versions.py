@@ -62,7 +62,7 @@ class Version:
         own = f"{self.width}×{self.height}"
         return (
             f"At {width}×{height} {self.title}'s clips lose form and colour: give each side {self.least} pixels or "
-            f"more; {own} is what it was trained for."
+            f"more; its own size is {own}."
         )
 
     @property
@@ -218,8 +218,8 @@ VERSIONS: dict[str, Version] = {
             name="svd_tiny",
             title="SVD tiny",
             frames=14,
-            height=192,
-            width=320,
+            height=256,
+            width=448,
             steps=6,
             fps=7,
             guider="linear",
@@ -231,7 +231,7 @@ VERSIONS: dict[str, Version] = {
             multiple=32,
             latent_bytes=3910,
             pixel_bytes=64,
-            sizes=((320, 192), (448, 256), (192, 320)),
+            sizes=((448, 256), (256, 448), (320, 192), (192, 320)),
             least=96,
         ),
         _svd("svd", "SVD", "img2vid", **_14),

@@ -89,7 +89,7 @@ def test_a_last_picture_that_is_lacking_or_not_taken_is_told(
 
 
 def test_a_pan_between_two_crops_of_a_photograph(tiny: DiffusionEngine, ends: tuple[Image.Image, Image.Image]) -> None:
-    request = VideoRequest(sampler="bounded", ends="last", frames=4, steps=2)
+    request = VideoRequest(sampler="bounded", ends="last", frames=4, steps=2, width=320, height=192)
     seen = []
     clip = generate(tiny, request, ends[0], lambda progress: seen.append(progress), last=ends[1])
     first, last = (np.asarray(prepare_picture(end, request)) for end in ends)

@@ -19,7 +19,7 @@ from sgm.versions import bundle
 from tests.test_recipe import BEFORE_THE_MARK
 
 SAMPLES = bundle() / "app" / "samples"
-PAN = {"frames": 4, "steps": 2, "camera": "pan_left", "motion_bucket": 500}
+PAN = {"frames": 4, "steps": 2, "width": 320, "height": 192, "camera": "pan_left", "motion_bucket": 500}
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,8 @@ def test_clips_have_the_depth_that_is_asked_for(kitten: Image.Image) -> None:
 
 
 def test_other_clips_have_no_parallax_to_be_measured(kitten: Image.Image) -> None:
-    size = {"frames": 4, "width": 320, "height": 192}
-    requests = VideoRequest("svd", **size), VideoRequest(frames=5), VideoRequest("svd_tiny", **PAN)
+    pan = VideoRequest("svd_tiny", **PAN)
+    requests = VideoRequest("svd", frames=4, width=320, height=192), pan.replace(frames=5), pan
     for request, picture in zip(requests, (kitten, kitten, Image.new("RGB", (320, 192), "teal")), strict=True):
         scores = score_clip(np.zeros((4, 192, 320, 3), np.uint8), picture, request=request)
         assert (scores["parallax"], scores["layered_hold"]) == (None, None)

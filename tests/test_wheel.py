@@ -55,6 +55,7 @@ def test_says_its_version_and_carries_types(unpacked: Path) -> None:
 def test_samples(unpacked: Path, environment: dict[str, str], tmp_path: Path) -> None:
     Image.new("RGB", (64, 48), "teal").save(tmp_path / "plain.png")
     command = [sys.executable, "-m", "sgm.cli", "sample", "plain.png", "--frames", "2", "--steps", "1"]
+    command += ["--width", "96", "--height", "96"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / done.stdout.strip()).stat().st_size > 0

@@ -99,7 +99,7 @@ def nearest_size(version: str, shape: tuple[int, int]) -> tuple[int, int]:
     model = VERSIONS[version]
     area, ratio, unit = model.width * model.height, shape[0] / shape[1], model.multiple
     widths = range(unit, area // unit + 1, unit)
-    sizes = [(width, height) for width in widths for height in (max(unit, round(area / width / unit) * unit),)]
+    sizes = [(w, max(unit, n * unit)) for w in widths for n in (area // w // unit, area // w // unit + 1)]
 
     def distance(size: tuple[int, int]) -> float:
         return abs(math.log(size[0] / size[1] / ratio)) + abs(math.log(size[0] * size[1] / area))

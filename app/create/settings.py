@@ -378,10 +378,11 @@ def choose_preset(version: Version) -> None:
 
 def _choose_size(version: Version) -> None:
     if len(version.sizes) > 1:
-        own = f"{version.width} × {version.height}"
-        _offer(
-            "size", "Size", f"Sizes that suit the model, whose own is {own}. More are below, in its fields.", version
+        about = (
+            f"Sizes that suit the model, whose own is {version.width} × {version.height}. A quick one has fewer "
+            "pixels, and takes less time. More are below, in its fields."
         )
+        _offer("size", "Size", about, version)
 
 
 def _offer(group: str, label: str, about: str, version: Version) -> None:
@@ -411,8 +412,13 @@ def _offers(group: str, version: Version) -> dict[str, dict[str, Any]]:
         open_end = {"sampler": version.sampler, "ends": "loop"}
         return {"Anywhere": open_end, "At a last picture": between["last"], "Where it began": between["loop"]}
     if group == "size":
-        return {f"{width} × {height}": {"width": width, "height": height} for width, height in version.sizes}
+        return {_size_title(w, h, version): {"width": w, "height": h} for w, h in version.sizes}
     return _presets(version)
+
+
+def _size_title(width: int, height: int, version: Version) -> str:
+    quick = width * height < version.width * version.height
+    return f"{width} × {height}" + (", quick" if quick else "")
 
 
 def _present(group: str, version: Version) -> dict[str, Any]:

@@ -213,7 +213,7 @@ def test_a_knows_neither_others_jobs_nor_unknown_ones(server: Server, clip: str)
 
 
 @pytest.mark.parametrize(
-    ("shape", "size"), [((1024, 576), (320, 192)), ((576, 1024), (192, 320)), ((768, 768), (256, 256))]
+    ("shape", "size"), [((1024, 576), (448, 256)), ((576, 1024), (256, 448)), ((768, 768), (352, 352))]
 )
 def test_a_shape_that_svd_tiny_has_not(shape: tuple[int, int], size: tuple[int, int]) -> None:
     assert work.nearest_size("svd_tiny", shape) == size

@@ -122,7 +122,7 @@ def past(disk: Path) -> tuple[Path, str]:
         return Clip(np.stack(frames), 7, job.request.settings())
 
     table = Table(outputs, draw)
-    request = VideoRequest(seed=4711, motion_bucket=61, frames=6, steps=2)
+    request = VideoRequest(seed=4711, motion_bucket=61, frames=6, steps=2, width=320, height=192)
     job = table.wait(
         table.submit(request, open_picture(ROOT / "app/samples/lake.jpg").resize((640, 384)), "lake.jpg").id
     )
@@ -462,7 +462,7 @@ def test_files_of_all_kinds(page: Any, site: Server, tmp_path: Path) -> None:
     unreadable = "We can't read that file as a picture. Use a JPG, PNG, WebP or HEIC under 20 MB."
     photo = noise((640, 384))
     frames = [noise((320, 192)).rotate(turn) for turn in (0, 180)]
-    page.goto(site.address)
+    page.goto(f"{site.address}?width=320&height=192")
     page.locator(".voice").wait_for(state="attached")  # from then on the page's own script looks at files
     for name, content, said in (
         ("big.png", b"\x89PNG" + bytes(30 * 2**20), "big.png is too large: give a file of 20 MB or smaller."),

@@ -102,7 +102,7 @@ def test_what_differs_between_two_models() -> None:
     tiny, svd = job(VideoRequest(seed=3)), job(VideoRequest("svd", seed=3), torch="2.11")
     rows = dict(differing([tiny, svd]))
     assert rows["Model"] == ["SVD tiny", "SVD"]
-    assert rows["Width"] == ["320", "1024"]
+    assert rows["Width"] == ["448", "1024"]
     assert rows["Highest scale"] == ["1", "2.5"]
     assert rows["Camera"] == ["Surprise me", "–"]
     assert rows["torch"] == ["2.10", "2.11"]

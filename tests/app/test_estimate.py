@@ -10,7 +10,7 @@ import pytest
 from app.jobs import Job, doing, estimate
 from sgm import Progress, VideoRequest
 
-FLAT = VideoRequest(depth=0)
+FLAT = VideoRequest(width=320, height=192, depth=0)
 SMALL = FLAT.replace(width=160, height=96, frames=5, steps=4)
 # Seconds of encoding, sampling, decoding and saving, of the flat camera, while others used the machine, too.
 RECORDED = {

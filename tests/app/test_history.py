@@ -58,7 +58,9 @@ def pressed(page: AppTest, label: str) -> AppTest:
 JOB = Job(
     "20261126-120300-0123abcd",
     Path(),
-    VideoRequest(seed=5, sampler="dpmpp_2m", steps=12, frames=15, camera="pan_left", motion_bucket=60),
+    VideoRequest(
+        seed=5, sampler="dpmpp_2m", steps=12, frames=15, width=320, height=192, camera="pan_left", motion_bucket=60
+    ),
     "Lake_IMG2041.jpg",
     created=1_795_694_580.0,  # 26 Nov 2026
 )

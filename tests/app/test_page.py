@@ -170,7 +170,7 @@ def test_at_first_sight(stage: Stage) -> None:
 def test_a_sample_becomes_a_clip(stage: Stage) -> None:
     page = opened()
     ok(page.button(key="sample_kitten").click().run())
-    assert "Cropped 1024×576 to 960×576 (5:3), scaled to 320×192." in said(page)
+    assert "Cropped 1024×576 to 1008×576 (7:4), scaled to 448×256." in said(page)
     assert "Choose a picture" not in said(page)
     ok(page.slider(key="motion_bucket").set_value(40).run())
     ok(page.slider(key="fps:svd_tiny").set_value(12).run())
@@ -196,7 +196,7 @@ def test_a_sample_becomes_a_clip(stage: Stage) -> None:
     assert clips(page) == 1
     downloads = [button.proto.label for button in page.get("download_button")]
     assert downloads == ["Download MP4", "GIF", "WebP", "PNG frames (zip)", "Last frame (PNG)"]
-    assert "seed 99 · motion 40 · camera zoom in · 3 steps · Heun EDM · 5 frames at 12 fps · 320 × 192" in said(page)
+    assert "seed 99 · motion 40 · camera zoom in · 3 steps · Heun EDM · 5 frames at 12 fps · 448 × 256" in said(page)
     assert not generate(page).disabled
     chooser = page.selectbox(key=f"smoothing_{job_id}")
     assert chooser.options == ["As made · 12 fps", "Smoother · 24 fps", "Smoothest · 48 fps", "Slow motion · 12 fps"]
@@ -206,7 +206,7 @@ def test_a_sample_becomes_a_clip(stage: Stage) -> None:
 
 def test_an_upload_and_its_frame(stage: Stage) -> None:
     page = opened()
-    ok(page.button(key="size_320 × 192").click().run())
+    ok(page.button(key="size_320 × 192, quick").click().run())
     ok(page.file_uploader[0].set_value(("tall.png", photograph(400, 900), "image/png")).run())
     assert "Cropped 400×900 to 400×240 (5:3)" in said(page)
     assert "Position, left to right" not in labels(page)
@@ -217,7 +217,7 @@ def test_an_upload_and_its_frame(stage: Stage) -> None:
     stage.go_on.set()
     upper = ended(job_of(page))
     tall = open_picture(photograph(400, 900))
-    assert upper.request == VideoRequest(crop_y=0)
+    assert upper.request == VideoRequest(width=320, height=192, crop_y=0)
     assert same(open_stored(upper.picture), tall)
     assert same(prepare_picture(open_stored(upper.picture), upper.request), fit_picture(tall, 320, 192, "crop", (0, 0)))
     assert upper.name == "tall.png"
@@ -271,7 +271,7 @@ def test_an_upload_outlives_a_reload(stage: Stage, monkeypatch: pytest.MonkeyPat
     ok(page.file_uploader[0].set_value(("tall.png", photograph(400, 900), "image/png")).run())
     ok(page.slider(key="motion_bucket").set_value(60).run())
     again = opened(**page.query_params)
-    assert "Cropped 400×900 to 400×667 (3:5)" in said(again)
+    assert "Cropped 400×900 to 400×700 (4:7)" in said(again)
     assert again.slider(key="motion_bucket").value == 60
     ok(generate(again).click().run())
     assert "upload" not in again.query_params  # the job has it
@@ -324,7 +324,7 @@ def test_a_link_reopens_a_running_job(stage: Stage) -> None:
     assert "Step 1 of 6" in said(again)
     assert again.slider(key="motion_bucket").value == 60
     assert again.number_input(key="seed").value == 5
-    assert "Cropped 1024×576 to 960×576 (5:3), scaled to 320×192." in said(again)  # the job's own copy of the picture
+    assert "Cropped 1024×576 to 1008×576 (7:4), scaled to 448×256." in said(again)  # the job's own copy of the picture
     stage.go_on.set()
     first = ended(job_id)
     ok(again.run())
@@ -453,7 +453,7 @@ def test_the_picture_of_an_extended_clip_is_that_of_the_first(stage: Stage) -> N
     film = ended(job_of(page))
     Image.new("RGB", (400, 300), "red").save(first.picture)  # to tell it from the frame that was gone on from
     again = opened(film.id)
-    assert "Cropped 400×300 to 400×240" in said(again)
+    assert "Cropped 400×300 to 400×229" in said(again)
     assert "Position, top to bottom" in labels(again)
 
 
@@ -464,7 +464,7 @@ def test_a_film_goes_on_to_a_picture(stage: Stage) -> None:
         uploader = next(one for one in page.file_uploader if one.label == "Picture at the end")
         ok(uploader.set_value(("end.png", content, "image/png")).run())
         assert ("We can't read that file as a picture" in said(page)) != is_picture
-        assert ("Cropped 400×900 to 400×240 (5:3)" in said(page)) == is_picture
+        assert ("Cropped 400×900 to 400×229 (7:4)" in said(page)) == is_picture
     ok(pressed(page, "Extend to this picture"))
     film = ended(job_of(page))
     assert (film.parent, film.request) == (first.id, first.request.replace(sampler="bounded", ends="last"))
@@ -685,7 +685,7 @@ def test_the_end_is_chosen_by_buttons_and_has_a_place_for_a_picture(stage: Stage
         uploader = next(one for one in page.file_uploader if one.label == "Last picture")
         ok(uploader.set_value(("last.png", content, "image/png")).run())
         assert ("We can't read that file as a picture" in said(page)) == (content == b"Dear diary")
-    assert "Cropped 400×900 to 400×240 (5:3)" in said(page)
+    assert "Cropped 400×900 to 400×229 (7:4)" in said(page)
     ok(generate(page).click().run())
     job = ended(job_of(page))
     assert job.request == loop.replace(ends="last")
@@ -752,18 +752,18 @@ def size_of(page: AppTest) -> tuple[Any, ...]:
 def test_an_upright_picture_has_the_upright_size_unless_one_was_set(stage: Stage) -> None:
     page = opened()
     tall, wide = (("tall.png", photograph(400, 900), "image/png"), ("wide.png", photograph(900, 400), "image/png"))
-    for picture, size in ((tall, (192, 320)), (wide, (320, 192)), (tall, (192, 320))):
+    for picture, size in ((tall, (256, 448)), (wide, (448, 256)), (tall, (256, 448))):
         ok(page.file_uploader[0].set_value(picture).run())
         assert size_of(page) == size
-    ok(page.button(key="size_320 × 192").click().run())  # the very size that pictures start with, but by hand
+    ok(page.button(key="size_448 × 256").click().run())  # the very size that pictures start with, but by hand
     ok(page.file_uploader[0].set_value(wide).run())
     ok(page.file_uploader[0].set_value(tall).run())
-    assert size_of(page) == (320, 192)
+    assert size_of(page) == (448, 256)
     again = opened(**address(page))
-    assert size_of(again) == (320, 192)
-    ok(again.number_input(key="height:svd_tiny").set_value(256).run())
+    assert size_of(again) == (448, 256)
+    ok(again.number_input(key="height:svd_tiny").set_value(192).run())
     ok(again.button(key="sample_lake").click().run())
-    assert size_of(again) == (320, 256)
+    assert size_of(again) == (448, 192)
 
 
 def test_a_clip_from_elsewhere_tells_its_motion_bucket(stage: Stage) -> None:
