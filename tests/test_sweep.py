@@ -75,6 +75,9 @@ def test_axes_as_people_type_them(text: str, values: tuple[Any, ...]) -> None:
         ("rho=1..5", "say a step"),
         ("sampler=a..b", "ranges are START..END"),
         ("seed=1..2000000000", "more than the 100,000"),
+        ("seed=1..1e999999", "more than the 100,000"),  # at once: an int of these digits takes half a minute
+        ("cond-aug=0..1..1e-999999", "more than the 100,000"),
+        ("seed=" + ",".join(10_000 * ["0..99999"]), "more than the 100,000"),
     ],
 )
 def test_axes_that_are_none(text: str, said: str) -> None:
