@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 import tempfile
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -173,6 +174,11 @@ def rename_new(temporary: Path, path: Path) -> None:
             os.replace(temporary, path)
         else:
             temporary.unlink()
+
+
+def folded(name: str) -> str:
+    """A name as Windows and macOS compare it: whatever its case, and however its accents are written."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def numbered(path: Path) -> Iterator[Path]:

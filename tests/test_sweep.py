@@ -29,6 +29,7 @@ from sgm import (
     references_of,
     request_of,
 )
+from sgm.cli.folder import Pictures, SweepFolder
 from sgm.cli.making import Countdown, in_own_thread
 from sgm.paths import locked
 from sgm.recipe import made_by
@@ -329,8 +330,12 @@ def test_what_is_made_stays(
             Path("b.png").unlink(missing_ok=True)
         return real(*args, **options)
 
+    def stop(*args: Any) -> None:
+        raise error
+
     monkeypatch.setattr(f"sgm.{failing}", third, raising=False)
-    done = sgm("sweep", "a.png", "b.png", *SMALL, "--vary", "seed=1..2", "--out", "out")
+    command = "sweep", "a.png", "b.png", *SMALL, "--vary", "seed=1..2", "--out", "out"
+    done = sgm(*command)
     assert done.exit_code == code
     assert said in done.stderr.splitlines()[-1]
     assert len(list(Path("out/clips").iterdir())) == made
@@ -338,6 +343,19 @@ def test_what_is_made_stays(
     if error == "gone":
         assert done.stderr.count("b.png does not exist") == 1  # said once for all of its cells
         assert Path("out/grid.mp4").exists()
+    if code == 130:  # a second stop, while what is there is scored once more, loses no row of the table
+        seconds = [row["seconds"] for row in rows_of(Path("out"))]
+        monkeypatch.setattr("sgm.score_clip", stop, raising=False)
+        assert sgm(*command).exit_code == 130
+        assert [row["seconds"] for row in rows_of(Path("out"))] == seconds
+
+
+def test_pictures_whose_names_some_systems_take_for_one() -> None:
+    """On Windows and macOS a clip would be written over another, as Lake over lake."""
+    files = [Path("lake.png"), Path("Lake.jpg"), Path("se\u0301e.png"), Path("S\xe9e.png"), Path("lake-2.png")]
+    folder = SweepFolder(Path("out"), axes("seed=1"), files, Pictures("u2net"))
+    places = [folder.find(cell)[0].name for cell in cells(BASE, axes("seed=1"), files)]
+    assert places == [f"{stem}_seed=1.mp4" for stem in ("lake", "Lake-2", "se\u0301e", "S\xe9e-2", "lake-2-2")]
 
 
 @pytest.mark.parametrize(

@@ -96,11 +96,18 @@ class Making:
         A clip is scored while the next one is made, in the time that this leaves: on a GPU, nearly all of it.
         """
         listed = set(cells)
+        for cell in listed & self.made.keys():  # at once, lest a stop lose what the table says of them
+            self.folder.add(cell, self.made[cell], None, "")
         scored: tuple[Cell, Future[dict[str, float | None]]] | None = None
         with progress_bar() as show:
-            for cell in self.order:
+            for number, cell in enumerate(self.order, 1):
                 seconds, error = None, ""
-                if cell not in self.made:
+                if cell in self.made:
+                    show(
+                        f"score {number}/{len(self.order)}",
+                        self._countdown.share() if self.seconds else number / len(self.order),
+                    )
+                else:
                     seconds, error = self._attempt(cell, show)
                 if cell not in listed:
                     continue

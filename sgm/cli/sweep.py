@@ -18,6 +18,7 @@ from sgm.cli.console import (
     errors_as_sentences,
     path_argument,
     path_option,
+    progress_bar,
 )
 from sgm.cli.ends import Last, Loop, last_picture, with_ends
 from sgm.cli.folder import TABLE, Pictures, SweepFolder
@@ -122,8 +123,13 @@ def sweep(
     folder = SweepFolder(out, plan.axes, plan.files, opened)
     extra = set(order) - set(plan.cells)
 
-    def found(cells: Iterable[Cell]) -> dict[Cell, tuple[Path, dict[str, Any] | None]]:
-        return {cell: folder.find(cell, reference=cell in extra) for cell in cells}
+    def found(cells: Sequence[Cell]) -> dict[Cell, tuple[Path, dict[str, Any] | None]]:
+        places = {}
+        with progress_bar() as show:
+            for number, cell in enumerate(cells):
+                show(f"look {number}/{len(cells)}", number / len(cells))
+                places[cell] = folder.find(cell, reference=cell in extra)
+        return places
 
     places = found(order)
     weights: dict[str, Any] = {"checkpoint": checkpoint, "base": base, "loras": ctx.meta["loras"]}
@@ -150,7 +156,7 @@ def sweep(
     with locked(out / ".sweep.lock", busy, "--out"):
         try:
             folder.read()  # another process may have been at work until now
-            making.add_places(found(cell for cell in order if cell not in making.made))
+            making.add_places(found([cell for cell in order if cell not in making.made]))
             making.run(plan.cells)
             making.draw(grid_pages(plan.cells, plan.axes, [path.name for path in plan.files]), _title(plan))
         except KeyboardInterrupt:
