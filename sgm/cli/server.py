@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _A_YEAR = 365 * 24 * 3600  # seconds
-_OWN_HOST = re.compile(r"(?:127(?:\.\d{1,3}){3}|\[::1\]|localhost)(?::\d+)?")
+_OWN_HOST = re.compile(r"(?:127(?:\.\d{1,3}){3}|\[::1\]|localhost)(?::\d+)?", re.IGNORECASE)
 _ANSWERED = ("finish-reason", "seed", "retry-after", "location", "x-request-id")  # headers that the API answers with
 _API = re.compile(r"/(?:api|v1|v2alpha|v2beta|docs)(?:/.*)?|/openapi\.json")
 # At the stand: all but its page and what that is made of.
