@@ -226,6 +226,10 @@ def test_a_clip_with_loras_has_them_in_its_recipe_and_is_made_again(
     names = [(lora["name"], lora["strength"], len(lora["sha256"])) for lora in settings["sgm"]["loras"]]
     assert names == [("style", 0.5, 64), ("film", 2.0, 64)]
 
+    # A shell of any system takes the command apart into these words.
+    command = sgm("recipe", "clip.mp4", "--as", "command").stdout.split()
+    assert command[command.index("--lora") :][:4] == ["--lora", "style:0.5", "--lora", "film:2"]
+
     # The same engine makes clips with and without, on several threads, and those without are as ever.
     picture, request = open_picture("photo.png"), request_of(settings)
     engine = load_engine(device="cpu", dtype="float32", loras={"film": film})

@@ -68,12 +68,11 @@ class ViewsWork:
         load: Callable[..., Any],
     ) -> None:
         from sgm import check_weights, open_clip, video_encoder
-        from sgm.media.clip import check_frames
 
         self.request, self.low_memory, self._load = request, low_memory, load
         video_encoder()
         clip = open_clip(source, request.frames, echo_stderr)
-        check_frames(clip.frames)
+        request.family.check_clip(clip.frames, request)
         echo_stderr(clip.described(source.name, request.frames))
         unfilled = check_weights(request.version, **weights, lora=request.lora)
         self._options: dict[str, Any] = {**weights, "unfilled": unfilled}

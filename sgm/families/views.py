@@ -14,7 +14,7 @@ from sgm.errors import UserError
 from sgm.families.image import ImageFamily
 from sgm.families.orbit import ELEVATION, LISTS
 from sgm.media.clip import check_frames, cut_out_clip, needs_rembg, place_clip
-from sgm.media.image import fit_picture
+from sgm.media.image import fit_picture, on_white
 
 if TYPE_CHECKING:
     from sgm.request import VideoRequest

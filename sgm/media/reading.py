@@ -270,8 +270,8 @@ def is_animation(source: str | Path | bytes, name: str) -> bool:
 def read_frames(source: str | Path | bytes) -> tuple[np.ndarray, float]:
     """All frames of a video, uint8 RGB (T, H, W, 3), and frames a second. Of a file that is cut short, those it has.
 
-    An animated GIF or WebP is one, too, on white where it is transparent. Raises UserError if it is no video, or has more than MAX_FRAMES, or MAX_DECODED
-    bytes of them.
+    An animated GIF or WebP is one, too, on white where it is transparent. Raises UserError if it is no video, or has
+    more than MAX_FRAMES, or MAX_DECODED bytes of them.
     """
     frames: list[np.ndarray] = []
     name = "The file" if isinstance(source, bytes) else printable(source)
