@@ -278,6 +278,7 @@ def test_b_by_the_openai_package(server: Server) -> None:
         ({"input_reference": DATA_URL, "seconds": "-4"}, 400, "seconds: must be a number above 0"),
         ({"input_reference": DATA_URL, "seconds": 0}, 400, "seconds: must be a number above 0"),
         ({"input_reference": DATA_URL, "seconds": 4, "fps": [7]}, 400, "fps must be a whole number"),
+        ({"input_reference": DATA_URL, "seconds": 4, "fps": 10**400}, 400, "fps must be a whole number"),
         ({"input_reference": DATA_URL, "seconds": 1e6}, 400, "frames must be a whole number from 1 to 200"),
         ({"input_reference": DATA_URL, "colour": "red"}, 400, "colour is not a setting of a video"),
         ({"input_reference": DATA_URL, "steps": [1]}, 400, "steps must be a whole number"),
