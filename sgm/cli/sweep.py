@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -140,7 +141,7 @@ def sweep(
     for line in _described(plan, order, making, target.type):
         say(line)
     kept = [recipe for _, recipe in places.values() if recipe is not None]
-    for line in _changed(kept, target.type, kind, checkpoint, base):
+    for line in _changed(kept, target.type, kind, checkpoint, base, ctx.meta["loras"]):
         say(line)
     # What can be known before the work, in the order of its cost.
     todo = [cell.request for cell in order if cell not in making.made]
@@ -262,13 +263,25 @@ def _listed(texts: Sequence[str], between: str) -> str:
 
 
 def _changed(
-    kept: Sequence[dict[str, Any]], device: str, dtype: str | None, checkpoint: Path | None, base: Path | None
+    kept: Sequence[dict[str, Any]],
+    device: str,
+    dtype: str | None,
+    checkpoint: Path | None,
+    base: Path | None,
+    loras: dict[str, Path],
 ) -> list[str]:
     """What differs between now and when clips were made that are kept, in sentences."""
     import torch
 
     from sgm import __version__, differences, quick_hash
+    from sgm.loras import loras_of
     from sgm.recipe import MARK, made_by
+
+    @cache
+    def found(text: str) -> list[dict[str, Any]]:
+        with suppress(UserError):  # one that is gone: it was there for these clips
+            return [lora.provenance for lora in loras_of(text, loras)]
+        return []
 
     threads = {"threads": str(torch.get_num_threads())} if device == "cpu" else {}
     hash_of_file, sentences = cache(quick_hash), dict[str, None]()
@@ -284,6 +297,7 @@ def _changed(
             **threads,
             **({"dtype": dtype} if dtype else {}),
             "weights": {**hashes.get("weights", {}), "base": hashes.get("base", {})},
+            "loras": found(settings.get("lora", "")),
         }
         sentences |= dict.fromkeys(differences(settings, {MARK: now}))
     return [

@@ -829,7 +829,7 @@ FOLDERS = """() => { DataTransferItem.prototype.webkitGetAsEntry = function () {
     const file = this.getAsFile(), given = [
         { name: "link.png", isFile: true, file: (done, failed) => failed(new DOMException("gone", "NotFoundError")) },
         { name: file.name, isFile: true, file: (done) => done(file) }];
-    return { name: "folder", isDirectory: true, createReader: () => ({ readEntries: (done) => done(given.splice(0)) }) };
+    return { name: "in", isDirectory: true, createReader: () => ({ readEntries: (done) => done(given.splice(0)) }) };
 } }"""
 
 
