@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -348,6 +349,23 @@ def test_what_is_made_stays(
         monkeypatch.setattr("sgm.score_clip", stop, raising=False)
         assert sgm(*command).exit_code == 130
         assert [row["seconds"] for row in rows_of(Path("out"))] == seconds
+
+
+def test_a_table_that_another_program_holds_ends_no_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Excel does on Windows, while somebody looks at it: the next clip's table has all rows."""
+    save_picture(Path("photo.png"))
+    real, tries = os.replace, itertools.count()
+
+    def replace(source: Path, target: Path) -> None:
+        if target.name == "sweep.csv" and next(tries) < 2:
+            raise PermissionError(errno.EACCES, "Permission denied", str(target))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    done = sgm("sweep", "photo.png", *SMALL, "--vary", "seed=1..2", "--out", "out")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count("sweep.csv cannot be used (Permission denied): close it elsewhere") == 1
+    assert all(float(row["frame0"]) > 5 for row in rows_of(Path("out")))
 
 
 def test_pictures_whose_names_some_systems_take_for_one() -> None:
