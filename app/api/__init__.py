@@ -10,7 +10,7 @@ from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Mount, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from app.api import nvidia, own, stability, videos
 from app.api.refused import Refused
@@ -28,15 +28,7 @@ def application() -> ASGIApp:
     told = Depends(HTTPBearer(auto_error=False, description="Any key, or one of SGM_API_KEYS."))  # for /docs alone
     for part in (own, stability, videos, nvidia):
         api.include_router(part.router, dependencies=[told])
-    routes = Router([*own.polls, *stability.polls, *videos.polls, Mount("/", api)])
-
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        """HEAD is answered as GET, whose body the server leaves out; not of events, which do not end with it."""
-        if scope.get("method") == "HEAD" and not scope["path"].endswith("/events"):
-            scope = {**scope, "method": "GET"}
-        await routes(scope, receive, send)
-
-    return answer
+    return Router([*own.polls, *stability.polls, *videos.polls, Mount("/", api)])
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

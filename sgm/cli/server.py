@@ -131,6 +131,8 @@ class WithRoutes:
         if self.routes is None:
             await run_sync(_resume, self.address, self.module)
             self.routes = self.routes or import_module(self.module).application()
+        if scope["method"] == "HEAD" and not scope["path"].endswith("/events"):  # which do not end with their head
+            scope = {**scope, "method": "GET"}  # whose body uvicorn leaves out, by its own scope
         await self.routes(scope, receive, send)
 
 
