@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import itertools
-import os
 import re
 import signal
 import socket
@@ -32,7 +29,6 @@ from sgm import (
     UserError,
     VideoRequest,
     __version__,
-    paths,
     read_settings,
 )
 from sgm.amounts import duration
@@ -298,22 +294,6 @@ def test_those_who_write_one_name_at_once_write_over_nothing(tmp_path: Path) -> 
             write_new(tmp_path / "half.mp4", fail)
         assert "No space left" in str(caught.value) or caught.type is KeyboardInterrupt
         assert not list(tmp_path.glob("half*"))
-
-
-def test_what_a_virus_scanner_holds_gets_its_name_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on Windows, just after it has been written: a clip that took an hour is not lost for that."""
-    real, tries = os.replace, itertools.count()
-
-    def replace(source: Path, target: Path) -> None:
-        if next(tries) < 2:
-            raise PermissionError(errno.EACCES, "Access is denied", str(source))
-        real(source, target)
-
-    monkeypatch.setattr(paths, "_WAITS", (0, 0))
-    monkeypatch.setattr(os, "replace", replace)
-    with paths.replacing(tmp_path / "clip.mp4") as temporary:
-        temporary.write_bytes(b"clip")
-    assert [path.name for path in tmp_path.glob("*.mp4")] == ["clip.mp4"]
 
 
 def test_a_folder_is_a_batch_whose_results_do_not_depend_on_each_other(tmp_path: Path) -> None:

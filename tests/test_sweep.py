@@ -25,6 +25,7 @@ from sgm import (
     cells,
     grid_pages,
     making_order,
+    paths,
     prepare_picture,
     read_recipe,
     references_of,
@@ -366,6 +367,22 @@ def test_a_table_that_another_program_holds_ends_no_sweep(monkeypatch: pytest.Mo
     assert done.exit_code == 0, done.stderr
     assert done.stderr.count("sweep.csv cannot be used (Permission denied): close it elsewhere") == 1
     assert all(float(row["frame0"]) > 5 for row in rows_of(Path("out")))
+
+
+def test_what_a_virus_scanner_holds_gets_its_name_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, just after it has been written: a clip that took an hour is not lost for that."""
+    real, tries = os.replace, itertools.count()
+
+    def replace(source: Path, target: Path) -> None:
+        if next(tries) < 2:
+            raise PermissionError(errno.EACCES, "Access is denied", str(source))
+        real(source, target)
+
+    monkeypatch.setattr(paths, "_WAITS", (0, 0))
+    monkeypatch.setattr(os, "replace", replace)
+    with paths.replacing(tmp_path / "clip.mp4") as temporary:
+        temporary.write_bytes(b"clip")
+    assert [path.name for path in tmp_path.glob("*.mp4")] == ["clip.mp4"]
 
 
 def test_pictures_whose_names_some_systems_take_for_one() -> None:
