@@ -25,12 +25,14 @@ function give(files) {
   uploader().dispatchEvent(new Event("change", { bubbles: true }));
 }
 
-// The files of a folder and of the folders in it, without hidden ones; no more than one too many.
+// The files of a folder and of the folders in it, without hidden ones; no more than one too many. What cannot be read,
+// such as a link to nowhere, comes as an empty file, which is told like any other: else the whole drop would be lost.
 async function filesIn(entry, found) {
   if (tooMany(found) || entry.name.startsWith(".")) return;
-  if (entry.isFile) return void found.push(await new Promise((done, failed) => entry.file(done, failed)));
+  const lost = () => new File([], entry.name);
+  if (entry.isFile) return void found.push(await new Promise((done) => entry.file(done, () => done(lost()))));
   const reader = entry.createReader();
-  const more = () => new Promise((done, failed) => reader.readEntries(done, failed));
+  const more = () => new Promise((done) => reader.readEntries(done, () => (found.push(lost()), done([]))));
   for (let some; (some = await more()).length; ) for (const one of some) await filesIn(one, found);
 }
 

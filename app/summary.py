@@ -15,7 +15,7 @@ _SEED = "seed"
 _CHOSEN = {"sampler": SAMPLERS, "guider": GUIDERS, "schedule": SCHEDULES, "speed": SPEEDS}
 _LABELS = {"seed": "seed", "motion": "motion_bucket", "steps": "steps", "frames": "frames", "fps": "fps"}
 # "seed 5", "motion: 127", "steps=6": a number that belongs to its word.
-_LABELLED = re.compile(rf"\b({'|'.join(_LABELS)})\s*[:=]?\s*(\d+)\b")
+_LABELLED = re.compile(rf"\b({'|'.join(_LABELS)})\s*[:=]?\s*(\d{{1,20}})\b")
 _SIZE = re.compile(r"(?<=\d)\s*[x×]\s*(?=\d)")  # 320 × 192
 
 

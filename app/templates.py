@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from sgm import RECIPE_TEXTS, UserError, VideoRequest, printable, read_recipe, request_of
-from sgm.paths import contents, is_folder, refusals_explained, replacing, writes_explained
+from sgm.paths import contents, folded, is_folder, refusals_explained, replacing, writes_explained
 
 MOST = 24
 _LONGEST, _LONGEST_BYTES = 60, 200  # of a name
@@ -57,7 +57,7 @@ def save(outputs: Path, name: str, request: VideoRequest, taken: tuple[str, ...]
     written.
     """
     name, known = _as_file(name), templates(outputs)
-    if name.casefold() in {other.casefold() for other in (*known, *taken)}:
+    if folded(name) in map(folded, (*known, *taken)):
         raise UserError(f"{name} is there already: delete it first, or take another name.")
     if len(known) >= MOST:
         raise UserError(f"There are {MOST} templates, which are the most: delete one first.")

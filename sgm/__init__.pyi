@@ -87,6 +87,7 @@ from .pipeline import checked_ends as checked_ends
 from .pipeline import generate as generate
 from .pipeline import generate_views as generate_views
 from .recipe import RECIPE_TEXTS as RECIPE_TEXTS
+from .recipe import as_options as as_options
 from .recipe import differences as differences
 from .recipe import hash_of as hash_of
 from .recipe import input_frame as input_frame

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from sgm.errors import UserError
 from sgm.hub_errors import DownloadError, RefusedError, errors_explained, of_http
-from sgm.paths import check_writable, exists, is_file, locked, refusals_explained, rename_new, user_path
+from sgm.paths import check_writable, exists, is_file, locked, patiently, refusals_explained, rename_new, user_path
 from sgm.versions import ALL_VERSIONS, Version, checkpoint_folders
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ def _download(
             "and has been deleted. Try again."
         )
     with refusals_explained(target):
-        (os.replace if replace else rename_new)(part, target)
+        patiently(os.replace if replace else rename_new, part, target)
     return target
 
 

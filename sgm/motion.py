@@ -18,10 +18,14 @@ _WIDTH, _LOWEST = 320, 16  # pixels: the width at which motion is measured, and 
 
 
 class Motion(NamedTuple):
-    """A clip's motion. steps: (t - 1,), from each frame to the next, percent of the width; fps: frames a second."""
+    """A clip's motion. steps: (t - 1,), from each frame to the next, percent of the width.
+
+    fps: frames a second, in the mean; seconds: (t - 1,), when each step ends, by the file's time stamps.
+    """
 
     steps: np.ndarray
     fps: float
+    seconds: np.ndarray
 
     @property
     def bucket(self) -> float:
@@ -32,11 +36,6 @@ class Motion(NamedTuple):
     def buckets(self) -> np.ndarray:
         """The motion bucket of each step, (t - 1,)."""
         return np.asarray(motion_bucket(self.steps))  # pyright: ignore[reportArgumentType]
-
-    @property
-    def seconds(self) -> np.ndarray:
-        """When each step ends, (t - 1,)."""
-        return np.arange(1, len(self.steps) + 1) / self.fps
 
 
 def motion_steps(frames: Iterable[np.ndarray]) -> np.ndarray:
@@ -66,17 +65,21 @@ def measure_motion(
     name = printable(name or ("The file" if isinstance(clip, bytes) else clip))
     animated = is_animation(clip, name)
 
-    def told(frames: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
-        for number, frame in enumerate(frames, 1):
+    times: list[float] = []
+
+    def told(frames: Iterable[tuple[float, np.ndarray]], count: int) -> Iterator[np.ndarray]:
+        for number, (time, frame) in enumerate(frames, 1):
             check_count(name, number)  # the file may hold more than it says
+            times.append(time)
             yield frame
             on_frame(min(number, count), count)
 
     if animated:
         frames, fps = read_frames(clip)
-        return Motion(motion_steps(told(frames, len(frames))), fps)
+        steps = motion_steps(told(((i / fps, frame) for i, frame in enumerate(frames)), len(frames)))
+        return Motion(steps, fps, np.array(times[1:]))
     with open_video(clip, name) as video:
-        steps = motion_steps(told(video, len(video)))
+        steps = motion_steps(told(video.timed(), len(video)))
         if not len(steps):
             raise UserError(f"{name} has a single frame, which does not move: give a clip of 2 frames or more.")
-        return Motion(steps, video.fps)
+        return Motion(steps, video.rate, np.array(times[1:]) - times[0])

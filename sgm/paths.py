@@ -13,12 +13,16 @@ import os
 import shutil
 import stat
 import tempfile
+import time
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sgm.amounts import file_size
 from sgm.errors import UserError
+
+_WAITS = (0.1, 0.2, 0.3, 0.4) if os.name == "nt" else ()  # seconds between tries to rename
 
 
 def user_path(text: str | Path) -> Path:
@@ -123,12 +127,26 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
         if temporary.is_file():
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-        (rename_new if new else os.replace)(temporary, path)
+        patiently(rename_new if new else os.replace, temporary, path)
     finally:
         with contextlib.suppress(OSError):
             if temporary.is_dir():
                 shutil.rmtree(temporary, ignore_errors=True)
             temporary.unlink(missing_ok=True)
+
+
+def patiently(rename: Callable[[Path, Path], object], source: Path, target: Path) -> None:
+    """Call rename(source, target): on Windows again for a second, since virus scanners hold what has just been written.
+
+    Raises OSError as it does.
+    """
+    for seconds in _WAITS:
+        try:
+            rename(source, target)
+            return
+        except PermissionError:
+            time.sleep(seconds)
+    rename(source, target)
 
 
 @contextlib.contextmanager
@@ -174,6 +192,11 @@ def rename_new(temporary: Path, path: Path) -> None:
             os.replace(temporary, path)
         else:
             temporary.unlink()
+
+
+def folded(name: str) -> str:
+    """A name as Windows and macOS compare it: whatever its case, and however its accents are written."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def numbered(path: Path) -> Iterator[Path]:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import io
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -299,14 +299,25 @@ def as_command(settings: Mapping[str, Any], picture: str = "PICTURE") -> str:
         "--version",
         request.version,
     ]
-    for name, value in _seed_and_choices(request).items():
-        # Lists without spaces: each system's shell has quotes of its own.
-        words += [f"--{name.replace('_', '-')}", request.fields()[name].text(value).replace(", ", ",")]
+    words += as_options(request)
     if "smooth" in settings:
         words += ["--smooth", str(settings["smooth"]), *(["--slow-motion"] if settings.get("slow_motion") else [])]
     if dtype := made_by(settings).get("dtype"):
         words += ["--dtype", dtype]
     return shlex.join(words)
+
+
+def as_options(request: VideoRequest, without: Collection[str] = ()) -> list[str]:
+    """A request's seed and choices as words of a command line, but for the fields `without`.
+
+    Lists have no spaces, and LoRAs an option each: every system's shell has quotes of its own.
+    """
+    words = []
+    for name, value in _seed_and_choices(request).items():
+        text = request.fields()[name].text(value).replace(", ", ",")
+        for part in [] if name in without else text.split(" + "):
+            words += [f"--{name.replace('_', '-')}", part]
+    return words
 
 
 def as_python(settings: Mapping[str, Any], picture: str = "PICTURE") -> str:

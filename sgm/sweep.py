@@ -8,7 +8,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from sgm.errors import UserError, shown
@@ -18,7 +18,7 @@ from sgm.versions import VERSIONS
 
 MAX_CELLS = 1000  # unless more are asked for: a typing error shall not fill a night
 MAX_ROWS = MAX_COLUMNS = 6  # of a page of a grid
-_MOST_VALUES = 100_000  # of a range
+_MOST_VALUES = 100_000  # of an axis
 _VERSION = Field(
     "version",
     str,
@@ -47,6 +47,8 @@ class Axis:
 
     def __post_init__(self) -> None:
         field = self.field
+        if len(self.values) > _MOST_VALUES:
+            raise UserError(f"{self.name} has more than the {_MOST_VALUES:,} values that can be varied: give fewer.")
         values = tuple(field.check(value) for value in self.values)
         if not values:
             raise UserError(f"{self.name} has no values: give some, as in {self.name}=A,B.")
@@ -68,7 +70,7 @@ class Axis:
         if field.kind is tuple:
             return cls(name, tuple(field.parse(part) for part in values.split("/")))
         parts = (_range(field, part) if ".." in part else [field.parse(part)] for part in values.split(","))
-        return cls(name, tuple(itertools.chain.from_iterable(parts)))
+        return cls(name, tuple(itertools.islice(itertools.chain.from_iterable(parts), _MOST_VALUES + 1)))
 
     @property
     def field(self) -> Field:
@@ -96,23 +98,26 @@ def _field(name: str) -> Field:
 
 
 def _range(field: Field, text: str) -> list[Any]:
-    """The values of START..END or START..END..STEP, both ends included. Raises UserError for another form."""
+    """The values of START..END or START..END..STEP, both ends included, one more than can be varied of too many.
+
+    Raises UserError for another form.
+    """
     form = f"{field.name} has the range {shown(text)}, but ranges are START..END or START..END..STEP, as in 10..50..10"
     try:
         start, end, *steps = (Decimal(part) for part in text.split(".."))
         step = steps[0] if steps else Decimal(1 if end >= start else -1)
         if len(steps) > 1 or not step or not all(number.is_finite() for number in (start, end, step)):
             raise ValueError
-    except (InvalidOperation, ValueError):
+        span = (end - start) / step
+    except (ArithmeticError, ValueError):
         raise UserError(f"{form}.") from None
     if field.kind is str or (field.kind is float and not steps):
         raise UserError(
             f"{form}: {field.name} is {'no number' if field.kind is str else 'no whole number: say a step'}."
         )
-    if (end - start) / step < 0:
+    if span < 0:
         raise UserError(f"{form}: its step must lead from {start} to {end}.")
-    if (count := int((end - start) / step) + 1) > _MOST_VALUES:
-        raise UserError(f"{field.name}={text} are {count:,} values, more than the {_MOST_VALUES:,} that can be varied.")
+    count = int(min(span, _MOST_VALUES)) + 1  # an int of all of them may have a million digits
     return [field.parse(str(start + i * step)) for i in range(count)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -226,6 +227,10 @@ def test_a_clip_with_loras_has_them_in_its_recipe_and_is_made_again(
     names = [(lora["name"], lora["strength"], len(lora["sha256"])) for lora in settings["sgm"]["loras"]]
     assert names == [("style", 0.5, 64), ("film", 2.0, 64)]
 
+    # A shell of any system takes the command apart into these words.
+    command = sgm("recipe", "clip.mp4", "--as", "command").stdout.split()
+    assert command[command.index("--lora") :][:4] == ["--lora", "style:0.5", "--lora", "film:2"]
+
     # The same engine makes clips with and without, on several threads, and those without are as ever.
     picture, request = open_picture("photo.png"), request_of(settings)
     engine = load_engine(device="cpu", dtype="float32", loras={"film": film})
@@ -243,7 +248,16 @@ def test_a_clip_with_loras_has_them_in_its_recipe_and_is_made_again(
     others = [{**lora, "sha256": "0" * 64} for lora in settings["sgm"]["loras"][:1]]
     (said,) = differences(settings, {**settings, "sgm": {**settings["sgm"], "loras": others}})
     assert said.startswith("LoRA: style (")
+
+    # A sweep that finds the clip says that a LoRA has another content since, as after another training.
+    Path("out/clips").mkdir(parents=True)
+    shutil.copy("clip.mp4", "out/clips/photo_seed=23.mp4")
+    sweep = "sweep", "photo.png", *small, "--lora", "style:0.5", "--lora", f"{film}:2", "--vary", "seed=23"
+    planned = sgm(*sweep, "--out", "out", "--dry-run").stdout
+    assert ("1 clip, all there already." in planned, "LoRA" in planned) == (True, False)
     about = about_lora(style)
+    shutil.copy(film, style)
+    assert "LoRA: style (" in sgm(*sweep, "--out", "out", "--dry-run").stdout
     assert (about.title, about.note, about.problem) == ("Slow pans", "trained on svd_small · 200 steps", "")
 
 

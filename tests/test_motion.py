@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -47,6 +48,23 @@ def test_the_bucket_of_a_known_pan(clip: Path) -> None:
         assert motion.bucket == pytest.approx(expected.mean(), rel=0.1)
         assert motion.seconds.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     assert seen == 3 * [(number, 7) for number in range(1, 8)]
+
+
+def test_a_clip_whose_frames_come_unevenly_has_its_own_seconds(tmp_path: Path) -> None:
+    """As phones and screen recorders write them: the file's frame rate is that of the closest two."""
+    times, clip = [0, 33, 66, 400, 433, 900], tmp_path / "uneven[1].mp4"
+    with av.open(clip, "w") as container:
+        stream = container.add_stream("libx264", 30, width=320, height=192, pix_fmt="yuv420p")
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for pixels, time in zip(pan(2, 2, 2, 2, 2), times, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    motion = measure_motion(clip)
+    np.testing.assert_allclose(motion.seconds, np.array(times[1:]) / 1000, atol=1e-3)
+    assert motion.fps < 15
+    assert "uneven[1].mp4" in sgm("motion", clip).stdout
 
 
 def test_training_is_told_the_same(clip: Path) -> None:

@@ -171,6 +171,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_table_fits_its_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video("映画 with a name that is longer than a column of a table ought to be.mp4", pan([1] * 3), 7)
+    Path("[b] :smile:.mp4").write_bytes(Path("clips/0.mp4").read_bytes())  # what rich would take for its own signs
     for width in (40, 80, 120):
         monkeypatch.setenv("COLUMNS", str(width))
         done = sgm("score", "clips", *folder.glob("*.mp4"), "--reference", "clips/0.mp4")
@@ -181,7 +182,8 @@ def test_a_table_fits_its_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch
             score.title for name, score in SCORES.items() if name not in ("frame0", "parallax", "layered_hold", "lpips")
         ]
         assert [word for word in words if word in known] == known
-        assert done.stdout.count("mean") == done.stdout.count("clips/0.mp4") == done.stdout.count("\n\n") / 2 + 0.5
+        names = "mean", "clips/0.mp4", "[b] :smile:.mp4"
+        assert [done.stdout.count(name) for name in names] == 3 * [done.stdout.count("\n\n") / 2 + 0.5]
     assert ("lpips" in done.stderr) == bool(lpips_missing())
 
 
@@ -203,6 +205,7 @@ def test_json_and_csv_say_the_same_and_a_bad_clip_costs_its_own_row(folder: Path
         assert row == {name: "" if value is None else str(value) for name, value in wanted.items()}
     sgm(*arguments, "--csv", "scores.csv")
     assert Path("scores-2.csv").read_text("utf-8") == printed
+    assert sgm("score", "clips/0.mp4", "clips/0.mp4", "--csv", "-").exit_code == 0  # as of a folder, and a clip in it
 
 
 def test_frame0_is_against_what_the_model_saw(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,11 +25,13 @@ from sgm import (
     cells,
     grid_pages,
     making_order,
+    paths,
     prepare_picture,
     read_recipe,
     references_of,
     request_of,
 )
+from sgm.cli.folder import Pictures, SweepFolder
 from sgm.cli.making import Countdown, in_own_thread
 from sgm.paths import locked
 from sgm.recipe import made_by
@@ -75,6 +78,9 @@ def test_axes_as_people_type_them(text: str, values: tuple[Any, ...]) -> None:
         ("rho=1..5", "say a step"),
         ("sampler=a..b", "ranges are START..END"),
         ("seed=1..2000000000", "more than the 100,000"),
+        ("seed=1..1e999999", "more than the 100,000"),  # at once: an int of these digits takes half a minute
+        ("cond-aug=0..1..1e-999999", "more than the 100,000"),
+        ("seed=" + ",".join(10_000 * ["0..99999"]), "more than the 100,000"),
     ],
 )
 def test_axes_that_are_none(text: str, said: str) -> None:
@@ -326,8 +332,12 @@ def test_what_is_made_stays(
             Path("b.png").unlink(missing_ok=True)
         return real(*args, **options)
 
+    def stop(*args: Any) -> None:
+        raise error
+
     monkeypatch.setattr(f"sgm.{failing}", third, raising=False)
-    done = sgm("sweep", "a.png", "b.png", *SMALL, "--vary", "seed=1..2", "--out", "out")
+    command = "sweep", "a.png", "b.png", *SMALL, "--vary", "seed=1..2", "--out", "out"
+    done = sgm(*command)
     assert done.exit_code == code
     assert said in done.stderr.splitlines()[-1]
     assert len(list(Path("out/clips").iterdir())) == made
@@ -335,6 +345,52 @@ def test_what_is_made_stays(
     if error == "gone":
         assert done.stderr.count("b.png does not exist") == 1  # said once for all of its cells
         assert Path("out/grid.mp4").exists()
+    if code == 130:  # a second stop, while what is there is scored once more, loses no row of the table
+        seconds = [row["seconds"] for row in rows_of(Path("out"))]
+        monkeypatch.setattr("sgm.score_clip", stop, raising=False)
+        assert sgm(*command).exit_code == 130
+        assert [row["seconds"] for row in rows_of(Path("out"))] == seconds
+
+
+def test_a_table_that_another_program_holds_ends_no_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Excel does on Windows, while somebody looks at it: the next clip's table has all rows."""
+    save_picture(Path("photo.png"))
+    real, tries = os.replace, itertools.count()
+
+    def replace(source: Path, target: Path) -> None:
+        if target.name == "sweep.csv" and next(tries) < 2:
+            raise PermissionError(errno.EACCES, "Permission denied", str(target))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    done = sgm("sweep", "photo.png", *SMALL, "--vary", "seed=1..2", "--out", "out")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count("sweep.csv cannot be used (Permission denied): close it elsewhere") == 1
+    assert all(float(row["frame0"]) > 5 for row in rows_of(Path("out")))
+
+
+def test_what_a_virus_scanner_holds_gets_its_name_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, just after it has been written: a clip that took an hour is not lost for that."""
+    real, tries = os.replace, itertools.count()
+
+    def replace(source: Path, target: Path) -> None:
+        if next(tries) < 2:
+            raise PermissionError(errno.EACCES, "Access is denied", str(source))
+        real(source, target)
+
+    monkeypatch.setattr(paths, "_WAITS", (0, 0))
+    monkeypatch.setattr(os, "replace", replace)
+    with paths.replacing(tmp_path / "clip.mp4") as temporary:
+        temporary.write_bytes(b"clip")
+    assert [path.name for path in tmp_path.glob("*.mp4")] == ["clip.mp4"]
+
+
+def test_pictures_whose_names_some_systems_take_for_one() -> None:
+    """On Windows and macOS a clip would be written over another, as Lake over lake."""
+    files = [Path("lake.png"), Path("Lake.jpg"), Path("se\u0301e.png"), Path("S\xe9e.png"), Path("lake-2.png")]
+    folder = SweepFolder(Path("out"), axes("seed=1"), files, Pictures("u2net"))
+    places = [folder.find(cell)[0].name for cell in cells(BASE, axes("seed=1"), files)]
+    assert places == [f"{stem}_seed=1.mp4" for stem in ("lake", "Lake-2", "se\u0301e", "S\xe9e-2", "lake-2-2")]
 
 
 @pytest.mark.parametrize(

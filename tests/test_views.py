@@ -326,6 +326,9 @@ def test_what_a_clip_lacks_is_said_before_the_work(put: Callable[..., None]) -> 
         assert run.exit_code in (1, 2)
         assert said in " ".join(run.stderr.split())
         assert not Path("outputs").exists() or not list(Path("outputs").iterdir())
+    run = CliRunner().invoke(cli, ["sample", "one.gif", "--version", "sv4d"])  # whose weights are not there
+    assert "A single picture does not move" in run.stderr
+    assert not run.stderr.startswith("one.gif has")
     saved(Path("long"), drawn(5, (26, 60), CLEAR) * 200)
     run = CliRunner().invoke(cli, ["sample", "long", *options], catch_exceptions=False)
     assert run.exit_code == 0, run.stderr

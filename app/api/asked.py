@@ -7,6 +7,7 @@ import binascii
 import io
 import json
 import secrets
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +38,7 @@ class Asked:
 async def read(request: Request, *names: str) -> Asked:
     """The values of a body, multipart or JSON. names: of those that are files, or data URLs.
 
-    Raises Refused 400 for a body that is neither, or holds a value twice.
+    Raises Refused 400 for a body that is neither, and for a form that holds a value twice.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
@@ -47,6 +48,9 @@ async def read(request: Request, *names: str) -> Asked:
             if isinstance(file := form.get(name), UploadFile):
                 asked.files[name], asked.name = await file.read(), printable(file.filename or name, 100)
         await form.close()
+        counts = Counter(name for name, _ in form.multi_items())
+        if twice := next((printable(name) for name, count in counts.items() if count > 1), ""):
+            raise Refused(400, f"{twice}: is there more than once", twice)
     elif kind == "application/json":
         asked = Asked(await run_sync(_json, await request.body()))
     else:
@@ -71,12 +75,12 @@ def _json(body: bytes) -> dict[str, Any]:
 
 
 def _decoded(address: Any, name: str) -> bytes:
-    """The content of a data URL, or of plain base64."""
+    """The content of a data URL, or of plain base64, perhaps in lines, as MIME and `base64` write it."""
     head, comma, data = address.partition(",") if isinstance(address, str) else ("", "", "")
     if (comma and not (head.startswith("data:") and head.endswith(";base64"))) or not (comma or head):
         raise Refused(400, f"{name}: must be a file, or a data URL such as data:image/png;base64,…", name)
     try:
-        return base64.b64decode(data if comma else head, validate=True)
+        return base64.b64decode("".join((data if comma else head).split()), validate=True)
     except (binascii.Error, ValueError):
         raise Refused(400, f"{name}: is no base64; an address cannot be fetched, give the file itself", name) from None
 

@@ -100,7 +100,8 @@ def my_jobs() -> list[Job]:
 def my_groups() -> dict[str, list[Job]]:
     """The session's sweeps that are not done yet: group -> jobs."""
     groups = {job.group for job in table().jobs() if job.active and job.owner == owner() and job.group}
-    return {group: table().group(group) for group in sorted(groups)}
+    found = {group: table().group(group) for group in sorted(groups)}
+    return {group: jobs for group, jobs in found.items() if jobs}  # but for those that were deleted meanwhile
 
 
 def change_line(change: Callable[..., object], *what: Any) -> None:

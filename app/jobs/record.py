@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import math
+import operator
 import re
 import reprlib
 import secrets
@@ -65,9 +67,10 @@ def _is_id_or_none(value: Any) -> bool:
     return isinstance(value, str) and (not value or ID.fullmatch(value) is not None)
 
 
-def _cells(axes: list[str]) -> int:
-    """The number of cells that axes make. Raises an exception of any kind for axes that no sweep has."""
-    return math.prod(len(Axis.parse(axis).values) for axis in axes)
+def _are_axes(value: Any) -> bool:
+    """Whether a value is a list of axes that a sweep can have. Raises an exception of any kind for what is no axis."""
+    counts = (len(Axis.parse(axis).values) for axis in value) if isinstance(value, list) else [math.inf]
+    return all(count <= MAX_CELLS for count in itertools.accumulate(counts, operator.mul))
 
 
 # What of a job stands in job.json beside its request, and what it must be. The first three must be there.
@@ -81,7 +84,7 @@ _SAVED: dict[str, Callable[[Any], bool]] = {
     "group": _is_id_or_none,
     "place": _is_date,
     "cell": lambda value: type(value) is int and 0 <= value < MAX_CELLS,
-    "axes": lambda value: isinstance(value, list) and _cells(value) <= MAX_CELLS,
+    "axes": _are_axes,
     "finish": lambda value: isinstance(value, dict),
     "seconds": _is_seconds,
     "ended": _is_date,

@@ -18,7 +18,7 @@ from PIL import Image
 from app.jobs.record import ID, Input, Job, Unreadable, ViewsClip, restore, save, small_jpeg, write
 from sgm import Clip, UserError, encode_video, read_frames, read_settings, stitch, write_clip, write_frames, write_video
 from sgm.outputs import take
-from sgm.paths import refusals_explained, replacing
+from sgm.paths import patiently, refusals_explained, replacing
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Store:
             if last is not None:
                 _put(last, hidden.last)
             save(hidden)
-            os.replace(hidden.folder, job.folder)
+            patiently(os.replace, hidden.folder, job.folder)
         except OSError as error:
             shutil.rmtree(hidden.folder, ignore_errors=True)
             raise UserError(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from app.jobs import Job, table
 from sgm import UserError
+from sgm.paths import folded
 
 _LONGEST_PART = 80  # characters of a picture's name, and of a label
 
@@ -49,6 +50,6 @@ def _name(job: Job, label: str, taken: set[str]) -> str:
     plain = [re.sub(r"[^\w .,=()+-]", "_", part)[:_LONGEST_PART].strip(" .") for part in (Path(job.name).stem, label)]
     stem = "-".join(filter(None, plain)) or "clip"
     names = itertools.chain([f"{stem}.mp4"], (f"{stem}-{number}.mp4" for number in itertools.count(2)))
-    name = next(name for name in names if name.lower() not in taken)
-    taken.add(name.lower())
+    name = next(name for name in names if folded(name) not in taken)
+    taken.add(folded(name))
     return name

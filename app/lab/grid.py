@@ -34,7 +34,7 @@ def show_one_of(
     """
     show_failure()
     group = st.session_state.get("group_started", group)
-    groups = [group for group in table().groups() if table().group(group)[0].group_kind == kind]
+    groups = list(dict.fromkeys(job.group for job in table().jobs() if job.group_kind == kind))
     if groups:
         group = _choose(groups, group)
         _show(group, actions, does or {})
@@ -129,7 +129,7 @@ def _show_page(
     """Progress and one page of the grid, redrawn at every poll; the whole page is redrawn when all is made."""
     show_failure()
     jobs = table().group(group)
-    if was_active and not any(job.active for job in jobs):
+    if not jobs or (was_active and not any(job.active for job in jobs)):  # deleted, perhaps by another browser
         st.rerun()
     done, left = sum(job.state == "done" for job in jobs), table().seconds_left_of(group)
     if was_active:

@@ -13,7 +13,7 @@ from app import look
 from app.create import settings
 from app.jobs import table
 from app.lab import base, grid
-from sgm import Axis, Cell, UserError, VideoRequest, cells, making_order, sweep_fields, version_status
+from sgm import Axis, Cell, UserError, VideoRequest, as_options, cells, making_order, sweep_fields, version_status
 from sgm.amounts import duration
 
 _MOST = 200  # clips of one sweep from the page
@@ -45,12 +45,10 @@ def show_page() -> None:
 
 def command(request: VideoRequest, axes: Sequence[Axis], last: bool = False) -> str:
     """The command line that makes the same sweep. last: whether some of its clips end at a last picture."""
-    varied, fields = {axis.name for axis in axes}, request.fields()
+    varied = {axis.name for axis in axes}
     words = ["sgm", "sweep", "PICTURE", *(["--last", "LAST"] if last else [])]
     words += [] if "version" in varied else ["--version", request.version]
-    for name, value in {"seed": request.seed, **request.choices()}.items():
-        if name not in varied:
-            words += [f"--{name.replace('_', '-')}", fields[name].text(value).replace(", ", ",")]
+    words += as_options(request, varied)
     return shlex.join([*words, *(word for axis in axes for word in ("--vary", str(axis)))])
 
 

@@ -91,8 +91,8 @@ def _found(token: str) -> tuple[int, Job | None]:
 
 def _picture(request: Request) -> Response:
     try:
-        content = stand().pictures[request.path_params["number"]].small
-    except (IndexError, PictureError):
+        content = {str(i): picture for i, picture in enumerate(stand().pictures)}[request.path_params["number"]].small
+    except (KeyError, PictureError):
         return PlainTextResponse("There is no picture here.\n", 404)
     return Response(content, media_type="image/jpeg", headers={"cache-control": "max-age=3600"})
 
@@ -108,7 +108,7 @@ def application() -> Starlette:
         routes=[
             Route("/clip/{token}", _page),
             Route("/clip/{token}/film.mp4", _film),
-            Route("/picture/{number:int}", _picture),
+            Route("/picture/{number}", _picture),
             Route("/{path:path}", _to_start, methods=methods),
         ]
     )

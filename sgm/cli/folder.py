@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sgm.cli.batch import plain_stem
 from sgm.cli.made import made_at
 from sgm.errors import UserError, printable
-from sgm.paths import exists, is_file, numbered, refusals_explained, replacing
+from sgm.paths import exists, folded, is_file, numbered, refusals_explained, replacing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -168,10 +168,12 @@ class SweepFolder:
 
 
 def _stems(files: Iterable[Path]) -> dict[Path, str]:
-    """A name for each picture, of its file's stem, with -2, -3, ... where several have the same."""
+    """A name for each picture, of its file's stem, with -2, -3, ... where several have the same on some system."""
     stems: dict[Path, str] = {}
+    taken: set[str] = set()
     for path in files:
         plain = plain_stem(path.stem, _LONGEST_STEM)
         names = itertools.chain([plain], (f"{plain}-{n}" for n in itertools.count(2)))
-        stems[path] = next(name for name in names if name not in stems.values())
+        stems[path] = next(name for name in names if folded(name) not in taken)
+        taken.add(folded(stems[path]))
     return stems

@@ -97,22 +97,38 @@ class Making:
         A clip is scored while the next one is made, in the time that this leaves: on a GPU, nearly all of it.
         """
         listed = set(cells)
+        for cell in listed & self.made.keys():  # at once, lest a stop lose what the table says of them
+            self.folder.add(cell, self.made[cell], None, "")
         scored: tuple[Cell, Future[dict[str, float | None]]] | None = None
         with progress_bar() as show:
-            for cell in self.order:
+            for number, cell in enumerate(self.order, 1):
                 seconds, error = None, ""
-                if cell not in self.made:
+                if cell in self.made:
+                    share = self._countdown.share() if self.seconds else number / len(self.order)
+                    show(f"score {number}/{len(self.order)}", share)
+                else:
                     seconds, error = self._attempt(cell, show)
                 if cell not in listed:
                     continue
                 self.folder.add(cell, self.made.get(cell), seconds, error)
                 if scored:
                     self.folder.add_scores(scored[0], scored[1].result())
-                self.folder.write(cells)
+                self._write(cells)
                 scored = (cell, in_own_thread(self._scores, cell, self._picture(cell))) if cell in self.made else None
             if scored:
                 self.folder.add_scores(scored[0], scored[1].result())
-                self.folder.write(cells)
+            self.folder.write(cells)
+
+    def _write(self, cells: Sequence[Cell]) -> None:
+        """Write the table so far; where another program holds it, as Excel does on Windows, the next clip's does."""
+        try:
+            self.folder.write(cells)
+        except UserError as error:
+            if not isinstance(error.__cause__, PermissionError):
+                raise
+            if str(error) not in self._said:
+                self._said.add(str(error))
+                echo_stderr(f"{error} It is tried again with the next clip.")
 
     def _attempt(self, cell: Cell, show: Callable[..., None]) -> tuple[float | None, str]:
         """Make a cell's clip. -> its seconds, or None and why it was not made. Raises the error of a full disk."""

@@ -111,7 +111,7 @@ def _table(measured: dict[Path, Motion]) -> str:
             *(f"{n:.0f}" for n in numbers),
         ]
         table.add_row(short(str(path)), *cells, *([_bars(move.buckets.tolist())] if drawn else []))
-    console = Console(file=(file := io.StringIO()), width=120)
+    console = Console(file=(file := io.StringIO()), width=120, markup=False, emoji=False)
     console.print(table)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 

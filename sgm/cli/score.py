@@ -112,7 +112,7 @@ def score(
         )
     if distance is not None and not as_json:
         echo_stderr(f"FVD to the videos of {fvd}: {distance:.1f}")
-    raise typer.Exit(1 if len(lengths) < len(paths) or (fvd is not None and distance is None) else 0)
+    raise typer.Exit(1 if any(row["error"] for row in rows) or (fvd is not None and distance is None) else 0)
 
 
 def csv_target(to_csv: str | None) -> Path | None:
@@ -197,7 +197,7 @@ def _table(rows: list[Row], width: int) -> str:
             columns.append((score.title, ["-" if v is None else f"{v:.{score.digits}f}" for v in values]))
     names += ["mean"] if len(rows) > 1 else []
     lines = box.SIMPLE_HEAD if "utf" in (sys.stdout.encoding or "").lower() else None
-    console = Console(file=(file := io.StringIO()), width=width)
+    console = Console(file=(file := io.StringIO()), width=width, markup=False, emoji=False)
     first = max(map(cell_len, names)) + 1
     while columns:
         table = Table(box=lines, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))

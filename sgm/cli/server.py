@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _A_YEAR = 365 * 24 * 3600  # seconds
-_OWN_HOST = re.compile(r"(?:127(?:\.\d{1,3}){3}|\[::1\]|localhost)(?::\d+)?")
+_OWN_HOST = re.compile(r"(?:127(?:\.\d{1,3}){3}|\[::1\]|localhost)(?::\d+)?", re.IGNORECASE)
 _ANSWERED = ("finish-reason", "seed", "retry-after", "location", "x-request-id")  # headers that the API answers with
 _API = re.compile(r"/(?:api|v1|v2alpha|v2beta|docs)(?:/.*)?|/openapi\.json")
 # At the stand: all but its page and what that is made of.
@@ -131,6 +131,8 @@ class WithRoutes:
         if self.routes is None:
             await run_sync(_resume, self.address, self.module)
             self.routes = self.routes or import_module(self.module).application()
+        if scope["method"] == "HEAD" and not scope["path"].endswith("/events"):  # which do not end with their head
+            scope = {**scope, "method": "GET"}  # whose body uvicorn leaves out, by its own scope
         await self.routes(scope, receive, send)
 
 

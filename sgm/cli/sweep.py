@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -18,6 +19,7 @@ from sgm.cli.console import (
     errors_as_sentences,
     path_argument,
     path_option,
+    progress_bar,
 )
 from sgm.cli.ends import Last, Loop, last_picture, with_ends
 from sgm.cli.folder import TABLE, Pictures, SweepFolder
@@ -122,8 +124,13 @@ def sweep(
     folder = SweepFolder(out, plan.axes, plan.files, opened)
     extra = set(order) - set(plan.cells)
 
-    def found(cells: Iterable[Cell]) -> dict[Cell, tuple[Path, dict[str, Any] | None]]:
-        return {cell: folder.find(cell, reference=cell in extra) for cell in cells}
+    def found(cells: Sequence[Cell]) -> dict[Cell, tuple[Path, dict[str, Any] | None]]:
+        places = {}
+        with progress_bar() as show:
+            for number, cell in enumerate(cells):
+                show(f"look {number}/{len(cells)}", number / len(cells))
+                places[cell] = folder.find(cell, reference=cell in extra)
+        return places
 
     places = found(order)
     weights: dict[str, Any] = {"checkpoint": checkpoint, "base": base, "loras": ctx.meta["loras"]}
@@ -134,7 +141,7 @@ def sweep(
     for line in _described(plan, order, making, target.type):
         say(line)
     kept = [recipe for _, recipe in places.values() if recipe is not None]
-    for line in _changed(kept, target.type, kind, checkpoint, base):
+    for line in _changed(kept, target.type, kind, checkpoint, base, ctx.meta["loras"]):
         say(line)
     # What can be known before the work, in the order of its cost.
     todo = [cell.request for cell in order if cell not in making.made]
@@ -150,7 +157,7 @@ def sweep(
     with locked(out / ".sweep.lock", busy, "--out"):
         try:
             folder.read()  # another process may have been at work until now
-            making.add_places(found(cell for cell in order if cell not in making.made))
+            making.add_places(found([cell for cell in order if cell not in making.made]))
             making.run(plan.cells)
             making.draw(grid_pages(plan.cells, plan.axes, [path.name for path in plan.files]), _title(plan))
         except KeyboardInterrupt:
@@ -256,13 +263,25 @@ def _listed(texts: Sequence[str], between: str) -> str:
 
 
 def _changed(
-    kept: Sequence[dict[str, Any]], device: str, dtype: str | None, checkpoint: Path | None, base: Path | None
+    kept: Sequence[dict[str, Any]],
+    device: str,
+    dtype: str | None,
+    checkpoint: Path | None,
+    base: Path | None,
+    loras: dict[str, Path],
 ) -> list[str]:
     """What differs between now and when clips were made that are kept, in sentences."""
     import torch
 
     from sgm import __version__, differences, quick_hash
+    from sgm.loras import loras_of
     from sgm.recipe import MARK, made_by
+
+    @cache
+    def found(text: str) -> list[dict[str, Any]]:
+        with suppress(UserError):  # one that is gone: it was there for these clips
+            return [lora.provenance for lora in loras_of(text, loras)]
+        return []
 
     threads = {"threads": str(torch.get_num_threads())} if device == "cpu" else {}
     hash_of_file, sentences = cache(quick_hash), dict[str, None]()
@@ -278,6 +297,7 @@ def _changed(
             **threads,
             **({"dtype": dtype} if dtype else {}),
             "weights": {**hashes.get("weights", {}), "base": hashes.get("base", {})},
+            "loras": found(settings.get("lora", "")),
         }
         sentences |= dict.fromkeys(differences(settings, {MARK: now}))
     return [

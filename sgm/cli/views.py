@@ -73,6 +73,7 @@ class ViewsWork:
         self.request, self.low_memory, self._load = request, low_memory, load
         video_encoder()
         clip = open_clip(source, request.frames, echo_stderr)
+        request.family.check_clip(clip.frames, request)
         echo_stderr(clip.described(source.name, request.frames))
         unfilled = check_weights(request.version, **weights, lora=request.lora)
         self._options: dict[str, Any] = {**weights, "unfilled": unfilled}

@@ -13,8 +13,8 @@ from sgm.conditioning.views import Pass, dense_passes, view_angles, window_passe
 from sgm.errors import UserError
 from sgm.families.image import ImageFamily
 from sgm.families.orbit import ELEVATION, LISTS
-from sgm.media.clip import check_frames, cut_out_clip, needs_rembg, on_white, place_clip
-from sgm.media.image import fit_picture
+from sgm.media.clip import check_frames, cut_out_clip, needs_rembg, place_clip
+from sgm.media.image import fit_picture, on_white
 
 if TYPE_CHECKING:
     from sgm.request import VideoRequest

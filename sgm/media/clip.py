@@ -143,13 +143,6 @@ def check_frames(frames: Sequence[Image.Image]) -> None:
         raise UserError(f"Frame {other + 1} has {w2}×{h2} pixels, the first {w}×{h}: give frames of one size.")
 
 
-def on_white(frame: Image.Image) -> Image.Image:
-    """An RGB or RGBA frame on white, RGB."""
-    flat = Image.new("RGB", frame.size, "white")
-    flat.paste(frame, mask=frame if frame.mode == "RGBA" else None)
-    return flat
-
-
 def needs_rembg(frames: Sequence[Image.Image]) -> bool:
     """Whether the background of a clip's frames has to be removed, for it is neither transparent nor white.
 

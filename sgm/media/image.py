@@ -73,6 +73,13 @@ def open_picture(
             return _upright(image, name, keep_alpha)
 
 
+def on_white(frame: Image.Image) -> Image.Image:
+    """An RGB or RGBA frame on white, RGB."""
+    flat = Image.new("RGB", frame.size, "white")
+    flat.paste(frame, mask=frame if frame.mode == "RGBA" else None)
+    return flat
+
+
 def _lazy(kind: Kind, data: bytes) -> ImageFile.ImageFile:
     """The picture, none of whose pixels are decoded yet."""
     if kind == HEIC:
@@ -228,11 +235,7 @@ def _upright(image: Image.Image, name: str, keep_alpha: bool = False) -> Image.I
     with contextlib.suppress(Exception):  # broken EXIF does not make a broken picture
         upright.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
         ImageOps.exif_transpose(upright, in_place=True)
-    if not has_alpha or keep_alpha:
-        return upright
-    flat = Image.new("RGB", upright.size, "white")
-    flat.paste(upright, mask=upright.getchannel("A"))
-    return flat
+    return upright if not has_alpha or keep_alpha else on_white(upright)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

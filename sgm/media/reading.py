@@ -19,6 +19,7 @@ from PIL import Image, ImageSequence
 from sgm import paths
 from sgm.errors import UserError, printable
 from sgm.media.hdr import HDR, to_sdr
+from sgm.media.image import on_white
 from sgm.media.kinds import GIF, WEBP, kind_of
 
 logger = logging.getLogger(__name__)
@@ -269,8 +270,8 @@ def is_animation(source: str | Path | bytes, name: str) -> bool:
 def read_frames(source: str | Path | bytes) -> tuple[np.ndarray, float]:
     """All frames of a video, uint8 RGB (T, H, W, 3), and frames a second. Of a file that is cut short, those it has.
 
-    An animated GIF or WebP is one, too. Raises UserError if it is no video, or has more than MAX_FRAMES, or MAX_DECODED
-    bytes of them.
+    An animated GIF or WebP is one, too, on white where it is transparent. Raises UserError if it is no video, or has
+    more than MAX_FRAMES, or MAX_DECODED bytes of them.
     """
     frames: list[np.ndarray] = []
     name = "The file" if isinstance(source, bytes) else printable(source)
@@ -289,7 +290,7 @@ def _animation(file: BinaryIO, name: str) -> tuple[np.ndarray, float]:
     """As `read_frames`, of a GIF or a WebP; the mean frame rate, as each frame has a duration of its own."""
     frames, milliseconds = [], 0.0
     for still in stills(file, name):
-        frames.append(np.asarray(still.convert("RGB")))
+        frames.append(np.asarray(on_white(still.convert("RGBA" if still.has_transparency_data else "RGB"))))
         milliseconds += still.info.get("duration") or _USUAL_DELAY
     if len(frames) == 1:
         raise UserError(f"{name} is a picture of a single frame: give a video, an mp4, or an animation.")

@@ -52,7 +52,7 @@ def picture(size: tuple[int, int] = (1024, 576), kind: str = "PNG") -> bytes:
 
 
 PICTURE, TINY = picture(), picture((64, 64))
-DATA_URL = "data:image/png;base64," + base64.b64encode(TINY).decode()
+DATA_URL = "data:image/png;base64," + base64.encodebytes(TINY).decode()  # in lines, as `base64` writes it
 
 
 class Server:
@@ -278,6 +278,7 @@ def test_b_by_the_openai_package(server: Server) -> None:
         ({"input_reference": DATA_URL, "seconds": "-4"}, 400, "seconds: must be a number above 0"),
         ({"input_reference": DATA_URL, "seconds": 0}, 400, "seconds: must be a number above 0"),
         ({"input_reference": DATA_URL, "seconds": 4, "fps": [7]}, 400, "fps must be a whole number"),
+        ({"input_reference": DATA_URL, "seconds": 4, "fps": 10**400}, 400, "fps must be a whole number"),
         ({"input_reference": DATA_URL, "seconds": 1e6}, 400, "frames must be a whole number from 1 to 200"),
         ({"input_reference": DATA_URL, "colour": "red"}, 400, "colour is not a setting of a video"),
         ({"input_reference": DATA_URL, "steps": [1]}, 400, "steps must be a whole number"),
@@ -409,6 +410,13 @@ def test_own_routes(server: Server, clip: str) -> None:
     assert is_clip(server.ask("GET", f"/api/jobs/{clip}/video").content)
     assert server.ask("GET", f"/api/jobs/{clip}/preview").content.startswith(b"\xff\xd8")
     assert server.ask("GET", "/api/fields?version=svd_huge").status_code == 400
+    for path in ("/api/devices", f"/api/jobs/{clip}/video", f"/v1/videos/video_{clip}", "/docs"):
+        head, whole = (server.ask(method, path) for method in ("HEAD", "GET"))
+        assert (head.status_code, head.content) == (200, b"")
+        assert all(head.headers[name] == whole.headers[name] for name in ("content-type", "content-length"))
+    assert server.ask("HEAD", f"/api/jobs/{clip}/events").status_code == 405
+    twice = server.ask("POST", "/api/jobs", data=[("steps", "1"), ("steps", "2")], files={"picture": ("a.png", TINY)})
+    assert (twice.status_code, twice.json()["errors"]) == (400, ["steps: is there more than once"])
 
 
 def test_a_last_picture_and_a_loop(server: Server) -> None:
@@ -638,6 +646,7 @@ def test_what_the_filter_withholds_by_each_contract(
         ("keys", "192.0.2.9", "192.0.2.1:8501", "/v1/videos", "https://friend.example", True),
         ("", "127.0.0.1", "localhost:8501", "/_stcore/stream", "https://friend.example", False),
         ("", "::1", "[::1]:8501", "/", "http://[::1]:8501", True),
+        ("", "127.0.0.1", "LocalHost:8501", "/v1/videos", None, True),
         ("", "127.0.0.1", "127.0.0.2:8501", "/", "http://127.0.0.3:8501", False),
     ],
 )

@@ -824,6 +824,15 @@ DROP = """files => {
 }"""
 
 
+# Each dropped file as if in a folder of its own, beside a link to nowhere.
+FOLDERS = """() => { DataTransferItem.prototype.webkitGetAsEntry = function () {
+    const file = this.getAsFile(), given = [
+        { name: "link.png", isFile: true, file: (done, failed) => failed(new DOMException("gone", "NotFoundError")) },
+        { name: file.name, isFile: true, file: (done) => done(file) }];
+    return { name: "in", isDirectory: true, createReader: () => ({ readEntries: (done) => done(given.splice(0)) }) };
+} }"""
+
+
 def drop(page: Any, *files: tuple[str, bytes]) -> None:
     """Drop files onto the page, not its uploader, once it has one."""
     page.locator("input[type=file]").first.wait_for(state="attached")
@@ -839,9 +848,11 @@ def test_several_pictures_that_are_dropped_become_a_batch(page: Any, site: Serve
     with zipfile.ZipFile(archive, "w") as packed:
         packed.writestr("holiday/sea.jpg", encoded(noise((320, 192)), "JPEG"))
         packed.writestr("holiday/torn.jpg", b"Torn")
+    page.evaluate(FOLDERS)
     drop(page, ("hill.png", encoded(noise((160, 96)), "PNG")), ("holiday.zip", archive.getvalue()))
     expect(page.get_by_text("2 pictures")).to_be_visible()
     expect(page.get_by_text("torn.jpg is not a picture")).to_be_visible()
+    expect(page.get_by_text("link.png is empty")).to_have_count(2)
     drop(page, *((f"{number}.png", b"") for number in range(201)))
     expect(page.get_by_text("These are 201 files, more than the 200 of a batch")).to_be_visible()
     expect(page.get_by_text("2 clips")).to_be_visible()

@@ -91,7 +91,10 @@ WRONG = [
     *({"parent": value} for value in (None, 1, "../x", "20250101-000000-0123abcd\n")),
     *({"owner": value} for value in (None, [], {})),
     *({"state": value} for value in (None, "gone", "", ["done"])),
-    *({"axes": value} for value in (None, [1], ["colour=1"], ["seed=x"], ["seed=1..40", "steps=1..40"])),
+    *(
+        {"axes": value}
+        for value in (None, [1], ["colour=1"], ["seed=x"], ["seed=1..40", "steps=1..40"], 9999 * ["seed=0..99999"])
+    ),
     *({"cell": value} for value in (None, -1, 10**5)),
     *({"files": value} for value in (None, [], {"clip.mp4": "1"}, {"clip.mp4": None})),
     *(

@@ -95,6 +95,7 @@ JOB = Job(
             for query in ("seed 50", "seed 15", "50", "seed 12", "motion 6", "motion 127", "steps 1", "2 steps")
         ),
         *((query, False) for query in ("320x19", "20", "euler", "road", "lake seed 4", "2025", "SVD-XT", "pan right")),
+        ("seed " + 5000 * "9", False),  # of an address: Python makes no number of so many digits
     ],
 )
 def test_a_search_finds_what_it_says(query: str, found: bool) -> None:

@@ -153,6 +153,11 @@ def test_an_animation_is_a_clip_within_the_same_bounds(kind: str, monkeypatch: p
     np.testing.assert_allclose(frames, grey, atol=2)
     with pytest.raises(UserError, match="a picture of a single frame: give a video"):
         read_frames(EXPORTS[kind][2](grey[:1], 8))
+    file, clear = io.BytesIO(), [Image.new("RGBA", (8, 8), (200, 0, level, 0)) for level in (0, 90)]
+    for level, image in enumerate(clear):
+        image.putpixel((0, 0), (0, 0, 99 * level, 255))
+    clear[0].save(file, kind, save_all=True, append_images=clear[1:], lossless=True)
+    assert (read_frames(file.getvalue())[0][:, 1:, 1:] == 255).all()  # as where pictures are transparent: on white
     content = EXPORTS[kind][2](grey, 8)
     for name, limit, said in (
         ("MAX_FRAMES", 5, "more frames than the 5 that"),
