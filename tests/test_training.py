@@ -60,7 +60,7 @@ SAMPLES = bundle() / "app" / "samples"
 TRAINING = bundle() / "configs" / "training"
 TINY = [
     *("train.devices=1", "train.compile=false", "train.precision=32-true", "train.warmup=2", "train.batch=3"),
-    *("data.frames=3", "data.height=64", "data.width=64", "data.canvas=[96,96]", "data.clips_share=0.34"),
+    *("data.frames=3", "data.height=32", "data.width=32", "data.canvas=[48,48]", "data.clips_share=0.34"),
 ]
 
 
