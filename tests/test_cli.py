@@ -69,11 +69,16 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_help_answers_at_once() -> None:
+    """In little time of the processor, where the system tells it of a program; by the clock, others would count, too."""
+
+    def seconds() -> float:
+        return time.perf_counter() if os.name == "nt" else sum(os.times()[2:4])
+
     taken = []
-    for _ in range(3):
-        start = time.perf_counter()
+    for _ in range(2):
+        start = seconds()
         done = subprocess.run([sys.executable, "-m", "sgm.cli", "--help"], capture_output=True, text=True)
-        taken.append(time.perf_counter() - start)
+        taken.append(seconds() - start)
         assert done.returncode == 0
         assert all(
             name in done.stdout

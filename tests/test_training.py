@@ -35,6 +35,7 @@ from sgm.loras import Lora, about_lora, loras_of
 from sgm.merging import merged
 from sgm.versions import bundle
 from sgm.weights import load_weights
+from tests.beside import TINY, Beside
 from tests.small_model import made_up
 from tests.test_lora import evaluated
 from tests.test_parity import error
@@ -58,10 +59,6 @@ GOLDENS = Path(__file__).parent / "data" / "goldens"
 ADAM = "train.optimizer={target: torch.optim.Adam"
 SAMPLES = bundle() / "app" / "samples"
 TRAINING = bundle() / "configs" / "training"
-TINY = [
-    *("train.devices=1", "train.compile=false", "train.precision=32-true", "train.warmup=2", "train.batch=3"),
-    *("data.frames=3", "data.height=32", "data.width=32", "data.canvas=[48,48]", "data.clips_share=0.34"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +79,12 @@ def steps_done(out: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory, data: list[str]) -> list[Path]:
+def stages(beside: Beside) -> list[Path]:
     """The weights that two trainings leave, which one command made one after the other."""
-    names, folder = [f"svd_tiny_{stage}" for stage in ("autoencoder", "video")], tmp_path_factory.mktemp("stages")
-    small = [*TINY, *data, "train.steps=2", "train.fresh=3", "train.pool=6"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        configs = [str(TRAINING / f"{name}.yaml") for name in names]
-        done = CliRunner().invoke(cli, ["train", *configs, *small], catch_exceptions=False)
-    assert done.exit_code == 0, done.stderr
-    return [folder / "runs" / name / "svd_tiny.safetensors" for name in names]
+    status, output = beside.done("trains_one_after_the_other")
+    assert status == 0, output
+    runs = beside.place("trains_one_after_the_other") / "runs"
+    return [runs / f"svd_tiny_{stage}" / "svd_tiny.safetensors" for stage in ("autoencoder", "video")]
 
 
 @pytest.fixture(scope="module")
@@ -292,8 +285,8 @@ def test_an_official_model_is_fine_tuned_on_a_folder_of_clips(
         TRAINING / "svd_finetune.yaml",
         [
             *(f"model={config}", f"init={start}", f"out={tmp_path}", f"data.folder={data[1].partition('=')[2]}"),
-            *("data.frames=3", "data.height=64", "data.width=64", "train.steps=12", "train.pool=4", "train.batch=2"),
-            *("train.devices=1", "train.precision=32-true", "train.warmup=2", "train.lr=6e-3"),
+            *("data.frames=3", "data.height=64", "data.width=64", "train.steps=6", "train.pool=4", "train.batch=2"),
+            *("train.devices=1", "train.precision=32-true", "train.warmup=2", "train.lr=1.2e-2"),
         ],
     )
     before, after = load_file(start), load_file(path)
