@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -69,7 +70,7 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_help_answers_at_once() -> None:
-    """In little time of the processor, where the system tells it of a program; by the clock, others would count, too."""
+    """In little time of the processor, where the system tells it; by the clock, other programs would count, too."""
 
     def seconds() -> float:
         return time.perf_counter() if os.name == "nt" else sum(os.times()[2:4])
