@@ -16,8 +16,12 @@ os.environ["SGM_C2PA"] = "off"
 # The compiler of rembg's dependencies takes a minute in a new environment; tests have pictures too small to need it.
 os.environ["NUMBA_DISABLE_JIT"] = "1"
 
-# They begin first, so that two processes end together; the rest follows in the order of names.
-LONGEST = ("test_browser", "test_training", "test_generate", "test_api", "test_stand", "test_views", "test_wheel")
+# They begin first, so that two processes end together, and one computes while the other waits for browsers and servers;
+# the rest follows in the order of names.
+LONGEST = (
+    *("test_browser", "test_generate", "test_views", "test_training", "test_formats", "test_ranks", "test_recipe"),
+    *("test_cli", "test_bounded", "test_wheel", "test_api", "test_parity", "test_sweep", "test_stand"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

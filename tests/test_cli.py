@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -70,11 +71,16 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_help_answers_at_once() -> None:
+    """In little time of the processor, where the system tells it; by the clock, other programs would count, too."""
+
+    def seconds() -> float:
+        return time.perf_counter() if os.name == "nt" else sum(os.times()[2:4])
+
     taken = []
-    for _ in range(3):
-        start = time.perf_counter()
+    for _ in range(2):
+        start = seconds()
         done = subprocess.run([sys.executable, "-m", "sgm.cli", "--help"], capture_output=True, text=True)
-        taken.append(time.perf_counter() - start)
+        taken.append(seconds() - start)
         assert done.returncode == 0
         assert all(
             name in done.stdout

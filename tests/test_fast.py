@@ -133,7 +133,8 @@ def affine(module: nn.Module) -> Any:
 @pytest.mark.parametrize("frames", [1, 2])
 def test_group_norm_of_parts(ops_and_device: tuple[Ops, torch.device], frames: int) -> None:
     ops, device = ops_and_device
-    x, add = draw(4, 1030, 96, device=device, shift=5.0), draw(4, 96, device=device)
+    n = 2 * frames
+    x, add = draw(n, 1030, 96, device=device, shift=5.0), draw(n, 96, device=device)
     norm = affine(nn.GroupNorm(32, 96).to(device))
 
     def expected(x: Tensor) -> Tensor:
@@ -144,7 +145,7 @@ def test_group_norm_of_parts(ops_and_device: tuple[Ops, torch.device], frames: i
     wanted = expected(x)
     parts = [x[:, :, :64].contiguous(), x[:, :, 64:].contiguous()]
     assert close(ops.group_norm(parts, norm, frames, add, silu=False), wanted)
-    found = ops.empty_moments(4, 1030, 96, device)
+    found = ops.empty_moments(n, 1030, 96, device)
     for start in (0, 1024):
         found.measure(x[:, start : start + 1024], start)
     assert close(ops.scale_shift(x, *found.norm(norm, frames, add)), F.silu(wanted))

@@ -14,7 +14,7 @@ from sgm import VideoRequest, generate, load_engine
 from sgm.ranks import start_ranks
 from tests.test_lora import TINY_LAYER, write_lora
 
-SMALL = {"width": 96, "height": 64, "frames": 6, "steps": 2}
+SMALL = {"width": 96, "height": 64, "frames": 6, "steps": 1}
 ONE: dict[VideoRequest, np.ndarray] = {}  # the clips of one process
 GUIDED = {"guider": "linear", "min_guidance": 1.0, "max_guidance": 3.0}
 
@@ -53,7 +53,7 @@ def apart(engines: tuple[Any, Any], picture: Image.Image, **choices: Any) -> tup
         pytest.param({"frames": 5}, id="frames of no guidance, in uneven parts"),
         pytest.param({**GUIDED, "frames": 3}, id="a process for each of two clips' frames"),
         pytest.param({"frames": 2, "lora": "style:3"}, id="fewer frames than processes, and a LoRA"),
-        pytest.param({"sampler": "dpmpp_2m_sde"}, id="noise in each step"),
+        pytest.param({"sampler": "dpmpp_2m_sde", "steps": 2}, id="noise in each step"),
     ],
 )
 def test_four_processes_make_the_clip_of_one(
@@ -72,7 +72,7 @@ def test_a_cancelled_clip_leaves_the_processes_at_work(engines: tuple[Any, Any],
 
     with pytest.raises(InterruptedError):
         generate(engines[1], VideoRequest("svd_tiny", **SMALL).replace(steps=6), picture, check=check)
-    assert apart(engines, picture, **GUIDED)[0] <= 1
+    assert apart(engines, picture)[0] <= 1
     assert not engines[1].ranks.lost
 
 

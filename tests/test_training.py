@@ -35,6 +35,7 @@ from sgm.loras import Lora, about_lora, loras_of
 from sgm.merging import merged
 from sgm.versions import bundle
 from sgm.weights import load_weights
+from tests.beside import TINY, Beside
 from tests.small_model import made_up
 from tests.test_lora import evaluated
 from tests.test_parity import error
@@ -58,10 +59,6 @@ GOLDENS = Path(__file__).parent / "data" / "goldens"
 ADAM = "train.optimizer={target: torch.optim.Adam"
 SAMPLES = bundle() / "app" / "samples"
 TRAINING = bundle() / "configs" / "training"
-TINY = [
-    *("train.devices=1", "train.compile=false", "train.precision=32-true", "train.warmup=2", "train.batch=3"),
-    *("data.frames=3", "data.height=64", "data.width=64", "data.canvas=[96,96]", "data.clips_share=0.34"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +79,12 @@ def steps_done(out: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory, data: list[str]) -> list[Path]:
+def stages(beside: Beside) -> list[Path]:
     """The weights that two trainings leave, which one command made one after the other."""
-    names, folder = [f"svd_tiny_{stage}" for stage in ("autoencoder", "video")], tmp_path_factory.mktemp("stages")
-    small = [*TINY, *data, "train.steps=2", "train.fresh=3", "train.pool=6"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        configs = [str(TRAINING / f"{name}.yaml") for name in names]
-        done = CliRunner().invoke(cli, ["train", *configs, *small], catch_exceptions=False)
-    assert done.exit_code == 0, done.stderr
-    return [folder / "runs" / name / "svd_tiny.safetensors" for name in names]
+    status, output = beside.done("trains_one_after_the_other")
+    assert status == 0, output
+    runs = beside.place("trains_one_after_the_other") / "runs"
+    return [runs / f"svd_tiny_{stage}" / "svd_tiny.safetensors" for stage in ("autoencoder", "video")]
 
 
 @pytest.fixture(scope="module")
@@ -293,8 +286,8 @@ def test_an_official_model_is_fine_tuned_on_a_folder_of_clips(
         TRAINING / "svd_finetune.yaml",
         [
             *(f"model={config}", f"init={start}", f"out={tmp_path}", f"data.folder={data[1].partition('=')[2]}"),
-            *("data.frames=3", "data.height=64", "data.width=64", "train.steps=12", "train.pool=4", "train.batch=2"),
-            *("train.devices=1", "train.precision=32-true", "train.warmup=2", "train.lr=6e-3"),
+            *("data.frames=3", "data.height=64", "data.width=64", "train.steps=6", "train.pool=4", "train.batch=2"),
+            *("train.devices=1", "train.precision=32-true", "train.warmup=2", "train.lr=1.2e-2"),
         ],
     )
     before, after = load_file(start), load_file(path)
@@ -431,10 +424,8 @@ def test_a_run_that_is_stopped_and_goes_on_makes_the_steps_of_an_unbroken_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Stopped by SIGTERM among the batches of a step, and with samples, which the other makes none of."""
-    path, how = lora
+    how = [*lora[1], "targets=temporal_attention"]
     whole, broken, step = tmp_path / "whole", tmp_path / "broken", LoraTask.training_step
-    for out in (whole, broken):
-        shutil.copytree(path.parent, out)
     losses: list[float] = []
     stop_at = 0
 
@@ -447,7 +438,7 @@ def test_a_run_that_is_stopped_and_goes_on_makes_the_steps_of_an_unbroken_one(
 
     monkeypatch.setattr(LoraTask, "training_step", watched)
     monkeypatch.setattr("sgm.training.tasks._LOG_EVERY", 2)
-    more = ["train.steps=13", "train.accumulate=2", "train.ema=0.9", "dropout=0.2", "train.batch=2"]
+    more = ["train.steps=3", "train.accumulate=2", "train.ema=0.9", "dropout=0.2", "train.batch=2"]
     more += ["train.schedule.target=torch.optim.lr_scheduler.CosineAnnealingLR", "train.schedule.params={T_max: 4}"]
     run(TRAINING / "svd_lora.yaml", [*how, *more, f"out={whole}"])
     unbroken, stop_at = losses.copy(), 3
@@ -458,9 +449,9 @@ def test_a_run_that_is_stopped_and_goes_on_makes_the_steps_of_an_unbroken_one(
         command = ["train", str(TRAINING / "svd_lora.yaml"), *how, *more, f"out={broken}", "--time-limit", limit]
         stopped = CliRunner().invoke(cli, command)
         assert stopped.exit_code == 75, stopped.output
-        assert f"The training was ended at step 12 ({why}); the same command goes on from" in stopped.stderr
+        assert f"The training was ended at step 2 ({why}); the same command goes on from" in stopped.stderr
     assert signal.getsignal(signal.SIGTERM) == before
-    assert steps_done(broken) == 12  # 10, and four batches of which two make a step
+    assert steps_done(broken) == 2  # four batches, of which two make a step
     sharded = tmp_path / "sharded"
     shutil.copytree(broken, sharded)
     run(TRAINING / "svd_lora.yaml", [*how, *more, f"out={broken}"])
@@ -478,21 +469,22 @@ def test_a_run_that_is_stopped_and_goes_on_makes_the_steps_of_an_unbroken_one(
     divided = torch.load(sharded / "last.ckpt", weights_only=True)
     for part in ("state_dict", "ema", "optimizer_states", "lr_schedulers"):
         torch.testing.assert_close(divided[part], one[part])
+    undivided = load_file(whole / "whole.safetensors")
     for name, value in load_file(sharded / "sharded.safetensors").items():
-        torch.testing.assert_close(value, load_file(whole / "whole.safetensors")[name])
+        torch.testing.assert_close(value, undivided[name])
 
     log = broken / "log"
     with (log / "metrics.csv").open() as file:
         rows = {int(row["step"]): row for row in csv.DictReader(file)}
-    assert list(rows) == [10, 11, 12, 13]  # each once, those before the stop among them
-    assert float(rows[13]["clips_per_second"]) > 0
-    assert any(float(rows[13][name] or 0) > 0 for name in rows[13] if name.startswith("loss_to_sigma_"))
-    assert all(float(rows[step]["sample_hold"]) > 0 for step in (10, 12, 13))
-    sampled = ["0000010", "0000012", "0000013"]
+    assert list(rows) == [0, 1, 2, 3]  # each once, those before the stop among them
+    assert float(rows[3]["clips_per_second"]) > 0
+    assert any(float(rows[3][name] or 0) > 0 for name in rows[3] if name.startswith("loss_to_sigma_"))
+    assert all(float(rows[step]["sample_hold"]) > 0 for step in (0, 2, 3))
+    sampled = ["0000000", "0000002", "0000003"]
     assert sorted(path.name for path in (log / "samples").iterdir()) == sorted(
         [f"{step}{end}" for step in sampled for end in (".png", "-kitten.mp4")]
     )
-    assert "Step 13: 1 sampled in" in caplog.text
+    assert "Step 3: 1 sampled in" in caplog.text
     assert list(log.glob("events.out.tfevents.*"))
 
 

@@ -154,8 +154,8 @@ def test_the_page_s_clip_is_that_of_the_library_with_the_whole_picture(home: Pat
 
 def test_rembg_cuts_out_what_has_no_transparency(home: Path, shown: list[Image.Image]) -> None:
     shutil.copy(DARK_OBJECT, home / "u2net.onnx")
-    picture = Image.new("RGB", (300, 200), "white")
-    ImageDraw.Draw(picture).ellipse((200, 20, 280, 100), "black")
+    picture = Image.new("RGB", (150, 100), "white")
+    ImageDraw.Draw(picture).ellipse((100, 10, 140, 50), "black")
     page = uploaded(opened(), picture)
     assert generate(page).disabled or shown
     until(page, lambda: bool(shown))
