@@ -347,11 +347,11 @@ def test_two_workers_make_two_clips_at_once(tmp_path: Path, picture: Image.Image
 
 
 def test_the_time_left_in_a_line_counts_every_worker() -> None:
-    from app.jobs.estimate import seconds_queued
+    from app.jobs.estimate import queue_ends
 
-    assert seconds_queued([5.0], [2.0, 3.0], workers=1) == 10
-    assert seconds_queued([5.0, 1.0], [2.0, 3.0], workers=2) == 6  # 1 + 2 of one worker, then 3 more
-    assert seconds_queued([], [4.0], workers=2) == 4
+    assert queue_ends([5.0], [2.0, 3.0], workers=1) == [7, 10]
+    assert queue_ends([5.0, 1.0], [2.0, 3.0], workers=2) == [3, 6]  # 1 + 2 of one worker, then 3 more
+    assert queue_ends([], [4.0], workers=2) == [4]
 
 
 def test_the_preview_is_the_middle_frame_and_once_there_are_all_a_loop(
