@@ -64,7 +64,7 @@ def parallax(frames: np.ndarray, truth: np.ndarray, flat: np.ndarray, mask: np.n
     flat picture. mask: (h, w), where the object is in the first frame. None where object or ring, its surroundings, are
     hardly seen, or the truth has no parallax along the move.
     """
-    return _parallax(*map(_flows, (frames, truth, flat)), mask)
+    return _parallax(_flows(frames), _flows(truth), _flows(flat), mask)
 
 
 def _parallax(
