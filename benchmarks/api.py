@@ -138,7 +138,7 @@ def poll(port: int, rate: float, jobs: list[str]) -> None:
 
 
 def loop_seconds(pid: int) -> float:
-    """Processor seconds of a server's event loop so far, which its first thread runs; nan where the system is not Linux."""
+    """Processor seconds of a server's event loop so far, which its first thread runs; nan but on Linux."""
     told = Path(f"/proc/{pid}/task/{pid}/schedstat")
     return int(told.read_text().split()[0]) / 1e9 if told.is_file() else math.nan
 
