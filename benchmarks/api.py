@@ -189,12 +189,10 @@ def main() -> None:
         clip_seconds(*server, 0.0, 1)  # loads the model
         for _ in range(arguments.repeat):
             for rate, took in seconds.items():
-                seconds_of_clip, answered, each = clip_seconds(*server, rate, arguments.steps)
-                took.append(seconds_of_clip)
+                clip, answered, each = clip_seconds(*server, rate, arguments.steps)
+                took.append(clip)
                 costs += [each] if rate else []
-                print(
-                    f"{rate:3g} polls a second ({answered:.0f} answered): clip in {seconds_of_clip:.2f} s", flush=True
-                )
+                print(f"{rate:3g} polls a second ({answered:.0f} answered): clip in {clip:.2f} s", flush=True)
     without, polled = (statistics.median(took) for took in seconds.values())
     print(f"a poll: {1e6 * statistics.median(costs):.0f} µs of CPU of the server's event loop")
     print(f"ratio {polled / without:.3f}")
