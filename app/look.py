@@ -19,12 +19,6 @@ SAMPLES = {path.stem: path for path in sorted((Path(__file__).parent / "samples"
 CLIPS = {path.stem: path for path in sorted((Path(__file__).parent / "clips").glob("*.webp"))}  # of an object
 
 
-def duration(seconds: float) -> str:
-    """Seconds as text, in minutes and seconds."""
-    minutes, rest = divmod(max(1, round(seconds)), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def when(created: float) -> str:
     """Seconds since 1970 as a local date."""
     return time.strftime("%d %b %Y, %H:%M", time.localtime(created))

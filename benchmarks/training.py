@@ -1,6 +1,6 @@
 """What a step of training costs at real size: whole `sgm train` runs, beside a plain loop around diffusers' network.
 
-`python benchmarks/training.py [--steps 40] [--only lora] [--no-limit] [--devices 2] [--device cpu --tiny]`
+`python benchmarks/training.py [--steps 40] [--only lora] [--set NAME=VALUE] [--no-limit] [--devices 2] [--tiny]`
 prints a Markdown table: median seconds a step and peak memory. Made-up weights and clips; each run is a process of its
 own, ours held to the memory that is asked of it. --devices: `sgm train` on so many as well.
 --tiny: a small network, to try the program. See README.md.
@@ -83,8 +83,8 @@ def prepare(folder: Path, cases: list[Case], tiny: bool) -> None:
         write_video(folder / "clips" / f"{number}.mp4", np.roll(frames, 50 * number, axis=2), 12)
 
 
-def ours(case: Case, folder: Path, steps: int, devices: int) -> tuple[float, float | None]:
-    """A whole training; the seconds a clip by its own log, reading and encoding of new clips among them."""
+def ours(case: Case, folder: Path, steps: int, devices: int, more: list[str]) -> tuple[float, float | None]:
+    """A whole training on four clips that are encoded once; the seconds a clip by its own log. more: overrides."""
     from sgm.training import run, tasks
 
     tasks._LOG_EVERY = every = max(steps // 4, 1)
@@ -101,11 +101,13 @@ def ours(case: Case, folder: Path, steps: int, devices: int) -> tuple[float, flo
         "train.steps": steps,
         "train.minutes": "null",
         "train.pool": 4,
+        "train.fresh": 0,
         "train.devices": devices,
         "train.tensorboard": "false",
         **({} if case.what == "temporal" else {"train.only": "null"}),
     }
-    run(ROOT / "configs" / "training" / f"svd_{kind}.yaml", [f"{name}={value}" for name, value in settings.items()])
+    overrides = [*(f"{name}={value}" for name, value in settings.items()), *more]
+    run(ROOT / "configs" / "training" / f"svd_{kind}.yaml", overrides)
     if int(os.environ.get("LOCAL_RANK", 0)):  # a process of another device
         raise SystemExit
     with (out / "log" / "metrics.csv").open() as file:
@@ -167,7 +169,7 @@ def one(who: str, number: int, args: argparse.Namespace) -> None:
         total = torch.cuda.get_device_properties(own).total_memory
         torch.cuda.set_per_process_memory_fraction(min(case.limit * GIB / total, 1.0), own)
     seconds, peak = (
-        ours(case, args.folder, args.steps, args.devices)
+        ours(case, args.folder, args.steps, args.devices, args.set)
         if who == "ours"
         else diffusers(case, args.steps, args.device, args.tiny)
     )
@@ -179,6 +181,7 @@ def measured(who: str, number: int, args: argparse.Namespace, devices: int = 1) 
     options = ["--one", who, str(number), "--folder", str(args.folder), "--steps", str(args.steps)]
     options += ["--device", args.device, "--devices", str(devices)]
     options += [*(["--tiny"] if args.tiny else []), *(["--no-limit"] if args.no_limit else [])]
+    options += [word for text in args.set for word in ("--set", text)]
     done = subprocess.run([sys.executable, __file__, *options], capture_output=True, text=True)
     if done.returncode:
         if "out of memory" in done.stderr:
@@ -194,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40, help="a run, of which the first quarter is left out")
     parser.add_argument("--only", default="", help="cases whose names hold this text")
+    parser.add_argument("--set", action="append", default=[], help="a setting of `sgm train`, as train.compile=true")
     parser.add_argument("--no-limit", action="store_true", help="do not hold our runs to the memory asked")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--devices", type=int, default=1, help="more than one: also `sgm train` on so many, by DDP")

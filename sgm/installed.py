@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from sgm.amounts import file_size
 from sgm.errors import printable
 from sgm.formats.diffusers import FIRST_STAGE, UNET
 from sgm.kinds import other_kind, unusable, versions_of
@@ -43,8 +44,7 @@ class VersionStatus:
         path = self.path
         with contextlib.suppress(OSError, ValueError):  # the current folder may be gone, or not above the path
             path = path.relative_to(Path.cwd())
-        size = f"{self.size / 1e9:.2f} GB" if self.size >= 1e8 else f"{self.size / 1e6:.1f} MB"
-        return f"{path}, {size}"
+        return f"{path}, {file_size(self.size)}"
 
 
 def version_status(version: str) -> VersionStatus:

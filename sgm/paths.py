@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from sgm.amounts import file_size
 from sgm.errors import UserError
 
 
@@ -88,7 +89,7 @@ def check_writable(folder: Path, size: int = 0) -> None:
         free = shutil.disk_usage(nearest).free
     if free < size:
         raise UserError(
-            f"{folder} needs {_bytes(size)}, but has {_bytes(free)} free: make room or choose another place."
+            f"{folder} needs {file_size(size)}, but has {file_size(free)} free: make room or choose another place."
         )
 
 
@@ -222,7 +223,3 @@ def _mode(path: Path) -> int | None:
             return os.stat(path).st_mode
         except (FileNotFoundError, NotADirectoryError):
             return None
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

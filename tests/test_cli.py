@@ -31,6 +31,7 @@ from sgm import (
     __version__,
     read_settings,
 )
+from sgm.amounts import duration
 from sgm.cli.commands import cli
 from sgm.config import instantiate_from_config, load_config
 from sgm.paths import write_new
@@ -517,3 +518,20 @@ def test_an_unknown_option_is_answered_with_the_nearest() -> None:
     assert done.exit_code == 2
     assert "--seeed" in done.stderr
     assert re.search(r"--seed\b", done.stderr.replace("--seeed", ""))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "1 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (80, "1 min 20 s"),
+        (599.6, "10 min"),
+        (3599, "1 h"),
+        (9000, "2 h 30 min"),
+        (53_160, "15 h"),
+    ],
+)
+def test_times_are_told_as_people_do(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

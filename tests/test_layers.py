@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from sgm.layers.attention import GEGLU
 from sgm.layers.residual import frames_first, frames_in_batch
 
 
@@ -26,3 +28,11 @@ def test_what_a_convolution_over_frames_gives_comes_back_channels_last() -> None
     assert torch.equal(x[5, :, 1, 1], y[1, :, 2, 8])
     z = y.to(memory_format=torch.channels_last)
     assert frames_in_batch(z, 5, 7).data_ptr() == z.data_ptr()
+
+
+def test_the_gate_of_a_feed_forward_layer_has_the_gradient_of_its_formula() -> None:
+    torch.manual_seed(0)
+    layer, x = GEGLU(3, 4).double(), torch.randn(2, 5, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(layer, x.requires_grad_())
+    value, gate = layer.proj(x).chunk(2, dim=-1)
+    assert torch.equal(layer(x), value * F.gelu(gate))

@@ -160,6 +160,7 @@ def test_a_checkpoint_is_not_gone_on_with(kind: str, data: list[str], autoencode
         ("train.lr=nan", "train.lr must be a number from"),
         ("train.lr=null", "train.lr must be a number"),
         ("train.ema=1", "train.ema must be a number from 0"),
+        ("train.fresh=1.5", "train.fresh must be a whole number or a share below 1; got 1.5"),
         ("train.compile=maybe", "train.compile must be one of true, false; got 'maybe'"),
         ("train.precision=64", "train.precision must be one of 32-true"),
         ("train.only=spatial", "train.only must be one of temporal, null"),
@@ -316,7 +317,7 @@ def lora(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         *(f"init={bundle() / 'checkpoints' / 'svd_tiny.safetensors'}", "rank=4", "alpha=8", "trigger=rolling waves"),
         *("data.frames=3", "data.height=64", "data.width=64", "train.pool=2", "train.batch=1", "train.devices=1"),
         *("train.precision=32-true", "train.lr=5e-3", "targets=[attention,convolutions]", "train.warmup=2"),
-        "train.checkpointing=false",
+        *("train.checkpointing=false", "train.fresh=1"),
     ]
     return run(TRAINING / "svd_lora.yaml", [*how, f"out={out}", "train.steps=10"]), how
 
@@ -518,7 +519,7 @@ def test_from_the_checkpoint_of_a_signal_a_run_on_shards_goes_on_with_the_same_c
 
     monkeypatch.setattr(LoraTask, "training_step", watched)
     (tmp_path / "shards.txt").write_text("0.tar\n1.tar\n")
-    how = [*lora[1], f"data.folder={tmp_path / 'shards.txt'}", "train.pool=3", "train.fresh=1", "train.steps=6"]
+    how = [*lora[1], f"data.folder={tmp_path / 'shards.txt'}", "train.pool=3", "train.fresh=0.5", "train.steps=6"]
     run(TRAINING / "svd_lora.yaml", [*how, f"out={one}"])
     assert steps_done(other) == 3
     run(TRAINING / "svd_lora.yaml", [*how, f"out={other}"])

@@ -13,6 +13,7 @@ from app.create.picture import Picture, chosen
 from app.jobs import Job, table
 from app.summary import varied
 from sgm import VIEW_VERSIONS, VideoRequest, ViewsRequest
+from sgm.amounts import duration
 
 
 def offer(request: VideoRequest | None, picture: Picture | None) -> tuple[DeltaGenerator, str]:
@@ -105,6 +106,6 @@ def _will_run(request: VideoRequest | None, picture: Picture | None) -> str:
     if request is None:
         return f"This cannot run yet: see {'Views' if of_clip else 'Movement'}."
     views = f"{request.model.num_views} views, " if isinstance(request, ViewsRequest) else ""
-    took = look.duration(table().seconds_for(request))
+    took = duration(table().seconds_for(request))
     cost = f"{views}{request.frames / request.fps:.1f} s of video, made in about {took}"
     return look.plain(" · ".join(filter(None, [cost, varied(request, seed_known=not settings.new_seed())])))

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse
 
 from app import hands, look
 from app.jobs import Job, doing, table
+from sgm.amounts import duration
 
 
 @cache
@@ -77,7 +78,7 @@ def _told(job: Job, seen: str | None = "", moving: bool = False) -> dict[str, An
 
 def _text(job: Job) -> str:
     """The job's position in the queue or its phase, and the time left."""
-    left = "" if job.seconds_left is None else look.duration(job.seconds_left)
+    left = "" if job.seconds_left is None else duration(job.seconds_left)
     if job.stopping:
         return "Stopping, once this part of the model is loaded …" if job.phase == "load" else "Stopping …"
     if job.state == "queued":

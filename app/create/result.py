@@ -11,6 +11,7 @@ from app.jobs import Job, still, table
 from app.lab import chosen
 from app.summary import summary, varied
 from sgm import VIEW_VERSIONS, UserError
+from sgm.amounts import duration
 
 
 def show_result(job: Job | None) -> None:
@@ -188,7 +189,7 @@ def _show_clip(job: Job) -> None:
         player.offer_link(job)
     links = len(table().chain(job.id))
     film = f"{links} clips joined · last of them: " if links > 1 else ""
-    took = look.duration(job.seconds) + (f" on {job.device}" if job.device else "")
+    took = duration(job.seconds) + (f" on {job.device}" if job.device else "")
     st.caption(f"What ran: {film}{look.plain(summary(job.request))} · {look.plain(took)}")
     if fields.new_seed():
         st.button(

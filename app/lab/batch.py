@@ -18,6 +18,7 @@ from app.summary import summary
 from app.undivided import undivided
 from app.upload import LARGEST, LARGEST_ZIP, MOST
 from sgm import UserError, VideoRequest
+from sgm.amounts import duration
 
 _MOST_TAKES = 16
 
@@ -122,7 +123,7 @@ def _show_start(entries: Sequence[Entry], request: VideoRequest | None) -> None:
         st.error(f"These are {count:,} clips, more than the {MOST} of a batch: take fewer pictures, or fewer takes.")
     elif count and request:
         clips, each = ("1 clip" if count == 1 else f"{count} clips"), table().seconds_for_all([request] * count)
-        st.markdown(f"**{clips}** · about **{look.duration(each)}**")
+        st.markdown(f"**{clips}** · about **{duration(each)}**")
     ready = 0 < count <= MOST and request is not None
     if st.button("Start", type="primary", icon=":material/play_arrow:", disabled=not ready) and request:
         _start(entries, request, takes)

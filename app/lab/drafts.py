@@ -10,6 +10,7 @@ from app.create import session, settings
 from app.jobs import Job, next_seed, stored_last, stored_picture, table
 from app.lab import base, grid
 from sgm import Axis, UserError
+from sgm.amounts import duration
 
 _SEEDS = 4
 _FINISH = ("finish", "✓", "Finish with all steps")
@@ -57,8 +58,8 @@ def _show_start(start: base.Base) -> None:
             base.start(start, requests, axes, range(_SEEDS), {"steps": request.steps})
             st.rerun()
         st.caption(
-            f"{steps} steps instead of {request.steps}: about {look.duration(drafts)} for all; then about "
-            f"{look.duration(whole)} for the chosen one."
+            f"{steps} steps instead of {request.steps}: about {duration(drafts)} for all; then about "
+            f"{duration(whole)} for the chosen one."
         )
 
 

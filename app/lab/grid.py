@@ -17,6 +17,7 @@ from app.jobs import Job, doing, table
 from app.lab import chosen, download, player
 from app.lab.scores import is_known, scores_of
 from sgm import Axis, Cell, ClipGrid, Page, UserError, encode_video, grid_pages
+from sgm.amounts import duration
 
 _STATES = {"failed": "Not made", "cancelled": "Cancelled", "interrupted": "Interrupted", "queued": "Waiting"}
 
@@ -134,7 +135,7 @@ def _show_page(
     if was_active:
         st.session_state["watched"] = group
         with st.container(horizontal=True, vertical_alignment="center", key="filling"):
-            made = f"{done} of {len(jobs)} made" + (f" · {look.duration(left)} left" if left else "")
+            made = f"{done} of {len(jobs)} made" + (f" · {duration(left)} left" if left else "")
             st.progress(done / len(jobs), made)
             st.button("Cancel", icon=":material/close:", on_click=table().cancel_group, args=(group,), key="cancel")
     by_number = {job.cell: job for job in jobs}

@@ -14,6 +14,7 @@ from app.create import settings
 from app.jobs import table
 from app.lab import base, grid
 from sgm import Axis, Cell, UserError, VideoRequest, cells, making_order, sweep_fields, version_status
+from sgm.amounts import duration
 
 _MOST = 200  # clips of one sweep from the page
 _MOST_AXES = 4
@@ -165,5 +166,5 @@ def _show_price(start: base.Base, axes: list[Axis] | None) -> None:
 def _price(requests: Sequence[VideoRequest]) -> str:
     clips = "1 clip" if len(requests) == 1 else f"{len(requests)} clips"
     evaluations = sum(request.evaluations for request in requests)
-    took = look.duration(table().seconds_for_all(requests))
+    took = duration(table().seconds_for_all(requests))
     return f"**{clips}** · {evaluations:,} evaluation{'s' * (evaluations > 1)} of the network · about **{took}**"

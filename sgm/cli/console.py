@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 import typer.core
 
+from sgm.amounts import duration
 from sgm.errors import UserError, printable
 from sgm.paths import user_path
 
@@ -101,17 +101,6 @@ class Commands(typer.core.TyperGroup):
             except OSError:
                 raise UserError("The current folder is gone or cannot be entered: change to another one.") from None
             return super().invoke(ctx)
-
-
-def duration(seconds: float) -> str:
-    """A time for people, about as exact as an estimate: "8 s", "12 min", "2 h 30 min"."""
-    if seconds < 60:
-        return f"{max(1, math.ceil(seconds))} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, rest = divmod(minutes, 60)
-    return f"{hours} h {rest} min" if rest and hours < 10 else f"{hours} h"
 
 
 @contextmanager

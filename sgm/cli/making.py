@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sgm.amounts import duration
 from sgm.cli.batch import tell_failure
-from sgm.cli.console import duration, echo_result, echo_stderr, progress_bar
+from sgm.cli.console import echo_result, echo_stderr, progress_bar
 from sgm.cli.ends import tell_loop
 from sgm.cli.folder import Pictures, SweepFolder
 from sgm.errors import UserError

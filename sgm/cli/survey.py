@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from sgm.amounts import duration, file_size
 from sgm.cli.score import short
 from sgm.errors import printable
 
@@ -44,9 +45,8 @@ def report(folder: Path, rows: Sequence[Row], frames: int, size: tuple[int, int]
     width = shutil.get_terminal_size().columns
     console = Console(file=(file := io.StringIO()), width=width, markup=False, emoji=False, highlight=False)
     total = sum(row.bytes for row in rows)
-    console.print(
-        f"{printable(folder)}: {_count(len(rows), 'clip')}, {_bytes(total)}, {_time(sum(r.seconds for r in rows))}"
-    )
+    length = duration(sum(row.seconds for row in rows))
+    console.print(f"{printable(folder)}: {_count(len(rows), 'clip')}, {file_size(total)}, {length}")
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(no_wrap=True)
     facts.add_column()
@@ -147,12 +147,3 @@ def _seen(row: Row, size: tuple[int, int]) -> float:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _bytes(number: int) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
-
-
-def _time(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"

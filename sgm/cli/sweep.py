@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from sgm.amounts import duration
 from sgm.cli.batch import BYTES_PER_PIXEL
 from sgm.cli.console import (
-    duration,
     echo_line,
     echo_result,
     echo_stderr,

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sgm.amounts import duration
 from sgm.cli.batch import BYTES_PER_PIXEL, plain_stem
-from sgm.cli.console import duration, echo_result, echo_stderr, progress_bar, show_step
+from sgm.cli.console import echo_result, echo_stderr, progress_bar, show_step
 from sgm.errors import UserError
 from sgm.paths import check_writable, make_folder
 from sgm.process import collect_and_freeze, reuse_freed_memory

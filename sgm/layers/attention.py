@@ -5,9 +5,37 @@ Attribute names are those of the official checkpoints.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class _Gate(torch.autograd.Function):
+    """x · GELU(gate) of both halves of the last dimension of one tensor, of which the backward pass needs nothing else.
+
+    Written as two operations, it keeps GELU's output as well, and its backward pass takes twice the memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, both: Tensor) -> Tensor:
+        ctx.save_for_backward(both)
+        x, gate = both.chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (both,) = ctx.saved_tensors
+        x, gate = both.chunk(2, dim=-1)
+        out = torch.empty_like(both)
+        of_x, of_gate = out.chunk(2, dim=-1)
+        torch.mul(grad, F.gelu(gate), out=of_x)
+        torch.ops.aten.gelu_backward(grad * x, gate, grad_input=of_gate)
+        return out
 
 
 class GEGLU(nn.Module):
@@ -18,8 +46,7 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(dim_in, dim_out * 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, gate = self.proj(x).chunk(2, dim=-1)
-        return x * F.gelu(gate)
+        return cast(Tensor, _Gate.apply(self.proj(x)))
 
 
 class FeedForward(nn.Module):

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.layers.embeddings import timestep_embedding
 from sgm.layers.residual import GroupNorm, ResBlock, frames_first, frames_in_batch, zeroed
+
+
+def maybe_recomputed(recompute: bool, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """function(*inputs). recompute: of its activations only the inputs are kept, and the others computed anew backward.
+
+    Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174).
+    """
+    if recompute:
+        return cast(Tensor, checkpoint(function, *inputs, use_reentrant=False))
+    return function(*inputs)
 
 
 class AlphaBlender(nn.Module):
@@ -110,17 +122,44 @@ class SpatialVideoTransformer(nn.Module):
         self.time_mixer = AlphaBlender(merge_factor, merge_strategy)
 
     def forward(
-        self, x: Tensor, context: Tensor | None, frames: int, image_only_indicator: Tensor | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        frames: int,
+        image_only_indicator: Tensor | None = None,
+        recompute: bool = False,
     ) -> Tensor:
+        """recompute: keep for the backward pass what goes into each attention over pixels and over frames alone."""
+        y = x
+        for depth in range(len(self.time_stack)):
+            y = maybe_recomputed(recompute, self._over_pixels, depth, y, context)
+            y = maybe_recomputed(recompute, self._over_frames, depth, x, y, context, frames, image_only_indicator)
+        return y
+
+    def _over_pixels(self, depth: int, x: Tensor, context: Tensor | None) -> Tensor:
+        """The depth-th spatial block, projection before the first. x: as given at depth 0, then (b t, h w, inner)."""
+        if depth == 0:
+            x = self.proj_in(rearrange(self.norm(x), "n c h w -> n (h w) c"))
+        return self.transformer_blocks[depth](x, context)
+
+    def _over_frames(
+        self,
+        depth: int,
+        x: Tensor,
+        y: Tensor,
+        context: Tensor | None,
+        frames: int,
+        image_only_indicator: Tensor | None,
+    ) -> Tensor:
+        """The depth-th temporal block of y, blended with y; after the last, projected and added to x."""
         h, w = x.shape[-2:]
-        y = self.proj_in(rearrange(self.norm(x), "n c h w -> n (h w) c"))
         time_context = None if context is None else context[::frames]  # (b, m, c)
         position = timestep_embedding(torch.arange(frames, device=x.device), self.in_channels).to(y.dtype)
         position = self.time_pos_embed(position)  # (t, c)
-        for spatial_block, temporal_block in zip(self.transformer_blocks, self.time_stack, strict=True):
-            y = spatial_block(y, context)
-            z = rearrange(y, "(b t) s c -> b s t c", t=frames) + position
-            z = temporal_block(rearrange(z, "b s t c -> (b s) t c"), time_context)
-            z = rearrange(z, "(b s) t c -> (b t) s c", s=h * w)
-            y = self.time_mixer(y, z, image_only_indicator)
+        z = rearrange(y, "(b t) s c -> b s t c", t=frames) + position
+        z = self.time_stack[depth](rearrange(z, "b s t c -> (b s) t c"), time_context)
+        z = rearrange(z, "(b s) t c -> (b t) s c", s=h * w)
+        y = self.time_mixer(y, z, image_only_indicator)
+        if depth + 1 < len(self.time_stack):
+            return y
         return x + rearrange(self.proj_out(y), "n (h w) c -> n c h w", h=h, w=w)

@@ -26,7 +26,11 @@ def optimizer(parameters: Iterable[nn.Parameter], train: Mapping[str, Any]) -> t
     given: dict[str, Any] = {"lr": train["lr"], **config["params"]}
     if "weight_decay" in signature(cls).parameters:
         given.setdefault("weight_decay", train["weight_decay"])
-    return _built(cls, "train.optimizer", config["target"], list(parameters), given)
+    trained = list(parameters)
+    names, scaled = signature(cls).parameters, train["precision"] == "16-mixed"
+    if "fused" in names and "foreach" not in given and not scaled and all(p.is_cuda for p in trained):
+        given.setdefault("fused", True)  # otherwise a step takes as much memory again as the gradients
+    return _built(cls, "train.optimizer", config["target"], trained, given)
 
 
 def schedule(of: torch.optim.Optimizer, train: Mapping[str, Any]) -> LRScheduler | None:

@@ -76,6 +76,14 @@ def _path(default: Any = None) -> _Setting:
     return _Setting(lambda name, value: user_path(_text(name, value)), default, text=True)
 
 
+def _fresh(name: str, value: Any) -> int | float:
+    """A whole number, or a share of one."""
+    number = _number(0, 65536).check(name, value)
+    if number > 1 and number != int(number):
+        raise ConfigError(f"{name} must be a whole number or a share below 1; got {shown(value)}.")
+    return number if 0 < number < 1 else int(number)
+
+
 def _one_of(*choices: Any, default: Any = _REQUIRED) -> _Setting:
     def check(name: str, value: Any) -> Any:
         if not any(value is choice or (isinstance(choice, str) and value == choice) for choice in choices):
@@ -187,7 +195,7 @@ _SETTINGS: dict[str, _Setting] = {
     "train.perceptual": _path(),
     "train.perceptual_weight": _number(0, 1e3, 0.1),
     # The video network's.
-    "train.fresh": _whole(0, 65536, 1),
+    "train.fresh": _Setting(_fresh, 1),
     "train.pool": _whole(1, 10**6, 64),
     "train.only": _one_of("temporal", None, default=None),
     "train.checkpointing": _share(),

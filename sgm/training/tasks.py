@@ -107,6 +107,14 @@ class Task(lightning.LightningModule):
         course = schedule(of, self.train_config)
         return {"optimizer": of} | ({"lr_scheduler": {"scheduler": course, "interval": "step"}} if course else {})
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        if self.train_config["precision"] == "16-mixed":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:  # Lightning's own refuses fused optimizers, for the sake of gradients that are scaled
+            nn.utils.clip_grad_norm_(list(self.trained()), gradient_clip_val or 1.0)
+
     def train_dataloader(self) -> Iterable[int]:
         return torch.utils.data.DataLoader(range(10**9), batch_size=None, num_workers=0)  # pyright: ignore[reportArgumentType]
 

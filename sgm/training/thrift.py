@@ -41,3 +41,12 @@ def recompute(network: nn.Module, share: float) -> None:
     for i, block in enumerate(blocks):
         assert isinstance(block, Block)
         block.use_checkpoint = i < math.ceil(share * len(blocks))
+
+
+def compile_layers(network: nn.Module) -> None:
+    """Have torch compile the layers of a UNet's blocks, each for itself; those of a kind and size share the result."""
+    assert isinstance(network, UNet)
+    torch._dynamo.config.recompile_limit = 256
+    for block in network.blocks:
+        for layer in block:
+            layer.compile(dynamic=False)

@@ -14,7 +14,7 @@ from sgm.engine import DiffusionEngine
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.training.sharding import shard
 from sgm.training.tasks import Task, encoder_of
-from sgm.training.thrift import park, recompute
+from sgm.training.thrift import compile_layers, park, recompute
 from sgm.weights import to_channels_last
 
 _TOWER = "cond_frames_without_noise"  # the input key of the image tower
@@ -27,7 +27,7 @@ class VideoTask(Task):
     activations in the backward pass (gradient checkpointing), which saves most of the memory. Reading and encoding cost
     as much as a training step, so encoded clips, with their embedding by the image tower unless that is trained, are
     stored in a pool on the device, from which each batch is drawn with new noise; `fresh` of them are replaced at every
-    step. Where that is 0, autoencoder and tower leave the device once the pool is full.
+    step, or one at every 1 / `fresh`-th. Where that is 0, autoencoder and tower leave the device once the pool is full.
     """
 
     def __init__(self, engine: DiffusionEngine, data: Mapping[str, Any], train: Mapping[str, Any]) -> None:
@@ -46,12 +46,12 @@ class VideoTask(Task):
         self.pool: dict[str, Tensor] = {}
         to_channels_last(engine)
         if train["compile"]:
-            engine.model.diffusion_model.compile(dynamic=False)
+            compile_layers(engine.model.diffusion_model)
             encoder_of(engine).compile(dynamic=False)
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        park(self.engine.first_stage_model.decoder)
+        park(self.engine.first_stage_model.decoder, self.embedder(_TOWER).open_clip.model.token_embedding)
 
     def configure_model(self) -> None:
         if self._device_mesh is not None:  # with train.strategy=fsdp
@@ -118,13 +118,14 @@ class VideoTask(Task):
         return torch.cat([encode(part) for part in parts]).unflatten(0, video.shape[:2])
 
     def refill(self, batch_idx: int) -> None:
-        """Have the pool hold the draws from number batch_idx on, each in its place: all of them, or the newest anew."""
+        """Have the pool hold the draws from that of batch batch_idx on, each in its place: all, or the newest anew."""
         renewed, filled = self.train_config["fresh"], bool(self.pool)
-        if filled and not renewed:
+        every = round(1 / renewed) if 0 < renewed < 1 else 1  # batches
+        if filled and (not renewed or batch_idx % every):
             return
-        fresh = max(renewed, 1)
+        fresh = max(int(renewed), 1)
         places = self.train_config["pool"] // fresh
-        first = batch_idx if renewed else 0
+        first = batch_idx // every if renewed else 0
         for number in range(first + places - 1 if filled else first, first + places):
             self.go_to_draw(number, first)
             self.seed("clips", number)

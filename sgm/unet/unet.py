@@ -10,11 +10,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from sgm.layers.embeddings import timestep_embedding
 from sgm.layers.residual import Downsample, GroupNorm, Upsample, zeroed
-from sgm.layers.video import SpatialVideoTransformer, VideoResBlock
+from sgm.layers.video import SpatialVideoTransformer, VideoResBlock, maybe_recomputed
 from sgm.layers.views import ViewTimeTransformer
 
 
@@ -23,7 +22,7 @@ class Block(nn.Sequential):
 
     use_checkpoint = False
 
-    def run(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         x: Tensor,
         emb: Tensor,
@@ -32,21 +31,18 @@ class Block(nn.Sequential):
         image_only: Tensor | None = None,
         views: Tensor | None = None,
     ) -> Tensor:
+        recompute = self.use_checkpoint and self.training
         for layer in self:
+            if isinstance(layer, SpatialVideoTransformer):
+                x = layer(x, context, frames, image_only, recompute)
+                continue
+            inputs: tuple = ()
             if isinstance(layer, VideoResBlock):
-                x = layer(x, emb, frames, image_only)
-            elif isinstance(layer, SpatialVideoTransformer):
-                x = layer(x, context, frames, image_only)
+                inputs = emb, frames, image_only
             elif isinstance(layer, ViewTimeTransformer):
-                x = layer(x, emb, context, views)
-            else:
-                x = layer(x)
+                inputs = emb, context, views
+            x = maybe_recomputed(recompute, layer, x, *inputs)
         return x
-
-    def forward(self, x: Tensor, *args) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if self.use_checkpoint and self.training:
-            return checkpoint(self.run, x, *args, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return self.run(x, *args)
 
 
 class UNet(nn.Module):
@@ -132,7 +128,7 @@ class UNet(nn.Module):
         return [cast(Block, block) for block in (*self.input_blocks, self.middle_block, *self.output_blocks)]
 
     def evaluate(self, x: Tensor, timesteps: Tensor, y: Tensor | None, *inputs) -> Tensor:
-        """One evaluation. inputs: what `Block.run` takes after the embedding."""
+        """One evaluation. inputs: what `Block` takes after the embedding."""
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
         if y is not None:
             emb = emb + self.label_emb(y)
