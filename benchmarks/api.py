@@ -1,4 +1,4 @@
-"""What the HTTP API costs: processor time a job, beside the clip's own, and a running clip's time beside many polls.
+"""What the HTTP API costs: processor time a job and a poll, and a running clip's time beside many polls.
 
 Both are ratios or differences of runs made in turn, by `sgm app` itself. See README.md.
 """
@@ -9,6 +9,7 @@ import argparse
 import io
 import itertools
 import json
+import math
 import os
 import socket
 import statistics
@@ -94,8 +95,8 @@ def overhead(jobs: int) -> tuple[float, float]:
 
 
 @contextmanager
-def serving() -> Iterator[tuple[int, Path]]:
-    """Run `sgm app` until the block ends; yields its port and its outputs folder."""
+def serving() -> Iterator[tuple[int, int, Path]]:
+    """Run `sgm app` until the block ends; yields its process's id, its port and its outputs folder."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +110,7 @@ def serving() -> Iterator[tuple[int, Path]]:
                     break
                 except requests.ConnectionError:
                     time.sleep(0.2)
-            yield port, Path(folder)
+            yield server.pid, port, Path(folder)
         finally:
             server.terminate()
             server.wait()
@@ -136,8 +137,16 @@ def poll(port: int, rate: float, jobs: list[str]) -> None:
         print(counted, flush=True)
 
 
-def clip_seconds(port: int, folder: Path, rate: float, steps: int) -> tuple[float, float]:
-    """Seconds that a clip took with CLIENTS jobs in the queue, and how many polls were answered in each of them."""
+def loop_seconds(pid: int) -> float:
+    """Processor seconds of a server's event loop so far, which its first thread runs; nan but on Linux."""
+    told = Path(f"/proc/{pid}/task/{pid}/schedstat")
+    return int(told.read_text().split()[0]) / 1e9 if told.is_file() else math.nan
+
+
+def clip_seconds(pid: int, port: int, folder: Path, rate: float, steps: int) -> tuple[float, float, float]:
+    """Seconds that a clip took with CLIENTS jobs in the queue; how many polls were answered in each of them, and
+    processor seconds that each took the server's event loop.
+    """
     address = f"http://127.0.0.1:{port}/v1/videos"
     headers = [{"authorization": f"Bearer {number}"} for number in range(CLIENTS)]
     jobs = []
@@ -147,18 +156,21 @@ def clip_seconds(port: int, folder: Path, rate: float, steps: int) -> tuple[floa
         jobs.append(answer.json()["id"])
     command = [sys.executable, "-c", _POLLS, str(ROOT), str(port), str(rate or 1), *jobs]
     polls = subprocess.Popen(command, stdout=subprocess.PIPE, text=True) if rate else None
+    before = loop_seconds(pid)
     record = folder / jobs[0].removeprefix("video_") / "job.json"
     while (told := json.loads(record.read_text("utf-8")))["state"] in ("queued", "running"):
         time.sleep(0.2)
-    answered = 0.0
+    answered = each = 0.0
     if polls:
+        took = loop_seconds(pid) - before
         polls.kill()
-        answered = int(polls.communicate()[0].split()[-1]) / told["seconds"]
+        count = int(polls.communicate()[0].split()[-1])
+        answered, each = count / told["seconds"], took / count
     for job, one in reversed(list(zip(jobs, headers, strict=True))):
         requests.delete(f"{address}/{job}", headers=one, timeout=60)
     assert told["state"] == "done", told["message"]
     time.sleep(10)  # the limit of requests in 10 seconds
-    return told["seconds"], answered
+    return told["seconds"], answered, each
 
 
 def main() -> None:
@@ -172,13 +184,17 @@ def main() -> None:
     print(f"a job: {1000 * alone:.1f} ms of CPU, {1000 * with_api:.1f} ms with API and client", flush=True)
     print(f"overhead {1000 * (with_api - alone):.1f} ms")
     seconds: dict[float, list[float]] = {0.0: [], arguments.rate: []}
-    with serving() as (port, folder):
-        clip_seconds(port, folder, 0.0, 1)  # loads the model
+    costs = []
+    with serving() as server:
+        clip_seconds(*server, 0.0, 1)  # loads the model
         for _ in range(arguments.repeat):
             for rate, took in seconds.items():
-                took.append((result := clip_seconds(port, folder, rate, arguments.steps))[0])
-                print(f"{rate:3g} polls a second ({result[1]:.0f} answered): clip in {result[0]:.2f} s", flush=True)
+                clip, answered, each = clip_seconds(*server, rate, arguments.steps)
+                took.append(clip)
+                costs += [each] if rate else []
+                print(f"{rate:3g} polls a second ({answered:.0f} answered): clip in {clip:.2f} s", flush=True)
     without, polled = (statistics.median(took) for took in seconds.values())
+    print(f"a poll: {1e6 * statistics.median(costs):.0f} µs of CPU of the server's event loop")
     print(f"ratio {polled / without:.3f}")
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from sgm.conditioning.camera import identity_rays, render
 from sgm.conditioning.scene import Scene
 from sgm.families.camera import CameraFamily
 from sgm.families.image import Picture, to_pixels, to_uint8
 
+_KEPT = 16 << 20  # bytes of a clip up to which its flows are kept, which take five times as much
 _LEAST = 0.02  # difference of the layers' gains in the true render below which there is no parallax to be measured
 
 
@@ -29,27 +32,49 @@ def depth_scores(frames: np.ndarray, picture: Picture) -> dict[str, float | None
     if not isinstance(family, CameraFamily) or request.bounded or len(frames) != request.frames:
         return {}
     large = picture.frame(scale=2)
-    scene, path = Scene.of(large), family.path(request)
-    mask = (F.avg_pool2d(scene.matte[:, :1], 2)[0, 0] > 0.5).numpy()
+    mask, truth, flat = _expected(large.tobytes(), large.size, tuple(map(tuple, family.path(request).tolist())))
+    if frames.nbytes > _KEPT:
+        _expected.cache_clear()
     if not mask.any():
         return {}
-    truth = scene.deep(torch.ones(1), path[None], identity_rays(request.height // 8, request.width // 8)).film(path)
-    flat = render(to_pixels(large), path)
-    return {
-        "parallax": parallax(frames, to_uint8(truth), to_uint8(flat), mask),
-        "layered_hold": layered_hold(frames, mask),
-    }
+    return {"parallax": _parallax(_flows(frames), truth, flat, mask), "layered_hold": layered_hold(frames, mask)}
+
+
+@lru_cache(maxsize=1)  # the clips of a sweep often have picture and camera in common
+def _expected(
+    content: bytes, size: tuple[int, int], positions: tuple[tuple[float, ...], ...]
+) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    """Where a picture's object is, (h, w), and the flows that a camera there sees of the scene and of the flat picture.
+
+    content, size: of the picture, RGB, of twice the frames' size. The flows are none where there is no object.
+    """
+    large, path = Image.frombytes("RGB", size, content), torch.tensor(positions)
+    scene, (width, height) = Scene.of(large), size
+    mask = (F.avg_pool2d(scene.matte[:, :1], 2)[0, 0] > 0.5).numpy()
+    if not mask.any():
+        return mask, [], []
+    truth = scene.deep(torch.ones(1), path[None], identity_rays(height // 16, width // 16)).film(path)
+    return mask, _flows(to_uint8(truth)), _flows(to_uint8(render(to_pixels(large), path)))
 
 
 def parallax(frames: np.ndarray, truth: np.ndarray, flat: np.ndarray, mask: np.ndarray) -> float | None:
     """Parallax of a clip over that of its scene's true render: 1 is as deep, 0 a flat picture.
 
     frames, truth, flat: uint8 (t, h, w, 3), the clip, and what the same camera sees of the scene with depth and of the
-    flat picture. mask: (h, w), where the object is in the first frame. Dense optical flow (DIS) from the first frame
-    gives each clip's displacements. A layer's *gain* is how much it moves along the camera's move: the least-squares
-    factor of the flat clip's displacements. Parallax is the object's gain less that of its surroundings, a ring as wide
-    as a tenth of the frame, over the same of the true render, frames weighted by how far they moved. None where object
-    or ring are hardly seen, or the truth has no parallax along the move.
+    flat picture. mask: (h, w), where the object is in the first frame. None where object or ring, its surroundings, are
+    hardly seen, or the truth has no parallax along the move.
+    """
+    return _parallax(_flows(frames), _flows(truth), _flows(flat), mask)
+
+
+def _parallax(
+    moves: list[np.ndarray], truth: list[np.ndarray], flat: list[np.ndarray], mask: np.ndarray
+) -> float | None:
+    """As `parallax`, of the clips' dense optical flow (DIS): displacements (h, w, 2) from the first frame.
+
+    A layer's *gain* is how much it moves along the camera's move: the least-squares factor of the flat clip's
+    displacements. Parallax is the object's gain less that of its surroundings, a ring as wide as a tenth of the frame,
+    over the same of the true render, frames weighted by how far they moved.
     """
     inside = cv2.erode(mask.astype(np.uint8), np.ones((5, 5))).astype(bool)
     near = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9))).astype(bool)
@@ -58,9 +83,8 @@ def parallax(frames: np.ndarray, truth: np.ndarray, flat: np.ndarray, mask: np.n
     regions = inside, ring & ~near
     if min(region.mean() for region in regions) < 0.005:
         return None
-    moves = [_flows(clip) for clip in (frames, truth, flat)]
     found = true = 0.0
-    for clip, true_flow, plane in zip(*moves, strict=True):
+    for clip, true_flow, plane in zip(moves, truth, flat, strict=True):
         seen = _stays(plane) & _stays(true_flow)
         parts = [region & seen for region in regions]
         if min(part.mean() for part in parts) < 0.004:
@@ -68,7 +92,7 @@ def parallax(frames: np.ndarray, truth: np.ndarray, flat: np.ndarray, mask: np.n
         weight = float(np.square(plane[parts[0] | parts[1]]).sum())
         found += weight * (_gain(clip, plane, parts[0]) - _gain(clip, plane, parts[1]))
         true += weight * (_gain(true_flow, plane, parts[0]) - _gain(true_flow, plane, parts[1]))
-    total = sum(float(np.square(plane[regions[0] | regions[1]]).sum()) for plane in moves[2])
+    total = sum(float(np.square(plane[regions[0] | regions[1]]).sum()) for plane in flat)
     return found / true if true > _LEAST * total > 0 else None
 
 

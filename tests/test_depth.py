@@ -101,6 +101,9 @@ def test_clips_have_the_depth_that_is_asked_for(kitten: Image.Image) -> None:
         scores = score_clip(clip.frames, kitten, request=request)
         found.append(scores["parallax"])
         assert (scores["layered_hold"] or 0) > 24
+        other = score_clip(clip.frames, kitten, request=request.replace(camera="pan_right"))["parallax"]
+        assert other == pytest.approx(-depth, abs=0.25)  # by another camera, that of the picture before notwithstanding
+        assert score_clip(clip.frames, kitten, request=request) == scores
     assert found == [pytest.approx(0, abs=0.25), pytest.approx(1, abs=0.25)]
 
 

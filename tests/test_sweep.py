@@ -8,12 +8,14 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 
 import sgm as library
@@ -449,8 +451,15 @@ def test_a_grid_that_no_sweep_made_is_not_lost() -> None:
     assert "grid.png is there, but no sweep.csv beside it" in done.stderr
 
 
-def test_the_thread_that_scores_ends_with_it() -> None:
-    """While it lives, the network's OpenMP threads sleep at the end of each layer: a clip takes 1.1 times as long."""
-    thread = in_own_thread(threading.current_thread).result()
-    thread.join(10)
-    assert not thread.is_alive()
+def test_scores_are_computed_by_one_thread_which_ends() -> None:
+    """With more OpenMP threads than cores, the network's sleep at each layer's end: a clip takes 1.1 times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        thread, threads = in_own_thread(lambda: (threading.current_thread(), torch.get_num_threads())).result()
+        thread.join(10)
+        assert (thread.is_alive(), threads, torch.get_num_threads()) == (False, 1, 3)
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -9,11 +9,11 @@ from fastapi import Depends, Request, Response
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.routing import Mount, Router
 from starlette.types import ASGIApp
 
 from app.api import nvidia, own, stability, videos
 from app.api.refused import Refused
+from app.api.route import PollsFirst
 from sgm import __version__, printable
 
 _CONTRACTS = {"/v2": stability, nvidia.PATH: nvidia, "/v1": videos, "": own}  # what the addresses of each begin with
@@ -28,7 +28,7 @@ def application() -> ASGIApp:
     told = Depends(HTTPBearer(auto_error=False, description="Any key, or one of SGM_API_KEYS."))  # for /docs alone
     for part in (own, stability, videos, nvidia):
         api.include_router(part.router, dependencies=[told])
-    return Router([*own.polls, *stability.polls, *videos.polls, Mount("/", api)])
+    return PollsFirst(api, own.polls | stability.polls | videos.polls)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from app.api import asked, schema, work
 from app.api.refused import Refused
-from app.api.route import poll, route
+from app.api.route import polled, route
 from app.jobs import Job, doing, still
 from sgm import (
     ALL_VERSIONS,
@@ -203,4 +203,4 @@ def state(job: Job) -> dict[str, Any]:
     }
 
 
-polls = [poll("/api/jobs/{id}", one, shape)]
+polls = {"/api/jobs": polled(one, shape)}

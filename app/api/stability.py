@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from app.api import asked, schema, work
 from app.api.refused import Refused
-from app.api.route import poll, route
+from app.api.route import polled, route
 from app.jobs import Job
 from sgm import Field
 
@@ -69,5 +69,6 @@ def _answer(job: Job, as_json: bool) -> Response:
     return Response(video, media_type="video/mp4", headers={"finish-reason": "SUCCESS", "seed": str(seed)})
 
 
-_RESULTS = ("/v2beta/image-to-video/result/{id}", "/v2alpha/generation/image-to-video/result/{id}")
-polls = [poll(path, result, shape) for path in _RESULTS]
+polls = dict.fromkeys(
+    ("/v2beta/image-to-video/result", "/v2alpha/generation/image-to-video/result"), polled(result, shape)
+)

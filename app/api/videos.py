@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from app.api import asked, schema, work
 from app.api.refused import Refused
-from app.api.route import poll, route
+from app.api.route import polled, route
 from app.jobs import Job, still
 from app.jobs.record import ID
 from sgm import ALL_VERSIONS, VideoRequest, all_fields, best_version, request_class
@@ -177,4 +177,4 @@ def state(job: Job) -> dict[str, Any]:
     }
 
 
-polls = [poll("/v1/videos/{id}", one, shape)]
+polls = {"/v1/videos": polled(one, shape)}

@@ -132,18 +132,18 @@ def _rest(expects: float, took: float) -> float:
     return max(expects - took, _LEAST_LEFT * expects)
 
 
-def seconds_queued(running: Sequence[float], queued: Sequence[float], workers: int) -> float:
-    """Seconds until the last queued job ends, if each worker that becomes free takes the next.
+def queue_ends(running: Sequence[float], queued: Sequence[float], workers: int) -> list[float]:
+    """Seconds until each queued job ends, if each worker that becomes free takes the next.
 
     running: seconds left of each running job. queued: seconds that each queued job takes, in their order.
     """
     free = [*running, *[0.0] * (workers - len(running))]
     heapq.heapify(free)
-    end = 0.0
+    ends = []
     for seconds in queued:
-        end = heapq.heappop(free) + seconds
-        heapq.heappush(free, end)
-    return end
+        ends.append(heapq.heappop(free) + seconds)
+        heapq.heappush(free, ends[-1])
+    return ends
 
 
 def fraction_done(job: Job, left: float, now: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from app.jobs.record import Job
 from sgm import UserError
@@ -20,9 +20,27 @@ class Line:
     def __init__(self, jobs: Iterable[Job]) -> None:
         self.jobs = {job.id: job for job in jobs}
         self._last_started: dict[str, float] = {}  # taker -> when one of its jobs last did, by the monotonic clock
+        self.changes = 0  # how many there were: what is known of the line holds until the next one
+        self._queued: list[Job] | None = None  # until the next change
+        self._running: list[Job] | None = None
 
-    def queued(self) -> list[Job]:
+    def changed(self) -> None:
+        """To be called after any change of a job's state, place or request."""
+        self.changes += 1
+        self._queued = self._running = None
+
+    def queued(self) -> Sequence[Job]:
         """The jobs that wait, in the order in which they will run."""
+        if self._queued is None:
+            self._queued = self._in_order()
+        return self._queued
+
+    def running(self) -> Sequence[Job]:
+        if self._running is None:
+            self._running = [job for job in self.jobs.values() if job.state == "running"]
+        return self._running
+
+    def _in_order(self) -> list[Job]:
         turns = Counter(_taker(job) for job in self.running())
         queue = []
         for job in sorted((job for job in self.jobs.values() if job.state == "queued"), key=_place):
@@ -31,14 +49,12 @@ class Line:
             queue.append((turn, self._last_started.get(taker, 0.0) if taker else 0.0, job))
         return [job for *_, job in sorted(queue, key=lambda entry: entry[:2])]
 
-    def running(self) -> list[Job]:
-        return [job for job in self.jobs.values() if job.state == "running"]
-
     def start_next(self, device: str) -> Job:
         """The next job, which runs from now on, on a device."""
         job = self.queued()[0]
         job.start(device)
         self._last_started[_taker(job)] = job.started
+        self.changed()
         return job
 
     def chain(self, job_id: str) -> list[Job]:
@@ -68,6 +84,7 @@ class Line:
         mates.insert(max(0, at + by), mates.pop(at))
         for mate, place in zip(mates, places, strict=True):
             mate.place = place
+        self.changed()
         return mates
 
 

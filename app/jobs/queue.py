@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,7 @@ class Table:
     def chain(self, job_id: str) -> list[Job]:
         """The clips that make up a job's film, the first one first; [] if one of them has been deleted."""
         with self._changed:
-            return [replace(job) for job in self._line.chain(job_id)]
+            return [copy(job) for job in self._line.chain(job_id)]
 
     def lossless(self, job: Job) -> bool:
         """Whether the result of `frames` is lossless."""
@@ -269,7 +270,7 @@ class Table:
     def jobs(self) -> list[Job]:
         """All jobs, the newest first."""
         with self._changed:
-            return [replace(job) for job in reversed(self._jobs.values())]
+            return [copy(job) for job in reversed(self._jobs.values())]
 
     def waiting(self) -> int:
         """The number of queued jobs that wait for another to end."""
@@ -331,6 +332,7 @@ class Table:
             if job.axes:
                 raise UserError("The settings of a sweep's clips are what it compares: take it out, and start another.")
             job.request = request
+            self._line.changed()
             self._changed.notify_all()
         save_or_log(job)
 
@@ -358,6 +360,7 @@ class Table:
     def _take_out(self, job: Job) -> None:
         """Take a job out of the line. Called with the lock held."""
         job.state, job.message, job.ended = "cancelled", "Taken out of the queue.", time.time()
+        self._line.changed()
         self._changed.notify_all()
 
     def _add_all(self, parts: Iterable[_Part]) -> None:
@@ -380,6 +383,7 @@ class Table:
             raise
         with self._changed:
             self._jobs.update({job.id: job for job in stored})
+            self._line.changed()
             self._workers.start()
             self._changed.notify_all()
 

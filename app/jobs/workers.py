@@ -122,6 +122,7 @@ class Workers:
             save_or_log(ended)  # first on disk, so that nobody sees an end that is not stored
             with self._changed:
                 self._line.jobs[job.id] = ended
+                self._line.changed()
                 self._forecast.clear()
                 seat.busy = False
                 self._changed.notify_all()
@@ -157,6 +158,7 @@ class Workers:
             if (job.resumed and not away) or not seat.reason:
                 return {"state": "failed", "message": str(failure)}
             job.put_back(resumed=job.resumed or not away)
+            self._line.changed()
             self._changed.notify_all()
             return {}
 

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,7 @@ class OwnPageOnly:
         return self.network in ("trusted", "films") and _is_of_here(hosts[0]) and origins <= {f"http://{hosts[0]}"}
 
 
+@lru_cache
 def _is_loopback(address: str) -> bool:
     try:
         return ipaddress.ip_address(address).is_loopback

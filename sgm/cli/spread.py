@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sgm.cli.batch import tell_failure
 from sgm.cli.console import echo_stderr, progress_bar
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sgm.cli.batch import Batch, Source
 
 
+T = TypeVar("T")
 _MOST_LOST = 3  # times that a clip is made again whose machine went away
 
 
@@ -47,7 +48,8 @@ class Spread:
         line: deque[tuple[str, str, Image.Image | None, Future[Clip]]] = deque()
         with progress_bar() as show, ThreadPoolExecutor(self._workers) as pool:
             try:
-                self._free[0].load(self.batch.request.version, partial(show, "load"))
+                # Not in this thread: the OpenMP threads that it loaded with would stay, and slow the workers'.
+                _result(pool.submit(self._free[0].load, self.batch.request.version, partial(self._loading, show)))
                 for number, (stem, source) in enumerate(sources):
                     while len(line) >= ahead:
                         yield self._finish(*line.popleft())
@@ -64,12 +66,14 @@ class Spread:
                 self._stopping.set()
                 pool.shutdown(cancel_futures=True)
 
+    def _loading(self, show: Any, share: float) -> None:
+        self._check()
+        show("load", share)
+
     def _finish(self, name: str, stem: str, shown: Image.Image | None, made: Future[Clip]) -> bool:
         """Wait for a clip and write it, or tell why there is none. Raises the errors that end the batch."""
-        while not made.done():
-            wait([made], 0.5)  # which Ctrl-C ends on every system
         try:
-            self.batch.write(made.result(), shown, stem)
+            self.batch.write(_result(made), shown, stem)
         except Exception as error:
             if not self._workers:
                 raise
@@ -149,3 +153,10 @@ class Spread:
     def _check(self) -> None:
         if self._stopping.is_set():
             raise _Stopped
+
+
+def _result(work: Future[T]) -> T:
+    """What a worker's thread gives, or raises, waited for so that Ctrl-C ends it on every system."""
+    while not work.done():
+        wait([work], 0.5)
+    return work.result()

@@ -23,16 +23,16 @@ def saliency(picture: Image.Image) -> np.ndarray:
     Raises UserError where the network's file or onnxruntime is missing.
     """
     small = picture.convert("RGB").resize((_SIZE, _SIZE), Image.Resampling.LANCZOS)
-    value = _predicted(small.tobytes(), torch.get_num_threads())
+    value = _predicted(small.tobytes())
     return np.asarray(Image.fromarray(value).resize(picture.size, Image.Resampling.LANCZOS))
 
 
 @lru_cache(maxsize=16)  # of a third of a megabyte each: clips of one picture are often made in a row
-def _predicted(content: bytes, threads: int) -> np.ndarray:
+def _predicted(content: bytes) -> np.ndarray:
     """The network's map of a small picture's bytes: uint8 (_SIZE, _SIZE)."""
     pixels = np.frombuffer(content, np.uint8).reshape(_SIZE, _SIZE, 3).astype(np.float32)
     pixels = (pixels / max(float(pixels.max()), 1e-6) - _MEAN) / _DEVIATION
-    session = _session(threads)
+    session = _session(torch.get_num_threads())
     inputs = {session.get_inputs()[0].name: pixels.transpose(2, 0, 1)[None]}
     value = session.run([session.get_outputs()[0].name], inputs)[0][0, 0]
     return (255 * (value - value.min()) / max(float(value.max() - value.min()), 1e-6)).astype(np.uint8)

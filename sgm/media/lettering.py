@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import ImageFont
 
+_COMMON = frozenset((*range(0x21, 0x7F), *range(0xA1, 0x180)))  # Latin letters, which the usual font has
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -37,9 +39,10 @@ def escaped(texts: Iterable[str]) -> str:
 @cache
 def _usual() -> Path:
     """DejaVu Sans, which comes with matplotlib: Pillow's own font has the letters of ASCII only."""
-    import matplotlib
-
-    return Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    package = find_spec("matplotlib")  # whose import takes a while
+    assert package
+    assert package.origin
+    return Path(package.origin).parent.joinpath("mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
 
 
 @cache
@@ -52,7 +55,8 @@ def _font(size: int, path: Path | None) -> Font:
 
 def _lacking(text: str) -> frozenset[str]:
     """The letters that the usual font lacks."""
-    return frozenset(char for char in text if not char.isspace() and ord(char) not in _letters(_usual()))
+    rare = {char for char in text if not char.isspace() and ord(char) not in _COMMON}
+    return frozenset(char for char in rare if ord(char) not in _letters(_usual()))
 
 
 @cache

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 from av.container import InputContainer, OutputContainer
+from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageSequence
 
 from sgm import paths
@@ -52,6 +53,7 @@ class Video:
         self._stream = container.streams.video[0]
         self._count: int | None = None
         self._moved = False  # whether packets have been read, so that the next ones are not the first
+        self._reformatter = VideoReformatter()  # one for all frames: each frame's own would start threads of its own
         self._turns: int | None = None  # quarters by which frames are turned, counter-clockwise
         _check_pixels(name, self._stream.width, self._stream.height)
         self._stream.codec_context.options = {"max_pixels": _OPTIONS["max_pixels"]}  # what is inside may be larger
@@ -215,7 +217,7 @@ class Video:
             kind |= {"width": width, "height": height, "interpolation": how}
         if frame.color_trc in HDR:
             kind["format"] = "rgb48le"
-        pixels = frame.to_ndarray(**kind)
+        pixels = self._reformatter.reformat(frame, **kind).to_ndarray()
         if frame.color_trc in HDR:
             pixels = to_sdr(pixels, frame.color_trc)
         return np.ascontiguousarray(np.rot90(pixels, self._turns))

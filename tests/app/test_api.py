@@ -404,6 +404,9 @@ def test_own_routes(server: Server, clip: str) -> None:
     assert "euler_edm" in fields["sampler"]["enum"]
     assert server.ask("GET", "/api/devices").json() == [{"device": "cpu", "about": "CPU", "busy": False, "reason": ""}]
     assert server.job(clip)["device"] == "cpu"
+    head = server.ask("HEAD", f"/api/jobs/{clip}")
+    assert (head.status_code, head.content, head.headers["content-type"]) == (200, b"", "application/json")
+    assert server.ask("GET", f"/api/jobs/{clip}/", allow_redirects=False).status_code != 200
     recipe = server.ask("GET", f"/api/jobs/{clip}/recipe").json()
     assert VideoRequest.fitting("svd_tiny", {n: recipe[n] for n in all_fields() if n in recipe}).seed == 2**32 - 2
     assert "--seed 4294967294" in server.ask("GET", f"/api/jobs/{clip}/recipe?form=command").text
@@ -566,6 +569,25 @@ def test_a_head_that_does_not_end(alone: str, before: bytes) -> None:
     assert sends((bytes([next(line)]) for _ in range(200)), 0.05) > heads.SLOWEST - 0.1
     more = (b"x-%d: %s\r\n" % (number, b"y" * 1000) for number in range(10_000))
     sends(itertools.chain([b"GET /api/fields HTTP/1.1\r\n"], more), 0)
+
+
+def test_answers_come_in_one_piece_and_whole(alone: str) -> None:
+    host, port = alone.split(":")
+    question = b"GET /%s HTTP/1.1\r\nhost: x\r\nauthorization: Bearer right\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=LIMIT) as client:
+        client.sendall(question % b"v1/videos/none")
+        head, _, body = client.recv(1 << 16).partition(b"\r\n\r\n")  # with a turn of the network for each piece
+        assert (head[:12], json.loads(body)["error"]["code"]) == (b"HTTP/1.1 404", "not_found")
+    with socket.socket() as client:  # one that reads late: the rest waits for it
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(LIMIT)
+        client.connect((host, int(port)))
+        last = (question % b"api/fields").replace(b"host: x", b"host: x\r\nconnection: close")
+        client.sendall((question % b"api/fields") * 49 + last)
+        time.sleep(0.3)
+        answers = b"".join(iter(lambda: client.recv(1 << 16), b"")).split(b"HTTP/1.1 200 OK")[1:]
+    assert len(answers) == 50
+    assert len({json.dumps(json.loads(answer.partition(b"\r\n\r\n")[2])) for answer in answers}) == 1
 
 
 def test_keys_slow_bodies_and_too_many_requests(alone: str) -> None:

@@ -284,11 +284,21 @@ def test_their_owner_moves_edits_and_empties_what_waits(held: tuple[Table, Held]
     first, second, third = (table.submit(REQUEST.replace(seed=seed), picture, owner="me") for seed in range(3))
     other = table.submit(REQUEST, picture, owner="you")
     sweep = table.group(table.submit_group([REQUEST], picture, owner="me", axes=["seed=7"]))[0]
+
+    def left(job: Job) -> float:
+        told = table.get(job.id)
+        assert told
+        return told.seconds_left or 0
+
+    assert left(first) < left(second) < left(third)
     table.move(third.id, -2, "me")
     table.move(first.id, 9, "me")
     in_line = sorted((first, second, third), key=lambda job: table.jobs_before(job.id))
     assert in_line == [third, second, first]
+    assert left(third) < left(second) < (before := left(first))  # no older estimate is told
     edited = REQUEST.replace(seed=9, motion_bucket=60)
+    table.edit(second.id, edited.replace(steps=1000), "me")
+    assert left(first) > 10 * before
     table.edit(second.id, edited, "me")
     for job, words in ((running, "does not wait any more"), (other, "another visitor's")):
         with pytest.raises(UserError, match=words):
@@ -347,11 +357,11 @@ def test_two_workers_make_two_clips_at_once(tmp_path: Path, picture: Image.Image
 
 
 def test_the_time_left_in_a_line_counts_every_worker() -> None:
-    from app.jobs.estimate import seconds_queued
+    from app.jobs.estimate import queue_ends
 
-    assert seconds_queued([5.0], [2.0, 3.0], workers=1) == 10
-    assert seconds_queued([5.0, 1.0], [2.0, 3.0], workers=2) == 6  # 1 + 2 of one worker, then 3 more
-    assert seconds_queued([], [4.0], workers=2) == 4
+    assert queue_ends([5.0], [2.0, 3.0], workers=1) == [7, 10]
+    assert queue_ends([5.0, 1.0], [2.0, 3.0], workers=2) == [3, 6]  # 1 + 2 of one worker, then 3 more
+    assert queue_ends([], [4.0], workers=2) == [4]
 
 
 def test_the_preview_is_the_middle_frame_and_once_there_are_all_a_loop(

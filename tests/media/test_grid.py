@@ -79,6 +79,7 @@ def test_labels_have_all_letters_that_a_font_here_has(tmp_path: Path, monkeypatc
     monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [str(fonts / "STIXGeneral.ttf")])
     lettering._with_letters.cache_clear()
     have = {name: set(FT2Font(str(fonts / name)).get_charmap()) for name in ("DejaVuSans.ttf", "STIXGeneral.ttf")}
+    assert have["DejaVuSans.ttf"] >= lettering._COMMON
     other = chr(min(have["STIXGeneral.ttf"] - have["DejaVuSans.ttf"]))
     for text, drawn, file in ((f"a {other}", f"a {other}", "STIXGeneral.ttf"), ("湖 1", "\\u6e56 1", "DejaVuSans.ttf")):
         shown, font = lettering.line(text, 20)
