@@ -64,7 +64,7 @@ def split_clips(
                 name.parent.mkdir(parents=True, exist_ok=True)
                 show(f"split {number + 1}/{len(chosen)}", number / len(chosen))
                 if not row.cuts:
-                    _link(source, name)
+                    _link(source, next(free for free in numbered(name) if not exists(free)))
                     whole += 1
                     continue
                 for piece, (start, end) in enumerate(pairwise([0.0, *row.cuts, inf]), 1):
