@@ -38,7 +38,7 @@ from sgm.config import instantiate_from_config, load_config
 from sgm.paths import write_new
 from sgm.versions import bundle
 
-SMALL = ["--frames", "2", "--steps", "1", "--width", "96", "--height", "96"]
+SMALL = ["--frames", "2", "--steps", "1", "--width", "96", "--height", "96", "--depth", "0"]
 TRAINING = bundle() / "configs" / "training" / "svd_finetune.yaml"
 
 

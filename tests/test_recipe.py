@@ -40,7 +40,7 @@ from sgm import (
 from sgm.cli.commands import cli
 from sgm.weights import quick_hash
 
-SMALL = ["--frames", "2", "--steps", "2", "--height", "64", "--width", "96", "--dtype", "float32"]
+SMALL = ["--frames", "2", "--steps", "2", "--height", "64", "--width", "96", "--depth", "0", "--dtype", "float32"]
 # What files held before recipes had a mark: all fields, whoever took them.
 BEFORE_THE_MARK = {
     **{"version": "svd_tiny", "frames": 14, "height": 192, "width": 320, "steps": 5, "fps": 7, "motion_bucket": 127},

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from sgm import Clip, Cluster, DeviceFailed, UserError, VideoRequest, Worker
 from sgm.cli.commands import cli
 
-SMALL = ["--frames", "2", "--steps", "1", "--width", "64", "--height", "64"]
+SMALL = ["--frames", "2", "--steps", "1", "--width", "64", "--height", "64", "--depth", "0"]
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ FLAGS = [
     "--disable-sync",
 ]
 JOB = re.compile(r"[?&]job=\d{8}-\d{6}-[0-9a-f]{8}")
-SMALL = "width=160&height=96&frames=5"  # settings that take a moment
+SMALL = "width=160&height=96&frames=5&depth=0"  # settings that take a moment
 SOON, LATER = 20_000, 240_000  # milliseconds: for the page, for a clip
 
 sync_api.expect.set_options(timeout=SOON)
