@@ -8,8 +8,6 @@ from typing import Any
 from uvicorn import config
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from sgm.cli.sending import Sending
-
 SLOWEST = 10.0  # seconds, from a connection or a head's first byte to the end of the head
 LARGEST = 1 << 16  # bytes of a head
 
@@ -27,7 +25,7 @@ class BoundedHeads(AutoHTTPProtocol):  # type: ignore
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(Sending(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(transport)
         self._look(0)
 
     def data_received(self, data: bytes) -> None:

@@ -571,25 +571,6 @@ def test_a_head_that_does_not_end(alone: str, before: bytes) -> None:
     sends(itertools.chain([b"GET /api/fields HTTP/1.1\r\n"], more), 0)
 
 
-def test_answers_come_in_one_piece_and_whole(alone: str) -> None:
-    host, port = alone.split(":")
-    question = b"GET /%s HTTP/1.1\r\nhost: x\r\nauthorization: Bearer right\r\n\r\n"
-    with socket.create_connection((host, int(port)), timeout=LIMIT) as client:
-        client.sendall(question % b"v1/videos/none")
-        head, _, body = client.recv(1 << 16).partition(b"\r\n\r\n")  # with a turn of the network for each piece
-        assert (head[:12], json.loads(body)["error"]["code"]) == (b"HTTP/1.1 404", "not_found")
-    with socket.socket() as client:  # one that reads late: the rest waits for it
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.settimeout(LIMIT)
-        client.connect((host, int(port)))
-        last = (question % b"api/fields").replace(b"host: x", b"host: x\r\nconnection: close")
-        client.sendall((question % b"api/fields") * 49 + last)
-        time.sleep(0.3)
-        answers = b"".join(iter(lambda: client.recv(1 << 16), b"")).split(b"HTTP/1.1 200 OK")[1:]
-    assert len(answers) == 50
-    assert len({json.dumps(json.loads(answer.partition(b"\r\n\r\n")[2])) for answer in answers}) == 1
-
-
 def test_keys_slow_bodies_and_too_many_requests(alone: str) -> None:
     for key, status in ((None, 401), ("", 401), ("wrong", 401), ("right", 200), ("also right", 200)):
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
