@@ -77,7 +77,7 @@ class PollsFirst:
         self.app, self.polls = app, polls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
+        if scope["type"] == "http" and scope["method"] == "GET":  # also what was asked by HEAD
             path, _, job_id = scope["path"].rpartition("/")
             if job_id and (handler := self.polls.get(path)):
                 scope["path_params"] = {"id": job_id}

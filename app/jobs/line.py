@@ -25,7 +25,7 @@ class Line:
         self._running: list[Job] | None = None
 
     def changed(self) -> None:
-        """To be called after any change of a job's state, place or request."""
+        """Forget the line's order, after any change of a job's state, place or request."""
         self.changes += 1
         self._queued = self._running = None
 

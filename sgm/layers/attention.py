@@ -15,9 +15,9 @@ from torch.autograd.function import once_differentiable
 
 
 class _Gate(torch.autograd.Function):
-    """x · GELU(gate) of both halves of the last dimension of one tensor, of which the backward pass needs nothing else.
+    """GEGLU's gating, x · GELU(gate), of a tensor (..., 2 n) that holds x and gate: all that the backward pass keeps.
 
-    Written as two operations, it keeps GELU's output as well, and its backward pass takes twice the memory.
+    As separate operations, gating keeps GELU's output as well, and its backward pass takes twice the memory.
     """
 
     @staticmethod

@@ -16,9 +16,9 @@ from sgm.layers.residual import GroupNorm, ResBlock, frames_first, frames_in_bat
 
 
 def maybe_recomputed(recompute: bool, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """function(*inputs). recompute: of its activations only the inputs are kept, and the others computed anew backward.
+    """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174) of a function, if `recompute`: function(*inputs).
 
-    Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174).
+    Of the function's activations only the inputs are kept then; the backward pass computes the others anew.
     """
     if recompute:
         return cast(Tensor, checkpoint(function, *inputs, use_reentrant=False))

@@ -77,7 +77,7 @@ def _path(default: Any = None) -> _Setting:
 
 
 def _fresh(name: str, value: Any) -> int | float:
-    """A whole number, or a share of one."""
+    """`train.fresh`: a whole number of clips, or a share of one clip, below 1."""
     number = _number(0, 65536).check(name, value)
     if number > 1 and number != int(number):
         raise ConfigError(f"{name} must be a whole number or a share below 1; got {shown(value)}.")
