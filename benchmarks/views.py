@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sgm import VIEW_VERSIONS, ViewsRequest, generate_views, open_clip  # noqa: E402
+from sgm import VIEW_VERSIONS, VideoRequest, ViewsRequest, generate_views, open_clip  # noqa: E402
 from sgm.autoencoder import blocks  # noqa: E402
 from sgm.config import instantiate_from_config, load_config  # noqa: E402
 from sgm.engine import DiffusionEngine, build_engine  # noqa: E402
@@ -117,16 +117,16 @@ def counted(request: ViewsRequest) -> dict[str, tuple[float, float]]:
             module.mix_factor = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
     found = {}
     for name in ("evaluation", "decode", "encode"):
-        with FlopCounterMode(display=False) as operations:
-            calls(request, engines[0])[name]()
         call = calls(request, half)[name]
+        with FlopCounterMode(display=False) as operations:  # of the readable network; fast products are none to it
+            calls(request, engines[0])[name]() if name == "evaluation" else call()
         with Live() as live:
             call()
         found[name] = float(operations.get_total_flops()), float(live.peak)
     return found
 
 
-def made_up(request: ViewsRequest, device: torch.device) -> DiffusionEngine:
+def made_up(request: VideoRequest | ViewsRequest, device: torch.device) -> DiffusionEngine:
     """The engine of a version in half precision (float32 on a processor): weights with which activations keep size."""
     with device:
         engine: Any = instantiate_from_config(load_config(request.model.config_path)["model"])
@@ -145,7 +145,7 @@ def made_up(request: ViewsRequest, device: torch.device) -> DiffusionEngine:
             if hasattr(part, "encoder"):
                 part.encoder.float()
     engine.version = request.version
-    return engine.freeze()
+    return engine.to(device).freeze()  # with the buffers that are read from numpy
 
 
 def rate(device: torch.device) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 
 import torch
 from torch import nn
@@ -31,6 +33,15 @@ def park(*parts: nn.Module | None) -> None:
     for part in parts:
         for parameter in part.parameters() if part is not None else ():
             parameter.data = parameter.data.cpu()
+
+
+def grow_segments() -> None:
+    """Have torch's allocator grow its segments of a CUDA device's memory, so that less is lost between tensors.
+
+    To be called before the device is used. What the user's environment says of the allocator stays.
+    """
+    if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 def recompute(network: nn.Module, share: float) -> None:
