@@ -5,6 +5,7 @@ Attribute names are those of the official checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -12,29 +13,47 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+
+def maybe_recomputed(recompute: bool, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174) of a function, if `recompute`: function(*inputs).
+
+    Of the function's activations only the inputs are kept then; the backward pass computes the others anew.
+    """
+    if recompute:
+        return cast(Tensor, checkpoint(function, *inputs, use_reentrant=False))
+    return function(*inputs)
+
+
+_PARTS = 8  # in which a gate's backward pass computes: what it computes between is as much smaller
 
 
 class _Gate(torch.autograd.Function):
     """GEGLU's gating, x · GELU(gate), of a tensor (..., 2 n) that holds x and gate: all that the backward pass keeps.
 
-    As separate operations, gating keeps GELU's output as well, and its backward pass takes twice the memory.
+    As separate operations, gating keeps GELU's output as well, and its backward pass takes twice the memory. Here that
+    pass writes the gradient over the tensor, which nothing else may need: a second pass raises a RuntimeError.
     """
 
     @staticmethod
     def forward(ctx: Any, both: Tensor) -> Tensor:
         ctx.save_for_backward(both)
         x, gate = both.chunk(2, dim=-1)
-        return x * F.gelu(gate)
+        return F.gelu(gate).mul_(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (both,) = ctx.saved_tensors
-        x, gate = both.chunk(2, dim=-1)
-        out = torch.empty_like(both)
-        of_x, of_gate = out.chunk(2, dim=-1)
-        torch.mul(grad, F.gelu(gate), out=of_x)
-        torch.ops.aten.gelu_backward(grad * x, gate, grad_input=of_gate)
+        # In the place of what is not needed any more; compiled code may not write there.
+        out = torch.empty_like(both) if torch.compiler.is_compiling() else both
+        parts = (tensor.tensor_split(_PARTS) for tensor in (both, grad, out))
+        for inputs, of_result, of_both in zip(*parts, strict=True):
+            x, gate = inputs.chunk(2, dim=-1)
+            of_gate = torch.ops.aten.gelu_backward(of_result * x, gate)
+            torch.mul(of_result, F.gelu(gate), out=of_both.chunk(2, dim=-1)[0])
+            of_both.chunk(2, dim=-1)[1].copy_(of_gate)
         return out
 
 
@@ -118,10 +137,11 @@ class VideoTransformerBlock(nn.Module):
         self.attn2 = CrossAttention(dim, context_dim, heads, dim_head, dropout)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, recompute: bool = False) -> Tensor:
+        """recompute: keep nothing of the first feed-forward for the backward pass, which has the second's then."""
         pixels = 1 if context is None else x.shape[0] // context.shape[0]
         if self.ff_in is not None and self.norm_in is not None:
-            x = x + self.ff_in(self.norm_in(x))
+            x = x + maybe_recomputed(recompute, self.ff_in, self.norm_in(x))
         x = x + self.attn1(self.norm1(x))
         if context is not None and context.shape[1] == 1:
             x = x + self.attn2(x, context).repeat_interleave(pixels, dim=0)

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
+from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock, maybe_recomputed
 from sgm.layers.embeddings import timestep_embedding
 from sgm.layers.residual import GroupNorm, ResBlock, frames_first, frames_in_batch, zeroed
-
-
-def maybe_recomputed(recompute: bool, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174) of a function, if `recompute`: function(*inputs).
-
-    Of the function's activations only the inputs are kept then; the backward pass computes the others anew.
-    """
-    if recompute:
-        return cast(Tensor, checkpoint(function, *inputs, use_reentrant=False))
-    return function(*inputs)
 
 
 class AlphaBlender(nn.Module):
@@ -133,7 +121,8 @@ class SpatialVideoTransformer(nn.Module):
         y = x
         for depth in range(len(self.time_stack)):
             y = maybe_recomputed(recompute, self._over_pixels, depth, y, context)
-            y = maybe_recomputed(recompute, self._over_frames, depth, x, y, context, frames, image_only_indicator)
+            settings = frames, image_only_indicator, recompute
+            y = maybe_recomputed(recompute, self._over_frames, depth, x, y, context, *settings)
         return y
 
     def _over_pixels(self, depth: int, x: Tensor, context: Tensor | None) -> Tensor:
@@ -150,6 +139,7 @@ class SpatialVideoTransformer(nn.Module):
         context: Tensor | None,
         frames: int,
         image_only_indicator: Tensor | None,
+        recompute: bool,
     ) -> Tensor:
         """The depth-th temporal block of y, blended with y; after the last, projected and added to x."""
         h, w = x.shape[-2:]
@@ -157,7 +147,8 @@ class SpatialVideoTransformer(nn.Module):
         position = timestep_embedding(torch.arange(frames, device=x.device), self.in_channels).to(y.dtype)
         position = self.time_pos_embed(position)  # (t, c)
         z = rearrange(y, "(b t) s c -> b s t c", t=frames) + position
-        z = self.time_stack[depth](rearrange(z, "b s t c -> (b s) t c"), time_context)
+        nested = recompute and not torch.compiler.is_compiling()
+        z = self.time_stack[depth](rearrange(z, "b s t c -> (b s) t c"), time_context, nested)
         z = rearrange(z, "(b s) t c -> (b t) s c", s=h * w)
         y = self.time_mixer(y, z, image_only_indicator)
         if depth + 1 < len(self.time_stack):
