@@ -165,9 +165,9 @@ def one(who: str, number: int, args: argparse.Namespace) -> None:
     """A contender's run, in this process; prints its figures as JSON, last."""
     case = (TINY if args.tiny else CASES)[number]
     if args.device == "cuda" and who == "ours" and not args.no_limit:
-        from sgm.training.thrift import grow_segments
+        from sgm.training.thrift import use_expandable_segments
 
-        grow_segments()  # as the run does, but before the device is used
+        use_expandable_segments()  # as the run does, but before the device is used
         own = int(os.environ.get("LOCAL_RANK", 0))
         total = torch.cuda.get_device_properties(own).total_memory
         torch.cuda.set_per_process_memory_fraction(min(case.limit * GIB / total, 1.0), own)

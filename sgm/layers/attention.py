@@ -26,7 +26,7 @@ def maybe_recomputed(recompute: bool, function: Callable[..., Tensor], *inputs: 
     return function(*inputs)
 
 
-_PARTS = 8  # in which a gate's backward pass computes: what it computes between is as much smaller
+_PARTS = 8  # chunks in which a gate's backward pass computes, so that its temporary tensors are an eighth as large
 
 
 class _Gate(torch.autograd.Function):
@@ -138,7 +138,7 @@ class VideoTransformerBlock(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
 
     def forward(self, x: Tensor, context: Tensor | None = None, recompute: bool = False) -> Tensor:
-        """recompute: keep nothing of the first feed-forward for the backward pass, which has the second's then."""
+        """recompute: gradient checkpointing of `ff_in`, so that its activations are never held beside those of `ff`."""
         pixels = 1 if context is None else x.shape[0] // context.shape[0]
         if self.ff_in is not None and self.norm_in is not None:
             x = x + maybe_recomputed(recompute, self.ff_in, self.norm_in(x))

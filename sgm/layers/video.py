@@ -141,7 +141,10 @@ class SpatialVideoTransformer(nn.Module):
         image_only_indicator: Tensor | None,
         recompute: bool,
     ) -> Tensor:
-        """The depth-th temporal block of y, blended with y; after the last, projected and added to x."""
+        """The depth-th temporal block of y, blended with y; after the last, projected and added to x.
+
+        recompute: as of VideoTransformerBlock; not while torch.compile traces, with which it was not tried.
+        """
         h, w = x.shape[-2:]
         time_context = None if context is None else context[::frames]  # (b, m, c)
         position = timestep_embedding(torch.arange(frames, device=x.device), self.in_channels).to(y.dtype)

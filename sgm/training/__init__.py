@@ -46,7 +46,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     from sgm.training.optimizers import check as check_optimizer
     from sgm.training.samples import Samples
     from sgm.training.sharding import Sharded
-    from sgm.training.thrift import grow_segments, halve
+    from sgm.training.thrift import halve, use_expandable_segments
     from sgm.training.video import VideoTask
     from sgm.weights import load_weights
 
@@ -63,7 +63,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(train["seed"])
     if gpus:
-        grow_segments()
+        use_expandable_segments()
     sharded = train["strategy"] == "fsdp"
     tasks = {"autoencoder": AutoencoderTask, "video": VideoTask, "lora": LoraTask}
 

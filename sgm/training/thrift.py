@@ -35,8 +35,8 @@ def park(*parts: nn.Module | None) -> None:
             parameter.data = parameter.data.cpu()
 
 
-def grow_segments() -> None:
-    """Have torch's allocator grow its segments of a CUDA device's memory, so that less is lost between tensors.
+def use_expandable_segments() -> None:
+    """Turn on expandable segments of torch's CUDA allocator, which lose less memory between tensors (fragmentation).
 
     To be called before the device is used. What the user's environment says of the allocator stays.
     """
