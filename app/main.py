@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import pandas  # noqa: F401 - charts import it lazily, and a second session at that time would fail
 import streamlit as st
 
-from app import history, look, places
+from app import first, history, look, places
 from app.create import page as create
 from app.jobs import FolderInUse, table
 from app.lab import batch, compare, drafts, sweep
@@ -20,8 +18,6 @@ if origin and origin.partition("://")[2] != host and origin not in st.get_option
     st.error("Only this page's own address may ask here.", icon=":material/lock:")
     st.stop()
 st.html(look.style())
-if "places" not in st.session_state and st.context.url:
-    time.sleep(0.12)  # until the browser has it: what is drawn before would move
 try:
     table(look.address())
 except UserError as error:
@@ -32,4 +28,5 @@ except UserError as error:
 pages = [create.page(), history.page(), compare.page(), sweep.page(), drafts.page(), batch.page()]
 places.know(pages)
 page = st.navigation(pages, position="top")
+first.wait_for_browser()
 page.run()

@@ -1,0 +1,36 @@
+"""The first run of a browser's session: nothing is drawn before style sheet and fonts are there."""
+
+from __future__ import annotations
+
+import time
+
+import streamlit as st
+
+from app.hands import component
+
+_LONGEST = 2  # seconds
+_CODE = """export default function ({ setStateValue }) {
+  const fonts = ["Source Sans", "Material Symbols Rounded"].map((name) => document.fonts.load(`1rem "${name}"`));
+  const styled = () => new Promise((done) => {
+    const look = () => (getComputedStyle(document.documentElement).getPropertyValue("--styled") ? done() : setTimeout(look, 10));
+    look();
+  });
+  Promise.allSettled([styled(), ...fonts]).then(() => setStateValue("ready", true));
+}"""
+
+
+def wait_for_browser() -> None:
+    """Wait until the browser has style sheet and fonts, two seconds at most: what it drew before would move."""
+    if "styled" in st.session_state or not st.context.url:
+        return
+    with st.bottom:  # where it moves nothing
+        component("first", _CODE)(key="first", on_ready_change=_note)
+    deadline = time.monotonic() + _LONGEST
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+        _ = "styled" in st.session_state  # here Streamlit begins the run anew, once the browser has told
+    _note()
+
+
+def _note() -> None:
+    st.session_state["styled"] = True
