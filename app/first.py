@@ -10,12 +10,13 @@ from app.hands import component
 
 _LONGEST = 2  # seconds
 _CODE = """export default function ({ setStateValue }) {
-  const fonts = ["Source Sans", "Material Symbols Rounded"].map((name) => document.fonts.load(`1rem "${name}"`));
-  const styled = () => new Promise((done) => {
-    const look = () => (getComputedStyle(document.documentElement).getPropertyValue("--styled") ? done() : setTimeout(look, 10));
+  const styled = () => getComputedStyle(document.documentElement).getPropertyValue("--styled");
+  const style = new Promise((done) => {
+    const look = () => (styled() ? done() : setTimeout(look, 10));
     look();
   });
-  Promise.allSettled([styled(), ...fonts]).then(() => setStateValue("ready", true));
+  const fonts = ["Source Sans", "Material Symbols Rounded"].map((name) => document.fonts.load(`1rem "${name}"`));
+  Promise.allSettled([style, ...fonts]).then(() => setStateValue("ready", true));
 }"""
 
 
