@@ -67,8 +67,10 @@ def reason_of(error: Exception) -> str:
 
 
 @contextmanager
-def enough_memory() -> Iterator[None]:
-    """Context manager or decorator that raises UserError where memory runs out inside."""
+def enough_memory(
+    advice: str = "take fewer frames or a smaller size, or decode fewer frames at once",
+) -> Iterator[None]:
+    """Context manager or decorator that raises UserError where memory runs out inside. advice: what helps, in words."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -76,7 +78,4 @@ def enough_memory() -> Iterator[None]:
         # Only for CUDA has torch an error class of its own.
         if not (isinstance(error, MemoryError) or "out of memory" in message or "DefaultCPUAllocator" in message):
             raise
-        raise UserError(
-            "This needs more memory than there is. Close other programs, take fewer frames or a smaller size, or "
-            "decode fewer frames at once."
-        ) from error
+        raise UserError(f"This needs more memory than there is. Close other programs, {advice}.") from error

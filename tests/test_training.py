@@ -9,6 +9,7 @@ import signal
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -401,6 +402,15 @@ def test_a_wrong_setting_of_a_lora_is_one_sentence(
         run(TRAINING / "svd_lora.yaml", [*lora[1], f"out={tmp_path / 'out'}", "train.steps=1", override])
     assert said in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_where_memory_runs_out_it_is_the_training_s_settings_that_are_named(tmp_path: Path, monkeypatch: Any) -> None:
+    def fit(*_: object, **__: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(lightning.Trainer, "fit", fit)
+    with pytest.raises(UserError, match=r"more memory than there is.* set train.batch, data.frames, data.width or"):
+        train("video", "data.clips=null", f"data.pictures={SAMPLES}", "init=null", f"out={tmp_path / 'out'}")
 
 
 def test_a_loss_that_is_no_number_ends_the_training_and_the_last_checkpoint_stays(
