@@ -12,8 +12,8 @@ _LONGEST = 2  # seconds
 _CODE = """export default function ({ setStateValue }) {
   const styled = () => getComputedStyle(document.documentElement).getPropertyValue("--styled");
   const style = new Promise((done) => {
-    const look = () => (styled() ? done() : setTimeout(look, 10));
-    look();
+    const look = (left) => (styled() || !left ? done() : setTimeout(look, 10, left - 1));
+    look(200);
   });
   const fonts = ["Source Sans", "Material Symbols Rounded"].map((name) => document.fonts.load(`1rem "${name}"`));
   Promise.allSettled([style, ...fonts]).then(() => setStateValue("ready", true));
