@@ -165,10 +165,12 @@ def test_the_page_says_which_card_is_out(tmp_path: Path, monkeypatch: pytest.Mon
     cards = [Card("cuda:0", DeviceFailed("cuda:0 is *gone*.")), Card("cuda:1"), Card("cuda:2")]
     table = Table(tmp_path, cards)
     monkeypatch.setattr(jobs, "_table", table)
-    for card in cards:
-        card.let.release(2)
     for _ in cards:
         table.submit(REQUEST, PICTURE)
+    for card in cards:  # each has one: the fast ones do not take the slow one's
+        card.wait()
+    for card in cards:
+        card.let.release(2)
     for job in table.jobs():
         assert ended(table, job).state == "done"
     page = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=60).run()
