@@ -1,4 +1,4 @@
-"""The first run of a browser's session: nothing is drawn before style sheet and fonts are there."""
+"""A first load without layout shift: nothing is drawn before the browser has style sheet and fonts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import streamlit as st
 from app.hands import component
 
 _LONGEST = 2  # seconds
+# The fonts are those of Streamlit's texts and icons.
 _CODE = """export default function ({ setStateValue }) {
   const styled = () => getComputedStyle(document.documentElement).getPropertyValue("--styled");
   const style = new Promise((done) => {
@@ -21,7 +22,10 @@ _CODE = """export default function ({ setStateValue }) {
 
 
 def wait_for_browser() -> None:
-    """Wait until the browser has style sheet and fonts, two seconds at most: what it drew before would move."""
+    """Hold a session's first run until the browser has style sheet and fonts, two seconds at most.
+
+    What the browser drew before would move (layout shift).
+    """
     if "styled" in st.session_state or not st.context.url:
         return
     with st.bottom:  # where it moves nothing

@@ -18,10 +18,7 @@ if TYPE_CHECKING:
     from sgm.training.tasks import Task
 
 
-_LESS_MEMORY = "set train.batch, data.frames, data.width or data.height lower; docs/training.md tells more"
-
-
-@enough_memory(_LESS_MEMORY)
+@enough_memory("set train.batch, data.frames, data.width or data.height lower; docs/training.md tells more")
 def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Train a model by a config. overrides: such as "train.lr=1e-4", merged into the YAML.
 
