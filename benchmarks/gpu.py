@@ -27,6 +27,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from sgm.speeds import SPEEDS  # noqa: E402
+
 GIB = 2**30
 SIZE: dict[str, Any] = {"height": 576, "width": 1024}
 FRAMES = 25
@@ -378,7 +380,7 @@ CONTENDERS: dict[str, Any] = {
     "ours, 2 GPUs by frames": lambda *args: ours(*args, gpus=2, by_frames=True),
     "ours, 4 GPUs": lambda *args: ours(*args, gpus=4),
     "ours, 4 GPUs by frames": lambda *args: ours(*args, gpus=4, by_frames=True),
-    **{f"ours, {speed}": partial(ours, speed=speed) for speed in ("cached", "cached_3", "ays", "ays_cached")},
+    **{f"ours, {speed}": partial(ours, speed=speed) for speed in SPEEDS if speed != "exact"},
     "launching": launching,
     "diffusers, offloaded": lambda *args: theirs(*args, offload=True),
     "diffusers, compiled": lambda *args: theirs(*args, compiled=True),

@@ -16,7 +16,7 @@ from sgm.errors import UserError, shown
 from sgm.families import FAMILIES, FITS, ImageFamily, ViewsFamily
 from sgm.fields import Field, is_number
 from sgm.loras import LORA
-from sgm.speeds import SPEEDS
+from sgm.speeds import SPEEDS, Speed
 from sgm.versions import ALL_VERSIONS, DEFAULT_VERSION, VERSIONS, VIEW_VERSIONS, Version
 
 if TYPE_CHECKING:
@@ -295,9 +295,9 @@ class VideoRequest:
         return len(self.levels)
 
     @property
-    def cache_interval(self) -> int:
-        """The whole network is evaluated every so many times, in between its shallow blocks alone."""
-        return SPEEDS[self.speed].cache_interval
+    def speed_of(self) -> Speed:
+        """What the clip may lose for time."""
+        return SPEEDS[self.speed]
 
     @property
     def guided_evaluations(self) -> int:

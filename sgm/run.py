@@ -16,6 +16,7 @@ from sgm.devices import GIB, free_memory
 from sgm.engine import DiffusionEngine, copy_to
 from sgm.errors import UserError
 from sgm.families.image import to_uint8
+from sgm.fast.ops import has_fp8
 from sgm.fast.shard import Ranks
 from sgm.fast.unet import FastUNet
 from sgm.loras import loras_of
@@ -128,6 +129,8 @@ class Run:
             self.note = f"{note} GPU memory{on_each}: {self.plan} of {self._free / GIB:.1f} GiB.".lstrip()
             logger.info(self.note)
             self._move_weights()
+        if request.speed_of.fp8 and not has_fp8(engine.device):
+            self.note = f"{self.note} This device has no products in 8 bits: they are exact here.".lstrip()
 
     @property
     def network(self) -> FastUNet:
@@ -204,7 +207,9 @@ class Run:
                         self.ranks,
                         # The graphs of two conditions would keep twice the memory.
                         record=not (plan.offload or self.request.bounded),
-                        cache_interval=self.request.cache_interval,
+                        cache_interval=self.request.speed_of.cache_interval,
+                        evaluations=None if self.request.bounded else self.request.evaluations,
+                        fp8=self.request.speed_of.fp8,
                     )
                     conditioned = self._conditioned[key] = network, plan, run
                 with self.ranks.together():

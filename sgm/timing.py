@@ -66,7 +66,7 @@ def _work(request: VideoRequest, phase: str) -> tuple[float, float]:
     """What `a` and `b` of a phase are multiplied by."""
     pixels = float(request.height * request.width)
     if phase == "sample":
-        whole = 1 / request.cache_interval
+        whole = 1 / request.speed_of.cache_interval
         share = whole + (1 - whole) * _SHALLOW
         halves = request.evaluations + request.guided_evaluations
         return share * request.evaluations, share * halves * pixels * request.rows

@@ -103,14 +103,14 @@ def test_names_are_checked(name: str, known: Any, given: Any) -> None:
 
 def test_a_speed_says_what_is_not_said() -> None:
     fast = VideoRequest("svd_xt", speed="ays_cached")
-    assert (fast.steps, fast.schedule, fast.cache_interval) == (10, "ays", 2)
+    assert (fast.steps, fast.schedule, fast.speed_of.cache_interval) == (10, "ays", 2)
     assert VideoRequest("svd_xt", speed="ays", steps=20, schedule="edm").choices().keys() == {
         "speed",
         "steps",
         "schedule",
     }
     exact = fast.replace(speed="exact")
-    assert (exact.steps, exact.schedule, exact.cache_interval) == (30, "edm", 1)
+    assert (exact.steps, exact.schedule, exact.speed_of.cache_interval) == (30, "edm", 1)
     assert exact == VideoRequest("svd_xt")
 
 

@@ -8,7 +8,6 @@ Activations stay channels-last, so that neither branch of a transformer copies t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -16,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgm.fast.ops import Ops, for_device
+from sgm.fast.ops import Ops
 from sgm.fast.shard import Shard
-from sgm.layers.attention import GEGLU, BasicTransformerBlock, CrossAttention, FeedForward, VideoTransformerBlock
+from sgm.fast.torch_ops import add_product
+from sgm.layers.attention import BasicTransformerBlock, CrossAttention, VideoTransformerBlock
 from sgm.layers.embeddings import timestep_embedding
 from sgm.layers.residual import ResBlock, TemporalConv, Upsample
 from sgm.layers.video import SpatialVideoTransformer, VideoResBlock
@@ -52,24 +52,13 @@ class Biases:
         self.minus_folded, self.output = -folded.to(last.dtype), output.to(last.dtype)
 
 
-def qkv_weights(layer: CrossAttention) -> list[Tensor]:
-    return [layer.to_q.weight, layer.to_k.weight, layer.to_v.weight]
-
-
-def contiguous(parts: list[Tensor]) -> bool:
-    """Whether three tensors of one shape lie one after the other in one storage."""
-    positions = [(part.untyped_storage()._cdata, part.storage_offset()) for part in parts]
-    storage, start = positions[0]
-    return positions == [(storage, start + i * parts[0].numel()) for i in range(3)]
-
-
 class Conditioned:
     """The network for one condition, on n frames of whole clips, or on a shard of one clip.
 
     alphas: the weight of the spatial branch in each blend. biases: of each residual block. c: what the network takes
     beside x, in its dtype: "crossattn" (n, 1, d), the single token of each frame, perhaps "vector" (n, a).
     check(): called before each block is evaluated, load(block): before its weights are read. upsample_weights: fused
-    weights computed for another clip, which are shared. divisible: whether a shard can be less than all of a clip's
+    weights computed for another clip, which are shared. ops: for the condition's device. divisible: whether a shard can be less than all of a clip's
     frames.
     """
 
@@ -86,10 +75,10 @@ class Conditioned:
         check: Callable[[], None],
         load: Callable[[nn.Module], None],
         upsample_weights: dict[nn.Module, Tensor] | None,
+        ops: Ops,
     ) -> None:
         self.unet, self.alphas, self.biases, self.shard = unet, alphas, biases, shard
-        self.check, self.load = check, load
-        self.ops: Ops = for_device(c["crossattn"].device)
+        self.check, self.load, self.ops = check, load, ops
         self.max_values = min(max_values, self.ops.max_chunk)
         self.kept: Any = None
         self.label = shard.cut(unet.label_emb(c["vector"])) if "vector" in c else None
@@ -179,10 +168,10 @@ class Conditioned:
         size, inputs = parts[0].shape[-2:], [tokens(part) for part in parts]
         parts.clear()
         conv_1, conv_2 = cast(nn.Conv2d, block.in_layers[2]), cast(nn.Conv2d, block.out_layers[3])
-        y = ops.group_norm(inputs, cast(nn.GroupNorm, block.in_layers[0]))
-        y = tokens(F.conv2d(feature_maps(y, size), conv_1.weight, padding=1))
-        y = ops.group_norm([y], cast(nn.GroupNorm, block.out_layers[0]), add=_embedded(block, emb, biases.spatial))
-        y, bias = ops.spatial_conv(y.unflatten(1, tuple(size)), conv_2.weight, biases.output)
+        norm_1, norm_2 = cast(nn.GroupNorm, block.in_layers[0]), cast(nn.GroupNorm, block.out_layers[0])
+        y, _ = ops.normed_conv(inputs, norm_1, conv_1.weight, size)
+        add = _embedded(block, emb, biases.spatial)
+        y, bias = ops.normed_conv([y], norm_2, conv_2.weight, size, add, biases.output)
         skip = inputs[0]
         if isinstance(block.skip_connection, nn.Conv2d):
             weights = block.skip_connection.weight.flatten(1).split([part.shape[2] for part in inputs], dim=1)
@@ -228,10 +217,10 @@ class Conditioned:
 
     def over_pixels(self, y: Tensor, block: BasicTransformerBlock, at_ff: Tensor) -> None:
         """Attention over the pixels of each frame, and its feed-forward layer, added to y (n, s, c) in place."""
-        attended = self.ops.attention(qkv(self.ops.layer_norm(y, block.norm1), block.attn1), block.attn1.heads)
+        attended = self.ops.attention(self.ops.qkv(y, block.norm1, block.attn1), block.attn1.heads)
         add_product(y, attended, block.attn1.to_out[0])
         del attended
-        self.feed_forward(y, at_ff, block.norm3, block.ff)
+        self.ops.feed_forward(y, at_ff, block.norm3, block.ff, self.max_values)
 
     def branch(
         self,
@@ -249,25 +238,15 @@ class Conditioned:
         at_ff_in, at_attention, at_ff = points
         z = self.shard.to_pixels(y)
         if block.ff_in is not None and block.norm_in is not None:
-            self.feed_forward(z, at_ff_in, block.norm_in, block.ff_in)
-        parts = qkv(self.ops.layer_norm(z, block.norm1, at_attention), block.attn1)
+            self.ops.feed_forward(z, at_ff_in, block.norm_in, block.ff_in, self.max_values)
+        parts = self.ops.qkv(z, block.norm1, block.attn1, at_attention)
         attended = attention(parts, block.attn1.heads)
         del parts
         add_product(z, attended, block.attn1.to_out[0])
         del attended
         add(z)
-        self.feed_forward(z, at_ff, block.norm3, block.ff)
+        self.ops.feed_forward(z, at_ff, block.norm3, block.ff, self.max_values)
         return z
-
-    def feed_forward(self, y: Tensor, offset: Tensor, norm: nn.LayerNorm, layer: FeedForward) -> None:
-        """y += the feed-forward layer of norm(y + offset), without its last bias.
-
-        In parts, since the hidden layer has up to eight times as many channels.
-        """
-        proj, down = cast(GEGLU, layer.net[0]).proj, cast(nn.Linear, layer.net[2])
-        step = math.ceil(len(y) / math.ceil(len(y) * y.shape[1] * self.ops.geglu_width(proj) / self.max_values))
-        for part, add in zip(y.split(step), offset.split(step), strict=True):
-            add_product(part, self.ops.geglu(self.ops.layer_norm(part, norm, add).flatten(0, 1), proj), down)
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -289,11 +268,6 @@ def _embedded(block: ResBlock, emb: Tensor, bias: Tensor) -> Tensor:
     return F.linear(emb, cast(nn.Linear, block.emb_layers[1]).weight, bias)
 
 
-def add_product(y: Tensor, x: Tensor, layer: nn.Module) -> None:
-    """y += a linear layer of x, in place, without the layer's bias. y: (n, s, c); x: (..., c')."""
-    y.flatten(0, 1).addmm_(x.view(-1, x.shape[-1]), cast(nn.Linear, layer).weight.t())
-
-
 def branch_offsets(block: VideoTransformerBlock, offset: Tensor, token: Tensor | float) -> list[Tensor]:
     """A branch's offsets at its first feed-forward, its attention, its last feed-forward and its end, (n, c) each.
 
@@ -310,11 +284,3 @@ def branch_offsets(block: VideoTransformerBlock, offset: Tensor, token: Tensor |
 def to_one_token(layer: CrossAttention, token: Tensor) -> Tensor:
     """Attention to a single token (n, d): its projected value for every query, since softmax over one score is 1."""
     return layer.to_out(layer.to_v(token))
-
-
-def qkv(x: Tensor, layer: CrossAttention) -> Tensor:
-    """Queries, keys and values from one product: (n, s, c) -> (n, s, 3 c)."""
-    parts = qkv_weights(layer)
-    if not contiguous(parts):  # parameters made in inference mode cannot be moved to another storage
-        return F.linear(x, torch.cat(parts))
-    return F.linear(x, parts[0].as_strided((3 * len(parts[0]), parts[0].shape[1]), parts[0].stride()))

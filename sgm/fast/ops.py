@@ -25,6 +25,16 @@ logger = logging.getLogger(__name__)
 Ops = TorchOps  # the base class, whose signatures all share
 
 
+def has_fp8(device: torch.device) -> bool:
+    """Whether this device has float8 products: a Hopper card, with Triton."""
+    return getattr(for_device(device), "has_fp8", False)
+
+
+def for_clip(device: torch.device, fp8: bool) -> Ops:
+    """The operations for one clip on this device. fp8: with float8 products, if it has them."""
+    return import_module("sgm.fast.fp8_ops").Fp8Ops(device) if fp8 and has_fp8(device) else for_device(device)
+
+
 @cache
 def for_device(device: torch.device) -> Ops:
     """The operations for tensors on this device: the same object at every call."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,32 @@ from torch import Tensor, nn
 
 from sgm.fast.moments import CACHE_VALUES, Moments, ProcessorMoments, per_frame
 from sgm.fast.shard import Shard
+from sgm.layers.attention import GEGLU, CrossAttention, FeedForward
 from sgm.layers.residual import TemporalConv
+
+
+def qkv_weights(layer: CrossAttention) -> list[Tensor]:
+    return [layer.to_q.weight, layer.to_k.weight, layer.to_v.weight]
+
+
+def contiguous(parts: list[Tensor]) -> bool:
+    """Whether three tensors of one shape lie one after the other in one storage."""
+    positions = [(part.untyped_storage()._cdata, part.storage_offset()) for part in parts]
+    storage, start = positions[0]
+    return positions == [(storage, start + i * parts[0].numel()) for i in range(3)]
+
+
+def qkv_weight(layer: CrossAttention) -> Tensor:
+    """The weights of queries, keys and values as one, (3 c, c)."""
+    parts = qkv_weights(layer)
+    if not contiguous(parts):  # parameters made in inference mode cannot be moved to another storage
+        return torch.cat(parts)
+    return parts[0].as_strided((3 * len(parts[0]), parts[0].shape[1]), parts[0].stride())
+
+
+def add_product(y: Tensor, x: Tensor, layer: nn.Module) -> None:
+    """y += a linear layer of x, in place, without the layer's bias. y: (n, s, c); x: (..., c')."""
+    y.flatten(0, 1).addmm_(x.view(-1, x.shape[-1]), cast(nn.Linear, layer).weight.t())
 
 
 class TorchOps:
@@ -73,6 +99,23 @@ class TorchOps:
         y = x if add is None else x + add.expand(n, c)[:, None]
         return F.layer_norm(y, (c,), module.weight, module.bias, module.eps).to(x.dtype)
 
+    def qkv(self, y: Tensor, norm: nn.LayerNorm, layer: CrossAttention, add: Tensor | None = None) -> Tensor:
+        """Queries | keys | values of norm(y + add), from one product: (n, s, c) -> (n, s, 3 c)."""
+        return F.linear(self.layer_norm(y, norm, add), qkv_weight(layer))
+
+    def feed_forward(self, y: Tensor, offset: Tensor, norm: nn.LayerNorm, layer: FeedForward, max_values: int) -> None:
+        """y += the feed-forward layer of norm(y + offset), without its last bias. y: (n, s, c).
+
+        In parts of `max_values` values, since the hidden layer has up to eight times as many channels.
+        """
+        proj = cast(GEGLU, layer.net[0]).proj
+        step = math.ceil(len(y) / math.ceil(len(y) * y.shape[1] * self.geglu_width(proj) / max_values))
+        for part, add in zip(y.split(step), offset.split(step), strict=True):
+            self._feed_forward(part, add, norm, proj, cast(nn.Linear, layer.net[2]))
+
+    def _feed_forward(self, y: Tensor, add: Tensor, norm: nn.LayerNorm, proj: nn.Linear, down: nn.Linear) -> None:
+        add_product(y, self.geglu(self.layer_norm(y, norm, add).flatten(0, 1), proj), down)
+
     def geglu(self, x: Tensor, proj: nn.Linear) -> Tensor:
         """GEGLU: the first half of proj(x) times the GELU of its second half. x: (rows, i) -> (rows, c)."""
         # Two matrix products, since torch is slower on halves that are not contiguous.
@@ -120,6 +163,25 @@ class TorchOps:
     def _conv_over_frames(self, x: Tensor, conv: TemporalConv, padding: int) -> Tensor:
         """x: (b, c, t, s). As a video one pixel high: cuDNN takes up to five times as long over any other layout."""
         return F.conv3d(x[:, :, :, None], conv.weight, padding=(padding, 0, 0)).squeeze(3)
+
+    def normed_conv(
+        self,
+        parts: Sequence[Tensor],
+        norm: nn.GroupNorm,
+        weight: Tensor,
+        size: Sequence[int],
+        add: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """A 3x3 convolution of SiLU(norm(x + add)) of frames of size (h, w): (n, h w, c'), and `bias` if not added yet.
+
+        parts, add: as for `group_norm`.
+        """
+        y = self.group_norm(parts, norm, add=add).unflatten(1, tuple(size))
+        if bias is not None:
+            return self.spatial_conv(y, weight, bias)
+        y = F.conv2d(y.permute(0, 3, 1, 2), weight, padding=1)
+        return y.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), None
 
     def spatial_conv(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
         """A 3x3 convolution, (n, h, w, c) -> (n, h w, c'), and the bias where it is not yet added to the result.

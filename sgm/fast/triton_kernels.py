@@ -93,8 +93,9 @@ def combine(
 @triton.jit(do_not_specialize=["s"])
 def scale_shift(
     x, scale, shift, out, frame, out_frame, out_pixel, scale_row, s, c,
-    silu: tl.constexpr, height: tl.constexpr, width: tl.constexpr,
+    silu: tl.constexpr, height: tl.constexpr, width: tl.constexpr, run: tl.constexpr = 0,
 ):  # fmt: skip
+    # run: pixels of a row of a picture, after each of which one pixel of `out` is left out; 0: none is.
     rows = tl.program_id(0) * height + tl.arange(0, height)
     columns = tl.program_id(1) * width + tl.arange(0, width)
     n = tl.program_id(2).to(tl.int64)
@@ -104,6 +105,8 @@ def scale_shift(
     y = y * tl.load(scale + n * scale_row + columns)[None] + tl.load(shift + n * scale_row + columns)[None]
     if silu:
         y = y * tl.sigmoid(y)
+    if run:
+        rows += rows // run
     offsets = n * out_frame + rows * out_pixel + columns[None]
     tl.store(out + offsets, y.to(out.dtype.element_ty), mask=mask)
 
@@ -173,6 +176,58 @@ def linear_geglu(x, weight, bias, out, c, inner, height: tl.constexpr, width: tl
     value += tl.load(bias + columns).to(tl.float32)[None]
     gate += tl.load(bias + c + columns).to(tl.float32)[None]
     out.store([row, column], (value * gelu(gate)).to(out.dtype))
+
+
+@triton.jit
+def linear_geglu_fp8(
+    x, weight, scale, bias, out, c, inner, height: tl.constexpr, width: tl.constexpr, depth: tl.constexpr
+):  # fmt: skip
+    # As `linear_geglu`, of and to float8. scale: of each row of the weight.
+    row = tl.program_id(0) // (c // width) * height
+    column = tl.program_id(0) % (c // width) * width
+    sums = tl.zeros([height, 2 * width], tl.float32)
+    for i in range(0, inner, depth):
+        both = weight.load([0, column, i]).reshape(2 * width, depth)
+        sums = tl.dot(x.load([row, i]), both.T, sums)
+    value, gate = sums.reshape(height, 2, width).permute(0, 2, 1).split()
+    columns = column + tl.arange(0, width)
+    value = value * tl.load(scale + columns)[None] + tl.load(bias + columns).to(tl.float32)[None]
+    gate = gate * tl.load(scale + c + columns)[None] + tl.load(bias + c + columns).to(tl.float32)[None]
+    out.store([row, column], (value * gelu(gate)).to(out.dtype))
+
+
+@triton.jit(do_not_specialize=["rows", "segment", "down", "across"])
+def product_fp8(
+    x, weight, scale, residual, out, rows, segment, down, across, c, factor,
+    inner: tl.constexpr, taps: tl.constexpr, run: tl.constexpr, add: tl.constexpr,
+    height: tl.constexpr, width: tl.constexpr, depth: tl.constexpr,
+):  # fmt: skip
+    # A product of float8 matrices, or a convolution: the sum of `taps` products of shifted rows. x and weight (taps c,
+    # inner) are tensor descriptors. Of each of `axis 1` segments of x, `segment` rows long, `rows` are computed; tap t
+    # reads those t // 3 * down + t % 3 * across further on. run: of so many rows, plus one that is left out.
+    columns_of = tl.cdiv(c, width)
+    first = tl.program_id(0) // columns_of * height
+    column = tl.program_id(0) % columns_of * width
+    start = tl.program_id(1) * segment + first
+    parts: tl.constexpr = (inner + depth - 1) // depth
+    sums = tl.zeros([height, width], tl.float32)
+    for i in range(0, taps * parts):
+        tap, k = i // parts, i % parts * depth
+        a = x.load([start + tap // 3 * down + tap % 3 * across, k])
+        sums = tl.dot(a, weight.load([tap * c + column, k]).T, sums)
+    columns = column + tl.arange(0, width)
+    row, inside = first + tl.arange(0, height), columns < c
+    mask = (row < rows)[:, None] & inside[None]
+    kept = rows
+    if run:
+        mask = mask & (row % (run + 1) < run)[:, None]
+        row -= row // (run + 1)
+        kept = rows // (run + 1) * run
+    offsets = (tl.program_id(1).to(tl.int64) * kept + row)[:, None] * c + columns[None]
+    y = sums * (tl.load(scale + columns, mask=inside, other=0.0) * factor)[None]
+    if add:
+        y += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + offsets, y.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["s"])

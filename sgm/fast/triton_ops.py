@@ -48,28 +48,31 @@ class TritonOps(TorchOps):
 
     def __init__(self, device: torch.device) -> None:
         hopper = device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9
-        self._can_fuse = hopper and kernels.describe is not None
+        self._can_fuse = self.has_fp8 = hopper and kernels.describe is not None
 
     def empty_moments(self, n: int, s: int, c: int, device: torch.device) -> Moments:
         return TritonMoments(n, s, c, device)
 
     def scale_shift(
-        self, x: Tensor, scale: Tensor, shift: Tensor, silu: bool = True, out: Tensor | None = None
+        self, x: Tensor, scale: Tensor, shift: Tensor, silu: bool = True, out: Tensor | None = None, run: int = 0
     ) -> Tensor:
+        """As `TorchOps.scale_shift`. run: after so many pixels, one of `out` is left out."""
         n, s, c = x.shape
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
         width = _block(c)
         grid = (math.ceil(s / 128), c // width, n)
         strides = (x.stride(0), *out.stride()[:2], scale.stride(0))
-        kernels.scale_shift[grid](x, scale, shift, out, *strides, s, c, silu, 128, width, num_warps=8)
+        kernels.scale_shift[grid](x, scale, shift, out, *strides, s, c, silu, 128, width, run, num_warps=8)
         return out
 
     def layer_norm(self, x: Tensor, module: nn.LayerNorm, add: Tensor | None = None) -> Tensor:
-        n, s, c = x.shape
-        if c % 16:
+        if x.shape[2] % 16:
             return super().layer_norm(x, module, add)
-        add, out = per_frame(add, x), torch.empty_like(x)
-        width = min(c & -c, 256)
+        return self._layer_norm(x, module, per_frame(add, x), torch.empty_like(x))
+
+    def _layer_norm(self, x: Tensor, module: nn.LayerNorm, add: Tensor, out: Tensor) -> Tensor:
+        _, s, c = x.shape
+        n, width = len(x), min(c & -c, 256)
         height = 1024 // width
         arguments = (x, add, module.weight, module.bias, out, x.stride(0), add.stride(0), s, module.eps)
         warps = 4 if width < 128 else 8

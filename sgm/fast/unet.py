@@ -10,10 +10,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sgm.fast.conditioned import Biases, Conditioned, contiguous, qkv_weights
+from sgm.fast.conditioned import Biases, Conditioned
 from sgm.fast.graph import Checks, Recorded
-from sgm.fast.ops import channels_last
+from sgm.fast.ops import channels_last, for_clip
 from sgm.fast.shard import Ranks
+from sgm.fast.torch_ops import contiguous, qkv_weights
 from sgm.fast.views import ConditionedViews
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.layers.video import AlphaBlender, VideoResBlock
@@ -85,6 +86,8 @@ class FastUNet:
         ranks: Ranks | None = None,
         record: bool = False,
         cache_interval: int = 1,
+        evaluations: int | None = None,
+        fp8: bool = False,
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """The network for one condition, (x, c_noise) -> output. Terms common to all steps are computed here.
 
@@ -94,7 +97,9 @@ class FastUNet:
         exception that it raises ends the evaluation. ranks: processes that all make this call, and divide the work.
         record: launch by CUDA graphs where that is faster (see `Recorded`), at the cost of some memory. cache_interval:
         the whole network is evaluated every so many times; in between, its shallow blocks alone, on what the deep ones
-        gave last (DeepCache, arXiv:2312.00858), which is faster and not exact.
+        gave last (DeepCache, arXiv:2312.00858), which is faster and not exact. evaluations: how many there will be, if
+        that is known: the last, whose noise is least and to which the network adds least, is then not a whole one. fp8: with float8 products (see
+        `sgm.fast.fp8_ops`) where the device has them and all weights are there, in another half of the weights' memory.
         """
         if not self.supports(c):
             return lambda x, c_noise: self.model(x, c_noise, c, num_video_frames=num_video_frames)
@@ -106,11 +111,12 @@ class FastUNet:
         parts = rows // num_video_frames if clip_by_clip or ranks.size > 1 else 1
         mine, shard = ranks.share(parts, num_video_frames, kind.divisible)
         checks = Checks(check)
+        ops = for_clip(c["crossattn"].device, fp8 and self.load is no_load)
         clips: list[Conditioned] = []
         for i in mine:
             own = {key: value.chunk(parts)[i] for key, value in inputs.items()}
             shared = clips[0].upsample_weights if clips else None
-            clips.append(kind(unet, self.alphas, self.biases, own, shard, max_values, checks.check, self.load, shared))
+            clips.append(kind(unet, self.alphas, self.biases, own, shard, max_values, checks.check, self.load, shared, ops))
 
         def evaluate(whole: bool, x: Tensor, c_noise: Tensor) -> Tensor:
             h = torch.cat([x, c["concat"]], dim=1) if "concat" in c else x
@@ -123,13 +129,18 @@ class FastUNet:
         can_record = c["crossattn"].is_cuda and (shard.size == 1 or len(mine) == 1)
         variants = [partial(evaluate, whole) for whole in (True, False)]
         if record and can_record:
-            key = parts, len(mine), shard.frames, max_values
+            key = parts, len(mine), shard.frames, max_values, fp8
             variants = [
                 Recorded(variant, checks, shard.size > 1, self.recorded, (*key, i))
                 for i, variant in enumerate(variants)
             ]
-        evaluations = count()
-        return lambda x, c_noise: variants[next(evaluations) % cache_interval > 0](x, c_noise)
+        numbers, last = count(), evaluations - 1 if evaluations and cache_interval > 1 else 0
+
+        def next_evaluation(x: Tensor, c_noise: Tensor) -> Tensor:
+            number = next(numbers)
+            return variants[number % cache_interval > 0 or 0 < number == last](x, c_noise)
+
+        return next_evaluation
 
 
 def _alpha(blender: AlphaBlender) -> float:

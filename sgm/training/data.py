@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ class PictureClips:
     canvas: (height, width) to which every picture is cropped once. bucket: range from which motion buckets are drawn.
     masks: a folder with the masks of the pictures' objects (`sgm.training.masks`): the pictures become scenes with
     depth, 0 to 1.25 times as deep as they look, and `warped` shows them as far as the picture tells. `composed`, a
-    share of them, have the object of another picture, so that what it hides is known.
+    share of them, have the object of another picture, so that what it hides is known. recoloured: share of the clips
+    whose colours are changed at random, for a model that has seen few pictures.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class PictureClips:
         bucket: tuple[float, float] = (0.0, 255.0),
         masks: str | Path | None = None,
         composed: float = 0.25,
+        recoloured: float = 0.0,
     ) -> None:
         paths = files_of(Path(folder), "picture", logger.warning, deep=True)
         paths = [path for path in paths if not path.stem.startswith(tuple(holdout))]
@@ -79,7 +82,8 @@ class PictureClips:
         self.near = torch.tensor([part.near for part in stack])
         has_object = (self.matte[:, 0] > 0).flatten(1).any(dim=1)
         self.objects, self.plain = has_object.nonzero()[:, 0], (~has_object).nonzero()[:, 0]  # indices
-        self.size, self.bucket, self.deep, self.composed = size, bucket, masks is not None, composed
+        self.size, self.bucket, self.deep = size, bucket, masks is not None
+        self.composed, self.recoloured = composed, recoloured
 
     def scenes(self, chosen: Tensor, grid: Callable[[Tensor], Tensor]) -> Scene:
         """The scenes of these pictures, or of an object before a picture that has none, which shows what it hides."""
@@ -91,6 +95,8 @@ class PictureClips:
             chosen = torch.where(composed, self.plain[torch.randint(len(self.plain), chosen.shape)], chosen)
         chosen, objects = chosen.to(device), objects.to(device)
         colour = torch.cat([self.colour[objects, :3], self.colour[chosen, 3:]], dim=1).float() / 127.5 - 1
+        if self.recoloured:
+            colour = recoloured(colour, self.recoloured)
         matte = torch.stack([self.matte[objects, 0], self.matte[chosen, 1]], dim=1).float() / 255
         disparity = self.disparity[objects].expand_as(matte[:, :1])  # the object stands on its own ground
         return Scene(colour, matte, disparity, self.near[objects], grid)
@@ -154,6 +160,20 @@ def _directions(n: int) -> Tensor:
     lead = torch.zeros(n, 6).scatter_(1, torch.randint(0, 3, (n, 1)), 1.0) * torch.tensor([1.0, 0.7, 1.8, 0, 0, 0])
     sign = torch.randint(0, 2, (n, 1)) * 2.0 - 1.0
     return torch.where(torch.rand(n, 1) < 0.5, direction("auto", n), lead * sign * 1.5 + mixture * 0.4)
+
+
+def recoloured(colour: Tensor, share: float) -> Tensor:
+    """Pictures (n, 3 m, h, w) in [-1, 1], a share of them with another gamma (0.45 to 2.2), saturation and hue."""
+    n, device = len(colour), colour.device
+    gamma = torch.exp(0.8 * (2 * torch.rand(n) - 1)).to(device)
+    saturation, angle = 0.3 + 1.2 * torch.rand(n), math.pi * (2 * torch.rand(n) - 1)
+    grey = torch.full((3, 3), 1 / 3)
+    turn = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)  # about the grey axis
+    cos, sin, saturation = (value.view(-1, 1, 1) for value in (angle.cos(), angle.sin(), saturation))
+    matrix = (grey + saturation * (cos * (torch.eye(3) - grey) + sin * turn)).to(colour)
+    pixels = ((colour.unflatten(1, (-1, 3)) + 1) / 2).clamp(min=1e-6) ** gamma.view(-1, 1, 1, 1, 1)
+    changed = torch.einsum("nij,nmjhw->nmihw", matrix, pixels).clamp(0, 1).flatten(1, 2) * 2 - 1
+    return torch.where((torch.rand(n) < share).to(device).view(-1, 1, 1, 1), changed, colour)
 
 
 def join(batches: Sequence[ClipBatch]) -> ClipBatch:

@@ -153,6 +153,7 @@ _SETTINGS: dict[str, _Setting] = {
     "data.clips": _path(),
     "data.masks": _path(),
     "data.composed": _number(0, 1, 0.25),
+    "data.recoloured": _number(0, 1, 0.0),
     "data.clips_share": _number(0, 1, 0.125),
     "data.canvas": _list(_whole(8, 16384).check, 2, (384, 640)),
     "data.height": _whole(8, 8192),

@@ -68,6 +68,7 @@ class Task(lightning.LightningModule):
                 tuple(data["motion_bucket"]),
                 data.get("masks"),
                 data.get("composed", 0.25),
+                data.get("recoloured", 0.0),
             )
         if data.get("clips") and (self.pictures is None or data["clips_share"] > 0):
             self.clips = open_clips(
