@@ -62,6 +62,7 @@ def settings_of(
         **({"threads": str(torch.get_num_threads())} if engine.device.type == "cpu" else {}),
         "weights": copy.deepcopy(engine.weights),
         **({"loras": [lora.provenance for lora in loras]} if loras else {}),
+        **({"speed": request.speed_of.cost} if request.speed_of.cost else {}),
         "picture": hash_of(picture),
         **({"last": hash_of(last)} if last else {}),
         "frames": hash_of(frames),

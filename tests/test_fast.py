@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from sgm.engine import DiffusionEngine
 from sgm.fast.decoder import decode
-from sgm.fast.ops import Ops, for_device
+from sgm.fast.ops import Ops, for_clip, for_device, has_fp8
 from sgm.fast.shard import Ranks, Shard
 from sgm.fast.torch_ops import TorchOps
+from sgm.layers.attention import CrossAttention, FeedForward
 from sgm.layers.residual import TemporalConv
 from sgm.unet.unet import UNet
 from sgm.unet.video_unet import VideoUNet
@@ -47,16 +48,21 @@ def test_the_kernels_in_triton_s_interpreter(beside: Beside) -> None:
     pytest.importorskip("triton", reason="Triton is not made for this system: plain torch takes its place here")
     status, output = beside.done("interpreter")
     assert status == 0, output
-    assert "5 passed" in output
+    assert "6 passed" in output
 
 
 SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers and strides
     "measure": {"tile": 1024, "height": 64, "width": 64},
     "combine": {"tile": 1024, "height": 128, "width": 16},
-    "scale_shift": {"silu": True, "height": 128, "width": 64},
+    "scale_shift": {"silu": True, "height": 128, "width": 64, "run": 128},
     "layer_norm": {"c": 320, "height": 16, "width": 64},
     "geglu": {"height": 64, "width": 64},
     "linear_geglu": {"height": 128, "width": 64, "depth": 64},
+    "linear_geglu_fp8": {"height": 128, "width": 64, "depth": 64},
+    "product_fp8": {
+        **{"inner": 320, "taps": 9, "run": 128, "add": True},
+        **{"height": 128, "width": 128, "depth": 64},
+    },
     "blend": {"height": 128, "width": 64},
     "interleave": {"height": 64, "width": 64},
     "temporal_attention": {"rows": 32, "d": 64},
@@ -73,9 +79,9 @@ def test_the_kernels_compile_for_a_gpu(name: str) -> None:
     kernel, sizes = getattr(compiled, name), SIZES[name]
     kinds: dict[str, str] = {}
     kinds |= dict.fromkeys(("mean", "deviation", "shift"), "*fp32") | dict.fromkeys(
-        ("eps", "weight_a", "weight_b"), "fp32"
+        ("eps", "weight_a", "weight_b", "factor"), "fp32"
     )
-    kinds |= dict.fromkeys(("x", "out", "a", "b", "add", "weight", "bias", "qkv"), "*fp16")
+    kinds |= dict.fromkeys(("x", "out", "a", "b", "add", "weight", "bias", "qkv", "residual"), "*fp16")
     kinds["scale"] = "fp32" if name == "temporal_attention" else "*fp32"
     signature = {
         argument: "constexpr" if argument in sizes else kinds.get(argument, "i32") for argument in kernel.arg_names
@@ -84,6 +90,11 @@ def test_the_kernels_compile_for_a_gpu(name: str) -> None:
     if name == "linear_geglu":
         blocks = {"x": "128, 64", "weight": "2, 64, 64", "out": "128, 64"}
         signature |= {argument: f"tensordesc<fp16[{block}]>" for argument, block in blocks.items()}
+    elif name == "linear_geglu_fp8":
+        blocks = {"x": "128, 64", "weight": "2, 64, 64", "out": "128, 64"}
+        signature |= {argument: f"tensordesc<fp8e4nv[{block}]>" for argument, block in blocks.items()}
+    elif name == "product_fp8":
+        signature |= dict.fromkeys(("x", "weight"), "tensordesc<fp8e4nv[128, 64]>")
     built = compile(ASTSource(kernel, signature, values), target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
     assert len(built.asm["cubin"]) > 1000
 
@@ -201,6 +212,47 @@ def test_convolutions_over_frames_and_of_doubled_pictures(ops_and_device: tuple[
     assert close(ops.upsample_conv(picture, ops.fused_upsample_weight(conv.weight), conv.bias), wanted)
 
 
+def test_products_in_8_bits(ops_and_device: tuple[Ops, torch.device]) -> None:
+    """Nearly what those in half precision give; the same where the device has none."""
+    exact, device = ops_and_device
+    ops = for_clip(device, fp8=True) if exact is for_device(device) else exact
+    bound = (0.05 if device.type == "cuda" else 0.12) if has_fp8(device) and ops is not exact else 0.0  # it truncates
+    dtype = torch.float16 if bound else torch.float32
+
+    def module(layer: nn.Module) -> Any:
+        generator = torch.Generator().manual_seed(1)
+        for value in layer.parameters():
+            std = 0.1 if value.ndim == 1 else value[0].numel() ** -0.5
+            nn.init.normal_(value, std=std, generator=generator)
+        return layer.requires_grad_(False).to(device, dtype)
+
+    def drawn(*shape: int) -> Tensor:
+        return draw(*shape, device=device).to(dtype)
+
+    y, add, norm = drawn(4, 30, 336), drawn(4, 336), module(nn.LayerNorm(336))
+    attention = module(CrossAttention(336, 336, 2, 168))
+    assert relative(ops.qkv(y, norm, attention, add), exact.qkv(y, norm, attention, add)) <= bound
+
+    y, add, norm, layer = drawn(4, 30, 128), drawn(4, 128), module(nn.LayerNorm(128)), module(FeedForward(128))
+    ways = [y.clone(), y.clone()]
+    for way, stream in zip((ops, exact), ways, strict=True):
+        way.feed_forward(stream, add, norm, layer, 10**5)
+    assert relative(ways[0] - y, ways[1] - y) <= 2 * bound  # two products, one after the other
+
+    parts, add, norm = [drawn(2, 54, 32), drawn(2, 54, 64)], drawn(2, 96), module(nn.GroupNorm(32, 96))
+    weight = module(nn.Conv2d(96, 48, 3)).weight
+    found, wanted = (way.normed_conv(parts, norm, weight, (6, 9), add)[0] for way in (ops, exact))
+    assert relative(found, wanted) <= bound
+
+    x, scales, conv = drawn(6, 20, 64), (drawn(6, 64).float(), drawn(6, 64).float()), module(TemporalConv(64, 96))
+    found, wanted = (way.temporal_conv(x, scales, conv, Shard(3)) for way in (ops, exact))
+    assert relative(found, wanted) <= bound
+    found, wanted = (
+        way.temporal_conv(x, scales, conv, Shard(3), torch.zeros_like(wanted), 0.3) for way in (ops, exact)
+    )
+    assert relative(found, wanted) <= bound
+
+
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], DiffusionEngine]:
     made: dict[str, DiffusionEngine] = {}
@@ -252,9 +304,13 @@ def test_the_network(made_up: Callable[[str], DiffusionEngine]) -> None:
         # Of the same input, the shallow blocks give the same on what the deep ones gave before; of another, nearly.
         cached = engine.network.conditioned(c, frames, cache_interval=3)
         reused = [cached(x, noise), cached(x, noise), cached(1.01 * x, noise), cached(1.01 * x, noise)]
+        # The last one is not evaluated whole.
+        known = engine.network.conditioned(c, frames, cache_interval=3, evaluations=4)
+        last = [known(x, noise), known(x, noise), known(1.01 * x, noise), known(1.01 * x, noise)][-1]
     assert torch.equal(reused[0], reused[1])
     assert torch.equal(reused[0], whole[0])
     assert 0 < relative(reused[2], reused[3]) < 0.1
+    assert torch.equal(last, reused[2])
     assert torch.equal(*whole)
     assert relative(whole[0], wanted) < 1e-5
     assert relative(halves, wanted) < 1e-5

@@ -72,6 +72,13 @@ def make(engine: DiffusionEngine, picture: Image.Image, on_step=None, **choices)
     return generate(engine, VideoRequest(engine.version, **{**SMALL, **choices}), picture, on_step)
 
 
+def test_where_a_device_has_no_products_in_8_bits_the_clip_is_exact(tiny: DiffusionEngine, lake: Image.Image) -> None:
+    notes: list[str] = []
+    clip = make(tiny, lake, lambda progress: notes.append(progress.note), speed="fp8")
+    assert set(notes) == {"This device has no products in 8 bits: they are exact here."}
+    assert np.array_equal(clip.frames, make(tiny, lake).frames)
+
+
 def test_gives_the_frames_asked_for_with_their_settings(tiny: DiffusionEngine, kitten: Image.Image) -> None:
     clip = make(tiny, kitten, fps=11, seed=7)
     assert clip.frames.shape == (3, 64, 64, 3)

@@ -14,7 +14,7 @@ from sgm.conditioning.camera import camera_path, direction, halved, identity_ray
 from sgm.conditioning.layers import layers
 from sgm.conditioning.scene import Scene
 from sgm.parallax import layered_hold, parallax
-from sgm.training.data import PictureClips
+from sgm.training.data import PictureClips, recoloured
 
 H, W, FRAMES = 96, 160, 6
 OBJECT = (slice(30, 70), slice(60, 100))
@@ -163,6 +163,19 @@ def test_parallax_is_measured_against_the_true_render(picture: np.ndarray, mask:
     assert parallax(flat, truth, flat, inside) == pytest.approx(0, abs=0.05)
     assert parallax(flat, flat, flat, inside) is None
     assert layered_hold(truth, inside) > layered_hold(np.concatenate([truth[:1], half[::-1, ::-1]]), inside) + 3
+
+
+def test_colours_of_a_share_of_the_pictures_are_changed() -> None:
+    torch.manual_seed(0)
+    grey, rest = 2 * torch.rand(200, 1, 4, 4) - 1, 2 * torch.rand(200, 3, 4, 4) - 1
+    layers = torch.cat([grey.expand(-1, 3, -1, -1), rest], dim=1)
+    assert torch.equal(recoloured(layers, 0.0), layers)
+    found = recoloured(layers, 0.5)
+    assert found.abs().max() <= 1
+    changed = (found != layers).flatten(1).any(dim=1)
+    assert 70 < changed.sum() < 130
+    assert (found[:, :3] - found[:, :1]).abs().max() < 1e-5  # grey stays grey
+    assert (found[changed, 3:] - layers[changed, 3:]).abs().mean() > 0.2
 
 
 def test_training_clips_have_depth(picture: np.ndarray, mask: np.ndarray, tmp_path: Path) -> None:

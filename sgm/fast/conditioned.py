@@ -58,8 +58,8 @@ class Conditioned:
     alphas: the weight of the spatial branch in each blend. biases: of each residual block. c: what the network takes
     beside x, in its dtype: "crossattn" (n, 1, d), the single token of each frame, perhaps "vector" (n, a).
     check(): called before each block is evaluated, load(block): before its weights are read. upsample_weights: fused
-    weights computed for another clip, which are shared. ops: for the condition's device. divisible: whether a shard can be less than all of a clip's
-    frames.
+    weights computed for another clip, which are shared. ops: for the condition's device. divisible: whether a shard can
+    be less than all of a clip's frames.
     """
 
     divisible = True

@@ -98,8 +98,9 @@ class FastUNet:
         record: launch by CUDA graphs where that is faster (see `Recorded`), at the cost of some memory. cache_interval:
         the whole network is evaluated every so many times; in between, its shallow blocks alone, on what the deep ones
         gave last (DeepCache, arXiv:2312.00858), which is faster and not exact. evaluations: how many there will be, if
-        that is known: the last, whose noise is least and to which the network adds least, is then not a whole one. fp8: with float8 products (see
-        `sgm.fast.fp8_ops`) where the device has them and all weights are there, in another half of the weights' memory.
+        that is known: the last, whose noise is least and to which the network adds least, is then not a whole one.
+        fp8: with float8 products (see `sgm.fast.fp8_ops`) where the device has them and all weights are there; it takes
+        half of the weights' memory again.
         """
         if not self.supports(c):
             return lambda x, c_noise: self.model(x, c_noise, c, num_video_frames=num_video_frames)
@@ -116,7 +117,9 @@ class FastUNet:
         for i in mine:
             own = {key: value.chunk(parts)[i] for key, value in inputs.items()}
             shared = clips[0].upsample_weights if clips else None
-            clips.append(kind(unet, self.alphas, self.biases, own, shard, max_values, checks.check, self.load, shared, ops))
+            clips.append(
+                kind(unet, self.alphas, self.biases, own, shard, max_values, checks.check, self.load, shared, ops)
+            )
 
         def evaluate(whole: bool, x: Tensor, c_noise: Tensor) -> Tensor:
             h = torch.cat([x, c["concat"]], dim=1) if "concat" in c else x
