@@ -54,13 +54,13 @@ def test_the_kernels_in_triton_s_interpreter(beside: Beside) -> None:
 SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers and strides
     "measure": {"tile": 1024, "height": 64, "width": 64},
     "combine": {"tile": 1024, "height": 128, "width": 16},
-    "scale_shift": {"silu": True, "height": 128, "width": 64, "run": 128},
+    "scale_shift": {"silu": True, "gaps": True, "height": 128, "width": 64},
     "layer_norm": {"c": 320, "height": 16, "width": 64},
     "geglu": {"height": 64, "width": 64},
     "linear_geglu": {"height": 128, "width": 64, "depth": 64},
     "linear_geglu_fp8": {"height": 128, "width": 64, "depth": 64},
     "product_fp8": {
-        **{"inner": 320, "taps": 9, "run": 128, "add": True},
+        **{"inner": 320, "taps": 9, "gaps": True, "add": True},
         **{"height": 128, "width": 128, "depth": 64},
     },
     "blend": {"height": 128, "width": 64},

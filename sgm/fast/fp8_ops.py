@@ -62,11 +62,23 @@ class Fp8Ops(TritonOps):
         x = x.view(-1, inner)
         rows, segment = rows or len(x), len(x) // segments
         height, width, depth, warps, stages = _tile(c, inner, taps)
+        base = out if residual is None else residual
         described = kernels.describe(x, [height, depth]), kernels.describe(matrix, [width, depth])
         grid = (math.ceil(rows / height) * math.ceil(c / width), segments)
-        arguments = (scale, out if residual is None else residual, out, rows, segment, down, across, c, float(factor))
-        constants = (inner, taps, run, residual is not None, height, width, depth)
-        kernels.product_fp8[grid](*described, *arguments, *constants, num_warps=warps, num_stages=stages)
+        arguments = (
+            scale,
+            out if residual is None else residual,
+            out,
+            rows,
+            segment,
+            down,
+            across,
+            run,
+            c,
+            float(factor),
+        )
+        constants = (inner, taps, run > 0, residual is not None, height, width, depth)
+        kernels.product_fp8[grid](*described, scale, base, out, *sizes, *constants, num_warps=warps, num_stages=stages)
         return out
 
     def _normed(self, y: Tensor, norm: nn.LayerNorm, add: Tensor | None) -> Tensor:

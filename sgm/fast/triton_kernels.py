@@ -90,12 +90,12 @@ def combine(
         tl.store(shift + offsets, (added - average) * gain + offset, mask=mask)
 
 
-@triton.jit(do_not_specialize=["s"])
+@triton.jit(do_not_specialize=["s", "run"])
 def scale_shift(
-    x, scale, shift, out, frame, out_frame, out_pixel, scale_row, s, c,
-    silu: tl.constexpr, height: tl.constexpr, width: tl.constexpr, run: tl.constexpr = 0,
+    x, scale, shift, out, frame, out_frame, out_pixel, scale_row, s, run, c,
+    silu: tl.constexpr, gaps: tl.constexpr, height: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    # run: pixels of a row of a picture, after each of which one pixel of `out` is left out; 0: none is.
+    # gaps: after each run of pixels, a row of a picture, one pixel of `out` is left out.
     rows = tl.program_id(0) * height + tl.arange(0, height)
     columns = tl.program_id(1) * width + tl.arange(0, width)
     n = tl.program_id(2).to(tl.int64)
@@ -105,7 +105,7 @@ def scale_shift(
     y = y * tl.load(scale + n * scale_row + columns)[None] + tl.load(shift + n * scale_row + columns)[None]
     if silu:
         y = y * tl.sigmoid(y)
-    if run:
+    if gaps:
         rows += rows // run
     offsets = n * out_frame + rows * out_pixel + columns[None]
     tl.store(out + offsets, y.to(out.dtype.element_ty), mask=mask)
@@ -196,15 +196,15 @@ def linear_geglu_fp8(
     out.store([row, column], (value * gelu(gate)).to(out.dtype))
 
 
-@triton.jit(do_not_specialize=["rows", "segment", "down", "across"])
+@triton.jit(do_not_specialize=["rows", "segment", "down", "across", "run"])
 def product_fp8(
-    x, weight, scale, residual, out, rows, segment, down, across, c, factor,
-    inner: tl.constexpr, taps: tl.constexpr, run: tl.constexpr, add: tl.constexpr,
+    x, weight, scale, residual, out, rows, segment, down, across, run, c, factor,
+    inner: tl.constexpr, taps: tl.constexpr, gaps: tl.constexpr, add: tl.constexpr,
     height: tl.constexpr, width: tl.constexpr, depth: tl.constexpr,
 ):  # fmt: skip
     # A product of float8 matrices, or a convolution: the sum of `taps` products of shifted rows. x and weight (taps c,
     # inner) are tensor descriptors. Of each of `axis 1` segments of x, `segment` rows long, `rows` are computed; tap t
-    # reads those t // 3 * down + t % 3 * across further on. run: of so many rows, plus one that is left out.
+    # reads those t // 3 * down + t % 3 * across further on. gaps: after each run of rows, one has no place in `out`.
     columns_of = tl.cdiv(c, width)
     first = tl.program_id(0) // columns_of * height
     column = tl.program_id(0) % columns_of * width
@@ -219,7 +219,7 @@ def product_fp8(
     row, inside = first + tl.arange(0, height), columns < c
     mask = (row < rows)[:, None] & inside[None]
     kept = rows
-    if run:
+    if gaps:
         mask = mask & (row % (run + 1) < run)[:, None]
         row -= row // (run + 1)
         kept = rows // (run + 1) * run

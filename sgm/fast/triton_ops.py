@@ -62,7 +62,7 @@ class TritonOps(TorchOps):
         width = _block(c)
         grid = (math.ceil(s / 128), c // width, n)
         strides = (x.stride(0), *out.stride()[:2], scale.stride(0))
-        kernels.scale_shift[grid](x, scale, shift, out, *strides, s, c, silu, 128, width, run, num_warps=8)
+        kernels.scale_shift[grid](x, scale, shift, out, *strides, s, run, c, silu, run > 0, 128, width, num_warps=8)
         return out
 
     def layer_norm(self, x: Tensor, module: nn.LayerNorm, add: Tensor | None = None) -> Tensor:

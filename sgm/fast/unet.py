@@ -132,10 +132,10 @@ class FastUNet:
         can_record = c["crossattn"].is_cuda and (shard.size == 1 or len(mine) == 1)
         variants = [partial(evaluate, whole) for whole in (True, False)]
         if record and can_record:
-            key = parts, len(mine), shard.frames, max_values, fp8
+            key = parts, len(mine), shard.frames, max_values
+            known = {} if fp8 else self.recorded  # weights are converted in a clip's first evaluation
             variants = [
-                Recorded(variant, checks, shard.size > 1, self.recorded, (*key, i))
-                for i, variant in enumerate(variants)
+                Recorded(variant, checks, shard.size > 1, known, (*key, i)) for i, variant in enumerate(variants)
             ]
         numbers, last = count(), evaluations - 1 if evaluations and cache_interval > 1 else 0
 
