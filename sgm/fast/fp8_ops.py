@@ -65,18 +65,7 @@ class Fp8Ops(TritonOps):
         base = out if residual is None else residual
         described = kernels.describe(x, [height, depth]), kernels.describe(matrix, [width, depth])
         grid = (math.ceil(rows / height) * math.ceil(c / width), segments)
-        arguments = (
-            scale,
-            out if residual is None else residual,
-            out,
-            rows,
-            segment,
-            down,
-            across,
-            run,
-            c,
-            float(factor),
-        )
+        sizes = (rows, segment, down, across, run, c, float(factor))
         constants = (inner, taps, run > 0, residual is not None, height, width, depth)
         kernels.product_fp8[grid](*described, scale, base, out, *sizes, *constants, num_warps=warps, num_stages=stages)
         return out
