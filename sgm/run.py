@@ -129,8 +129,9 @@ class Run:
             self.note = f"{note} GPU memory{on_each}: {self.plan} of {self._free / GIB:.1f} GiB.".lstrip()
             logger.info(self.note)
             self._move_weights()
-        if request.speed_of.fp8 and not has_fp8(engine.device):
-            self.note = f"{self.note} This device has no products in 8 bits: they are exact here.".lstrip()
+        if request.speed_of.fp8 and (self.plan.streamed or not has_fp8(engine.device)):
+            why = "its blocks come one after the other" if self.plan.streamed else "this device has no others"
+            self.note = f"{self.note} The network's products are exact, not in 8 bits: {why}.".lstrip()
 
     @property
     def network(self) -> FastUNet:

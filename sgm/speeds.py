@@ -30,7 +30,7 @@ class Speed:
 
     @property
     def title(self) -> str:
-        return self.way if self.share == 1 else f"{self.way}: {self.share:.2g} of the time"
+        return self.way if self.share == 1 else f"{self.way} ({self.share:.2g} of the time)"
 
     @property
     def cost(self) -> str:

@@ -75,8 +75,10 @@ def make(engine: DiffusionEngine, picture: Image.Image, on_step=None, **choices)
 def test_where_a_device_has_no_products_in_8_bits_the_clip_is_exact(tiny: DiffusionEngine, lake: Image.Image) -> None:
     notes: list[str] = []
     clip = make(tiny, lake, lambda progress: notes.append(progress.note), speed="fp8")
-    assert set(notes) == {"This device has no products in 8 bits: they are exact here."}
+    assert set(notes) == {"The network's products are exact, not in 8 bits: this device has no others."}
     assert np.array_equal(clip.frames, make(tiny, lake).frames)
+    assert "speed" not in clip.settings["sgm"]
+    assert make(tiny, lake, speed="cached").settings["sgm"]["speed"].startswith("0.57 of the exact time, 55 dB from it")
 
 
 def test_gives_the_frames_asked_for_with_their_settings(tiny: DiffusionEngine, kitten: Image.Image) -> None:

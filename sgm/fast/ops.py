@@ -27,7 +27,7 @@ Ops = TorchOps  # the base class, whose signatures all share
 
 def has_fp8(device: torch.device) -> bool:
     """Whether this device has float8 products: a Hopper card, with Triton."""
-    return getattr(for_device(device), "has_fp8", False)
+    return for_device(device).has_fp8
 
 
 def for_clip(device: torch.device, fp8: bool) -> Ops:
