@@ -45,7 +45,7 @@ SPEEDS: dict[str, Speed] = {
     "exact": Speed("Exact"),
     "cached": Speed("Cached, whole at every second evaluation", 2, share=0.57, psnr=54.9),
     "cached_3": Speed("Cached, whole at every third evaluation", 3, share=0.44, psnr=52.2),
-    "fp8": Speed("Products in 8 bits, on Hopper cards", fp8=True, share=0.81, psnr=51.4),
+    "fp8": Speed("Products in 8 bits", fp8=True, share=0.81, psnr=51.4),
     "fp8_cached": Speed("Products in 8 bits, cached", 2, fp8=True, share=0.47, psnr=50.6),
     "ays": Speed("Align Your Steps, ten", **_AYS, share=0.45, psnr=46.7),
     "ays_cached": Speed("Align Your Steps, cached", 2, **_AYS, share=0.28, psnr=46.8),
