@@ -46,7 +46,7 @@ pytest.importorskip("lightning", reason="training needs lightning: python -m pip
 import lightning
 
 from sgm.training import run
-from sgm.training.autoencoder import flicker
+from sgm.training.autoencoder import Peaks, flicker
 from sgm.training.checkpoints import WholeCheckpoints
 from sgm.training.clips import FolderClips, open_clips
 from sgm.training.data import PictureClips
@@ -235,9 +235,8 @@ def test_what_training_leaves_can_be_sampled_from(video: Path) -> None:
 def test_the_decoder_alone_is_trained_against_flicker(data: list[str], video: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "clips.tar", "w") as shard:
         shard.add(data[1].partition("=")[2], "clips")
-    path = train(
-        "decoder", *data, f"data.clips={tmp_path / 'clips.tar'}", f"out={tmp_path}", f"init={video}", "train.steps=1"
-    )
+    more = ["train.steps=1", "train.peak_weight=0.1", "data.recoloured=0.5"]
+    path = train("decoder", *data, f"data.clips={tmp_path / 'clips.tar'}", f"out={tmp_path}", f"init={video}", *more)
     weights, start = load_file(path), load_file(video)
     changed = {name for name, value in weights.items() if not torch.equal(value, start[name])}
     assert changed
@@ -554,6 +553,23 @@ def test_flicker_is_what_does_not_move_with_the_camera() -> None:
     assert flicker(clips.video, clips.rays[:, :1].expand_as(clips.rays)) > 3 * steady  # the motion left in
     unknown = torch.full_like(clips.rays, float("nan"))
     assert flicker(clips.video, unknown) == 0
+
+
+def test_a_pixel_at_which_activations_are_far_larger_is_a_peak() -> None:
+    torch.manual_seed(0)
+    layer, x = torch.nn.Sequential(torch.nn.GroupNorm(4, 8)), torch.randn(2, 8, 30, 30)
+    peaks = Peaks(layer)
+    layer(x)
+    assert peaks.penalty() == 0
+    x[1, :, 4, 5] *= 30
+    x.requires_grad_()
+    layer(x)
+    penalty = peaks.penalty()
+    assert 1 < penalty < 2  # half of the logarithm of some 450 over 20
+    (gradient,) = torch.autograd.grad(penalty, x)
+    assert gradient[0].abs().max() == 0
+    assert (gradient[1] * x[1]).sum(dim=0)[4, 5] > 0  # smaller is better there, larger elsewhere
+    assert not peaks.values
 
 
 def test_clips_that_are_too_short_are_said(data: list[str], tmp_path: Path) -> None:

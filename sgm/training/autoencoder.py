@@ -22,7 +22,7 @@ class AutoencoderTask(Task):
     Besides reconstructing its frames, for a share of the clips the decoder must reconstruct frame t from the *first*
     frame's latents, warped along the camera's rays: so latents are equivariant to motion (cf. EQ-VAE,
     arXiv:2502.09509), which is how the video network moves them. Noise on the latents, drawn for each frame, and a
-    penalty on `flicker` teach the decoder temporal consistency.
+    penalty on `flicker` teach the decoder temporal consistency, one on `Peaks` to draw no spots.
     """
 
     def __init__(self, engine: DiffusionEngine, data: Mapping[str, Any], train: Mapping[str, Any]) -> None:
@@ -34,6 +34,7 @@ class AutoencoderTask(Task):
         engine.requires_grad_(False)
         for parameter in self.trained():
             parameter.requires_grad_(True)
+        self.peaks = Peaks(self.decoder) if train.get("peak_weight") else None
         to_channels_last(engine)
         if train["compile"]:
             self.encoder.compile(dynamic=False)
@@ -70,6 +71,10 @@ class AutoencoderTask(Task):
             flickering = flicker(out.unflatten(0, (n, frames)), clips.rays)
             loss = loss + weight * flickering
             self.log("flicker", flickering, prog_bar=True)
+        if self.peaks:
+            peak = self.peaks.penalty()
+            loss = loss + self.train_config["peak_weight"] * peak
+            self.log("peak", peak, prog_bar=True)
         self.log_dict({"loss": loss, "pixel": pixel, "kl": kl}, prog_bar=True)
         self.log("psnr", -10 * ((out.detach() - target).square().mean() / mask.mean() / 4).log10(), prog_bar=True)
         return self.checked(loss)
@@ -105,6 +110,33 @@ class AutoencoderTask(Task):
         self.encoder.conv_out.bias[: len(std)] /= std
         self.encoder.conv_out.bias[len(std) :] -= 2 * std.log()  # the log-variances
         self.decoder.conv_in.weight *= std.view(1, -1, 1, 1)
+
+
+class Peaks:
+    """A penalty on single pixels at which a decoder's activations are many times as large as elsewhere.
+
+    A decoder may set the scale of its group norms by one, and then draws a spot there: StyleGAN's droplets (Karras et
+    al. 2020, arXiv:1912.04958). Noted at the input of each group norm of `decoder`.
+    """
+
+    usual = 20.0  # the largest energy of a pixel, over the frame's mean, that costs nothing
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self.values: list[Tensor] = []
+        for module in decoder.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.register_forward_pre_hook(lambda _, inputs: self.note(inputs[0]))
+
+    def note(self, x: Tensor) -> None:
+        """x: (n, c, h, w), or a clip's (b, c, t, s)."""
+        energy = x.float().square().mean(dim=1).flatten(1)
+        self.values.append((energy.amax(1) / energy.mean(1).clamp(min=1e-12) / self.usual).clamp(min=1).log().mean())
+
+    def penalty(self) -> Tensor:
+        """The mean logarithm of what is above `usual`, over the group norms since the last call."""
+        penalty = torch.stack(self.values).mean()
+        self.values.clear()
+        return penalty
 
 
 def flicker(video: Tensor, rays: Tensor) -> Tensor:

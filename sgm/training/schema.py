@@ -193,6 +193,7 @@ _SETTINGS: dict[str, _Setting] = {
     "train.moved_share": _number(0, 1, 0.1),
     "train.latent_noise": _number(0, 10, 0.1),
     "train.flicker_weight": _number(0, 1e3, 0.0),
+    "train.peak_weight": _number(0, 1e3, 0.0),
     "train.perceptual": _path(),
     "train.perceptual_weight": _number(0, 1e3, 0.1),
     # The video network's.
