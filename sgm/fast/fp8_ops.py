@@ -89,9 +89,9 @@ class Fp8Ops(TritonOps):
         height, width, depth, warps, stages = 128, 64, 64, 4, 4
         tensors = (x, [height, depth]), (matrix.view(2, c, -1), [2, width, depth]), (out, [height, width])
         x, matrix, target = (kernels.describe(*entry) for entry in tensors)
-        arguments = (x, matrix, scale, proj.bias, target, c, proj.in_features, height, width, depth)
+        arguments = (x, matrix, scale, proj.bias, target, c, proj.in_features, True, height, width, depth)
         grid = (math.ceil(len(out) / height) * (c // width),)
-        kernels.linear_geglu_fp8[grid](*arguments, num_warps=warps, num_stages=stages)
+        kernels.linear_geglu[grid](*arguments, num_warps=warps, num_stages=stages)
         self._product(out, down.weight, y, residual=y)
 
     def normed_conv(

@@ -178,13 +178,9 @@ class TorchOps:
 
         parts, add: as for `group_norm`.
         """
-        y = self.group_norm(parts, norm, add=add).unflatten(1, tuple(size))
-        if bias is not None:
-            return self.spatial_conv(y, weight, bias)
-        y = F.conv2d(y.permute(0, 3, 1, 2), weight, padding=1)
-        return y.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), None
+        return self.spatial_conv(self.group_norm(parts, norm, add=add).unflatten(1, tuple(size)), weight, bias)
 
-    def spatial_conv(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
+    def spatial_conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """A 3x3 convolution, (n, h, w, c) -> (n, h w, c'), and the bias where it is not yet added to the result.
 
         The caller passes that bias as `add` to the operation that reads the result.

@@ -163,8 +163,12 @@ def geglu(x, out, rows, c, height: tl.constexpr, width: tl.constexpr):
 
 
 @triton.jit
-def linear_geglu(x, weight, bias, out, c, inner, height: tl.constexpr, width: tl.constexpr, depth: tl.constexpr):
-    # x, weight (2, c, inner) and out are tensor descriptors. Neighbouring programs share their rows of x.
+def linear_geglu(
+    x, weight, scale, bias, out, c, inner,
+    scaled: tl.constexpr, height: tl.constexpr, width: tl.constexpr, depth: tl.constexpr,
+):  # fmt: skip
+    # x, weight (2, c, inner) and out are tensor descriptors. Neighbouring programs share their rows of x. scaled: by
+    # `scale`, one for each row of a float8 weight.
     row = tl.program_id(0) // (c // width) * height
     column = tl.program_id(0) % (c // width) * width
     sums = tl.zeros([height, 2 * width], tl.float32)
@@ -173,26 +177,11 @@ def linear_geglu(x, weight, bias, out, c, inner, height: tl.constexpr, width: tl
         sums = tl.dot(x.load([row, i]), both.T, sums)
     value, gate = sums.reshape(height, 2, width).permute(0, 2, 1).split()
     columns = column + tl.arange(0, width)
+    if scaled:
+        value *= tl.load(scale + columns)[None]
+        gate *= tl.load(scale + c + columns)[None]
     value += tl.load(bias + columns).to(tl.float32)[None]
     gate += tl.load(bias + c + columns).to(tl.float32)[None]
-    out.store([row, column], (value * gelu(gate)).to(out.dtype))
-
-
-@triton.jit
-def linear_geglu_fp8(
-    x, weight, scale, bias, out, c, inner, height: tl.constexpr, width: tl.constexpr, depth: tl.constexpr
-):  # fmt: skip
-    # As `linear_geglu`, of and to float8. scale: of each row of the weight.
-    row = tl.program_id(0) // (c // width) * height
-    column = tl.program_id(0) % (c // width) * width
-    sums = tl.zeros([height, 2 * width], tl.float32)
-    for i in range(0, inner, depth):
-        both = weight.load([0, column, i]).reshape(2 * width, depth)
-        sums = tl.dot(x.load([row, i]), both.T, sums)
-    value, gate = sums.reshape(height, 2, width).permute(0, 2, 1).split()
-    columns = column + tl.arange(0, width)
-    value = value * tl.load(scale + columns)[None] + tl.load(bias + columns).to(tl.float32)[None]
-    gate = gate * tl.load(scale + c + columns)[None] + tl.load(bias + c + columns).to(tl.float32)[None]
     out.store([row, column], (value * gelu(gate)).to(out.dtype))
 
 

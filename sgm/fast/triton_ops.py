@@ -87,7 +87,7 @@ class TritonOps(TorchOps):
         if self._is_fused(proj):
             tensors = (x, [128, 64]), (proj.weight.view(2, c, -1), [2, 64, 64]), (out, [128, 64])
             x, weight, target = (kernels.describe(*entry) for entry in tensors)
-            arguments = (x, weight, proj.bias, target, c, proj.in_features, 128, 64, 64)
+            arguments = (x, weight, proj.bias, proj.bias, target, c, proj.in_features, False, 128, 64, 64)
             kernels.linear_geglu[(math.ceil(n / 128) * (c // 64),)](*arguments, num_warps=4, num_stages=2)
         else:
             y, width = F.linear(x, proj.weight, proj.bias), _block(c)
@@ -113,7 +113,7 @@ class TritonOps(TorchOps):
         kernels.blend[grid](a, b, add, out, float(weight_a), float(weight_b), *strides, s, c, 128, width, num_warps=8)
         return out
 
-    def spatial_conv(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
+    def spatial_conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         # The kernel that reads the result adds the bias; cuDNN would add it in another pass over memory.
         y = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1)
         return y.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), bias

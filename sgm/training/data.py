@@ -50,7 +50,7 @@ class PictureClips:
     masks: a folder with the masks of the pictures' objects (`sgm.training.masks`): the pictures become scenes with
     depth, 0 to 1.25 times as deep as they look, and `warped` shows them as far as the picture tells. `composed`, a
     share of them, have the object of another picture, so that what it hides is known. recoloured: share of the clips
-    whose colours are changed at random, for a model that has seen few pictures.
+    whose colours are changed at random (colour jitter), for a model that has seen few pictures.
     """
 
     def __init__(
@@ -163,7 +163,10 @@ def _directions(n: int) -> Tensor:
 
 
 def recoloured(colour: Tensor, share: float) -> Tensor:
-    """Pictures (n, 3 m, h, w) in [-1, 1], a share of them with another gamma (0.45 to 2.2), saturation and hue."""
+    """Colour jitter: a share of the pictures get another gamma (0.45 to 2.2), saturation and hue.
+
+    colour: (n, 3 m, h, w) in [-1, 1]; the m layers of a picture change alike.
+    """
     n, device = len(colour), colour.device
     gamma = torch.exp(0.8 * (2 * torch.rand(n) - 1)).to(device)
     saturation, angle = 0.3 + 1.2 * torch.rand(n), math.pi * (2 * torch.rand(n) - 1)
