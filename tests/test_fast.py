@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Callable
@@ -21,7 +22,9 @@ from sgm.fast.shard import Ranks, Shard
 from sgm.fast.torch_ops import TorchOps
 from sgm.layers.attention import CrossAttention, FeedForward
 from sgm.layers.residual import TemporalConv
-from sgm.unet.unet import UNet
+from sgm.layers.video import SpatialVideoTransformer, VideoResBlock
+from sgm.training.thrift import fuse_layers
+from sgm.unet.unet import Block, UNet
 from sgm.unet.video_unet import VideoUNet
 from tests import small_model
 from tests.beside import Beside
@@ -48,7 +51,7 @@ def test_the_kernels_in_triton_s_interpreter(beside: Beside) -> None:
     pytest.importorskip("triton", reason="Triton is not made for this system: plain torch takes its place here")
     status, output = beside.done("interpreter")
     assert status == 0, output
-    assert "6 passed" in output
+    assert "7 passed" in output
 
 
 SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers and strides
@@ -66,23 +69,38 @@ SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers an
     "blend": {"height": 128, "width": 64},
     "interleave": {"height": 64, "width": 64},
     "temporal_attention": {"rows": 32, "d": 64},
+    "gradient_sums": {"silu": True, "tile": 1024, "height": 64, "width": 64},
+    "group_norm_gradient": {"silu": True, "height": 128, "width": 64},
+    "geglu_gradient": {"height": 64, "width": 64},
+    "residual_sum": {
+        **dict.fromkeys(("with_a", "with_b", "with_add", "with_factor"), True),
+        **{"height": 128, "width": 64},
+    },
+    "temporal_attention_gradient": {"rows": 32, "d": 64},
 }
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_kernels_compile_for_a_gpu(name: str) -> None:
     """For a Hopper card, which need not be there."""
-    compiled = pytest.importorskip("sgm.fast.triton_kernels", reason="Triton is not made for this system")
+    pytest.importorskip("triton", reason="Triton is not made for this system")
+    from sgm.fast import gradient_kernels, triton_kernels
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    kernel, sizes = getattr(compiled, name.partition(",")[0]), SIZES[name]
-    kinds: dict[str, str] = {}
-    kinds |= dict.fromkeys(("mean", "deviation", "shift"), "*fp32") | dict.fromkeys(
-        ("eps", "weight_a", "weight_b", "factor"), "fp32"
+    sizes, found = (
+        SIZES[name],
+        (vars(module).get(name.partition(",")[0]) for module in (triton_kernels, gradient_kernels)),
     )
-    kinds |= dict.fromkeys(("x", "out", "a", "b", "add", "weight", "bias", "qkv", "residual"), "*fp16")
-    kinds["scale"] = "fp32" if name == "temporal_attention" else "*fp32"
+    kernel: Any = next(kernel for kernel in found if kernel is not None)
+    half = "x out a b add weight bias q k v residual grad both of_q of_k of_v"
+    single = "mean deviation scale shift factor offset of_grad of_product mean_grad mean_product"
+    kinds = dict.fromkeys(half.split(), "*fp16") | dict.fromkeys(single.split(), "*fp32")
+    kinds |= dict.fromkeys(("eps", "weight_a", "weight_b"), "fp32")
+    if name.startswith("temporal_attention"):
+        kinds["scale"] = "fp32"
+    elif name == "product_fp8":
+        kinds["factor"] = "fp32"
     signature = {
         argument: "constexpr" if argument in sizes else kinds.get(argument, "i32") for argument in kernel.arg_names
     }
@@ -318,6 +336,36 @@ def test_the_network(made_up: Callable[[str], DiffusionEngine]) -> None:
     assert relative(changed, whole[0]) > 1e-3
     assert torch.equal(several, wanted_several)
     assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
+
+
+@torch.backends.cudnn.flags(allow_tf32=False)
+def test_the_layers_for_training(ops_and_device: tuple[Ops, torch.device]) -> None:
+    """With kernels, a block's output and all gradients are the readable layers'; without, the layers stay."""
+    ops, device = ops_and_device
+    transformer = SpatialVideoTransformer(64, 2, 32, depth=2, context_dim=16, ff_in=True)
+    plain = Block(VideoResBlock(32, 48, 64), transformer).to(device).train()
+    for i, module in enumerate(plain.modules()):
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = 4  # of several channels each, or a bias before a norm would have no gradient
+        for parameter in module.parameters(recurse=False):  # also of what is zero at first
+            nn.init.normal_(parameter, 0.1, 0.2, generator=torch.Generator(device).manual_seed(i))
+    fused, frames = copy.deepcopy(plain), 3
+    if ops is for_device(device):
+        fuse_layers(fused, frames)
+    assert (type(fused[1]) is not SpatialVideoTransformer) == ops.has_triton
+    fused.use_checkpoint = True
+    leaf, emb, context = draw(6, 32, 3, 4, device=device), draw(6, 48, device=device), draw(2, 1, 16, device=device)
+    given = context.repeat_interleave(frames, 0), frames, torch.tensor([[0, 0, 0], [0, 1, 0]], device=device)
+    found: list[dict[str, Tensor | None]] = []
+    for block in plain, fused:
+        x, e = leaf.clone().requires_grad_(), emb.clone().requires_grad_()
+        out = block(x.to(memory_format=torch.channels_last), e, *given)
+        (out * draw(*out.shape, device=device)).sum().backward()
+        found.append({"": out.detach(), "x": x.grad, "e": e.grad} | {n: p.grad for n, p in block.named_parameters()})
+    for name, wanted in found[0].items():
+        got = found[1][name]
+        assert (got is None) == (wanted is None), name  # queries and keys of a single token have none
+        assert got is None or wanted is None or relative(got, wanted) < 2e-3, name
 
 
 @pytest.mark.parametrize("case", ["sv4d_small", "sv4d2_small"])

@@ -25,6 +25,11 @@ logger = logging.getLogger(__name__)
 Ops = TorchOps  # the base class, whose signatures all share
 
 
+def has_triton(device: torch.device) -> bool:
+    """Whether this device's operations are Triton kernels."""
+    return for_device(device).has_triton
+
+
 def has_fp8(device: torch.device) -> bool:
     """Whether this device has float8 products: a Hopper card, with Triton."""
     return for_device(device).has_fp8

@@ -49,6 +49,7 @@ class TorchOps:
     """Operations between the matrix products and convolutions, for CUDA devices."""
 
     max_chunk = sys.maxsize  # values that the activations of a chunk may have at most, to stay in the caches
+    has_triton = False
     has_fp8 = False  # whether the device has products of float8 matrices
 
     def empty_moments(self, n: int, s: int, c: int, device: torch.device) -> Moments:

@@ -139,15 +139,20 @@ def layer_norm(
 
 
 @triton.jit
-def gelu(x):
-    # x Φ(x), with Φ as the sigmoid of x P(x²): half the operations of an error function. The polynomial P was fitted to
-    # an absolute error of 3e-6 of x Φ(x).
+def normal_cdf(x):
+    # Φ(x) as the sigmoid of x P(x²): half the operations of an error function. The polynomial P was fitted to an
+    # absolute error of 3e-6 of x Φ(x).
     t = tl.minimum(x * x, 31.36)
     y = -9.521042555e-06 + t * (2.917405482e-07 - t * 3.537095949e-09)
     y = 1.800427417e-04 + t * (1.408132084e-04 + t * y)
     y = -2.302120447 + t * (-0.1049996093 + t * y)
     root = tl.rsqrt(1.0 + tl.exp2(x * y))  # its square costs less than a division
-    return x * root * root
+    return root * root
+
+
+@triton.jit
+def gelu(x):
+    return x * normal_cdf(x)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -251,18 +256,19 @@ def interleave(x, bias, out, h, w, c, height: tl.constexpr, width: tl.constexpr)
 
 
 @triton.jit(do_not_specialize=["frames", "s"])
-def temporal_attention(qkv, out, frames, s, c, scale, rows: tl.constexpr, d: tl.constexpr):
+def temporal_attention(q, k, v, out, frames, s, row, c, scale, rows: tl.constexpr, d: tl.constexpr):
+    # row: from a pixel of q, k and v to the next.
     pixel, head, clip = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     t = tl.arange(0, rows)
     frame = (clip * frames + t).to(tl.int64) * s + pixel
     mask = (t < frames)[:, None]
     columns = head * d + tl.arange(0, d)
-    offsets = frame[:, None] * (3 * c) + columns[None]
-    q = tl.load(qkv + offsets, mask=mask, other=0.0)
-    k = tl.load(qkv + offsets + c, mask=mask, other=0.0)
-    v = tl.load(qkv + offsets + 2 * c, mask=mask, other=0.0)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    offsets = frame[:, None] * row + columns[None]
+    query = tl.load(q + offsets, mask=mask, other=0.0)
+    key = tl.load(k + offsets, mask=mask, other=0.0)
+    value = tl.load(v + offsets, mask=mask, other=0.0)
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
     scores = tl.where((t < frames)[None], scores, float("-inf"))
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-    y = tl.dot(weights.to(v.dtype), v, input_precision="ieee") / tl.sum(weights, 1)[:, None]
+    y = tl.dot(weights.to(value.dtype), value, input_precision="ieee") / tl.sum(weights, 1)[:, None]
     tl.store(out + frame[:, None] * c + columns[None], y.to(out.dtype.element_ty), mask=mask)

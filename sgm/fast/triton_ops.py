@@ -22,7 +22,7 @@ kernels: Any = triton_kernels  # to a type checker a kernel is a plain Python fu
 class TritonMoments(Moments):
     def measure(self, x: Tensor, start: int = 0, channel: int = 0) -> Moments:
         n, s, c = x.shape
-        first, tiles, width = start // self.tile, math.ceil(s / self.tile), _block(c)
+        first, tiles, width = start // self.tile, math.ceil(s / self.tile), channel_block(c)
         index = slice(None), slice(first, first + tiles), slice(channel, channel + c)
         mean, deviation = self.mean[index], self.deviation[index]
         strides = (x.stride(0), *mean.stride()[:2])
@@ -30,12 +30,18 @@ class TritonMoments(Moments):
         return self
 
     def norm(self, module: nn.GroupNorm, frames: int = 1, add: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.combine(module.weight, module.bias, module.num_groups, module.eps, frames, add)
+
+    def combine(
+        self, weight: Tensor, bias: Tensor, groups: int, eps: float, frames: int, add: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As `norm`, of a group norm with this weight and bias."""
         n, tiles, c = self.mean.shape
-        groups, size = module.num_groups, c // module.num_groups
+        size = c // groups
         add, width = per_frame(add, self.mean), kernels.triton.next_power_of_2(size)
         scale, shift = torch.empty_like(self.mean[:, 0]), torch.empty_like(self.mean[:, 0])
-        tensors = (self.mean, self.deviation, add, module.weight, module.bias, scale, shift)
-        sizes = (self.pixels, tiles, frames, c, size, module.eps, self.tile, max(2048 // width, 1), width)
+        tensors = (self.mean, self.deviation, add, weight, bias, scale, shift)
+        sizes = (self.pixels, tiles, frames, c, size, eps, self.tile, max(2048 // width, 1), width)
         kernels.combine[(n // frames, groups)](*tensors, add.stride(0), *sizes, num_warps=8)
         return scale, shift
 
@@ -45,6 +51,8 @@ class TritonOps(TorchOps):
 
     dtypes: float16, bfloat16 and float32.
     """
+
+    has_triton = True
 
     def __init__(self, device: torch.device) -> None:
         hopper = device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9
@@ -59,7 +67,7 @@ class TritonOps(TorchOps):
         """As `TorchOps.scale_shift`. run: after so many pixels, one of `out` is left out."""
         n, s, c = x.shape
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
-        width = _block(c)
+        width = channel_block(c)
         grid = (math.ceil(s / 128), c // width, n)
         strides = (x.stride(0), *out.stride()[:2], scale.stride(0))
         kernels.scale_shift[grid](x, scale, shift, out, *strides, s, run, c, silu, run > 0, 128, width, num_warps=8)
@@ -90,7 +98,7 @@ class TritonOps(TorchOps):
             arguments = (x, weight, proj.bias, proj.bias, target, c, proj.in_features, False, 128, 64, 64)
             kernels.linear_geglu[(math.ceil(n / 128) * (c // 64),)](*arguments, num_warps=4, num_stages=2)
         else:
-            y, width = F.linear(x, proj.weight, proj.bias), _block(c)
+            y, width = F.linear(x, proj.weight, proj.bias), channel_block(c)
             kernels.geglu[(c // width, math.ceil(n / 64))](y, out, n, c, 64, width, num_warps=8)
         return out
 
@@ -107,7 +115,7 @@ class TritonOps(TorchOps):
     ) -> Tensor:
         n, s, c = a.shape
         out = torch.empty(a.shape, dtype=a.dtype, device=a.device) if out is None else out
-        add, width = per_frame(add, a), _block(c)
+        add, width = per_frame(add, a), channel_block(c)
         grid = (math.ceil(s / 128), c // width, n)
         strides = (a.stride(0), b.stride(0), out.stride(0), add.stride(0))
         kernels.blend[grid](a, b, add, out, float(weight_a), float(weight_b), *strides, s, c, 128, width, num_warps=8)
@@ -136,22 +144,37 @@ class TritonOps(TorchOps):
         n, h, w, _ = x.shape
         c = len(weight) // 4
         y = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1).contiguous()
-        out, width = torch.empty((n, 2 * h, 2 * w, c), dtype=x.dtype, device=x.device), _block(c)
+        out, width = torch.empty((n, 2 * h, 2 * w, c), dtype=x.dtype, device=x.device), channel_block(c)
         grid = (c // width, math.ceil(w / 64), n * h)
         kernels.interleave[grid](y, bias, out, h, w, c, 64, width, num_warps=8)
         return out
 
     def temporal_attention(self, qkv: Tensor, heads: int, frames: int) -> Tensor:
-        n, s, c = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-        d = c // heads
-        if d not in (16, 32, 64, 128) or frames > 64:
+        c = qkv.shape[2] // 3
+        if not attends(c // heads, frames):
             return super().temporal_attention(qkv, heads, frames)
-        out, block = qkv.new_empty(n, s, c), max(kernels.triton.next_power_of_2(frames), 16)
-        arguments = (qkv, out, frames, s, c, d**-0.5 * math.log2(math.e), block, d)
-        kernels.temporal_attention[(s, heads, n // frames)](*arguments, num_warps=2)
-        return out
+        return attend_over_frames(qkv, qkv[..., c:], qkv[..., 2 * c :], heads, frames, c)
 
 
-def _block(c: int) -> int:
+def attends(d: int, frames: int) -> bool:
+    """Whether the kernels of attention over frames take heads of d channels and so many frames."""
+    return d in (16, 32, 64, 128) and frames <= 64
+
+
+def attend_over_frames(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, c: int) -> Tensor:
+    """Attention among the frames of each pixel, of the first c channels of (b t, s, ...) each -> (b t, s, c)."""
+    n, s, _ = q.shape
+    out, block = q.new_empty(n, s, c), frame_block(frames)
+    arguments = (q, k, v, out, frames, s, q.stride(1), c, (c // heads) ** -0.5 * math.log2(math.e), block, c // heads)
+    kernels.temporal_attention[(s, heads, n // frames)](*arguments, num_warps=2)
+    return out
+
+
+def frame_block(frames: int) -> int:
+    """The rows of a kernel's block for so many frames."""
+    return max(kernels.triton.next_power_of_2(frames), 16)
+
+
+def channel_block(c: int) -> int:
     """The widest block of channels, up to 64, that divides c."""
     return min(c & -c, 64)

@@ -22,7 +22,9 @@ def maybe_recomputed(recompute: bool, function: Callable[..., Tensor], *inputs: 
     Of the function's activations only the inputs are kept then; the backward pass computes the others anew.
     """
     if recompute:
-        return cast(Tensor, checkpoint(function, *inputs, use_reentrant=False))
+        # A CUDA graph, whose recording may not ask for the random numbers' state, is of what draws none.
+        recording = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        return cast(Tensor, checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=not recording))
     return function(*inputs)
 
 

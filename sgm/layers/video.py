@@ -31,14 +31,17 @@ class AlphaBlender(nn.Module):
         else:
             self.mix_factor = nn.Parameter(torch.tensor([alpha]))
 
+    def alpha(self, image_only_indicator: Tensor | None = None) -> Tensor:
+        """The weight of the spatial branch, (1,), or one for each frame, (b t,)."""
+        alpha = self.mix_factor if self.merge_strategy == "fixed" else torch.sigmoid(self.mix_factor)
+        if self.merge_strategy == "learned_with_images" and image_only_indicator is not None:
+            alpha = torch.where(image_only_indicator.flatten().bool(), torch.ones_like(alpha), alpha)
+        return alpha
+
     def forward(self, spatial: Tensor, temporal: Tensor, image_only_indicator: Tensor | None = None) -> Tensor:
         """spatial, temporal: both (b t, ...). Returns the same shape."""
-        alpha = self.mix_factor if self.merge_strategy == "fixed" else torch.sigmoid(self.mix_factor)
-        alpha = alpha.to(spatial.dtype)
-        if self.merge_strategy == "learned_with_images" and image_only_indicator is not None:
-            alpha = torch.where(image_only_indicator.flatten().bool(), torch.ones_like(alpha), alpha)  # (b t)
-            alpha = alpha.reshape(-1, *[1] * (spatial.ndim - 1))
-        return torch.lerp(temporal, spatial, alpha)
+        alpha = self.alpha(image_only_indicator).to(spatial.dtype)
+        return torch.lerp(temporal, spatial, alpha.reshape(-1, *[1] * (spatial.ndim - 1)))
 
 
 class VideoResBlock(ResBlock):

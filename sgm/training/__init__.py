@@ -45,7 +45,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     from sgm.training.lora import LoraTask
     from sgm.training.optimizers import check as check_optimizer
     from sgm.training.samples import Samples
-    from sgm.training.sharding import Sharded
+    from sgm.training.sharding import Averaged, Sharded
     from sgm.training.thrift import halve, use_expandable_segments
     from sgm.training.video import VideoTask
     from sgm.weights import load_weights
@@ -83,7 +83,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     trainer = lightning.Trainer(
         accelerator="auto" if gpus else "cpu",
         devices=devices,
-        strategy=Sharded(devices) if sharded else "ddp" if devices > 1 else "auto",
+        strategy=Sharded(devices) if sharded else Averaged() if devices > 1 else "auto",
         precision=train["precision"],
         max_steps=train["steps"] or -1,
         max_epochs=-1,

@@ -1,6 +1,7 @@
-"""Sharding: each card holds a part of the network's weights, gradients, averages and optimizer states (FSDP2).
+"""Strategies for several cards: each has all of the network and averages gradients (DDP), or a part of it (FSDP).
 
-Zhao et al. 2023, arXiv:2304.11277; in torch, `fully_shard`. Checkpoints are those of a training without it.
+Of FSDP2 (Zhao et al. 2023, arXiv:2304.11277; in torch, `fully_shard`), each card holds a part of the weights,
+gradients, averages and optimizer states. Checkpoints are those of a training on one card.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -26,6 +27,36 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     for block in (*network.input_blocks, network.middle_block, *network.output_blocks):
         fully_shard(block, mesh=mesh)
     fully_shard(network, mesh=mesh)
+
+
+_LARGE = 2**22  # values from which on a gradient is averaged by itself
+
+
+def average(gradients: list[Tensor]) -> None:
+    """Average tensors over all processes, in place: large ones each, small ones together. All processes must call it."""
+    large: list[Tensor] = []
+    small: list[Tensor] = []
+    for g in gradients:  # a tensor that fills its memory is averaged as it lies there, channels-last or not
+        whole_memory = g.numel() >= _LARGE and g.untyped_storage().nbytes() == g.nbytes
+        (large if whole_memory else small).append(g)
+    together = torch.cat([g.flatten() for g in small]) if small else torch.zeros(0)
+    flat = [*(g.as_strided((g.numel(),), (1,)) for g in large), *([together] if small else [])]
+    for work in [torch.distributed.all_reduce(g, async_op=True) for g in flat]:
+        work.wait()
+    torch._foreach_div_(flat, torch.distributed.get_world_size())  # pyright: ignore[reportPrivateImportUsage]
+    for g, mean in zip(small, together.split([g.numel() for g in small]), strict=True):
+        g.copy_(mean.view_as(g))
+
+
+class Averaged(DDPStrategy):
+    """Lightning's strategy for DDP, without torch's wrapper: `Task` averages gradients, once a step.
+
+    The wrapper averages them while others are computed, in hooks of the backward pass, and so could not be replayed
+    (see `Recorded`). Weights are the same on all cards from the start: they come from a file, or a seed.
+    """
+
+    def configure_ddp(self) -> None:
+        pass
 
 
 def whole(value: Any) -> Any:

@@ -23,7 +23,7 @@ from sgm.training.course import Course
 from sgm.training.data import ClipBatch, PictureClips, join
 from sgm.training.logs import log
 from sgm.training.optimizers import optimizer, schedule
-from sgm.training.sharding import divided, gathered, whole
+from sgm.training.sharding import Averaged, average, divided, gathered, whole
 from sgm.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -137,6 +137,11 @@ class Task(lightning.LightningModule):
             group["lr"] = config["lr"] * rise * fall
         if elapsed >= 1:
             self.trainer.should_stop = True
+
+    def on_after_backward(self) -> None:
+        last = (self.trainer.fit_loop.batch_idx + 1) % self.train_config["accumulate"] == 0
+        if last and isinstance(self.trainer.strategy, Averaged):
+            average([parameter.grad for parameter in self.trained() if parameter.grad is not None])
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.course.batches += 1

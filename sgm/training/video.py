@@ -12,9 +12,10 @@ from sgm.conditioning.conditioner import GeneralConditioner
 from sgm.config import instantiate_from_config
 from sgm.engine import DiffusionEngine
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
+from sgm.training.recorded import Recorded
 from sgm.training.sharding import shard
 from sgm.training.tasks import Task, encoder_of
-from sgm.training.thrift import compile_layers, park, recompute
+from sgm.training.thrift import compile_layers, fuse_layers, park, recompute
 from sgm.weights import to_channels_last
 
 _TOWER = "cond_frames_without_noise"  # the input key of the image tower
@@ -44,6 +45,7 @@ class VideoTask(Task):
             self.tower = None
         recompute(engine.model.diffusion_model, float(train["checkpointing"]))
         self.pool: dict[str, Tensor] = {}
+        self.recorded: Recorded | None = None
         to_channels_last(engine)
         if train["compile"]:
             compile_layers(engine.model.diffusion_model)
@@ -51,7 +53,18 @@ class VideoTask(Task):
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        network = self.engine.model.diffusion_model
+        if not self.train_config["compile"]:
+            fuse_layers(network, self.data["frames"])
+        draws = any(isinstance(module, nn.Dropout) and module.p for module in network.modules())
+        others = self.tower or self.train_config["compile"] or self.train_config["strategy"] == "fsdp"
+        if self.device.type == "cuda" and not (draws or others):
+            self.recorded = Recorded(self.engine.model, self.trained())
         park(self.engine.first_stage_model.decoder, self.embedder(_TOWER).open_clip.model.token_embedding)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        if not (self.recorded and self.recorded.zero()):
+            optimizer.zero_grad()
 
     def configure_model(self) -> None:
         if self._device_mesh is not None:  # with train.strategy=fsdp
@@ -157,7 +170,7 @@ class VideoTask(Task):
         n = z.shape[0] * frames
         cond = {key: value.repeat_interleave(n // len(value), dim=0) for key, value in cond.items()}
         sigma, losses = self.loss.of_clips(
-            self.engine.model,
+            self.recorded or self.engine.model,
             self.engine.denoiser,
             cond,
             z.flatten(0, 1),
