@@ -84,9 +84,10 @@ SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers an
 def test_the_kernels_compile_for_a_gpu(name: str) -> None:
     """For a Hopper card, which need not be there."""
     pytest.importorskip("triton", reason="Triton is not made for this system")
-    from sgm.fast import gradient_kernels, triton_kernels
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
+
+    from sgm.fast import gradient_kernels, triton_kernels
 
     sizes, found = (
         SIZES[name],

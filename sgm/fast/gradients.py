@@ -112,13 +112,14 @@ class _Residual(torch.autograd.Function):
             found[1] = grad.to(of_b) if factor is None else _residual_sum(None, grad, None, factor, of_b)
         if needed[2] or needed[3]:
             one, zero = grad.new_ones(1, dtype=torch.float32), grad.new_zeros(1, dtype=torch.float32)
-            plain = one.expand(n, c).contiguous(), zero.expand(n, c).contiguous(), one.expand(c), zero.expand(c)
-            sums, products = _gradient_sums(grad if b is None else b, grad, *(t.contiguous() for t in plain))
+            factors, offsets = one.expand(n, c).contiguous(), zero.expand(n, c).contiguous()
+            given = (grad if b is None else b), grad, factors, offsets, factors[0], offsets[0]
+            sums, products = _gradient_sums(*given)
             if needed[2]:
                 found[2] = (sums if factor is None else sums * factor[:, None]).to(of_add)
             if needed[3]:
-                products = 0 if b is None else products
-                found[3] = (products + (0 if add is None else sums * add.float())).sum(1)
+                terms = ([] if b is None else [products]) + ([] if add is None else [sums * add.float()])
+                found[3] = torch.stack(terms).sum((0, 2))
         return tuple(found)
 
 

@@ -120,7 +120,6 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
             saved = torch.load(last, map_location="cpu", weights_only=True)
             task.load_state_dict(saved["state_dict"], strict=False)
             task.trainer, task.ema = trainer, saved["ema"]
-        task.to("cuda" if gpus else "cpu")
         task.finish()
         with writes_explained(path), replacing(path) as unfinished:
             task.save(unfinished, config)

@@ -103,6 +103,7 @@ class AutoencoderTask(Task):
         super().finish()
         if not self.train_encoder:
             return
+        self.to("cuda" if torch.cuda.is_available() else "cpu")
         self.seed("scale", 0)
         z = torch.cat([self.encoder(self.draw(8).video[:, 0]).chunk(2, dim=1)[0].float() for _ in range(16)])
         std = z.square().mean(dim=(0, 2, 3)).sqrt()

@@ -15,6 +15,7 @@ class Course:
 
     def __init__(self) -> None:
         self._bands = torch.zeros(2, len(_BANDS) + 1, dtype=torch.float64)  # sum and number of losses
+        self._edges = torch.tensor(_BANDS)
         self._since = time.monotonic()
         self.batches = 0
 
@@ -24,8 +25,8 @@ class Course:
 
     def note(self, sigma: Tensor, losses: Tensor) -> None:
         """Add the losses of clips, (b,), without waiting for the device."""
-        self._bands = self._bands.to(losses.device)
-        band = torch.bucketize(sigma.contiguous(), torch.tensor(_BANDS, device=sigma.device))
+        self._bands, self._edges = self._bands.to(losses.device), self._edges.to(losses.device)
+        band = torch.bucketize(sigma.contiguous(), self._edges)
         self._bands.index_add_(1, band, torch.stack([losses.detach().double(), torch.ones_like(losses).double()]))
 
     def take(self, clips: int, device: torch.device) -> dict[str, float]:

@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from sgm.fast.conditioned import layer_bias
 from sgm.fast.gradients import gate, group_norm, residual, temporal_attention
 from sgm.fast.triton_ops import attends
 from sgm.layers.attention import GEGLU, BasicTransformerBlock, CrossAttention, VideoTransformerBlock, maybe_recomputed
@@ -68,9 +70,9 @@ class _GroupNorm(GroupNorm):
 
 class _LayerNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
-        # Not `F.layer_norm`, of which autocast makes one in float32, its result included.
-        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
-        return torch.native_layer_norm(input, list(self.normalized_shape), weight, bias, self.eps)[0]
+        with torch.autocast(input.device.type, enabled=False):  # which would have it, and its result, in float32
+            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+            return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 
 class _GEGLU(GEGLU):
@@ -80,11 +82,11 @@ class _GEGLU(GEGLU):
 
 class _VideoResBlock(VideoResBlock):
     def forward(self, x: Tensor, emb: Tensor, frames: int, image_only_indicator: Tensor | None = None) -> Tensor:
-        skip, last = rows(self.skip_connection(x)), self.temporal.out_layers[3]
-        bias = sum(conv.bias for conv in _convolutions(self)[1:])
-        y = residual(skip, _branch(self, rows(x), emb, 1, x), cast(Tensor, bias).expand(len(x), -1))
+        skip, last = rows(self.skip_connection(x)), layer_bias(self.temporal.out_layers[3])
+        bias = torch.stack([layer_bias(conv) for conv in _convolutions(self)[1:]]).sum(0)
+        y = residual(skip, _branch(self, rows(x), emb, 1, x), bias.expand(len(x), -1))
         z, share = _branch(self.temporal, y, emb, frames, x), 1 - self.time_mixer.alpha(image_only_indicator)
-        y = residual(y, z, cast(Tensor, last.bias).expand(len(x), -1), share.float().expand(len(x)))
+        y = residual(y, z, last.expand(len(x), -1), share.float().expand(len(x)))
         return picture(y, x)
 
 
@@ -96,9 +98,9 @@ def _branch(block: ResBlock, x: Tensor, emb: Tensor, frames: int, like: Tensor) 
             return rearrange(conv(rearrange(x, "(b t) s c -> b c t s", t=frames)), "b c t s -> (b t) s c")
         return rows(conv(picture(x, like)))
 
-    first, last = cast(nn.Conv2d, block.in_layers[2]), block.out_layers[3]
+    first, last = block.in_layers[2], block.out_layers[3]
     h = convolved(first, group_norm(x, cast(GroupNorm, block.in_layers[0]), frames))
-    h = group_norm(h, cast(GroupNorm, block.out_layers[0]), frames, block.emb_layers(emb) + first.bias)
+    h = group_norm(h, cast(GroupNorm, block.out_layers[0]), frames, block.emb_layers(emb) + layer_bias(first))
     return convolved(last, block.out_layers[2](h))
 
 

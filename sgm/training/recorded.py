@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
-_LAUNCH_SHARE = 0.6  # of a pass's time, from which on Python's launching counts as what takes long
+_LAUNCH_SHARE = 0.9  # of a pass's time, from which on Python's launching counts as what takes long
 
 
 class Recorded:

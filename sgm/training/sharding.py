@@ -33,7 +33,7 @@ _LARGE = 2**22  # values from which on a gradient is averaged by itself
 
 
 def average(gradients: list[Tensor]) -> None:
-    """Average tensors over all processes, in place: large ones each, small ones together. All processes must call it."""
+    """Average tensors over all processes, in place: large ones each, small ones together. All must call it."""
     large: list[Tensor] = []
     small: list[Tensor] = []
     for g in gradients:  # a tensor that fills its memory is averaged as it lies there, channels-last or not

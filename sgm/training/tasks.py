@@ -52,6 +52,7 @@ class Task(lightning.LightningModule):
         self.ema: list[Tensor] = []
         self.started = self.seconds = self.elapsed = 0.0  # seconds: of the run before its checkpoint
         self.course = Course()
+        self.unchecked: tuple[int, Tensor, torch.cuda.Event | None] | None = None  # a loss, and its step
 
     def trained(self) -> Iterable[nn.Parameter]:
         """The parameters that this task trains."""
@@ -157,11 +158,31 @@ class Task(lightning.LightningModule):
         )
 
     def checked(self, loss: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """The loss. Raises UserError, which ends the training, where it is no number. sigma: of the step's clips."""
-        if loss.isfinite():
-            return loss
-        at = "" if sigma is None else f", at sigma {', '.join(f'{value:.3g}' for value in sigma.tolist())}"
-        raise self._diverged(f"The loss of step {self.global_step + 1} is {float(loss.detach())}{at}")
+        """The loss. Raises UserError, which ends the training, where it is no number. sigma: of the step's clips.
+
+        On a GPU that is the loss of the batch before, for which nothing has to wait.
+        """
+        self.check_loss()
+        values = torch.cat([loss.detach()[None], *([] if sigma is None else [sigma])])
+        copied = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda).copy_(values, non_blocking=True)
+        self.unchecked = self.global_step + 1, copied, torch.cuda.Event() if values.is_cuda else None
+        if self.unchecked[2] is None:
+            self.check_loss()
+        else:
+            self.unchecked[2].record()
+        return loss
+
+    def check_loss(self) -> None:
+        """Raise UserError where the latest loss that was not yet looked at is no number."""
+        if self.unchecked is None:
+            return
+        (step, values, copied), self.unchecked = self.unchecked, None
+        if copied:
+            copied.synchronize()
+        loss, *sigma = values.tolist()
+        if not math.isfinite(loss):
+            at = f", at sigma {', '.join(f'{value:.3g}' for value in sigma)}" if sigma else ""
+            raise self._diverged(f"The loss of step {step} is {loss}{at}")
 
     def _diverged(self, what: str) -> UserError:
         last = Path(self.trainer.default_root_dir, "last.ckpt")
@@ -171,7 +192,11 @@ class Task(lightning.LightningModule):
             "the clips."
         )
 
+    def on_train_end(self) -> None:
+        self.check_loss()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_loss()
         if not all(bool(parameter.isfinite().all()) for parameter in self.trained()):
             raise self._diverged(f"After step {self.global_step} a weight is no number")
         checkpoint["optimizer"] = self.train_config["optimizer"]["target"]

@@ -60,12 +60,3 @@ def fuse_layers(network: nn.Module, frames: int) -> None:
     """Have a UNet's layers take fewer passes over memory, on devices with Triton. See `sgm.training.fused`."""
     if has_triton(next(network.parameters()).device):
         import_module("sgm.training.fused").fuse(network, frames)
-
-
-def compile_layers(network: nn.Module) -> None:
-    """Have torch compile the layers of a UNet's blocks, each for itself; those of a kind and size share the result."""
-    assert isinstance(network, UNet)
-    torch._dynamo.config.recompile_limit = 256
-    for block in network.blocks:
-        for layer in block:
-            layer.compile(dynamic=False)

@@ -15,7 +15,7 @@ from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.training.recorded import Recorded
 from sgm.training.sharding import shard
 from sgm.training.tasks import Task, encoder_of
-from sgm.training.thrift import compile_layers, fuse_layers, park, recompute
+from sgm.training.thrift import fuse_layers, park, recompute
 from sgm.weights import to_channels_last
 
 _TOWER = "cond_frames_without_noise"  # the input key of the image tower
@@ -48,17 +48,15 @@ class VideoTask(Task):
         self.recorded: Recorded | None = None
         to_channels_last(engine)
         if train["compile"]:
-            compile_layers(engine.model.diffusion_model)
             encoder_of(engine).compile(dynamic=False)
 
     def on_train_start(self) -> None:
         super().on_train_start()
         network = self.engine.model.diffusion_model
-        if not self.train_config["compile"]:
-            fuse_layers(network, self.data["frames"])
+        fuse_layers(network, self.data["frames"])
         draws = any(isinstance(module, nn.Dropout) and module.p for module in network.modules())
-        others = self.tower or self.train_config["compile"] or self.train_config["strategy"] == "fsdp"
-        if self.device.type == "cuda" and not (draws or others):
+        divided = self.train_config["strategy"] == "fsdp"
+        if self.device.type == "cuda" and not (draws or divided or self.tower):
             self.recorded = Recorded(self.engine.model, self.trained())
         park(self.engine.first_stage_model.decoder, self.embedder(_TOWER).open_clip.model.token_embedding)
 
