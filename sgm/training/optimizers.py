@@ -23,6 +23,8 @@ def optimizer(parameters: Iterable[nn.Parameter], train: Mapping[str, Any]) -> t
     """
     config = train["optimizer"]
     cls = _class(config["target"], "train.optimizer")
+    if cls.__module__.startswith("bitsandbytes."):
+        cls = _without_waiting(cls)
     given: dict[str, Any] = {"lr": train["lr"], **config["params"]}
     if "weight_decay" in signature(cls).parameters:
         given.setdefault("weight_decay", train["weight_decay"])
@@ -57,6 +59,21 @@ def check(train: Mapping[str, Any]) -> None:
         raise
     except Exception as error:
         raise ConfigError(f"train.optimizer and train.schedule do not work: {printable(error, 200)}.") from error
+
+
+def _without_waiting(cls: Any) -> Any:
+    """A class of bitsandbytes, which waits for the device after each parameter: for what is not paged that is vain."""
+    module: Any = import_module("bitsandbytes.optim.optimizer")
+
+    class Unsynchronized(cls):
+        def step(self, closure: Any = None) -> Any:
+            waits, module.sync_gpu = getattr(module, "sync_gpu", None), lambda tensor: None
+            try:
+                return super().step(closure)
+            finally:
+                module.sync_gpu = waits
+
+    return cls if cls.__name__.startswith("Paged") else Unsynchronized
 
 
 def _class(target: str, setting: str) -> Any:

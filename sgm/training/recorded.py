@@ -30,6 +30,7 @@ class Recorded:
         self._network, self._parameters = network, list(parameters)
         self._calls, self._bound = 0, False
         self._passes: list[torch.cuda.CUDAGraph] = []
+        self._places: list[int] = []
         self._inputs: list[Tensor]
         self._output: Tensor
         self._gradient: Tensor
@@ -39,6 +40,8 @@ class Recorded:
         self._calls += 1
         if self._calls == 3 and self._bound:
             self._record(x, c_noise, cond, settings)
+        if self._passes and self._places != self._seen():  # some optimizer moved them
+            self._passes = []
         if self._passes:
             return _Replay.apply(self._anchor, self, x, c_noise, *cond.values())  # pyright: ignore[reportReturnType]
         if self._calls != 2:
@@ -53,6 +56,11 @@ class Recorded:
         end.synchronize()
         self._bound = launching > _LAUNCH_SHARE * start.elapsed_time(end) / 1000
         return out
+
+    def _seen(self) -> list[int]:
+        """Where weights and gradients lie."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        return [value.data_ptr() for value in (*self._parameters, *gradients)]
 
     def zero(self) -> bool:
         """Clear the gradients that stay. Returns whether there are any: otherwise they may be set to None."""
@@ -83,7 +91,7 @@ class Recorded:
             return
         self._inputs, self._output, self._gradient = inputs, output.detach(), gradient
         self._anchor = torch.zeros((), device=x.device, requires_grad=True)
-        self._passes = [forward, backward]
+        self._passes, self._places = [forward, backward], self._seen()
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         for static, value in zip(self._inputs, inputs, strict=True):

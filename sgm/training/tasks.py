@@ -13,11 +13,11 @@ from typing import Any
 
 import lightning
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sgm.engine import DTYPES, DiffusionEngine, build_engine, copy_to, default_dtype, widen_encoders
 from sgm.errors import UserError
+from sgm.formats.files import write_tensors
 from sgm.training.clips import Clips, open_clips
 from sgm.training.course import Course
 from sgm.training.data import ClipBatch, PictureClips, join
@@ -222,14 +222,14 @@ class Task(lightning.LightningModule):
     def save(self, path: Path, config: Mapping[str, Any]) -> None:
         """Write the result. config: the whole training config. What is frozen comes from `init` as it is there."""
         if config["init"] is None:
-            return save_engine(self.engine, str(path))
+            return save_engine(self.engine, path)
         engine = build_engine(config["model"])
         load_weights(engine, config["init"], torch.device("cpu"), torch.float16)
         trained = {id(parameter) for parameter in self.trained()}
         for name, parameter in self.engine.named_parameters():
             if id(parameter) in trained:
                 engine.get_parameter(name).copy_(parameter.detach())
-        save_engine(engine, str(path))
+        save_engine(engine, path)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -274,7 +274,8 @@ def encoder_of(engine: DiffusionEngine) -> nn.Module:
     return next(e.encoder.encoder for e in engine.conditioner.embedders if hasattr(e, "encoder"))
 
 
-def save_engine(engine: DiffusionEngine, path: str) -> None:
+def save_engine(engine: DiffusionEngine, path: str | Path) -> None:
     """Write all weights in float16, as a .safetensors file."""
-    state = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in engine.state_dict().items()}
-    save_file(state, path)
+    state = engine.state_dict()
+    layout = {key: (torch.float16, tuple(value.shape)) for key, value in state.items()}
+    write_tensors(Path(path), layout, lambda key: state[key].detach().to("cpu", torch.float16).contiguous())
