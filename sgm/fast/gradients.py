@@ -64,8 +64,7 @@ class _GroupNorm(torch.autograd.Function):
 
 def _sums(moments: Moments) -> Tensor:
     """The sums over the pixels, (n, c)."""
-    n, tiles, c = moments.mean.shape
-    last = moments.pixels - (tiles - 1) * moments.tile
+    last = moments.pixels - (moments.mean.shape[1] - 1) * moments.tile
     return moments.mean.sum(1) * moments.tile + moments.mean[:, -1] * (last - moments.tile)
 
 
@@ -106,7 +105,7 @@ class _Residual(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (b, add, factor), (of_b, of_add) = ctx.saved_tensors, ctx.dtypes
         grad, needed = grad.contiguous(), ctx.needs_input_grad
-        n, s, c = grad.shape
+        n, _, c = grad.shape
         found: list[Tensor | None] = [grad, None, None, None]
         if needed[1]:
             found[1] = grad.to(of_b) if factor is None else _residual_sum(None, grad, None, factor, of_b)

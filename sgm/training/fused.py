@@ -126,7 +126,8 @@ class _VideoTransformerBlock(VideoTransformerBlock):
 
 def _token(layer: CrossAttention, x: Tensor, context: Tensor | None) -> Tensor:
     """Attention to a condition of one token, (n, 1, d) -> (n, c)."""
-    assert context is not None and context.shape[1] == 1, "a condition of one token"
+    assert context is not None
+    assert context.shape[1] == 1, "more than one token"
     return layer(x, context)[:, 0]
 
 
