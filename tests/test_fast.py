@@ -347,7 +347,7 @@ def test_the_layers_for_training(ops_and_device: tuple[Ops, torch.device]) -> No
     plain = Block(VideoResBlock(32, 48, 64), transformer).to(device).train()
     for i, module in enumerate(plain.modules()):
         if isinstance(module, nn.GroupNorm):
-            module.num_groups = 4  # of several channels each, or a bias before a norm would have no gradient
+            module.num_groups = 2  # of several channels each, or a bias before a norm would have no gradient
         for parameter in module.parameters(recurse=False):  # also of what is zero at first
             nn.init.normal_(parameter, 0.1, 0.2, generator=torch.Generator(device).manual_seed(i))
     fused, frames = copy.deepcopy(plain), 3

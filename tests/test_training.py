@@ -8,6 +8,8 @@ import shutil
 import signal
 import tarfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from sgm.engine import build_engine
 from sgm.fast.unet import FastUNet
 from sgm.loras import Lora, about_lora, loras_of
 from sgm.merging import merged
+from sgm.training.sharding import average
 from sgm.versions import bundle
 from sgm.weights import load_weights
 from tests.beside import TINY, Beside
@@ -410,6 +413,23 @@ def test_where_memory_runs_out_it_is_the_training_s_settings_that_are_named(tmp_
     monkeypatch.setattr(lightning.Trainer, "fit", fit)
     with pytest.raises(UserError, match=r"more memory than there is.* set train.batch, data.frames, data.width or"):
         train("video", "data.clips=null", f"data.pictures={SAMPLES}", "init=null", f"out={tmp_path / 'out'}")
+
+
+def test_several_processes_average_their_gradients() -> None:
+    store: Any = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    values = torch.arange(2.0**22).view(2, 2**17, 4, 4)
+
+    def averaged(rank: int) -> list[torch.Tensor]:
+        group: Any = torch.distributed.ProcessGroupGloo(store, rank, 2, timedelta(seconds=60))
+        own = values * (rank + 1)
+        gradients = [own, own.to(memory_format=torch.channels_last), torch.full((3,), float(rank))]
+        average(gradients, group)
+        return gradients
+
+    with ThreadPoolExecutor(2) as pool:  # processes, as far as the library knows
+        found = list(pool.map(averaged, range(2)))
+    wanted = [1.5 * values, 1.5 * values, torch.full((3,), 0.5)]
+    assert all(torch.equal(got, want) for got, want in zip([*found[0], *found[1]], wanted * 2, strict=True))
 
 
 def test_a_loss_that_is_no_number_ends_the_training_and_the_last_checkpoint_stays(

@@ -23,7 +23,7 @@ class Recorded:
 
     Launching of the second call is measured. From the recording on, the gradients of `parameters` are tensors that stay
     (`zero` clears them), and inputs have none: only what the network itself holds is trained, and nothing in it is
-    drawn at random. Memory of the recorded passes is not shared with anything else. Results have the bits of calls.
+    drawn at random. Memory of the recorded passes is not shared with anything else.
     """
 
     def __init__(self, network: Callable[..., Tensor], parameters: Iterable[nn.Parameter]) -> None:

@@ -32,8 +32,8 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
 _LARGE = 2**22  # values from which on a gradient is averaged by itself
 
 
-def average(gradients: list[Tensor]) -> None:
-    """Average tensors over all processes, in place: large ones each, small ones together. All must call it."""
+def average(gradients: list[Tensor], group: Any) -> None:
+    """Average tensors over a group's processes, in place: large ones each, small ones together. All must call it."""
     large: list[Tensor] = []
     small: list[Tensor] = []
     for g in gradients:  # a tensor that fills its memory is averaged as it lies there, channels-last or not
@@ -41,9 +41,9 @@ def average(gradients: list[Tensor]) -> None:
         (large if whole_memory else small).append(g)
     together = torch.cat([g.flatten() for g in small]) if small else torch.zeros(0)
     flat = [*(g.as_strided((g.numel(),), (1,)) for g in large), *([together] if small else [])]
-    for work in [torch.distributed.all_reduce(g, async_op=True) for g in flat]:
+    for work in [group.allreduce([g]) for g in flat]:
         work.wait()
-    torch._foreach_div_(flat, torch.distributed.get_world_size())  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_div_(flat, group.size())  # pyright: ignore[reportPrivateImportUsage]
     for g, mean in zip(small, together.split([g.numel() for g in small]), strict=True):
         g.copy_(mean.view_as(g))
 

@@ -142,7 +142,10 @@ class Task(lightning.LightningModule):
     def on_after_backward(self) -> None:
         last = (self.trainer.fit_loop.batch_idx + 1) % self.train_config["accumulate"] == 0
         if last and isinstance(self.trainer.strategy, Averaged):
-            average([parameter.grad for parameter in self.trained() if parameter.grad is not None])
+            average(
+                [parameter.grad for parameter in self.trained() if parameter.grad is not None],
+                torch.distributed.group.WORLD,
+            )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.course.batches += 1
