@@ -23,6 +23,7 @@ from sgm.fast.torch_ops import TorchOps
 from sgm.layers.attention import CrossAttention, FeedForward
 from sgm.layers.residual import TemporalConv
 from sgm.layers.video import SpatialVideoTransformer, VideoResBlock
+from sgm.training.recorded import Recorded
 from sgm.training.thrift import fuse_layers
 from sgm.unet.unet import Block, UNet
 from sgm.unet.video_unet import VideoUNet
@@ -367,6 +368,39 @@ def test_the_layers_for_training(ops_and_device: tuple[Ops, torch.device]) -> No
         got = found[1][name]
         assert (got is None) == (wanted is None), name  # queries and keys of a single token have none
         assert got is None or wanted is None or relative(got, wanted) < 2e-3, name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here, and no other has CUDA graphs")
+def test_steps_of_a_training_that_are_recorded(made_up: Callable[[str], DiffusionEngine]) -> None:
+    """The fourth step, a replay, leaves the gradients of a call: of other inputs than were recorded, and weights."""
+    device = torch.device("cuda")
+    network = copy.deepcopy(made_up("svd_small").model).to(device).train().requires_grad_(True)
+    unet: Any = network.diffusion_model
+    for i, parameter in enumerate(unet.parameters()):
+        nn.init.normal_(parameter, std=0.2, generator=torch.Generator(device).manual_seed(i))
+    parameters = list(unet.parameters())
+    recorded = Recorded(network, parameters)
+    for step in range(4):
+        x, noise = draw(3, 4, 8, 16, device=device, shift=float(step)), torch.full((3,), 0.1 * step, device=device)
+        cond = {
+            "concat": draw(3, unet.in_channels - 4, 8, 16, device=device),
+            "crossattn": draw(1, 1, unet.context_dim, device=device).repeat(3, 1, 1),
+            "vector": draw(3, unet.vector_channels, device=device),
+        }
+        found: list[list[Tensor]] = []
+        for way in network, recorded:
+            out = way(x, noise, cond, num_video_frames=3)
+            if not recorded.zero():
+                network.zero_grad()
+            out.square().mean().backward()
+            found.append([out.detach(), *(p.grad.clone() for p in parameters if p.grad is not None)])
+            del out  # whose graph has nodes of the stream of calls
+        size = sum(float(value.norm()) for value in found[0]) / len(found[0])
+        assert all((one - other).norm() < 1e-3 * (one.norm() + 0.01 * size) for one, other in zip(*found, strict=True))
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.mul_(0.99)
+    assert recorded.zero()
 
 
 @pytest.mark.parametrize("case", ["sv4d_small", "sv4d2_small"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -77,4 +78,6 @@ def train(
         return
     from sgm.training import run
 
-    run(paths[0], overrides)
+    path = run(paths[0], overrides)
+    if not int(os.environ.get("LOCAL_RANK", "0")):  # else a process that Lightning started for another device
+        typer.echo(path)

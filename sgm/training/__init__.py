@@ -36,12 +36,11 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
 
     import lightning
     import torch
-    from lightning.pytorch.callbacks import TQDMProgressBar
 
     from sgm.config import config_errors, instantiate_from_config, load_config
     from sgm.training.autoencoder import AutoencoderTask
     from sgm.training.checkpoints import Saving, Stopped, WholeCheckpoints
-    from sgm.training.logs import loggers
+    from sgm.training.logs import Bar, loggers, quiet
     from sgm.training.lora import LoraTask
     from sgm.training.optimizers import check as check_optimizer
     from sgm.training.samples import Samples
@@ -50,6 +49,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     from sgm.training.video import VideoTask
     from sgm.weights import load_weights
 
+    quiet()
     out, train = config["out"], config["train"]
     limit = math.inf if train["time_limit"] is None else began + 60 * train["time_limit"]
     gpus = torch.cuda.device_count()
@@ -93,7 +93,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
         default_root_dir=out,
         logger=loggers(out, train, steps),
         callbacks=[
-            TQDMProgressBar(refresh_rate=int(every)),
+            Bar(refresh_rate=int(every)),
             Saving(last, limit),
             *samples,
         ],

@@ -1,4 +1,4 @@
-"""Logs: where the figures of a training go: `metrics.csv`, TensorBoard, Weights & Biases."""
+"""Logs: where the figures of a training go: the terminal, `metrics.csv`, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import csv
 import logging
 import time
+import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from PIL import Image
@@ -22,6 +24,34 @@ from sgm.paths import is_file, replacing, writes_explained
 
 logger = logging.getLogger(__name__)
 _EVERY = 10.0  # seconds after which the table is written anew at the earliest
+
+
+_ENDLESS = 10**8  # batches: of a training that ends by its minutes
+_CHATTER = (  # warnings of what is meant to be so
+    r".*does not have many workers",
+    r"Found \d+ module\(s\) in eval mode",
+    r".*LeafSpec",
+    r"You're resuming from a checkpoint that ended before the epoch ended",
+)
+
+
+def quiet() -> None:
+    """Leave out what Lightning tells of itself, and warns of that is meant to be so."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for text in _CHATTER:
+        warnings.filterwarnings("ignore", text)
+
+
+class Bar(TQDMProgressBar):
+    """The line in the terminal: batches of how many, time, rate and loss."""
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        total = self.total_train_batches
+        self.train_progress_bar.reset(total=total if total < _ENDLESS else None)
+        self.train_progress_bar.set_description("Training")
+
+    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
 def loggers(out: Path, train: Mapping[str, Any], step: int) -> list[Logger]:
