@@ -200,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40, help="a run, of which the first quarter is left out")
     parser.add_argument("--only", default="", help="cases whose names hold this text")
-    parser.add_argument("--set", action="append", default=[], help="a setting of `sgm train`, as train.compile=true")
+    parser.add_argument("--set", action="append", default=[], help="a setting of `sgm train`, as train.accumulate=2")
     parser.add_argument("--no-limit", action="store_true", help="do not hold our runs to the memory asked")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--devices", type=int, default=1, help="more than one: also `sgm train` on so many, by DDP")

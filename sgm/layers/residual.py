@@ -49,9 +49,8 @@ class TemporalConv(nn.Conv3d):
         super().__init__(in_channels, out_channels, (kernel_size[0], 1, 1), padding=(kernel_size[0] // 2, 0, 0))
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if (
-            input.is_cuda
-        ):  # a video one pixel high: cuDNN takes up to twice as long over a picture, forward and backward
+        if input.is_cuda:
+            # As a video one pixel high: cuDNN takes up to twice as long over a picture, forward and backward.
             return F.conv3d(input[:, :, :, None], weight, bias, padding=self.padding).squeeze(3)
         return F.conv2d(input, weight.squeeze(-1), bias, padding=(self.kernel_size[0] // 2, 0))
 

@@ -31,9 +31,8 @@ def fuse(network: nn.Module, frames: int) -> None:
     for module in network.modules():
         if isinstance(module, ResBlock):
             for conv in _convolutions(module):
-                conv.__class__ = _UNBIASED[type(conv)]
-        if type(module) in _FUSED:
-            module.__class__ = _FUSED[type(module)]
+                conv.__class__ = _UNBIASED.get(type(conv), type(conv))
+        module.__class__ = _FUSED.get(type(module), type(module))
 
 
 def _convolutions(block: ResBlock) -> list[nn.Conv2d | TemporalConv]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 _LAUNCH_SHARE = 0.9  # of a pass's time, from which on Python's launching counts as what takes long
+_MOVES = 3  # times that passes are recorded anew, since an optimizer put weights or gradients elsewhere
 
 
 class Recorded:
@@ -28,7 +29,7 @@ class Recorded:
 
     def __init__(self, network: Callable[..., Tensor], parameters: Iterable[nn.Parameter]) -> None:
         self._network, self._parameters = network, list(parameters)
-        self._calls, self._bound = 0, False
+        self._calls, self._moves, self._bound = 0, 0, False
         self._passes: list[torch.cuda.CUDAGraph] = []
         self._places: list[int] = []
         self._inputs: list[Tensor]
@@ -40,11 +41,12 @@ class Recorded:
         self._calls += 1
         if self._calls == 3 and self._bound:
             self._record(x, c_noise, cond, settings)
-        if self._passes and self._places != self._seen():  # some optimizer moved them
+        if self._passes and self._places != self._seen():  # as some optimizers do in their first step
             self._passes = []
-        if self._passes:
+            self._calls, self._moves = 2 if self._moves < _MOVES else self._calls, self._moves + 1
+        elif self._passes:
             return _Replay.apply(self._anchor, self, x, c_noise, *cond.values())  # pyright: ignore[reportReturnType]
-        if self._calls != 2:
+        if self._calls != 2 or self._bound:
             return self._network(x, c_noise, cond, **settings)
         torch.cuda.synchronize()  # else launching would wait for room in the queue
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
