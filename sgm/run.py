@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sgm.conditioning.memo import Memo
 from sgm.devices import GIB, free_memory
-from sgm.engine import DiffusionEngine, copy_to
+from sgm.engine import DTYPES, DiffusionEngine, copy_to, default_dtype
 from sgm.errors import UserError
 from sgm.families.image import to_uint8
 from sgm.fast.ops import has_fp8
@@ -132,6 +132,10 @@ class Run:
         if request.speed_of.fp8 and (self.plan.streamed or not has_fp8(engine.device)):
             why = "its blocks come one after the other" if self.plan.streamed else "this device has no others"
             self.note = f"{self.note} The network's products are exact, not in 8 bits: {why}.".lstrip()
+        usual = DTYPES[default_dtype(engine.device)]
+        if engine.device.type == "cpu" and usual == torch.float32 != engine.dtype:
+            kind = str(engine.dtype).removeprefix("torch.")
+            self.note = f"{self.note} This processor computes {kind} far more slowly than float32.".lstrip()
 
     @property
     def network(self) -> FastUNet:

@@ -189,10 +189,19 @@ def test_one_frame_is_a_clip_too(tiny: DiffusionEngine, kitten: Image.Image) -> 
     assert make(tiny, kitten, frames=1, steps=1).frames.shape == (1, 64, 64, 3)
 
 
-def test_half_precision_stays_near(tiny: DiffusionEngine, kitten: Image.Image) -> None:
-    half = load_engine("svd_tiny", device="cpu", dtype="bfloat16")
-    a, b = (make(engine, kitten).frames.astype(float) for engine in (tiny, half))
+def test_half_precision_stays_near_and_is_said_to_be_slow_where_it_is(
+    tiny: DiffusionEngine, kitten: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half, notes = load_engine("svd_tiny", device="cpu", dtype="bfloat16"), set()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    a = make(tiny, kitten, lambda progress: notes.add(progress.note)).frames.astype(float)
+    assert notes == {""}
+    b = make(half, kitten, lambda progress: notes.add(progress.note)).frames.astype(float)
     assert np.abs(a - b).mean() < 8
+    assert notes == {"", "This processor computes bfloat16 far more slowly than float32."}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    make(half, kitten, lambda progress: notes.discard(progress.note), steps=1)
+    assert "" not in notes
 
 
 KINDS = ["svd", "svd_image_decoder", "sv3d_p"]
