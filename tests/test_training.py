@@ -450,7 +450,7 @@ def test_a_run_that_is_stopped_and_goes_on_makes_the_steps_of_an_unbroken_one(
     lora: tuple[Path, list[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Stopped by SIGTERM among the batches of a step, and with samples, which the other makes none of."""
     how = [*lora[1], "targets=temporal_attention"]
@@ -513,7 +513,7 @@ def test_a_run_that_is_stopped_and_goes_on_makes_the_steps_of_an_unbroken_one(
     assert sorted(path.name for path in (log / "samples").iterdir()) == sorted(
         [f"{step}{end}" for step in sampled for end in (".png", "-kitten.mp4")]
     )
-    assert "Step 3: 1 sampled in" in caplog.text
+    assert "Step 3: 1 sampled in" in capsys.readouterr().out
     assert list(log.glob("events.out.tfevents.*"))
 
 

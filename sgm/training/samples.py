@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from PIL import Image
 
 from sgm.errors import UserError
@@ -93,7 +93,7 @@ class Samples(Callback):
         log(trainer, {f"sample_{key}": value for key, value in means.items()}, sheet)
         seconds = time.monotonic() - began
         figures = ", ".join(f"{key} {means[key]:.3g}" for key in _SHOWN if key in means)
-        rank_zero_info(
+        Tqdm.write(  # above the bar
             f"Step {trainer.global_step}: {len(rows)} sampled in {seconds:.1f} s of the training's time{memory}: "
             f"{figures}. {sheet}"
         )
