@@ -23,7 +23,7 @@ from sgm.fast.torch_ops import TorchOps
 from sgm.layers.attention import CrossAttention, FeedForward
 from sgm.layers.residual import TemporalConv
 from sgm.layers.video import SpatialVideoTransformer, VideoResBlock
-from sgm.training.recorded import Recorded
+from sgm.training.recorded import GraphedNetwork
 from sgm.training.thrift import fuse_layers
 from sgm.unet.unet import Block, UNet
 from sgm.unet.video_unet import VideoUNet
@@ -379,7 +379,7 @@ def test_steps_of_a_training_that_are_recorded(made_up: Callable[[str], Diffusio
     for i, parameter in enumerate(unet.parameters()):
         nn.init.normal_(parameter, std=0.2, generator=torch.Generator(device).manual_seed(i))
     parameters = list(unet.parameters())
-    recorded = Recorded(network, parameters)
+    recorded = GraphedNetwork(network, parameters)
     for step in range(4):
         x, noise = draw(3, 4, 8, 16, device=device, shift=float(step)), torch.full((3,), 0.1 * step, device=device)
         cond = {

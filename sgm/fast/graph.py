@@ -28,6 +28,26 @@ class Checks:
         self.function()
 
 
+class LaunchTiming:
+    """Python's share of an evaluation's time: how long it launches kernels, beside how long they take on the device."""
+
+    def __init__(self) -> None:
+        torch.cuda.synchronize()  # else launching would wait for room in the queue of what is launched already
+        self._start, self._end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        self._start.record()
+        self._begin = time.perf_counter()
+
+    def stop(self) -> None:
+        """All is launched."""
+        self._end.record()
+        self._launching = time.perf_counter() - self._begin
+
+    def share(self) -> float:
+        """Launching's share, of about 1 where the device waits for it. Waits for the device."""
+        self._end.synchronize()
+        return self._launching / (self._start.elapsed_time(self._end) / 1000)
+
+
 class Recorded:
     """`evaluate(x, c_noise)` of a fixed shape, recorded at its third call if launching took most of the second.
 
@@ -49,7 +69,7 @@ class Recorded:
         self._known, self._key = known, key
         self._calls = 0
         self._graphs: list[torch.cuda.CUDAGraph] | None = None  # None: not recorded
-        self._timing: tuple[float, torch.cuda.Event, torch.cuda.Event] | None = None
+        self._timing: LaunchTiming | None = None
         self._inputs: tuple[Tensor, Tensor]
         self._output: Tensor
 
@@ -71,21 +91,15 @@ class Recorded:
             return self._output.clone()
         if self._calls != 2 or key in self._known:
             return self._evaluate(x, c_noise)
-        torch.cuda.synchronize()  # else launching would wait for room in the queue of what is launched already
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        begin = time.perf_counter()
+        timing = LaunchTiming()
         out = self._evaluate(x, c_noise)
-        end.record()
-        self._timing = time.perf_counter() - begin, start, end
+        timing.stop()
+        self._timing = timing
         return out
 
     def _launch_bound(self) -> bool:
-        if self._timing is None:  # it is known that it is not
-            return False
-        launching, start, end = self._timing
-        end.synchronize()
-        return launching > _LAUNCH_SHARE * start.elapsed_time(end) / 1000
+        """Whether launching is what takes long. Where it was not timed, it is known that it is not."""
+        return self._timing is not None and self._timing.share() > _LAUNCH_SHARE
 
     def _record(self, x: Tensor, c_noise: Tensor) -> None:
         """Record one evaluation, cut where `check` is called. Where that fails, evaluations go on as before."""

@@ -24,7 +24,7 @@ from sgm.layers.video import SpatialVideoTransformer, VideoResBlock
 
 
 def fuse(network: nn.Module, frames: int) -> None:
-    """Change the layers of a UNet in place, if the kernels take its heads and so many frames."""
+    """Replace a UNet's layers by fused ones, in place, if the kernels take its heads and so many frames."""
     temporal = [m.attn1 for m in network.modules() if isinstance(m, VideoTransformerBlock)]
     if not all(attends(layer.to_q.out_features // layer.heads, frames) for layer in temporal):
         return

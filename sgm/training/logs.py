@@ -24,8 +24,6 @@ from sgm.paths import is_file, replacing, writes_explained
 
 logger = logging.getLogger(__name__)
 _EVERY = 10.0  # seconds after which the table is written anew at the earliest
-
-
 _ENDLESS = 10**8  # batches: of a training that ends by its minutes
 _CHATTER = (  # warnings of what is meant to be so
     r".*does not have many workers",
@@ -36,14 +34,14 @@ _CHATTER = (  # warnings of what is meant to be so
 
 
 def quiet() -> None:
-    """Leave out what Lightning tells of itself, and warns of that is meant to be so."""
+    """Silence Lightning's lines about itself, and its warnings of what is meant to be so."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for text in _CHATTER:
         warnings.filterwarnings("ignore", text)
 
 
 class Bar(TQDMProgressBar):
-    """The line in the terminal: batches of how many, time, rate and loss."""
+    """The progress bar in the terminal: batches of how many, time, rate and loss."""
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         total = self.total_train_batches

@@ -62,7 +62,7 @@ def check(train: Mapping[str, Any]) -> None:
 
 
 def _without_waiting(cls: Any) -> Any:
-    """A class of bitsandbytes, which waits for the device after each parameter: for what is not paged that is vain."""
+    """bitsandbytes' optimizer class without its synchronization after each parameter, which paged states alone need."""
     module: Any = import_module("bitsandbytes.optim.optimizer")
 
     class Unsynchronized(cls):

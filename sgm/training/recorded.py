@@ -1,4 +1,4 @@
-"""Recorded: a network whose passes forward and backward are launched by two CUDA graphs, where Python takes long.
+"""GraphedNetwork: a network whose passes forward and backward are launched by two CUDA graphs, where Python takes long.
 
 Python launches the some 8,000 kernels of a training step of SVD-XT in half a second, which at 14×320×576 is more than
 they take.
@@ -7,19 +7,20 @@ they take.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sgm.fast.graph import LaunchTiming
+
 logger = logging.getLogger(__name__)
 _LAUNCH_SHARE = 0.9  # of a pass's time, from which on Python's launching counts as what takes long
 _MOVES = 3  # times that passes are recorded anew, since an optimizer put weights or gradients elsewhere
 
 
-class Recorded:
+class GraphedNetwork:
     """`network(x, c_noise, cond, **settings)` for training at one size, recorded at its third call if that saves time.
 
     Launching of the second call is measured. From the recording on, the gradients of `parameters` are tensors that stay
@@ -48,15 +49,10 @@ class Recorded:
             return _Replay.apply(self._anchor, self, x, c_noise, *cond.values())  # pyright: ignore[reportReturnType]
         if self._calls != 2 or self._bound:
             return self._network(x, c_noise, cond, **settings)
-        torch.cuda.synchronize()  # else launching would wait for room in the queue
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        began = time.perf_counter()
+        timing = LaunchTiming()
         out = self._network(x, c_noise, cond, **settings)
-        end.record()
-        launching = time.perf_counter() - began
-        end.synchronize()
-        self._bound = launching > _LAUNCH_SHARE * start.elapsed_time(end) / 1000
+        timing.stop()
+        self._bound = timing.share() > _LAUNCH_SHARE
         return out
 
     def _seen(self) -> list[int]:
@@ -111,7 +107,7 @@ class _Replay(torch.autograd.Function):
     """The two graphs as one operation. anchor: a scalar that has a gradient, so that the result has one."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, recorded: Recorded, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, anchor: Tensor, recorded: GraphedNetwork, *inputs: Tensor) -> Tensor:
         ctx.recorded, ctx.inputs = recorded, len(inputs)
         return recorded.forward(inputs)
 

@@ -52,7 +52,7 @@ class Averaged(DDPStrategy):
     """Lightning's strategy for DDP, without torch's wrapper: `Task` averages gradients, once a step.
 
     The wrapper averages them while others are computed, in hooks of the backward pass, and so could not be replayed
-    (see `Recorded`). Weights are the same on all cards from the start: they come from a file, or a seed.
+    (see `GraphedNetwork`). Weights are the same on all cards from the start: they come from a file, or a seed.
     """
 
     def configure_ddp(self) -> None:

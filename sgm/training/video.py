@@ -12,7 +12,7 @@ from sgm.conditioning.conditioner import GeneralConditioner
 from sgm.config import instantiate_from_config
 from sgm.engine import DiffusionEngine
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
-from sgm.training.recorded import Recorded
+from sgm.training.recorded import GraphedNetwork
 from sgm.training.sharding import shard
 from sgm.training.tasks import Task, encoder_of
 from sgm.training.thrift import fuse_layers, park, recompute
@@ -45,7 +45,7 @@ class VideoTask(Task):
             self.tower = None
         recompute(engine.model.diffusion_model, float(train["checkpointing"]))
         self.pool: dict[str, Tensor] = {}
-        self.recorded: Recorded | None = None
+        self.recorded: GraphedNetwork | None = None
         to_channels_last(engine)
         if train["compile"]:
             encoder_of(engine).compile(dynamic=False)
@@ -57,7 +57,7 @@ class VideoTask(Task):
         draws = any(isinstance(module, nn.Dropout) and module.p for module in network.modules())
         divided = self.train_config["strategy"] == "fsdp"
         if self.device.type == "cuda" and not (draws or divided or self.tower):
-            self.recorded = Recorded(self.engine.model, self.trained())
+            self.recorded = GraphedNetwork(self.engine.model, self.trained())
         park(self.engine.first_stage_model.decoder, self.embedder(_TOWER).open_clip.model.token_embedding)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
