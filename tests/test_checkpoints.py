@@ -322,10 +322,10 @@ def test_every_number_of_a_tensor_is_checked(tmp_path: Path, numbers: tuple[byte
 def test_a_pickle_cannot_take_memory_at_will(tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sgm.formats.pickles._MOST_STEPS", 20_000)
     path = pickled(tmp_path / "a.ckpt", data)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(WeightsError):
         open_tensors(path)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     tracemalloc.start()
     with pytest.raises(WeightsError):
         open_tensors(path)

@@ -32,9 +32,9 @@ def read_layout(path: Path) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_builds_the_official_layout_without_memory(config: Path) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     engine = build_engine(config)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     state = engine.state_dict()
     assert {name: tuple(value.shape) for name, value in state.items()} == read_layout(layout_of(config))
     assert all(value.is_meta for value in state.values())
