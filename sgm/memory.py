@@ -55,28 +55,33 @@ def choose(
     free: int | None,
     low: bool = False,
     added: int = 0,
+    fp8: bool = False,
 ) -> Plan:
     """The first of `plans` that fits into `free` bytes (None: no limit), with `low` not the fastest; else the smallest.
 
     height, width: of the clip, in pixels. guided: whether guidance doubles the batch. added: bytes of weights that
-    would be there beside the engine's.
+    would be there beside the engine's. fp8: whether the network's products are in float8.
     """
-    fast, *others = plans(engine, frames, height, width, guided)
+    fast, *others = plans(engine, frames, height, width, guided, fp8)
     if not low and (free is None or fast.peak + added <= (1 - RESERVE) * free):
         return fast
     return next((plan for plan in others if free is None or plan.peak <= free), others[-1])
 
 
-def plans(engine: DiffusionEngine, frames: int, height: int, width: int, guided: bool) -> list[Plan]:
+def plans(
+    engine: DiffusionEngine, frames: int, height: int, width: int, guided: bool, fp8: bool = False
+) -> list[Plan]:
     """The plans for a clip with their predicted peaks: the fastest first, each smaller than the one before."""
-    fast, offload = (predict(engine, frames, height, width, guided, plan) for plan in (FASTEST, OFFLOAD))
+    fast, offload = (predict(engine, frames, height, width, guided, plan, fp8) for plan in (FASTEST, OFFLOAD))
     if _weights(engine).streamed is None:
         return [fast, offload]
     streamed = predict(engine, frames, height, width, guided, STREAMED)
     return [fast, offload, *([streamed] if streamed.peak < offload.peak else [])]
 
 
-def predict(engine: DiffusionEngine, frames: int, height: int, width: int, guided: bool, plan: Plan) -> Plan:
+def predict(
+    engine: DiffusionEngine, frames: int, height: int, width: int, guided: bool, plan: Plan, fp8: bool = False
+) -> Plan:
     """The plan with its predicted peak: weights, and activations while sampling or decoding, whichever is more.
 
     Activations follow from the version's bytes for each latent and for each pixel, measured in half precision (see
@@ -89,6 +94,8 @@ def predict(engine: DiffusionEngine, frames: int, height: int, width: int, guide
     clips = 2 if guided and not plan.clip_by_clip else 1
     latents, pixels = clips * frames * height * width // engine.factor**2, frames * height * width
     sampling = round(size * (model.latent_bytes * latents + _WORKSPACE["network"]))
+    if fp8 and not plan.streamed:
+        sampling += weights["network"] // 2  # most of the weights once more, in 8 bits
     held = model.pixel_bytes * pixels
     if plan.max_held is not None and held > 2 * plan.max_held:
         held = 2 * plan.max_held + _STAGED

@@ -120,18 +120,19 @@ class Run:
         self.ranks = ranks or Ranks()
         doubled = self.ranks.size == 1 and request.needs_uc
         self._clip = request.rows, request.height, request.width, doubled
+        self._fp8 = request.speed_of.fp8 and has_fp8(engine.device)
         self.plan, self.note = Plan(), note
         self._free = free_memory(engine.device)
         added = added_bytes(self.network, engine.network)  # also where there is no plan: what does not fit is said now
         if self._free is not None:
-            self.plan = self.ranks.plan or choose(engine, *self._clip, self._free, low_memory, added)
+            self.plan = self.ranks.plan or choose(
+                engine, *self._clip, self._free, low_memory, added, self._fp8
+            )
             on_each = f" on each of {self.ranks.size} GPUs" if self.ranks.size > 1 else ""
             self.note = f"{note} GPU memory{on_each}: {self.plan} of {self._free / GIB:.1f} GiB.".lstrip()
             logger.info(self.note)
             self._move_weights()
-        if request.speed_of.fp8 and (self.plan.streamed or not has_fp8(engine.device)):
-            why = "its blocks come one after the other" if self.plan.streamed else "this device has no others"
-            self.note = f"{self.note} The network's products are exact, not in 8 bits: {why}.".lstrip()
+        self._explain_exact()
         usual = DTYPES[default_dtype(engine.device)]
         if engine.device.type == "cpu" and usual == torch.float32 != engine.dtype:
             kind = str(engine.dtype).removeprefix("torch.")
@@ -149,6 +150,12 @@ class Run:
         """Have the other processes make this run, too. given: the further arguments of `generate`, or of its kind."""
         loras = {lora.name: lora.path.absolute() for lora in self.loras}
         self.ranks.begin(self.request.settings(), given, self.plan, loras)
+
+    def _explain_exact(self) -> None:
+        """Add to the note why the network's products are exact where they were to be in float8."""
+        if self.request.speed_of.fp8 and (self.plan.streamed or not self._fp8):
+            why = "its blocks come one after the other" if self.plan.streamed else "this device has no others"
+            self.note = f"{self.note} The network's products are exact, not in 8 bits: {why}.".lstrip()
 
     def report(self, phase: str, step: int, total: int, preview: Callable[[], np.ndarray] | None = None) -> None:
         """Call `on_step` with the progress."""
@@ -284,6 +291,7 @@ class Run:
             self.plan, self._copy = smaller, None
             self._conditioned.clear()
             self.note = f"GPU memory ran out; from here on {self.plan}."
+            self._explain_exact()
             logger.info(self.note)
             self._move_weights()
             torch.cuda.empty_cache()
@@ -293,7 +301,7 @@ class Run:
         if self._free is None or self.ranks.size > 1:
             return None
         now = self.plan.offload, self.plan.streamed
-        return next((p for p in plans(self.engine, *self._clip) if (p.offload, p.streamed) > now), None)
+        return next((p for p in plans(self.engine, *self._clip, self._fp8) if (p.offload, p.streamed) > now), None)
 
     def _watch(self, x: Tensor, estimate: Tensor) -> None:
         """Note what is first not finite: the sampler's x, or the network's estimate from a finite x.

@@ -35,6 +35,11 @@ def test_a_smaller_plan_is_chosen_where_memory_is_scarce(engine: DiffusionEngine
     assert (streamed.streamed, streamed) == (True, choose(engine, *clip, 1))
     assert streamed.peak < 3.5 * GIB < small.peak
     assert choose(engine, *clip, 2 * fast.peak, added=2 * fast.peak) == small  # LoRAs' weights are there beside
+    # Products in float8 take most of the network's weights once more, but not where these are streamed.
+    eight_bits = [choose(engine, *clip, free, fp8=True) for free in (None, fast.peak, small.peak)]
+    assert [(plan.offload, plan.streamed) for plan in eight_bits] == [(False, False), (True, False), (True, True)]
+    assert eight_bits[0].peak - fast.peak == eight_bits[1].peak - small.peak == pytest.approx(1.4 * GIB, rel=0.05)
+    assert eight_bits[2] == streamed
     # More frames take more, and so does guidance.
     assert choose(engine, 50, 576, 1024, True, None).peak > fast.peak
     assert choose(engine, *clip[:3], False, None).peak <= fast.peak

@@ -213,9 +213,10 @@ def test_the_plan_is_taken_where_parts_do_not_fit_and_gives_the_same_clip(
 
     monkeypatch.setattr(engine, "denoiser", runs_out)
     notes.clear()
-    assert np.abs(make(REQUEST).astype(int) - wanted[0]).max() <= 1
+    assert np.abs(make(REQUEST.replace(speed="fp8")).astype(int) - wanted[0]).max() <= 1
     said = list(dict.fromkeys(notes))
     assert next(calls) == 5
+    assert all(note.count("exact, not in 8 bits") == 1 for note in said)
     assert [note.partition(",")[0].partition(": ")[2] or note.partition(",")[0] for note in said] == [
         "everything on the device",
         "GPU memory ran out; from here on each part on the device only while it is used",
