@@ -38,7 +38,7 @@ def test_a_smaller_plan_is_chosen_where_memory_is_scarce(engine: DiffusionEngine
     # Products in float8 take most of the network's weights once more, but not where these are streamed.
     eight_bits = [choose(engine, *clip, free, fp8=True) for free in (None, fast.peak, small.peak)]
     assert [(plan.offload, plan.streamed) for plan in eight_bits] == [(False, False), (True, False), (True, True)]
-    assert eight_bits[0].peak - fast.peak == eight_bits[1].peak - small.peak == pytest.approx(1.4 * GIB, rel=0.05)
+    assert eight_bits[1].peak - small.peak == pytest.approx(1.4 * GIB, rel=0.05)
     assert eight_bits[2] == streamed
     # More frames take more, and so does guidance.
     assert choose(engine, 50, 576, 1024, True, None).peak > fast.peak
