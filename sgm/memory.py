@@ -68,9 +68,7 @@ def choose(
     return next((plan for plan in others if free is None or plan.peak <= free), others[-1])
 
 
-def plans(
-    engine: DiffusionEngine, frames: int, height: int, width: int, guided: bool, fp8: bool = False
-) -> list[Plan]:
+def plans(engine: DiffusionEngine, frames: int, height: int, width: int, guided: bool, fp8: bool = False) -> list[Plan]:
     """The plans for a clip with their predicted peaks: the fastest first, each smaller than the one before."""
     fast, offload = (predict(engine, frames, height, width, guided, plan, fp8) for plan in (FASTEST, OFFLOAD))
     if _weights(engine).streamed is None:

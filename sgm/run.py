@@ -125,9 +125,7 @@ class Run:
         self._free = free_memory(engine.device)
         added = added_bytes(self.network, engine.network)  # also where there is no plan: what does not fit is said now
         if self._free is not None:
-            self.plan = self.ranks.plan or choose(
-                engine, *self._clip, self._free, low_memory, added, self._fp8
-            )
+            self.plan = self.ranks.plan or choose(engine, *self._clip, self._free, low_memory, added, self._fp8)
             on_each = f" on each of {self.ranks.size} GPUs" if self.ranks.size > 1 else ""
             self.note = f"{note} GPU memory{on_each}: {self.plan} of {self._free / GIB:.1f} GiB.".lstrip()
             logger.info(self.note)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
+from weakref import WeakValueDictionary
 
 import pytest
 import torch
@@ -235,7 +236,9 @@ def test_convolutions_over_frames_and_of_doubled_pictures(ops_and_device: tuple[
 def test_products_in_8_bits(ops_and_device: tuple[Ops, torch.device]) -> None:
     """Nearly what those in half precision give; the same where the device has none."""
     exact, device = ops_and_device
-    ops = for_clip(device, fp8=True) if exact is for_device(device) else exact
+    in_use: WeakValueDictionary[torch.device, Ops] = WeakValueDictionary()
+    ops = for_clip(device, True, in_use) if exact is for_device(device) else exact
+    assert for_clip(device, True, in_use) is ops or exact is ops  # two conditions of a clip share its weights in 8 bits
     bound = (0.05 if device.type == "cuda" else 0.12) if has_fp8(device) and ops is not exact else 0.0  # it truncates
     dtype = torch.float16 if bound else torch.float32
 

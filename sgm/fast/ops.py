@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import MutableMapping
 from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
@@ -35,9 +36,17 @@ def has_fp8(device: torch.device) -> bool:
     return for_device(device).has_fp8
 
 
-def for_clip(device: torch.device, fp8: bool) -> Ops:
-    """The operations for one clip on this device. fp8: with float8 products, if it has them."""
-    return import_module("sgm.fast.fp8_ops").Fp8Ops(device) if fp8 and has_fp8(device) else for_device(device)
+def for_clip(device: torch.device, fp8: bool, in_use: MutableMapping[torch.device, Ops]) -> Ops:
+    """The operations for one clip on this device. fp8: with float8 products, if it has them.
+
+    in_use: those of a network's clips with float8 products, which share the converted weights.
+    """
+    if not (fp8 and has_fp8(device)):
+        return for_device(device)
+    ops = in_use.get(device)
+    if ops is None:
+        ops = in_use[device] = import_module("sgm.fast.fp8_ops").Fp8Ops(device)
+    return ops
 
 
 @cache

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 from typing import cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from sgm.fast.conditioned import Biases, Conditioned
 from sgm.fast.graph import Checks, Recorded
-from sgm.fast.ops import channels_last, for_clip
+from sgm.fast.ops import Ops, channels_last, for_clip
 from sgm.fast.shard import Ranks
 from sgm.fast.torch_ops import contiguous, qkv_weights
 from sgm.fast.views import ConditionedViews
@@ -37,7 +38,7 @@ def no_load(block: nn.Module) -> None:
 
 
 class FastUNet:
-    """The UNet for inference, called as `OpenAIWrapper`. Threads may share it: only `recorded` changes.
+    """The UNet for inference, called as `OpenAIWrapper`. Threads may share it: only what was learnt changes.
 
     model: with its weights loaded; their memory layout is changed. load(block): called before a block's weights are
     read, where they come when they are needed (see `sgm.streaming`). alphas, biases: see `Conditioned`. recorded: what
@@ -50,6 +51,7 @@ class FastUNet:
         self.alphas: dict[nn.Module, float] = {}
         self.biases: dict[nn.Module, Biases] = {}
         self.recorded: dict[tuple[int, ...], bool] = {}
+        self._eight_bit: WeakValueDictionary[torch.device, Ops] = WeakValueDictionary()
         if isinstance(unet, UNet):
             if load is None:
                 lay_out(unet)
@@ -112,7 +114,7 @@ class FastUNet:
         parts = rows // num_video_frames if clip_by_clip or ranks.size > 1 else 1
         mine, shard = ranks.share(parts, num_video_frames, kind.divisible)
         checks = Checks(check)
-        ops = for_clip(c["crossattn"].device, fp8 and self.load is no_load)
+        ops = for_clip(c["crossattn"].device, fp8 and self.load is no_load, self._eight_bit)
         clips: list[Conditioned] = []
         for i in mine:
             own = {key: value.chunk(parts)[i] for key, value in inputs.items()}
