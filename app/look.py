@@ -7,6 +7,8 @@ import io
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import streamlit as st
@@ -46,6 +48,18 @@ def inline(picture: bytes) -> str:
     """A JPEG or a WebP as a data URL: Streamlit would store every picture of a poll on the server."""
     kind = "webp" if picture.startswith(b"RIFF") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+@contextmanager
+def room(key: str, size: tuple[int, int]) -> Iterator[None]:
+    """A container of one picture or video, which has its room before that is loaded. size: width, height, to scale.
+
+    Else what lies below would move, and a button that moves while it is pressed is not pressed.
+    """
+    shape = f"aspect-ratio: auto {size[0]} / {size[1]};"
+    st.html(f"<style>.st-key-{key}, .st-key-{key} :is(img, video) {{ {shape} }}</style>")
+    with st.container(key=key):
+        yield
 
 
 @st.cache_data

@@ -9,9 +9,10 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import streamlit as st
+from PIL import Image
 
 from app import look
-from app.jobs import Job, table
+from app.jobs import Job, still, table
 from sgm import (
     EXPORTS,
     JOIN,
@@ -37,13 +38,20 @@ _RECIPES = {"yaml": "YAML", "command": "Command line", "python": "Python"}
 _LANGUAGES = {"yaml": "yaml", "command": "sh", "python": "python"}
 
 
-def play(job: Job, content: bytes) -> None:
-    """Show the video, looping and muted. content: its MP4, b"" where none could be encoded."""
+def play(job: Job, content: bytes, part: Path | None = None) -> None:
+    """Show the video, looping and muted. content: its MP4, b"" where none could be encoded. part: as it is chosen."""
     if not content:
         st.info("This clip could not be encoded as a video: save its frames under More formats.")
         return
-    with st.container(key="clip"):
+    with look.room("clip", _size(job, part)):
         st.video(content, loop=True, autoplay=True, muted=True, alt=f"The clip made of {job.name}")
+
+
+def _size(job: Job, part: Path | None) -> tuple[int, int]:
+    """Width and height of what is played, to scale: of the grid of all views, its poster's."""
+    if part is None and isinstance(job.request, ViewsRequest) and (grid := still(job)):
+        return Image.open(io.BytesIO(grid)).size
+    return job.request.size
 
 
 def choose_part(job: Job) -> Path | None:

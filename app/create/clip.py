@@ -11,7 +11,7 @@ from PIL import Image
 
 from app.create import cutout
 from app.create.fields import base_fields, value_of
-from app.look import plain
+from app.look import plain, room
 from sgm import UserError, Version, ViewsRequest, encode_video, open_clip
 
 
@@ -73,7 +73,7 @@ def show(
             st.error(plain(str(error)), icon=":material/content_cut:")
             return None
         st.session_state["clip_seen"] = key, encode_video(np.stack([np.asarray(frame) for frame in seen]), request.fps)
-    with st.container(key="clip_seen_place"):
+    with room("clip_seen_place", size):
         st.video(
             st.session_state["clip_seen"][1],
             loop=True,

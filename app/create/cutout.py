@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 from PIL import Image, ImageOps
 
-from app.look import plain
+from app.look import plain, room
 from sgm import (
     UserError,
     crop_to_object,
@@ -72,7 +72,8 @@ def show_object(key: str, image: Image.Image, name: str, width: int, height: int
     except UserError as error:
         st.error(plain(str(error)), icon=":material/content_cut:")
         return None
-    st.image(frame, width="stretch", output_format="PNG", alt=f"The object of {name}")
+    with room("cut_out", frame.size):
+        st.image(frame, width="stretch", output_format="PNG", alt=f"The object of {name}")
     st.caption(f"The model sees exactly this: the object on white, {width}×{height}.", text_alignment="center")
     return item
 

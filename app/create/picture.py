@@ -355,7 +355,8 @@ def _choose_last(opened: Opened | None, version: Version, width: int, height: in
         chooser = base_fields(version.name)["fit"]
         fit, options = value_of(chooser, version), {field.name: field for field in options_of(chooser, version)}
         if fit == "object":
-            st.image(last.image, width="stretch", alt=f"The last picture, {last.name}")
+            with look.room("last_frame", last.image.size):
+                st.image(last.image, width="stretch", alt=f"The last picture, {last.name}")
             return last.image
         position = value_of(options["crop_x"], version), value_of(options["crop_y"], version)
         _show_frame(last, width, height, fit, position, "last_frame")
@@ -447,7 +448,8 @@ def _show_frame(
     if st.session_state.get(place, (None,))[0] != key:
         st.session_state[place] = key, fit_picture(opened.image, width, height, fit, position)
     frame: Image.Image = st.session_state[place][1]
-    st.image(frame, width="stretch", alt=f"What the model sees of {opened.name}")
+    with look.room(place, frame.size):
+        st.image(frame, width="stretch", alt=f"What the model sees of {opened.name}")
     st.caption(describe_fit(opened.image.size, width, height, fit), text_alignment="center")
     if opened.image.width < width or opened.image.height < height:
         st.caption(":material/warning: Very small picture; the clip will look soft.", text_alignment="center")

@@ -174,7 +174,7 @@ def _show_clip(job: Job) -> None:
         st.toast("There is still no room.", icon=":material/save:")
     part = player.choose_part(job)
     content = part.read_bytes() if part else content
-    player.play(job, content)
+    player.play(job, content, part)
     with st.container(horizontal=True, key="actions"):
         player.offer_downloads(job, content, part)
         st.button(

@@ -282,6 +282,12 @@ SHIFTS = """window.shifted = 0; new PerformanceObserver(list => {
     for (const { hadRecentInput, value } of list.getEntries()) if (!hadRecentInput) shifted += value;
 }).observe({type: "layout-shift", buffered: true});"""
 
+TOPS = """window.tops = new Set(); (function look() {
+    const box = document.querySelector('.st-key-actions')?.getBoundingClientRect();
+    if (box?.height) tops.add(Math.round(box.top));
+    requestAnimationFrame(look);
+})()"""
+
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
 def test_the_first_load_is_light_and_little_moves(browser: Any, site: Server, width: int, height: int) -> None:
@@ -310,9 +316,12 @@ def test_a_link_shows_the_clip_and_its_file_brings_the_settings(
     """The page that made the clip is closed; so this is how a link of it, or its file, finds things."""
     expect = sync_api.expect
     clip = site.outputs / past[1] / "clip.mp4"
+    page.add_init_script(TOPS)
     page.goto(f"{site.address}?job={past[1]}")
-    page.locator("video").wait_for()
+    page.wait_for_function("document.querySelector('video')?.readyState")  # its size is known
     expect(page.get_by_text(re.compile("What ran: SVD tiny · seed 4711 · motion 61"))).to_be_visible()
+    tops = page.evaluate("[...tops]")
+    assert max(tops) - min(tops) < 3, "a button that moves while it is pressed is not pressed"
     button(page, "Link").click()
     expect(page.get_by_text(f"?job={past[1]}")).to_be_visible()
     expect(page.get_by_text("motion_bucket: 61")).to_be_visible()
