@@ -159,7 +159,7 @@ def _generate(
     frames = run.decode(z)
     _check_frames(frames, picture.frame())
     frames = family.finish(frames, picture)
-    settings = settings_of(request, engine, picture.frame(), frames, run.loras, goal and goal.frame())
+    settings = settings_of(request, engine, picture.frame(), frames, run.loras, goal and goal.frame(), cost=run.cost)
     return Clip(frames, request.fps, settings)
 
 
@@ -224,7 +224,7 @@ def _generate_views(
         _check_frames(views[-1], clip[0])
     names = ("input", *(f"view-{number}" for number in range(1, len(views))))
     clips = [
-        Clip(frames, request.fps, settings_of(request, engine, seen, frames, run.loras, view=name))
+        Clip(frames, request.fps, settings_of(request, engine, seen, frames, run.loras, view=name, cost=run.cost))
         for name, frames in zip(names, views, strict=True)
     ]
     return [clips[0].as_input(), *clips[1:]]

@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 
 from sgm import __version__
 from sgm.errors import UserError, printable, reason_of
-from sgm.fast.ops import has_fp8
 from sgm.media.kinds import UNKNOWN, kind_of
 from sgm.paths import is_file, refusals_explained
 from sgm.request import VideoRequest, ViewsRequest, request_class, with_later_fields
@@ -45,16 +44,16 @@ def settings_of(
     loras: Sequence[Lora] = (),
     last: Image.Image | None = None,
     view: str = "",
+    cost: str = "",
 ) -> dict[str, Any]:
     """The recipe of a clip: the values of all fields and, under "sgm", everything else that decides the frames.
 
     Under "sgm": versions of the program and of torch, type of device, dtype, number of threads on a processor, name
-    and hash of the weights, of their base and of LoRAs (see `sgm.weights.quick_hash`), what a speed cost, the hash of
-    `picture`, as the model saw it, of the `last` one where there is one, that of the frames which came of it all, for
-    an MP4 holds them with a loss, whether files are watermarked and, of views, the name of which it is (see
-    `sgm.make_views`).
+    and hash of the weights, of their base and of LoRAs (see `sgm.weights.quick_hash`), the `cost` of the speed (see
+    `Speed.cost`), the hash of `picture`, as the model saw it, of the `last` one where there is one, that of the frames
+    which came of it all, for an MP4 holds them with a loss, whether files are watermarked and, of views, the name of
+    which it is (see `sgm.make_views`).
     """
-    speed = request.speed_of
     provenance = {
         "format": FORMAT,
         "program": __version__,
@@ -65,7 +64,7 @@ def settings_of(
         **({"threads": str(torch.get_num_threads())} if engine.device.type == "cpu" else {}),
         "weights": copy.deepcopy(engine.weights),
         **({"loras": [lora.provenance for lora in loras]} if loras else {}),
-        **({"speed": speed.cost} if speed.cost and (has_fp8(engine.device) or not speed.fp8) else {}),
+        **({"speed": cost} if cost else {}),
         "picture": hash_of(picture),
         **({"last": hash_of(last)} if last else {}),
         "frames": hash_of(frames),

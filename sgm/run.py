@@ -131,6 +131,8 @@ class Run:
             logger.info(self.note)
             self._move_weights()
         self._explain_exact()
+        speed = request.speed_of
+        self.cost = speed.cost if self._fp8 and not self.plan.streamed else speed.without_fp8.cost
         usual = DTYPES[default_dtype(engine.device)]
         if engine.device.type == "cpu" and usual == torch.float32 != engine.dtype:
             kind = str(engine.dtype).removeprefix("torch.")

@@ -33,6 +33,12 @@ class Speed:
         return self.way if self.share == 1 else f"{self.way} ({self.share:.2g} of the time)"
 
     @property
+    def without_fp8(self) -> Speed:
+        """The same with exact products, as where a device has no others."""
+        mine = self.cache_interval, self.steps
+        return next(one for one in SPEEDS.values() if not one.fp8 and (one.cache_interval, one.steps) == mine)
+
+    @property
     def cost(self) -> str:
         """What is lost for what, in words; "" for nothing."""
         if self.share == 1:

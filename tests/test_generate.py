@@ -32,6 +32,7 @@ from sgm import (
 )
 from sgm.engine import DiffusionEngine, copy_to
 from sgm.run import Run
+from sgm.speeds import SPEEDS
 from sgm.versions import bundle
 from tests import small_model
 
@@ -80,6 +81,10 @@ def test_where_a_device_has_no_products_in_8_bits_the_clip_is_exact(tiny: Diffus
     assert np.array_equal(clip.frames, make(tiny, lake).frames)
     assert "speed" not in clip.settings["sgm"]
     assert make(tiny, lake, speed="cached").settings["sgm"]["speed"].startswith("0.57 of the exact time, 55 dB from it")
+    for speed in SPEEDS.values():  # what is lost otherwise is in the file nevertheless
+        exact, kept = speed.without_fp8, ("steps", "cache_interval", "schedule")
+        assert [getattr(exact, name) for name in ("fp8", *kept)] == [False, *(getattr(speed, name) for name in kept)]
+    assert "dB" in make(tiny, lake, speed="ays_fp8", steps=1).settings["sgm"]["speed"]
 
 
 def test_gives_the_frames_asked_for_with_their_settings(tiny: DiffusionEngine, kitten: Image.Image) -> None:

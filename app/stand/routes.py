@@ -31,7 +31,7 @@ body { margin: 0; min-height: 100dvh; display: grid; align-content: center; just
   color: light-dark(#262624, #ecece8); }
 h1 { font-size: 1.6rem; margin: 0; }
 p { margin: 0; max-width: 26rem; }
-video { width: 100%; max-width: 60rem; max-height: 65dvh; border-radius: 0.75rem; background: #000; }
+video { width: 100%; height: auto; max-width: 60rem; max-height: 65dvh; border-radius: 0.75rem; background: #000; }
 a { display: block; box-sizing: border-box; width: 100%; max-width: 26rem; padding: 0.9rem; border-radius: 0.75rem;
   background: #0b6e6b; color: #fff; font-weight: 600; text-decoration: none; }
 i { width: 3rem; aspect-ratio: 1; border-radius: 50%; border: 0.35rem solid light-dark(#d9d9d4, #3c3f3c);
@@ -54,9 +54,9 @@ def _page(request: Request) -> Response:
         title, body = "🎬", f"<p>{html.escape(say('failed'))}</p>"
     else:
         title = say("film")
-        video = f"/clip/{token}/film.mp4"
+        video, (width, height) = f"/clip/{token}/film.mp4", job.request.size
         body = f"""<h1>{html.escape(say("done"))}</h1>
-<video src="{video}" autoplay loop muted playsinline controls></video>
+<video src="{video}" width="{width}" height="{height}" autoplay loop muted playsinline controls></video>
 <a href="{video}" download="film.mp4">{html.escape(say("save"))}</a>
 <p>{html.escape(say("keep", hours=hours))}</p>"""
     return HTMLResponse(

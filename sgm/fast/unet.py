@@ -38,11 +38,12 @@ def no_load(block: nn.Module) -> None:
 
 
 class FastUNet:
-    """The UNet for inference, called as `OpenAIWrapper`. Threads may share it: only what was learnt changes.
+    """The UNet for inference, called as `OpenAIWrapper`. Threads may share it.
 
     model: with its weights loaded; their memory layout is changed. load(block): called before a block's weights are
     read, where they come when they are needed (see `sgm.streaming`). alphas, biases: see `Conditioned`. recorded: what
-    was learnt of evaluations, see `Recorded`.
+    was learnt of evaluations, see `Recorded`. Clips with float8 products that overlap in
+    time share the converted weights.
     """
 
     def __init__(self, model: OpenAIWrapper, load: Callable[[nn.Module], None] | None = None) -> None:

@@ -117,6 +117,7 @@ def test_a_film_is_found_by_its_token_until_it_is_deleted(jobs: Table, monkeypat
     page = phone.get(f"/clip/{token}")
     assert (page.status_code, page.headers["cache-control"]) == (200, "no-store")
     assert "Hier ist dein Film!" in page.text
+    assert f'width="{job.request.width}" height="{job.request.height}"' in page.text  # its room, before it is loaded
     address = re.findall(r'href="([^"]+)"', page.text)[0]
     assert is_clip(phone.get(address).content)
     part = phone.get(address, headers={"range": "bytes=0-9"})  # as iPhones ask for all videos
