@@ -9,6 +9,7 @@ import streamlit as st
 from PIL import Image
 
 from app.create.fields import base_fields, draw, options_of, set_value, value_of
+from app.look import room
 from sgm import ORBITS, Field, Version, VideoRequest, ViewsRequest, draw_orbit, orbit_of
 
 
@@ -33,12 +34,10 @@ def show_orbit(request: VideoRequest) -> None:
     """Show a plot of the camera's path."""
     orbit = st.session_state["orbit_shown"] = orbit_of(request)
     low, high = min(orbit[0]), max(orbit[0])
-    st.image(
-        _orbit_plot(*orbit, st.context.theme.type == "dark"),
-        width="stretch",
-        output_format="PNG",
-        alt=f"The orbit: {request.frames} views around the object, at elevations of {low:.4g}° to {high:.4g}°",
-    )
+    plot = _orbit_plot(*orbit, st.context.theme.type == "dark")
+    about = f"The orbit: {request.frames} views around the object, at elevations of {low:.4g}° to {high:.4g}°"
+    with room("orbit_plot", plot.size):
+        st.image(plot, width="stretch", output_format="PNG", alt=about)
     if request.options.get("orbit") == "dynamic" and st.session_state.get("new_seed"):
         st.caption("Each new seed draws another orbit than this one.", text_alignment="center")
 
@@ -70,12 +69,10 @@ def show_views(request: ViewsRequest) -> None:
     elevations, azimuths = request.family.degrees(request)
     views = sorted(((a - azimuths[0]) % 360, e) for a, e in zip(azimuths[1:], elevations[1:], strict=True))
     views.append((360.0, elevations[0]))  # the input's own, which is drawn as the last
-    st.image(
-        _orbit_plot(tuple(e for _, e in views), tuple(a for a, _ in views), st.context.theme.type == "dark"),
-        width="stretch",
-        output_format="PNG",
-        alt=f"The views: {', '.join(f'{azimuth:.4g}°' for azimuth, _ in views[:-1])} around the object from the clip's",
-    )
+    plot = _orbit_plot(tuple(e for _, e in views), tuple(a for a, _ in views), st.context.theme.type == "dark")
+    about = f"The views: {', '.join(f'{azimuth:.4g}°' for azimuth, _ in views[:-1])} around the object from the clip's"
+    with room("orbit_plot", plot.size):
+        st.image(plot, width="stretch", output_format="PNG", alt=about)
     st.caption(
         f"{len(views) - 1} new views; the line is the walk's way, once around while the clip goes on.",
         text_alignment="center",
