@@ -92,6 +92,15 @@ function tellProgress(state) {
   state.quarter = quarter;
 }
 
+// Streamlit's own autoplay is lost where React renders a video anew before it is shown. One that is paused stays paused.
+function playClips() {
+  for (const video of document.querySelectorAll("video.stVideo")) {
+    if (video.dataset.begun === video.src) continue;
+    video.dataset.begun = video.src;
+    video.play().catch(() => {}); // such as where the browser allows it nowhere
+  }
+}
+
 function say(place, text) {
   if (place.textContent !== text) place.textContent = text;
 }
@@ -134,9 +143,9 @@ function start() {
     setTimeout(() => {
       waiting = false;
       if (!state.now) return;
-      giveCarried(state), focusStays(state), describe(state.now), tellRefusedNumbers(state), tellProgress(state);
+      giveCarried(state), focusStays(state), describe(state.now), tellRefusedNumbers(state), tellProgress(state), playClips();
     }, 50);
-  }).observe(document.body, { subtree: true, childList: true, attributeFilter: ["aria-invalid", "data-test-script-state"] });
+  }).observe(document.body, { subtree: true, childList: true, attributeFilter: ["aria-invalid", "data-test-script-state", "src"] });
   return state;
 }
 
@@ -147,7 +156,7 @@ export default function (component) {
   state.said = said;
   state.now = component;
   component.parentElement.append(state.note, state.voice);
-  describe(component), tellRefusedNumbers(state);
+  describe(component), tellRefusedNumbers(state), playClips();
   return () => {
     if (state.now === component) state.now = null; // not where the next one has begun
   };

@@ -3,7 +3,7 @@
 A picture that is pasted or dropped anywhere goes to the uploader, several of them, folders and ZIPs to that of the page
 Batch, unless they are a clip's frames; what is too large is refused before it is sent; focus stays where it was when a
 widget is drawn anew; buttons say what they are and whether they are chosen; progress and the finished clip are
-announced; numbers that a field does not accept are told beside Generate.
+announced; numbers that a field does not accept are told beside Generate; clips begin to play.
 """
 
 from __future__ import annotations

@@ -63,6 +63,12 @@ def room(key: str, size: tuple[int, int]) -> Iterator[None]:
         yield
 
 
+def video(key: str, size: tuple[int, int], content: bytes, alt: str) -> None:
+    """A video that loops, muted; `hands.js` plays it. The others: as of `room`, and as of `st.video`."""
+    with room(key, size):
+        st.video(content, loop=True, muted=True, alt=alt)
+
+
 @st.cache_data
 def icon() -> Image.Image:
     """The browser tab's icon, drawn here, since Streamlit loads its named icons from another server."""

@@ -43,8 +43,7 @@ def play(job: Job, content: bytes, part: Path | None = None) -> None:
     if not content:
         st.info("This clip could not be encoded as a video: save its frames under More formats.")
         return
-    with look.room("clip", _size(job, part)):
-        st.video(content, loop=True, autoplay=True, muted=True, alt=f"The clip made of {job.name}")
+    look.video("clip", _size(job, part), content, f"The clip made of {job.name}")
 
 
 def _size(job: Job, part: Path | None) -> tuple[int, int]:

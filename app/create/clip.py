@@ -11,7 +11,7 @@ from PIL import Image
 
 from app.create import cutout
 from app.create.fields import base_fields, value_of
-from app.look import plain, room
+from app.look import plain, video
 from sgm import UserError, Version, ViewsRequest, encode_video, open_clip
 
 
@@ -73,14 +73,7 @@ def show(
             st.error(plain(str(error)), icon=":material/content_cut:")
             return None
         st.session_state["clip_seen"] = key, encode_video(np.stack([np.asarray(frame) for frame in seen]), request.fps)
-    with room("clip_seen_place", size):
-        st.video(
-            st.session_state["clip_seen"][1],
-            loop=True,
-            autoplay=True,
-            muted=True,
-            alt=f"What the model sees of {clip.name}",
-        )
+    video("clip_seen_place", size, st.session_state["clip_seen"][1], f"What the model sees of {clip.name}")
     what = "the object on white" if fitted["fit"] == "object" else "these frames"
     st.caption(f"The model sees exactly this: {what}, {size[0]}×{size[1]}.", text_alignment="center")
     st.caption(plain(st.session_state["clip_frames"][2]), text_alignment="center")
