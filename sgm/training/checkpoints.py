@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from sgm.errors import UserError
 from sgm.paths import replacing, writes_explained
+from sgm.training.logs import writing
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -28,9 +30,10 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Raises UserError where the disk is full; the checkpoint before is whole then."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with writes_explained(path), replacing(path) as unfinished:
+        with writes_explained(path), replacing(path) as unfinished, unfinished.open("wb") as file:
             try:
-                torch.save(checkpoint, unfinished)
+                with Tqdm.wrapattr(file, "write", **writing(path)) as told:
+                    torch.save(checkpoint, told)
             except RuntimeError as error:  # torch's own writer has no other
                 raise OSError(
                     errno.ENOSPC, f"the disk is full or failed: {str(error).partition(chr(10))[0][:80]}"

@@ -52,6 +52,18 @@ class Bar(TQDMProgressBar):
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
+def writing(path: Path) -> dict[str, Any]:
+    """What tqdm is given for a bar of the bytes of a large file, which a terminal shows after two seconds."""
+    return {
+        "desc": f"Writing {path.name}",
+        "unit_scale": True,
+        "unit": "B",
+        "delay": 2,
+        "leave": False,
+        "disable": None,
+    }
+
+
 def loggers(out: Path, train: Mapping[str, Any], step: int) -> list[Logger]:
     """The loggers of a training, which write into `out`/log. step: that from which it goes on, 0 for a new one."""
     found: list[Logger] = [Table(out / "log" / "metrics.csv", step)]

@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import Tensor, nn
 
 from sgm.engine import DTYPES, DiffusionEngine, build_engine, copy_to, default_dtype, widen_encoders
@@ -21,7 +22,7 @@ from sgm.formats.files import write_tensors
 from sgm.training.clips import Clips, open_clips
 from sgm.training.course import Course
 from sgm.training.data import ClipBatch, PictureClips, join
-from sgm.training.logs import log
+from sgm.training.logs import log, writing
 from sgm.training.optimizers import optimizer, schedule
 from sgm.training.sharding import Averaged, average, divided, gathered, whole
 from sgm.weights import load_weights
@@ -281,4 +282,9 @@ def save_engine(engine: DiffusionEngine, path: str | Path) -> None:
     """Write all weights in float16, as a .safetensors file."""
     state = engine.state_dict()
     layout = {key: (torch.float16, tuple(value.shape)) for key, value in state.items()}
-    write_tensors(Path(path), layout, lambda key: state[key].detach().to("cpu", torch.float16).contiguous())
+
+    def read(key: str) -> Tensor:
+        return state[key].detach().to("cpu", torch.float16).contiguous()
+
+    with Tqdm(total=sum(2 * value.numel() for value in state.values()), **writing(Path(path))) as bar:
+        write_tensors(Path(path), layout, read, bar.update)
