@@ -92,12 +92,13 @@ function tellProgress(state) {
   state.quarter = quarter;
 }
 
-// Streamlit's own autoplay is lost where React renders a video anew before it is shown. One that is paused stays paused.
-function playClips() {
+// Streamlit's own autoplay is lost where React renders a video anew before it is shown.
+function playClips(state) {
   for (const video of document.querySelectorAll("video.stVideo")) {
-    if (video.dataset.begun === video.src) continue;
+    if (video.dataset.begun === video.src || video.src === state.paused) continue;
     video.dataset.begun = video.src;
-    video.play().catch(() => {}); // such as where the browser allows it nowhere
+    video.playsInline = true; // phones would fill the screen
+    video.play().catch(() => {}); // where the browser forbids to play unasked
   }
 }
 
@@ -136,6 +137,8 @@ function start() {
     which && state.now.setStateValue("removed", `${which} ${Date.now()}`);
   });
   on("click", ({ target }) => target.closest(".goto") && document.querySelector(".st-key-result").scrollIntoView({ behavior: "smooth" }));
+  on("pause", ({ target }) => target.ended || (state.paused = target.src)); // by hand: stays so where it is drawn anew
+  on("play", ({ target }) => target.src === state.paused && (state.paused = ""));
   let waiting = false;
   new MutationObserver(() => {
     if (waiting) return;
@@ -143,7 +146,7 @@ function start() {
     setTimeout(() => {
       waiting = false;
       if (!state.now) return;
-      giveCarried(state), focusStays(state), describe(state.now), tellRefusedNumbers(state), tellProgress(state), playClips();
+      giveCarried(state), focusStays(state), describe(state.now), tellRefusedNumbers(state), tellProgress(state), playClips(state);
     }, 50);
   }).observe(document.body, { subtree: true, childList: true, attributeFilter: ["aria-invalid", "data-test-script-state", "src"] });
   return state;
@@ -156,7 +159,7 @@ export default function (component) {
   state.said = said;
   state.now = component;
   component.parentElement.append(state.note, state.voice);
-  describe(component), tellRefusedNumbers(state), playClips();
+  describe(component), tellRefusedNumbers(state), playClips(state);
   return () => {
     if (state.now === component) state.now = null; // not where the next one has begun
   };

@@ -93,7 +93,7 @@ def predict(
     latents, pixels = clips * frames * height * width // engine.factor**2, frames * height * width
     sampling = round(size * (model.latent_bytes * latents + _WORKSPACE["network"]))
     if fp8 and not plan.streamed:
-        sampling += weights["network"] // 2  # most of the weights once more, in 8 bits
+        sampling += weights["network"] // engine.dtype.itemsize  # most of the weights once more, in 8 bits
     held = model.pixel_bytes * pixels
     if plan.max_held is not None and held > 2 * plan.max_held:
         held = 2 * plan.max_held + _STAGED

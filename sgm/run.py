@@ -131,12 +131,22 @@ class Run:
             logger.info(self.note)
             self._move_weights()
         self._explain_exact()
-        speed = request.speed_of
-        self.cost = speed.cost if self._fp8 and not self.plan.streamed else speed.without_fp8.cost
+        self._was_in_8_bits = False  # an evaluation that is in the clip
         usual = DTYPES[default_dtype(engine.device)]
         if engine.device.type == "cpu" and usual == torch.float32 != engine.dtype:
             kind = str(engine.dtype).removeprefix("torch.")
             self.note = f"{self.note} This processor computes {kind} far more slowly than float32.".lstrip()
+
+    @property
+    def cost(self) -> str:
+        """What the clip lost for its speed, as it was run so far, in words; "" for nothing."""
+        speed = self.request.speed_of
+        return speed.cost if self._was_in_8_bits else speed.without_fp8.cost
+
+    @property
+    def _in_8_bits(self) -> bool:
+        """Whether the network's products are in float8 by the present plan."""
+        return self._fp8 and not self.plan.streamed
 
     @property
     def network(self) -> FastUNet:
@@ -153,7 +163,7 @@ class Run:
 
     def _explain_exact(self) -> None:
         """Add to the note why the network's products are exact where they were to be in float8."""
-        if self.request.speed_of.fp8 and (self.plan.streamed or not self._fp8):
+        if self.request.speed_of.fp8 and not self._in_8_bits:
             why = "its blocks come one after the other" if self.plan.streamed else "this device has no others"
             self.note = f"{self.note} The network's products are exact, not in 8 bits: {why}.".lstrip()
 
@@ -221,11 +231,13 @@ class Run:
                         record=not (plan.offload or self.request.bounded),
                         cache_interval=self.request.speed_of.cache_interval,
                         evaluations=None if self.request.bounded else self.request.evaluations,
-                        fp8=self.request.speed_of.fp8,
+                        fp8=self._in_8_bits,
                     )
                     conditioned = self._conditioned[key] = network, plan, run
                 with self.ranks.together():
-                    return self.engine.denoiser(conditioned[2], x, sigma)
+                    estimate = self.engine.denoiser(conditioned[2], x, sigma)
+                self._was_in_8_bits |= self._in_8_bits
+                return estimate
 
             estimate = self._with_part("network", evaluate)
             self._watch(x, estimate)

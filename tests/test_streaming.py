@@ -204,10 +204,10 @@ def test_the_plan_is_taken_where_parts_do_not_fit_and_gives_the_same_clip(
     assert not np.array_equal(wanted[0], wanted[1])
 
     # Where memory runs out twice, first the one plan and then the other takes over, and nothing is done twice.
-    free, calls, denoiser = peaks[0] * 2, count(1), engine.denoiser
+    free, calls, failing, denoiser = peaks[0] * 2, count(1), (1, 3), engine.denoiser
 
     def runs_out(*args: Any) -> Tensor:
-        if next(calls) in (1, 3):
+        if next(calls) in failing:
             raise torch.cuda.OutOfMemoryError
         return denoiser(*args)
 
@@ -222,6 +222,14 @@ def test_the_plan_is_taken_where_parts_do_not_fit_and_gives_the_same_clip(
         "GPU memory ran out; from here on each part on the device only while it is used",
         "GPU memory ran out; from here on each block of the network on the device only while it is used",
     ]
+
+    # The clip's recipe says what its speed lost where an evaluation that is in it was in 8 bits, as on some cards.
+    monkeypatch.setattr("sgm.run.has_fp8", lambda device: True)
+    for numbers, lost in ((1, 3), "51 dB"), ((1, 2), "nothing"):
+        failing, calls = numbers, count(1)
+        recipe = generate(engine, REQUEST.replace(speed="fp8"), picture).settings["sgm"]
+        assert lost in recipe.get("speed", "nothing")
+        assert next(calls) == 5
 
 
 @pytest.mark.parametrize(("free", "low"), [(2**40, False), (2**40, True), (10**6, False)])

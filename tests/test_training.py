@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 import shutil
 import signal
@@ -563,6 +564,19 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path: Path) -
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert torch.equal(torch.load(path, weights_only=True)["good"], torch.ones(4))
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_an_interrupt_while_a_checkpoint_is_written_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count()
+
+    def press(*_: object) -> None:
+        if next(calls) == 3:  # amid a part of the file, which torch's own writer then complains of
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sgm.training.checkpoints.Tqdm.update", press)
+    with pytest.raises(KeyboardInterrupt):
+        WholeCheckpoints().save_checkpoint({"large": torch.ones(1 << 20)}, tmp_path / "last.ckpt")
+    assert not list(tmp_path.iterdir())
 
 
 def test_flicker_is_what_does_not_move_with_the_camera() -> None:

@@ -1,4 +1,4 @@
-"""Fp8Ops: the largest products and convolutions of a network in float8 (e4m3), for one clip.
+"""Fp8Ops: the largest products and convolutions of a network in float8 (e4m3).
 
 What enters them comes from a norm, or from GEGLU after one, and so is of the order of 1: e4m3 holds that from 2^-6 to
 448 with three binary digits as it is. Weights have a scale for each row (cf. Micikevicius et al. 2022,
@@ -25,7 +25,7 @@ FP8 = torch.float8_e4m3fn
 
 
 class Fp8Ops(TritonOps):
-    """As `TritonOps`, for the time of a clip: weights are converted once, and must not change meanwhile."""
+    """As `TritonOps`, for clips of one network: weights are converted once, and must not change meanwhile."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -40,7 +40,8 @@ class Fp8Ops(TritonOps):
             weight = qkv_weight(owner) if isinstance(owner, CrossAttention) else cast(Tensor, owner)
             scale = (weight.flatten(1).abs().amax(1).float() / 448).clamp(min=1e-12)
             rows = weight.flatten(2).movedim(2, 0) if weight.ndim > 2 else weight
-            self._weights[owner] = (rows / scale[:, None]).to(FP8).reshape(-1, weight.shape[1]).contiguous(), scale
+            converted = (rows / scale[:, None]).to(FP8).reshape(-1, weight.shape[1]).contiguous()
+            self._weights.setdefault(owner, (converted, scale))  # another thread may have been faster
         return self._weights[owner]
 
     def _product(

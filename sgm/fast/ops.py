@@ -43,10 +43,7 @@ def for_clip(device: torch.device, fp8: bool, in_use: MutableMapping[torch.devic
     """
     if not (fp8 and has_fp8(device)):
         return for_device(device)
-    ops = in_use.get(device)
-    if ops is None:
-        ops = in_use[device] = import_module("sgm.fast.fp8_ops").Fp8Ops(device)
-    return ops
+    return in_use.get(device) or in_use.setdefault(device, import_module("sgm.fast.fp8_ops").Fp8Ops(device))
 
 
 @cache

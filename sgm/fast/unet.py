@@ -42,8 +42,7 @@ class FastUNet:
 
     model: with its weights loaded; their memory layout is changed. load(block): called before a block's weights are
     read, where they come when they are needed (see `sgm.streaming`). alphas, biases: see `Conditioned`. recorded: what
-    was learnt of evaluations, see `Recorded`. Clips with float8 products that overlap in
-    time share the converted weights.
+    was learnt of evaluations, see `Recorded`. Clips with float8 products that overlap in time share converted weights.
     """
 
     def __init__(self, model: OpenAIWrapper, load: Callable[[nn.Module], None] | None = None) -> None:
@@ -103,7 +102,7 @@ class FastUNet:
         gave last (DeepCache, arXiv:2312.00858), which is faster and not exact. evaluations: how many there will be, if
         that is known: the last, whose noise is least and to which the network adds least, is then not a whole one.
         fp8: with float8 products (see `sgm.fast.fp8_ops`) where the device has them and all weights are there; it takes
-        half of the weights' memory again.
+        a byte more for most weights.
         """
         if not self.supports(c):
             return lambda x, c_noise: self.model(x, c_noise, c, num_video_frames=num_video_frames)

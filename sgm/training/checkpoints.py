@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from sgm.errors import UserError
 from sgm.paths import replacing, writes_explained
-from sgm.training.logs import writing
+from sgm.training.logs import bytes_bar
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -32,9 +32,11 @@ class WholeCheckpoints(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         with writes_explained(path), replacing(path) as unfinished, unfinished.open("wb") as file:
             try:
-                with Tqdm.wrapattr(file, "write", **writing(path)) as told:
+                with Tqdm.wrapattr(file, "write", **bytes_bar("the checkpoint")) as told:
                     torch.save(checkpoint, told)
-            except RuntimeError as error:  # torch's own writer has no other
+            except RuntimeError as error:  # torch's own writer has no other, also over what ended the writing
+                if isinstance(error.__context__, OSError | KeyboardInterrupt):
+                    raise error.__context__ from None
                 raise OSError(
                     errno.ENOSPC, f"the disk is full or failed: {str(error).partition(chr(10))[0][:80]}"
                 ) from error

@@ -52,16 +52,10 @@ class Bar(TQDMProgressBar):
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
-def writing(path: Path) -> dict[str, Any]:
-    """What tqdm is given for a bar of the bytes of a large file, which a terminal shows after two seconds."""
-    return {
-        "desc": f"Writing {path.name}",
-        "unit_scale": True,
-        "unit": "B",
-        "delay": 2,
-        "leave": False,
-        "disable": None,
-    }
+def bytes_bar(what: str) -> dict[str, Any]:
+    """tqdm's options for a bar of the bytes of a large file, which a terminal shows after two seconds."""
+    units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    return {"desc": f"Writing {what}", **units, "delay": 2, "leave": False, "disable": None}
 
 
 def loggers(out: Path, train: Mapping[str, Any], step: int) -> list[Logger]:

@@ -22,7 +22,7 @@ from sgm.formats.files import write_tensors
 from sgm.training.clips import Clips, open_clips
 from sgm.training.course import Course
 from sgm.training.data import ClipBatch, PictureClips, join
-from sgm.training.logs import log, writing
+from sgm.training.logs import bytes_bar, log
 from sgm.training.optimizers import optimizer, schedule
 from sgm.training.sharding import Averaged, average, divided, gathered, whole
 from sgm.weights import load_weights
@@ -286,5 +286,5 @@ def save_engine(engine: DiffusionEngine, path: str | Path) -> None:
     def read(key: str) -> Tensor:
         return state[key].detach().to("cpu", torch.float16).contiguous()
 
-    with Tqdm(total=sum(2 * value.numel() for value in state.values()), **writing(Path(path))) as bar:
+    with Tqdm(total=sum(2 * value.numel() for value in state.values()), **bytes_bar("the weights")) as bar:
         write_tensors(Path(path), layout, read, bar.update)

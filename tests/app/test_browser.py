@@ -703,6 +703,14 @@ def test_history_filters_opens_and_deletes(page: Any, site: Server, past: tuple[
     page.get_by_role("link", name="Create").click()  # the page that was left is as it was
     expect(page.get_by_role("slider", name="Motion")).to_have_value("61")
     page.wait_for_function(PLAYS)
+    page.locator("video").evaluate("v => v.pause()")
+    page.get_by_role("link", name="History").click()
+    page.get_by_label("Search").wait_for()
+    page.get_by_role("link", name="Create").click()
+    page.wait_for_function("document.querySelector('video')?.readyState >= 2")
+    page.wait_for_timeout(300)
+    assert page.locator("video").evaluate("v => v.paused")  # as the user left it
+    page.locator("video").evaluate("v => v.play()")
 
 
 def test_strangers_are_kept_out(page: Any, site: Server, past: tuple[Path, str]) -> None:
