@@ -88,8 +88,8 @@ class Run:
     called before each block of a network and each chunk of the decoder. Exceptions of `check` and `on_step` end the run
     and reach the caller. The request's LoRAs are merged into a network of the run's, not the engine's. memo: embeddings
     of the engine's earlier runs. ranks: the processes that make this run together. note: the progress's, to which the
-    memory plan is added. cost: what the request's speed loses for what, as it is run, in words; "" for nothing. Raises
-    WeightsError for LoRAs that are missing or do not fit, UserError for results that are not finite all the same.
+    memory plan is added. Raises WeightsError for LoRAs that are missing or do not fit, UserError for results that are
+    not finite all the same.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Run:
 
     @property
     def cost(self) -> str:
-        """What the clip lost for its speed, as it was run so far, in words; "" for nothing."""
+        """What is lost for the request's speed (`Speed.cost`) in the evaluations so far; "" for nothing."""
         speed = self.request.speed_of
         return speed.cost if self._was_in_8_bits else speed.without_fp8.cost
 
