@@ -53,7 +53,7 @@ def test_the_kernels_in_triton_s_interpreter(beside: Beside) -> None:
     pytest.importorskip("triton", reason="Triton is not made for this system: plain torch takes its place here")
     status, output = beside.done("interpreter")
     assert status == 0, output
-    assert "7 passed" in output
+    assert "9 passed" in output
 
 
 SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers and strides
@@ -118,6 +118,37 @@ def test_the_kernels_compile_for_a_gpu(name: str) -> None:
         signature |= dict.fromkeys(("x", "weight"), "tensordesc<fp8e4nv[128, 64]>")
     built = compile(ASTSource(kernel, signature, values), target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
     assert len(built.asm["cubin"]) > 1000
+
+
+GLUON = {  # what each kernel in Gluon is compiled for: its blocks, and its constants
+    "attention": (
+        {"queries": [1, 64, 64], "keys": [1, 128, 64], "out": [1, 64, 64]},
+        {"stages": 4, "masked": True, "scale": 0.18},
+    ),
+    "normed_product": ({"x": [1, 64, 64], "weight": [2, 64, 64], "out": [1, 64, 64]}, {"parts": 5, "stages": 2}),
+}
+
+
+@pytest.mark.parametrize("name", GLUON)
+def test_the_kernels_in_gluon_compile_for_a_gpu(name: str) -> None:
+    """No interpreter runs them: on a Hopper card `test_attention_and_products_in_half_precision` does."""
+    gluon: Any = pytest.importorskip("triton.experimental.gluon._runtime", reason="Triton is not made for this system")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import compile
+
+    from sgm.fast import gluon_kernels
+
+    (blocks, constants), kernel = GLUON[name], vars(gluon_kernels)[name]
+    layout = gluon_kernels.gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=3)
+    kinds = dict.fromkeys(("norm_weight", "norm_bias", "bias", "add"), "*fp16") | {"eps": "fp32"}
+    kinds |= {argument: f"tensordesc<fp16{block},{layout!r}>" for argument, block in blocks.items()}
+    kinds |= dict.fromkeys(constants, "constexpr")
+    signature = {argument: kinds.get(argument, "i32") for argument in kernel.arg_names}
+    values = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
+    source = gluon.GluonASTSource(kernel, signature, values)
+    built: Any = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    assert built.metadata.shared <= 227 * 1024
+    assert "wgmma.mma_async" in built.asm["ptx"]
 
 
 def test_where_triton_cannot_compile_plain_torch_takes_its_place(
@@ -210,6 +241,39 @@ def test_attention_within_and_across_frames(ops_and_device: tuple[Ops, torch.dev
 
     assert close(ops.attention(qkv, 2), wanted((3, 0, 1, 4, 2, 5), (0, 1, 3, 2, 4)))
     assert close(ops.temporal_attention(qkv, 2, 3), wanted((3, 0, 2, 4, 1, 5), (0, 3, 1, 2, 4)))
+
+
+@pytest.mark.parametrize(("s", "c"), [(200, 64), (130, 320)])
+def test_attention_and_products_in_half_precision(
+    ops_and_device: tuple[Ops, torch.device], caplog: pytest.LogCaptureFixture, s: int, c: int
+) -> None:
+    """Of heads and sizes for which Hopper cards have kernels of their own; parts of a card's blocks stay empty."""
+    ops, device = ops_and_device
+    half = torch.float16
+    y, offset = draw(2, s, c, device=device).to(half), draw(2, c, device=device).to(half)
+    norm = affine(nn.LayerNorm(c).to(device))
+    attention, layer = CrossAttention(c, heads=c // 64).to(device), FeedForward(c).to(device)
+    for module in attention, layer:
+        for i, value in enumerate(module.parameters()):
+            generator = torch.Generator(device).manual_seed(i)
+            nn.init.normal_(value, std=value[0].numel() ** -0.5, generator=generator)
+    parts = [module.to(half).requires_grad_(False) for module in (norm, attention, layer)]
+    doubles: list[Any] = [copy.deepcopy(part).double() for part in parts]
+    norm64, attention64, layer64 = doubles
+    normed = norm64(y.double() + offset.double()[:, None])
+    qkv = torch.cat([project(normed) for project in (attention64.to_q, attention64.to_k, attention64.to_v)], 2)
+    found = ops.qkv(y, norm, attention, offset)
+    assert close(found, qkv, 1e-3)
+    q, k, v = found.double().view(2, s, 3, c // 64, 64).permute(2, 0, 3, 1, 4)
+    wanted = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    assert close(ops.attention(found, c // 64), wanted, 1e-3)
+    whole = y.clone()
+    ops.feed_forward(whole, offset, norm, layer, 10**9)
+    assert close(whole - y, layer64(normed) - layer64.net[2].bias, 3e-3)
+    parted = y.clone()
+    ops.feed_forward(parted, offset, norm, layer, s * 4 * c)  # a frame at a time
+    assert close(parted, whole, 1e-3)
+    assert not caplog.messages  # no kernel had to be replaced
 
 
 @torch.backends.cudnn.flags(allow_tf32=False)

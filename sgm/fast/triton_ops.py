@@ -5,7 +5,11 @@ Shapes and dtypes that a kernel does not support go to plain torch.
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -14,8 +18,10 @@ from torch import Tensor, nn
 
 from sgm.fast import triton_kernels
 from sgm.fast.moments import Moments, per_frame
-from sgm.fast.torch_ops import TorchOps
+from sgm.fast.torch_ops import TorchOps, add_product, qkv_weight
+from sgm.layers.attention import CrossAttention
 
+logger = logging.getLogger(__name__)
 kernels: Any = triton_kernels  # to a type checker a kernel is a plain Python function, which has no grid
 
 
@@ -57,6 +63,22 @@ class TritonOps(TorchOps):
     def __init__(self, device: torch.device) -> None:
         hopper = device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9
         self._can_fuse = self.has_fp8 = hopper and kernels.describe is not None
+        self._gluon: Any = None  # the kernels in Gluon, for Hopper cards alone, which no interpreter runs
+        if hopper and device.type == "cuda":
+            with suppress(ImportError):  # before Triton 3.6
+                self._gluon = import_module("sgm.fast.gluon_ops")
+
+    def _by_gluon(self, launch: Callable[..., Tensor], *arguments: Any) -> Tensor | None:
+        """What a kernel in Gluon gives; None where the installed Triton cannot run it: Gluon is still experimental."""
+        try:
+            return launch(*arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of any kind: the other kernels compute the same
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            logger.warning("Gluon's kernels cannot be used here (%s); slower ones take their place.", reason)
+            self._gluon = None
+            return None
 
     def empty_moments(self, n: int, s: int, c: int, device: torch.device) -> Moments:
         return TritonMoments(n, s, c, device)
@@ -86,6 +108,26 @@ class TritonOps(TorchOps):
         warps = 4 if width < 128 else 8
         kernels.layer_norm[(math.ceil(s / height), n)](*arguments, c, height, width, num_warps=warps)
         return out
+
+    def qkv(self, y: Tensor, norm: nn.LayerNorm, layer: CrossAttention, add: Tensor | None = None) -> Tensor:
+        weight, out = qkv_weight(layer), None
+        if self._gluon and self._gluon.multiplies(y, len(weight)):
+            out = self._by_gluon(self._gluon.normed_product, y, add, norm, weight, None)
+        return super().qkv(y, norm, layer, add) if out is None else out
+
+    def _feed_forward(self, y: Tensor, add: Tensor, norm: nn.LayerNorm, proj: nn.Linear, down: nn.Linear) -> None:
+        hidden = None
+        if self._gluon and self._gluon.multiplies(y, down.in_features):
+            hidden = self._by_gluon(self._gluon.normed_product, y, add, norm, proj.weight, proj.bias)
+        if hidden is None:
+            return super()._feed_forward(y, add, norm, proj, down)
+        add_product(y, hidden, down)
+
+    def attention(self, qkv: Tensor, heads: int) -> Tensor:
+        out = None
+        if self._gluon and self._gluon.attends(qkv, heads):
+            out = self._by_gluon(self._gluon.attend, qkv, heads)
+        return super().attention(qkv, heads) if out is None else out
 
     def geglu(self, x: Tensor, proj: nn.Linear) -> Tensor:
         n, c = len(x), proj.out_features // 2

@@ -1,0 +1,376 @@
+"""Kernels in Triton's Gluon for Hopper cards, which `gluon_ops` launches: products of a layer norm, and attention.
+
+Each has groups of four warps that compute and a warp that copies (TMA) what they need next. Barriers in shared memory
+(mbarrier) tell one that a place is full, the other that it is empty again; a wait names the parity of a phase.
+As many programs are started as the card has multiprocessors; each goes through its share of the tiles.
+"""
+
+# Gluon unpacks tuples whole, and knows neither enumerations nor starred items.
+# ruff: noqa: RUF005, RUF059, SIM113
+# pyright: reportMissingImports=false, reportInvalidTypeForm=false, reportGeneralTypeIssues=false
+
+from typing import Any
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language
+from triton.experimental.gluon.language.nvidia import hopper
+
+from sgm.fast import triton_kernels
+
+# Type checkers cannot read Gluon's language.
+gl: Any = language
+mbarrier: Any = hopper.mbarrier
+tma: Any = hopper.tma
+wgmma: Any = hopper.warpgroup_mma
+wait: Any = hopper.warpgroup_mma_wait
+fence: Any = hopper.fence_async_shared
+kernel: Any = gluon.jit
+normal_cdf: Any = gluon.jit(triton_kernels.normal_cdf.fn)
+
+ROWS = gl.constexpr(64)  # that a group of warps multiplies: those of one wgmma
+WIDTH = gl.constexpr(64)  # columns of a step's results; with GEGLU, as many values and as many gates are multiplied
+DEPTH = gl.constexpr(
+    64
+)  # channels of a block in shared memory, 128 bytes, the widest swizzle; and of an attention head
+
+
+# Products of a layer norm. Where their inner dimension is short (320 channels: the first level, which has the most
+# pixels), loading takes as long as multiplying, and GELU as long again. So 64 rows are loaded once, normed and kept in
+# registers while all columns of the weight stream past them, and two groups of warps take turns: one multiplies while
+# the other finishes and stores.
+
+
+@kernel
+def load_rows(inputs, tile, i: gl.constexpr):
+    """The rows of consumer i for this tile, where the one before has read its own."""
+    (x, weight, rows, rows_full, rows_empty, columns, full, empty, turns, tiles, across, steps) = inputs
+    parts: gl.constexpr = rows.type.shape[0]
+    mbarrier.wait(rows_empty.index(0), 1 - i)
+    mbarrier.expect(rows_full.index(i), parts * x.block_type.nbytes)
+    row = (tile % across * 2 + i) * ROWS
+    for k in gl.static_range(parts):
+        tma.async_copy_global_to_shared(x, [tile // across, row, k * DEPTH], rows_full.index(i), rows.index(k))
+
+
+@kernel
+def produce(inputs, outputs):
+    """Copies all columns of the weight for each tile, and each tile's rows between its predecessor's first columns."""
+    (x, weight, rows, rows_full, rows_empty, columns, full, empty, turns, tiles, across, steps) = inputs
+    parts: gl.constexpr = rows.type.shape[0]
+    stages: gl.constexpr = full.type.shape[0]
+    count = 0
+    load_rows(inputs, gl.program_id(0), 0)
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        following = tile + gl.num_programs(0)
+        for step in range(0, steps):
+            if step == 2:  # what both consumers want first is on its way
+                load_rows(inputs, tile, 1)
+            if (step == 3) & (following < tiles):
+                load_rows(inputs, following, 0)
+            stage = count % stages
+            mbarrier.wait(empty.index(stage), (count // stages & 1) ^ 1)
+            mbarrier.expect(full.index(stage), parts * weight.block_type.nbytes)
+            for k in gl.static_range(parts):
+                tma.async_copy_global_to_shared(
+                    weight, [0, step * WIDTH, k * DEPTH], full.index(stage), columns.index(stage * parts + k)
+                )
+            count += 1
+
+
+@kernel
+def consume(inputs, outputs, i: gl.constexpr):
+    """The rows' norm, its products with each step's columns, and their GEGLU, for one half of each tile's rows."""
+    (x, weight, rows, rows_full, rows_empty, columns, full, empty, turns, tiles, across, steps) = inputs
+    (out, results, norm_weight, norm_bias, bias, add, add_row, eps) = outputs
+    parts: gl.constexpr = rows.type.shape[0]
+    stages: gl.constexpr = full.type.shape[0]
+    halves: gl.constexpr = weight.block_type.shape[0]
+    wide: gl.constexpr = halves * WIDTH
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
+    wide_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, wide, 16])
+    operand: gl.constexpr = gl.DotOperandLayout(0, wide_layout, 2)
+    channel = gl.arange(0, DEPTH, gl.SliceLayout(0, layout))
+    count = 0
+    number = 0
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        frame = tile // across
+        row = (tile % across * 2 + i) * ROWS
+        mbarrier.wait(rows_full.index(i), number & 1)
+        number += 1
+        sums = gl.zeros([ROWS, DEPTH], gl.float32, layout)
+        for part in range(0, parts):
+            y = rows.index(part).reshape([ROWS, DEPTH]).load(layout).to(gl.float32)
+            sums += y + gl.load(add + frame * add_row + part * DEPTH + channel).to(gl.float32)[None]
+        average = (gl.sum(sums, 1) / (parts * DEPTH))[:, None]
+        sums = gl.zeros([ROWS, DEPTH], gl.float32, layout)
+        for part in range(0, parts):
+            y = rows.index(part).reshape([ROWS, DEPTH]).load(layout).to(gl.float32)
+            y += gl.load(add + frame * add_row + part * DEPTH + channel).to(gl.float32)[None]
+            sums += (y - average) * (y - average)
+        factor = gl.rsqrt(gl.sum(sums, 1) / (parts * DEPTH) + eps)[:, None]
+        normed = ()
+        for k in gl.static_range(parts):
+            y = rows.index(k).reshape([ROWS, DEPTH]).load(layout).to(gl.float32)
+            y += gl.load(add + frame * add_row + k * DEPTH + channel).to(gl.float32)[None]
+            gain = gl.load(norm_weight + k * DEPTH + channel).to(gl.float32)[None]
+            y = (y - average) * factor * gain + gl.load(norm_bias + k * DEPTH + channel).to(gl.float32)[None]
+            normed = normed + (gl.convert_layout(y.to(x.dtype), operand),)
+        fence()
+        mbarrier.arrive(rows_empty.index(0), count=1)
+        for step in range(0, steps):
+            stage = count % stages
+            if halves == 2:
+                value_bias = gl.load(bias + step * WIDTH + channel)
+                gate_bias = gl.load(bias + (steps + step) * WIDTH + channel)
+                mbarrier.wait(turns.index(i), (count & 1) ^ (1 - i))
+            products = gl.zeros([ROWS, wide], gl.float32, wide_layout)
+            mbarrier.wait(full.index(stage), count // stages & 1)
+            for k in gl.static_range(parts):
+                b = columns.index(stage * parts + k).reshape([wide, DEPTH]).permute((1, 0))
+                products = wgmma(normed[k], b, products, use_acc=k > 0, is_async=True)
+            if halves == 2:
+                mbarrier.arrive(turns.index(1 - i), count=1)
+            products = wait(0, deps=(products,))
+            mbarrier.arrive(empty.index(stage), count=1)
+            count += 1
+            if halves == 2:
+                value, gate = products.reshape([ROWS, 2, WIDTH]).permute([0, 2, 1]).split()
+                value = gl.convert_layout(value, layout) + value_bias.to(gl.float32)[None]
+                gate = gl.convert_layout(gate, layout) + gate_bias.to(gl.float32)[None]
+                products = value * (gate * normal_cdf(gate))
+            tma.store_wait(0)
+            results.index(i).reshape([ROWS, WIDTH]).store(products.to(x.dtype))
+            fence()
+            tma.async_copy_shared_to_global(out, [frame, row, step * WIDTH], results.index(i))
+    tma.store_wait(0)
+
+
+@gluon.jit(do_not_specialize=["tiles", "across", "steps"])
+def normed_product(
+    x, weight, out, norm_weight, norm_bias, bias, add, add_row, tiles, across, steps, eps,
+    parts: gl.constexpr, stages: gl.constexpr,
+):  # fmt: skip
+    """out = norm(x + add) times weight; where the weight is in two halves, values and gates, their GEGLU.
+
+    x: (n, s, c), out: (n, s, c'), weight: (1 or 2, c', c), tensor descriptors with blocks of (1, ROWS, DEPTH),
+    (1, ROWS, WIDTH) and (1 or 2, WIDTH, DEPTH). add: (n, c), add_row: from one of its rows to the next. bias: (2 c',),
+    for GEGLU alone. tiles: of 2 ROWS rows, `across` a frame. steps: of WIDTH columns, four at least. parts: c / DEPTH.
+    """
+    halves: gl.constexpr = weight.block_type.shape[0]
+    rows = gl.allocate_shared_memory(x.dtype, [parts, 1, ROWS, DEPTH], x.layout)
+    columns = gl.allocate_shared_memory(x.dtype, [stages * parts, halves, WIDTH, DEPTH], weight.layout)
+    results = gl.allocate_shared_memory(x.dtype, [2, 1, ROWS, WIDTH], out.layout)
+    rows_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    rows_empty = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
+    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    full = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(rows_empty.index(0), count=1)
+    for i in gl.static_range(2):
+        mbarrier.init(rows_full.index(i), count=1)
+        mbarrier.init(turns.index(i), count=1)
+    for i in gl.static_range(stages):
+        mbarrier.init(full.index(i), count=1)
+        mbarrier.init(empty.index(i), count=2)
+    inputs = (x, weight, rows, rows_full, rows_empty, columns, full, empty, turns, tiles, across, steps)
+    outputs = (out, results, norm_weight, norm_bias, bias, add, add_row, eps)
+    gl.warp_specialize(
+        [(consume, (inputs, outputs, 0)), (consume, (inputs, outputs, 1)), (produce, (inputs, outputs))],
+        [4, 1],
+        [240, 24],
+    )
+
+
+# Attention, as FlashAttention-3 (Shah et al. 2024, arXiv:2407.08608): three groups of warps with 64 queries each share
+# blocks of keys and values. While a block's weights (the exponentials) are computed, its predecessor's are multiplied.
+
+
+@kernel
+def at_count(count, places: gl.constexpr):
+    """Where the count-th block lies among so many places, and the parity of its phase."""
+    return count % places, (count // places) & 1
+
+
+@kernel
+def halves_of(x):
+    """(ROWS, c) as two of (ROWS, c / 2), without moving anything between threads."""
+    return gl.split(gl.permute(gl.reshape(x, [ROWS, 2, x.shape[1] // 2]), [0, 2, 1]))
+
+
+@kernel
+def greatest(scores):
+    """The greatest of each row, (ROWS, keys) -> (ROWS,), by four chains of comparisons."""
+    left, right = halves_of(scores)
+    left, right = halves_of(gl.maximum(left, right))
+    return gl.convert_layout(gl.max(gl.maximum(left, right), 1), gl.SliceLayout(1, scores.type.layout))
+
+
+@kernel
+def partial_sums(weights):
+    """(ROWS, keys) -> (ROWS, 4): the sums of what each thread holds of a row."""
+    return gl.sum(gl.sum(gl.reshape(weights, [ROWS, weights.shape[1] // 8, 4, 2]), 3), 1)
+
+
+@kernel
+def by_row(x, like):
+    """(ROWS,) -> (ROWS, 1), to be multiplied by `like`, (ROWS, c)."""
+    return gl.expand_dims(gl.convert_layout(x, gl.SliceLayout(1, like.type.layout)), 1)
+
+
+@kernel
+def start_scores(q, keys, layout: gl.constexpr):
+    """Start the products of queries (ROWS, DEPTH) and a block of keys (1, keys, DEPTH) -> (ROWS, keys)."""
+    count: gl.constexpr = keys.shape[1]
+    empty = gl.zeros([ROWS, count], gl.float32, layout)
+    return wgmma(q, keys.reshape([count, DEPTH]).permute((1, 0)), empty, use_acc=False, is_async=True)
+
+
+@kernel
+def place(tile, groups, heads):
+    """The frame, head and group of queries of a tile."""
+    return tile // (groups * heads), tile // groups % heads, tile % groups
+
+
+@kernel
+def load_attended(queries, keys, memory, barriers, sizes):
+    """Copies each tile's queries, then its blocks of keys and values, the last first, which may have to be masked."""
+    q_memory, k_memory, v_memory, out_memory = memory
+    q_full, q_empty, k_full, k_empty, v_full, v_empty = barriers
+    s, heads, groups, tiles = sizes
+    stages: gl.constexpr = k_full.type.shape[0]
+    size: gl.constexpr = k_memory.type.shape[2]
+    blocks = gl.cdiv(s, size)
+    count = 0
+    number = 0
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        frame, head, group = place(tile, groups, heads)
+        column = head * DEPTH
+        for i in gl.static_range(3):
+            mbarrier.wait(q_empty.index(i), (number & 1) ^ 1)
+            mbarrier.expect(q_full.index(i), queries.block_type.nbytes)
+            row = (group * 3 + i) * ROWS
+            tma.async_copy_global_to_shared(queries, [frame, row, column], q_full.index(i), q_memory.index(i))
+        number += 1
+        for block in range(blocks):
+            row = (blocks - 1 - block) * size
+            stage, phase = at_count(count, stages)
+            mbarrier.wait(k_empty.index(stage), phase ^ 1)
+            mbarrier.expect(k_full.index(stage), keys.block_type.nbytes)
+            k_at = [frame, row, heads * DEPTH + column]
+            tma.async_copy_global_to_shared(keys, k_at, k_full.index(stage), k_memory.index(stage))
+            mbarrier.wait(v_empty.index(stage), phase ^ 1)
+            mbarrier.expect(v_full.index(stage), keys.block_type.nbytes)
+            v_at = [frame, row, 2 * heads * DEPTH + column]
+            tma.async_copy_global_to_shared(keys, v_at, v_full.index(stage), v_memory.index(stage))
+            count += 1
+
+
+@kernel
+def attend(out, memory, barriers, sizes, i: gl.constexpr, masked: gl.constexpr, scale: gl.constexpr):
+    """Attention of the i-th 64 queries of each tile."""
+    q_memory, k_memory, v_memory, out_memory = memory
+    q_full, q_empty, k_full, k_empty, v_full, v_empty = barriers
+    s, heads, groups, tiles = sizes
+    stages: gl.constexpr = k_full.type.shape[0]
+    size: gl.constexpr = k_memory.type.shape[2]
+    scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, size, 16])
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DEPTH, 16])
+    operand: gl.constexpr = gl.DotOperandLayout(0, layout, 2)
+    q = q_memory.index(i).reshape([ROWS, DEPTH])
+    blocks = gl.cdiv(s, size)
+    count = 0
+    number = 0
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        frame, head, group = place(tile, groups, heads)
+        mbarrier.wait(q_full.index(i), number & 1)
+        stage, phase = at_count(count, stages)
+        mbarrier.wait(k_full.index(stage), phase)
+        scores = wait(0, [start_scores(q, k_memory.index(stage), scores_layout)])
+        mbarrier.arrive(k_empty.index(stage))
+        if masked:
+            column = gl.arange(0, size, gl.SliceLayout(0, scores_layout))
+            scores = gl.where(gl.expand_dims(column < s - (blocks - 1) * size, 0), scores, float("-inf"))
+        top = greatest(scores)
+        weights = gl.exp2(scores * scale - gl.expand_dims(top * scale, 1))
+        total = partial_sums(weights)
+        p = gl.convert_layout(weights.to(out.dtype), operand, assert_trivial=True)
+        product = gl.zeros([ROWS, DEPTH], gl.float32, layout)
+        next_stage, next_phase = at_count(count + 1, stages)
+        mbarrier.wait(k_full.index(next_stage), next_phase, pred=blocks > 1)
+        for block in range(1, blocks):
+            last_stage, last_phase = stage, phase
+            count += 1
+            stage, phase = at_count(count, stages)
+            scores_run = start_scores(q, k_memory.index(stage), scores_layout)
+            mbarrier.wait(v_full.index(last_stage), last_phase)
+            product_run = wgmma(p, v_memory.index(last_stage).reshape([size, DEPTH]), product, is_async=True)
+            scores = wait(1, [scores_run])
+            mbarrier.arrive(k_empty.index(stage))
+            new_top = gl.maximum(top, greatest(scores))
+            factor = gl.exp2((top - new_top) * scale)
+            top = new_top
+            weights = gl.exp2(scores * scale - gl.expand_dims(top * scale, 1))
+            total = total * by_row(factor, total) + partial_sums(weights)
+            # The next keys are awaited here and not where they are used, since the assembler moves nothing past the
+            # loop of that wait: else it would wait for the product before it computes the weights.
+            next_stage, next_phase = at_count(count + 1, stages)
+            mbarrier.wait(k_full.index(next_stage), next_phase, pred=block + 1 < blocks)
+            product = wait(0, [product_run])
+            mbarrier.arrive(v_empty.index(last_stage))
+            product = product * by_row(factor, product)
+            p = gl.convert_layout(weights.to(out.dtype), operand, assert_trivial=True)
+        mbarrier.arrive(q_empty.index(i))
+        mbarrier.wait(v_full.index(stage), phase)
+        product = wait(0, [wgmma(p, v_memory.index(stage).reshape([size, DEPTH]), product, is_async=True)])
+        mbarrier.arrive(v_empty.index(stage))
+        count += 1
+        number += 1
+        product = product * (1.0 / by_row(gl.sum(total, 1), product))
+        tma.store_wait(0)
+        out_memory.index(i).reshape([ROWS, DEPTH]).store(product.to(out.dtype))
+        fence()
+        tma.async_copy_shared_to_global(out, [frame, (group * 3 + i) * ROWS, head * DEPTH], out_memory.index(i))
+    tma.store_wait(0)
+
+
+@gluon.jit(do_not_specialize=["s", "heads", "groups", "tiles"])
+def attention(
+    queries, keys, out, s, heads, groups, tiles, stages: gl.constexpr, masked: gl.constexpr, scale: gl.constexpr
+):  # fmt: skip
+    """Self-attention of all heads of all frames.
+
+    queries, keys: one tensor (n, s, 3 heads DEPTH), queries | keys | values, described by blocks of (1, ROWS, DEPTH)
+    and (1, keys, DEPTH). out: (n, s, heads DEPTH), blocks of (1, ROWS, DEPTH). tiles: of 3 ROWS queries, `groups` a
+    head. masked: whether s is no multiple of a block's keys. scale: of scores, times the binary logarithm of e.
+    """
+    q_memory = gl.allocate_shared_memory(queries.dtype, [3, 1, ROWS, DEPTH], queries.layout)
+    out_memory = gl.allocate_shared_memory(queries.dtype, [3, 1, ROWS, DEPTH], queries.layout)
+    k_memory = gl.allocate_shared_memory(keys.dtype, [stages, 1, keys.block_type.shape[1], DEPTH], keys.layout)
+    v_memory = gl.allocate_shared_memory(keys.dtype, [stages, 1, keys.block_type.shape[1], DEPTH], keys.layout)
+    q_full = gl.allocate_shared_memory(gl.int64, [3, 1], mbarrier.MBarrierLayout())
+    q_empty = gl.allocate_shared_memory(gl.int64, [3, 1], mbarrier.MBarrierLayout())
+    k_full = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
+    k_empty = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
+    v_empty = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(3):
+        mbarrier.init(q_full.index(i), count=1)
+        mbarrier.init(q_empty.index(i), count=1)
+    for i in gl.static_range(stages):
+        mbarrier.init(k_full.index(i), count=1)
+        mbarrier.init(k_empty.index(i), count=3)
+        mbarrier.init(v_full.index(i), count=1)
+        mbarrier.init(v_empty.index(i), count=3)
+    memory = (q_memory, k_memory, v_memory, out_memory)
+    barriers = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
+    sizes = (s, heads, groups, tiles)
+    gl.warp_specialize(
+        [
+            (attend, (out, memory, barriers, sizes, 0, masked, scale)),
+            (attend, (out, memory, barriers, sizes, 1, masked, scale)),
+            (attend, (out, memory, barriers, sizes, 2, masked, scale)),
+            (load_attended, (queries, keys, memory, barriers, sizes)),
+        ],
+        [4, 4, 1],
+        [160, 160, 32],
+    )

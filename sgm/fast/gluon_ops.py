@@ -1,0 +1,71 @@
+"""Launchers of the kernels in Triton's Gluon, which are for Hopper cards: attention, and products of a layer norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from sgm.fast import gluon_kernels
+from sgm.fast.moments import per_frame
+
+kernels: Any = gluon_kernels
+HALF = torch.float16, torch.bfloat16
+WIDEST = 320  # channels of the rows that a group of warps can hold in its registers
+
+
+def attends(qkv: Tensor, heads: int) -> bool:
+    """Whether `attend` takes these: half precision, heads of 64 channels, and enough pixels."""
+    return qkv.dtype in HALF and qkv.shape[2] == 3 * 64 * heads and qkv.shape[1] >= 128 and qkv.is_contiguous()
+
+
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """Self-attention among the pixels of each frame. qkv: (n, s, 3 c), queries | keys | values -> (n, s, c)."""
+    n, s, c = qkv.shape[0], qkv.shape[1], 64 * heads
+    out, groups = qkv.new_empty(n, s, c), math.ceil(s / 192)
+    tiles, scale = n * heads * groups, math.log2(math.e) / math.sqrt(64)
+    described = describe(qkv, [1, 64, 64]), describe(qkv, [1, 128, 64]), describe(out, [1, 64, 64])
+    grid = (min(tiles, processors(qkv.device)),)
+    kernels.attention[grid](*described, s, heads, groups, tiles, 4, s % 128 > 0, scale, num_warps=4)
+    return out
+
+
+def multiplies(y: Tensor, columns: int) -> bool:
+    """Whether `normed_product` takes y (n, s, c) and a weight of so many columns (of GEGLU's: values)."""
+    c = y.shape[2]
+    whole = c % 64 == columns % 64 == 0 and y.stride()[1:] == (c, 1)
+    return y.dtype in HALF and whole and c <= WIDEST and columns >= 256
+
+
+def normed_product(y: Tensor, add: Tensor | None, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """norm(y + add) times a weight (columns, c), (n, s, c) -> (n, s, columns); with a bias GEGLU, of half as many."""
+    (n, s, c), halves = y.shape, 1 if bias is None else 2
+    add, columns = per_frame(add, y), len(weight) // halves
+    out = y.new_empty(n, s, columns)
+    across, steps = math.ceil(s / 128), math.ceil(columns / 64)
+    described = (
+        describe(y, [1, 64, 64]),
+        describe(weight.view(halves, columns, c), [halves, 64, 64]),
+        describe(out, [1, 64, 64]),
+    )
+    tensors = (*described, norm.weight, norm.bias, norm.bias if bias is None else bias, add)
+    sizes = (add.stride(0), n * across, across, steps, norm.eps, c // 64, 4 // halves)
+    kernels.normed_product[(min(n * across, processors(y.device)),)](*tensors, *sizes, num_warps=4)
+    return out
+
+
+def describe(x: Tensor, block: Sequence[int]) -> TensorDescriptor:
+    """x for the copying engine (TMA), which copies blocks of this size, the last dimension's 128 bytes swizzled."""
+    layout = kernels.gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=len(block))
+    return TensorDescriptor.from_tensor(x, list(block), layout)
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """How many multiprocessors a card has."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
