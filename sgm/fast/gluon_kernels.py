@@ -1,4 +1,4 @@
-"""Kernels in Triton's Gluon for Hopper cards, which `gluon_ops` launches: products of a layer norm, and attention.
+"""Kernels in Triton's Gluon for Hopper cards, which `gluon_ops` launches: attention and products.
 
 Each has groups of four warps that compute and a warp that copies (TMA) what they need next. Barriers in shared memory
 (mbarrier) tell one that a place is full, the other that it is empty again; a wait names the parity of a phase.
@@ -32,6 +32,12 @@ WIDTH = gl.constexpr(64)  # columns of a step's results; with GEGLU, as many val
 DEPTH = gl.constexpr(
     64
 )  # channels of a block in shared memory, 128 bytes, the widest swizzle; and of an attention head
+
+
+@kernel
+def at_count(count, places: gl.constexpr):
+    """Where the count-th block lies among so many places, and the parity of its phase."""
+    return count % places, (count // places) & 1
 
 
 # Products of a layer norm. Where their inner dimension is short (320 channels: the first level, which has the most
@@ -181,14 +187,107 @@ def normed_product(
     )
 
 
-# Attention, as FlashAttention-3 (Shah et al. 2024, arXiv:2407.08608): three groups of warps with 64 queries each share
-# blocks of keys and values. While a block's weights (the exponentials) are computed, its predecessor's are multiplied.
+# GEGLU of rows with more channels than registers hold. Blocks of rows and columns stream through shared memory; each of
+# two groups of warps multiplies 64 rows by 128 columns of values and as many of gates (the widest wgmma).
 
 
 @kernel
-def at_count(count, places: gl.constexpr):
-    """Where the count-th block lies among so many places, and the parity of its phase."""
-    return count % places, (count // places) & 1
+def load_blocks(x, weight, memory, barriers, sizes):
+    """Copies, for each tile, the blocks of its rows and columns along the channels."""
+    x_memory, w_memory, out_memory = memory
+    full, empty = barriers
+    tiles, across, parts = sizes
+    stages: gl.constexpr = full.type.shape[0]
+    count = 0
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        row, column = tile // across * (2 * ROWS), tile % across * weight.block_type.shape[1]
+        for k in range(parts):
+            stage, phase = at_count(count, stages)
+            mbarrier.wait(empty.index(stage), phase ^ 1)
+            mbarrier.expect(full.index(stage), 2 * x.block_type.nbytes + weight.block_type.nbytes)
+            for i in gl.static_range(2):
+                x_at = [row + i * ROWS, k * DEPTH]
+                tma.async_copy_global_to_shared(x, x_at, full.index(stage), x_memory.index(2 * stage + i))
+            tma.async_copy_global_to_shared(weight, [0, column, k * DEPTH], full.index(stage), w_memory.index(stage))
+            count += 1
+
+
+@kernel
+def start_products(memory, stage, products, i: gl.constexpr, use_acc: gl.constexpr):
+    """Start the products of the i-th 64 rows of a stage with its columns, added to `products`."""
+    x_memory, w_memory, out_memory = memory
+    columns = w_memory.index(stage).reshape([products.shape[1], DEPTH]).permute((1, 0))
+    return wgmma(x_memory.index(2 * stage + i), columns, products, use_acc=use_acc, is_async=True)
+
+
+@kernel
+def multiply_blocks(bias, out, memory, barriers, sizes, i: gl.constexpr):
+    """GEGLU of the i-th 64 rows of each tile."""
+    x_memory, w_memory, out_memory = memory
+    full, empty = barriers
+    tiles, across, parts = sizes
+    stages: gl.constexpr = full.type.shape[0]
+    width: gl.constexpr = out.block_type.shape[1]
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, width, 16])
+    wide_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 2 * width, 16])
+    channel = gl.arange(0, width, gl.SliceLayout(0, layout))
+    count = 0
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        row, column = tile // across * (2 * ROWS) + i * ROWS, tile % across * width
+        stage, phase = at_count(count, stages)
+        products = gl.zeros([ROWS, 2 * width], gl.float32, wide_layout)
+        mbarrier.wait(full.index(stage), phase)
+        products = wait(1, deps=(start_products(memory, stage, products, i, False),))
+        count += 1
+        for _ in range(1, parts):
+            last = stage
+            stage, phase = at_count(count, stages)
+            mbarrier.wait(full.index(stage), phase)
+            products = wait(1, deps=(start_products(memory, stage, products, i, True),))
+            mbarrier.arrive(empty.index(last), count=1)
+            count += 1
+        products = wait(0, deps=(products,))
+        mbarrier.arrive(empty.index(stage), count=1)
+        value, gate = products.reshape([ROWS, 2, width]).permute([0, 2, 1]).split()
+        gate = gl.convert_layout(gate, layout) + gl.load(bias + across * width + column + channel).to(gl.float32)[None]
+        value = gl.convert_layout(value, layout) + gl.load(bias + column + channel).to(gl.float32)[None]
+        result = value * (gate * normal_cdf(gate))
+        tma.store_wait(0)
+        out_memory.index(i).store(result.to(out.dtype))
+        fence()
+        tma.async_copy_shared_to_global(out, [row, column], out_memory.index(i))
+    tma.store_wait(0)
+
+
+@gluon.jit(do_not_specialize=["tiles", "across", "parts"])
+def product_geglu(x, weight, bias, out, tiles, across, parts, stages: gl.constexpr):
+    """out = the GEGLU of x times weight: (rows, c) -> (rows, c').
+
+    x, out, weight (2, c', c): tensor descriptors with blocks of (ROWS, DEPTH), (ROWS, width) and (2, width, DEPTH).
+    tiles: of 2 ROWS rows and `width` columns, `across` beside each other. parts: c / DEPTH.
+    """
+    x_memory = gl.allocate_shared_memory(x.dtype, [2 * stages, ROWS, DEPTH], x.layout)
+    w_memory = gl.allocate_shared_memory(x.dtype, [stages, 2, weight.block_type.shape[1], DEPTH], weight.layout)
+    out_memory = gl.allocate_shared_memory(x.dtype, [2, ROWS, out.block_type.shape[1]], out.layout)
+    full = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(stages):
+        mbarrier.init(full.index(i), count=1)
+        mbarrier.init(empty.index(i), count=2)
+    memory, barriers, sizes = (x_memory, w_memory, out_memory), (full, empty), (tiles, across, parts)
+    gl.warp_specialize(
+        [
+            (multiply_blocks, (bias, out, memory, barriers, sizes, 0)),
+            (multiply_blocks, (bias, out, memory, barriers, sizes, 1)),
+            (load_blocks, (x, weight, memory, barriers, sizes)),
+        ],
+        [4, 1],
+        [240, 24],
+    )
+
+
+# Attention, as FlashAttention-3 (Shah et al. 2024, arXiv:2407.08608): three groups of warps with 64 queries each share
+# blocks of keys and values. While a block's weights (the exponentials) are computed, its predecessor's are multiplied.
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Launchers of the kernels in Triton's Gluon, which are for Hopper cards: attention, and products of a layer norm."""
+"""Launchers of the kernels in Triton's Gluon, which are for Hopper cards: attention and products."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from sgm.fast.moments import per_frame
 kernels: Any = gluon_kernels
 HALF = torch.float16, torch.bfloat16
 WIDEST = 320  # channels of the rows that a group of warps can hold in its registers
+LONG, MANY = 512, 2**16  # pixels to attend to, and rows to multiply, from which on these kernels are faster than others
 
 
 def attends(qkv: Tensor, heads: int) -> bool:
     """Whether `attend` takes these: half precision, heads of 64 channels, and enough pixels."""
-    return qkv.dtype in HALF and qkv.shape[2] == 3 * 64 * heads and qkv.shape[1] >= 128 and qkv.is_contiguous()
+    return qkv.dtype in HALF and qkv.shape[2] == 3 * 64 * heads and qkv.shape[1] >= LONG and qkv.is_contiguous()
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:
@@ -37,9 +38,9 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
 
 def multiplies(y: Tensor, columns: int) -> bool:
     """Whether `normed_product` takes y (n, s, c) and a weight of so many columns (of GEGLU's: values)."""
-    c = y.shape[2]
-    whole = c % 64 == columns % 64 == 0 and y.stride()[1:] == (c, 1)
-    return y.dtype in HALF and whole and c <= WIDEST and columns >= 256
+    n, s, c = y.shape
+    fits = c % 64 == columns % 64 == 0 and c <= WIDEST and columns >= 256
+    return y.dtype in HALF and n * s >= MANY and fits and y.stride()[1:] == (c, 1)
 
 
 def normed_product(y: Tensor, add: Tensor | None, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -56,6 +57,23 @@ def normed_product(y: Tensor, add: Tensor | None, norm: nn.LayerNorm, weight: Te
     tensors = (*described, norm.weight, norm.bias, norm.bias if bias is None else bias, add)
     sizes = (add.stride(0), n * across, across, steps, norm.eps, c // 64, 4 // halves)
     kernels.normed_product[(min(n * across, processors(y.device)),)](*tensors, *sizes, num_warps=4)
+    return out
+
+
+def gates(x: Tensor, proj: nn.Linear) -> bool:
+    """Whether `geglu` takes these rows (rows, c), and the projection to values and gates."""
+    rows, c = x.shape
+    return x.dtype in HALF and rows >= MANY // 4 and c % 64 == proj.out_features % 256 == 0 and x.is_contiguous()
+
+
+def geglu(x: Tensor, proj: nn.Linear) -> Tensor:
+    """GEGLU: the first half of proj(x) times the GELU of its second half. x: (rows, c) -> (rows, c')."""
+    (rows, c), columns = x.shape, proj.out_features // 2
+    out = x.new_empty(rows, columns)
+    across, weight = columns // 128, proj.weight.view(2, columns, c)
+    described = describe(x, [64, 64]), describe(weight, [2, 128, 64]), proj.bias, describe(out, [64, 128])
+    tiles = math.ceil(rows / 128) * across
+    kernels.product_geglu[(min(tiles, processors(x.device)),)](*described, tiles, across, c // 64, 4, num_warps=4)
     return out
 
 

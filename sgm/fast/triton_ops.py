@@ -133,6 +133,10 @@ class TritonOps(TorchOps):
         n, c = len(x), proj.out_features // 2
         if x.dtype == torch.float32:
             return super().geglu(x, proj)
+        if self._gluon and self._gluon.gates(x, proj):
+            out = self._by_gluon(self._gluon.geglu, x, proj)
+            if out is not None:
+                return out
         out = x.new_empty(n, c)
         if self._is_fused(proj):
             tensors = (x, [128, 64]), (proj.weight.view(2, c, -1), [2, 64, 64]), (out, [128, 64])
