@@ -180,6 +180,23 @@ def test_where_triton_cannot_compile_plain_torch_takes_its_place(
         for_device.cache_clear()
 
 
+def test_where_gluon_cannot_compile_other_kernels_take_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    triton_ops: Any = pytest.importorskip("sgm.fast.triton_ops", reason="Triton is not made for this system")
+    tries: list[Tensor] = []
+
+    def attend(qkv: Tensor, heads: int) -> NoReturn:
+        tries.append(qkv)
+        raise AttributeError("module 'tma' has no attribute 'async_copy_global_to_shared'")
+
+    ops, qkv = triton_ops.TritonOps(torch.device("cpu")), draw(2, 5, 192, device=torch.device("cpu"))
+    ops._gluon = SimpleNamespace(attends=lambda *_: True, attend=attend)
+    for _ in range(2):
+        assert torch.equal(ops.attention(qkv, 1), TorchOps().attention(qkv, 1))
+    (warning,) = caplog.messages
+    assert "no attribute 'async_copy_global_to_shared'" in warning
+    assert len(tries) == 1
+
+
 def draw(*shape: int, device: torch.device, shift: float = 0.0) -> Tensor:
     return (torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))) + shift).to(device)
 
