@@ -308,9 +308,12 @@ def test_convolutions_over_frames_and_of_doubled_pictures(ops_and_device: tuple[
     x, norm = draw(6, 40, 64, device=device), (draw(6, 64, device=device), draw(6, 64, device=device, shift=1.0))
     over = affine(TemporalConv(64, 32, (3, 1, 1)).to(device))
     values = F.silu(x.double() * norm[0][:, None].double() + norm[1][:, None].double())
-    wanted = F.conv2d(values.view(2, 3, 40, 64).permute(0, 3, 1, 2), over.weight.double().squeeze(-1), padding=(1, 0))
-    wanted = wanted.permute(0, 2, 3, 1).reshape(6, 40, 32)
-    assert close(ops.temporal_conv(x, norm, over, Shard(3)), wanted)
+    for frames in (6, 3):  # one clip, two clips
+        clips = values.unflatten(0, (-1, frames)).permute(0, 3, 1, 2)
+        wanted = F.conv2d(clips, over.weight.double().squeeze(-1), padding=(1, 0)).permute(0, 2, 3, 1).flatten(0, 1)
+        found = ops.temporal_conv(x, norm, over, Shard(frames))
+        assert close(found, wanted)
+        assert close(ops.moments(found).mean[:, 0], wanted.mean(1))
     base = draw(6, 43, 32, device=device)
     for at in (slice(0, 40), slice(2, 42)):
         onto = base.clone()

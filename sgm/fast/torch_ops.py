@@ -160,6 +160,7 @@ class TorchOps:
             shard.fill_halo(y, halo)
         y = y.unflatten(0, (-1, len(y) if halo else shard.frames)).permute(0, 3, 1, 2)
         y = self._conv_over_frames(y, conv, padding - halo).permute(0, 2, 3, 1).flatten(0, 1)
+        y = y.contiguous()  # of a single clip, a convolution's result may be laid out in another way
         return y if residual is None else self.blend(residual, y, 1.0, branch_weight, None, out=residual)
 
     def _conv_over_frames(self, x: Tensor, conv: TemporalConv, padding: int) -> Tensor:
