@@ -54,7 +54,7 @@ def test_the_kernels_in_triton_s_interpreter(beside: Beside) -> None:
     pytest.importorskip("triton", reason="Triton is not made for this system: plain torch takes its place here")
     status, output = beside.done("interpreter")
     assert status == 0, output
-    assert "10 passed" in output
+    assert "12 passed" in output
 
 
 SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers and strides
@@ -70,6 +70,7 @@ SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers an
         **{"height": 128, "width": 128, "depth": 64},
     },
     "blend": {"height": 128, "width": 64},
+    "blend_measured": {"tile": 1024, "height": 32, "width": 64},
     "interleave": {"height": 64, "width": 64},
     "temporal_attention": {"rows": 32, "d": 64},
     "gradient_sums": {"silu": True, "tile": 1024, "height": 64, "width": 64},
@@ -225,14 +226,14 @@ def test_group_norm_of_parts(ops_and_device: tuple[Ops, torch.device], frames: i
         return values.permute(0, 2, 3, 1).flatten(0, 1)
 
     wanted = expected(x)
-    parts = [x[:, :, :64].contiguous(), x[:, :, 64:].contiguous()]
+    parts = [ops.measured(x[:, :, :64].contiguous()), ops.measured(x[:, :, 64:].contiguous())]
     assert close(ops.group_norm(parts, norm, frames, add, silu=False), wanted)
     found = ops.empty_moments(n, 1030, 96, device)
     for start in (0, 1024):
         found.measure(x[:, start : start + 1024], start)
     assert close(ops.scale_shift(x, *found.norm(norm, frames, add)), F.silu(wanted))
     half = x.half()
-    found = ops.scale_shift(half, *ops.moments(half).norm(norm, frames, add), silu=False)
+    found = ops.scale_shift(half, *ops.measured(half).moments.norm(norm, frames, add), silu=False)
     assert close(found, expected(half), 6e-4)
 
 
@@ -248,6 +249,32 @@ def test_layer_norm_geglu_and_blend(ops_and_device: tuple[Ops, torch.device]) ->
         wide, rows = affine(nn.Linear(c, 8 * c).to(device, dtype)), draw(150, c, device=device).to(dtype)
         value, gate = F.linear(rows.double(), wide.weight.double(), wide.bias.double()).chunk(2, dim=1)
         assert close(ops.geglu(rows, wide), value * F.gelu(gate), bound)
+
+
+@pytest.mark.parametrize(("dtype", "shift", "bound"), [(torch.float32, 30.0, 3e-5), (torch.float16, 3.0, 6e-4)])
+def test_a_blend_measured_as_it_is_written(
+    ops_and_device: tuple[Ops, torch.device], dtype: torch.dtype, shift: float, bound: float
+) -> None:
+    ops, device = ops_and_device
+    x, y = (draw(4, 1030, 96, device=device, shift=mean).to(dtype) for mean in (shift, shift + 10))
+    add, norm = draw(4, 96, device=device).to(dtype), affine(nn.GroupNorm(32, 96).to(device))
+    wanted = ops.blend(x, y, 0.3, 0.7, add)
+    found = ops.blend_measured(x, y, 0.3, 0.7, add, out=y)
+    assert found.x is y
+    assert torch.equal(y, wanted)
+    for moments, values in (
+        (found.moments, y),
+        (found.split(3)[1].moments, y[3:]),
+        (found.updated(found.split(2)).moments, y),
+    ):
+        for tile, part in enumerate(values.double().split(1024, 1)):
+            assert close(moments.mean[:, tile], part.mean(1))
+            assert close(moments.deviation[:, tile], part.var(1, correction=0) * part.shape[1], bound)
+    assert found.moments is found.moments
+    normed = F.group_norm(y.double().transpose(1, 2), 32, norm.weight.double(), norm.bias.double(), norm.eps)
+    assert close(
+        ops.group_norm([found], norm, silu=False), normed.transpose(1, 2), 6e-4 if dtype.itemsize == 2 else 3e-5
+    )
 
 
 def test_attention_within_and_across_frames(ops_and_device: tuple[Ops, torch.device]) -> None:
@@ -312,13 +339,14 @@ def test_convolutions_over_frames_and_of_doubled_pictures(ops_and_device: tuple[
         clips = values.unflatten(0, (-1, frames)).permute(0, 3, 1, 2)
         wanted = F.conv2d(clips, over.weight.double().squeeze(-1), padding=(1, 0)).permute(0, 2, 3, 1).flatten(0, 1)
         found = ops.temporal_conv(x, norm, over, Shard(frames))
-        assert close(found, wanted)
-        assert close(ops.moments(found).mean[:, 0], wanted.mean(1))
+        assert close(found.x, wanted)
+        assert close(found.moments.mean[:, 0], wanted.mean(1))
     base = draw(6, 43, 32, device=device)
     for at in (slice(0, 40), slice(2, 42)):
         onto = base.clone()
-        ops.temporal_conv(x, norm, over, Shard(3), residual=onto[:, at], branch_weight=0.3)
+        found = ops.temporal_conv(x, norm, over, Shard(3), residual=onto[:, at], branch_weight=0.3)
         assert close(onto[:, at], base[:, at].double() + 0.3 * wanted)
+        assert close(found.moments.mean[:, 0], onto[:, at].double().mean(1))
         assert torch.equal(onto[:, : at.start], base[:, : at.start])
     picture, conv = draw(2, 3, 5, 64, device=device), affine(nn.Conv2d(64, 32, 3, padding=1).to(device))
     doubled = F.interpolate(picture.double().permute(0, 3, 1, 2), scale_factor=2.0)
@@ -364,16 +392,16 @@ def test_products_in_8_bits(ops_and_device: tuple[Ops, torch.device]) -> None:
         way.feed_forward(stream, add, norm, layer, 10**5)
     assert relative(ways[0] - y, ways[1] - y) <= 2 * bound  # two products, one after the other
 
-    parts, add, norm = [drawn(2, 54, 32), drawn(2, 54, 64)], drawn(2, 96), module(nn.GroupNorm(32, 96))
-    weight = module(nn.Conv2d(96, 48, 3)).weight
+    parts = [exact.measured(drawn(2, 54, c)) for c in (32, 64)]
+    add, norm, weight = drawn(2, 96), module(nn.GroupNorm(32, 96)), module(nn.Conv2d(96, 48, 3)).weight
     found, wanted = (way.normed_conv(parts, norm, weight, (6, 9), add)[0] for way in (ops, exact))
     assert relative(found, wanted) <= bound
 
     x, scales, conv = drawn(6, 20, 64), (drawn(6, 64).float(), drawn(6, 64).float()), module(TemporalConv(64, 96))
-    found, wanted = (way.temporal_conv(x, scales, conv, Shard(3)) for way in (ops, exact))
+    found, wanted = (way.temporal_conv(x, scales, conv, Shard(3)).x for way in (ops, exact))
     assert relative(found, wanted) <= bound
     found, wanted = (
-        way.temporal_conv(x, scales, conv, Shard(3), torch.zeros_like(wanted), 0.3) for way in (ops, exact)
+        way.temporal_conv(x, scales, conv, Shard(3), torch.zeros_like(wanted), 0.3).x for way in (ops, exact)
     )
     assert relative(found, wanted) <= bound
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgm.fast.ops import Ops
+from sgm.fast.ops import Measured, Ops
 from sgm.fast.shard import Shard
 from sgm.fast.torch_ops import add_product
 from sgm.layers.attention import BasicTransformerBlock, CrossAttention, VideoTransformerBlock
@@ -125,77 +125,89 @@ class Conditioned:
         emb = unet.time_embed(timestep_embedding(c_noise, unet.model_channels).to(x.dtype))
         emb = emb if self.label is None else emb + self.label
         self.begin(emb)
-        emb = F.silu(emb)
-        skips = []
+        emb, size = F.silu(emb), x.shape[-2:]
+        y, skips = self.ops.measured(tokens(x)), []
         for block in unet.input_blocks[: None if whole else SHALLOW]:
-            x = self.block(cast(Block, block), [x], emb)
-            skips.append(x)
+            y, size = self.block(cast(Block, block), [y], size, emb)
+            skips.append(y)
         if whole:
-            x = self.block(unet.middle_block, [x], emb)
+            y, size = self.block(unet.middle_block, [y], size, emb)
         for i, block in enumerate(unet.output_blocks[0 if whole else last :], 0 if whole else last):
             if i == last and keep:
                 if whole and self.kept is None:
-                    self.kept = torch.empty_like(x)  # one place, which recorded evaluations know
-                x = self.kept.copy_(x) if whole else self.kept
-            parts = [x, skips.pop()]
-            del x
-            x = self.block(cast(Block, block), parts, emb)
+                    self.kept = torch.empty_like(y.x)  # one place, which recorded evaluations know
+                y = self.ops.measured(self.kept.copy_(y.x) if whole else self.kept)
+            parts = [y, skips.pop()]
+            del y
+            y, size = self.block(cast(Block, block), parts, size, emb)
         norm, _, conv = unet.out
-        return conv(feature_maps(self.ops.group_norm([tokens(x)], cast(nn.GroupNorm, norm)), x.shape[-2:]))
+        return conv(feature_maps(self.ops.group_norm([y], cast(nn.GroupNorm, norm)), size))
 
     def begin(self, emb: Tensor) -> None:
         """Called first in each evaluation, with the network's embedding (n, e)."""
 
-    def block(self, block: Block, parts: list[Tensor], emb: Tensor) -> Tensor:
-        """One block. parts: x, split along its channels. The list is emptied, so that memory is freed early."""
+    def block(
+        self, block: Block, parts: list[Measured], size: Sequence[int], emb: Tensor
+    ) -> tuple[Measured, Sequence[int]]:
+        """One block: (n, h w, c) -> (n, h' w', c') and (h', w'). size: (h, w).
+
+        parts: x, split along its channels. The list is emptied, so that memory is freed early.
+        """
         self.check()
         self.load(block)
+        ops = self.ops
         for layer in block:
             if isinstance(layer, VideoResBlock):
-                parts.append(self.residual(layer, parts, emb))
+                parts.append(self.residual(layer, parts, size, emb))
             elif isinstance(layer, Transformer):
-                parts.append(self.transformer(layer, parts.pop()))
+                parts.append(self.transformer(layer, parts.pop(), size))
             elif isinstance(layer, Upsample):
                 weight, bias = self.upsample_weights[layer], layer_bias(layer.conv)
-                parts.append(self.ops.upsample_conv(parts.pop().permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2))
+                y = ops.upsample_conv(parts.pop().x.unflatten(1, tuple(size)), weight, bias)
+                parts.append(ops.measured(y.flatten(1, 2)))
+                size = y.shape[1:3]
             else:
-                parts.append(layer(parts.pop()))
-        return parts.pop()
+                y = layer(feature_maps(parts.pop().x, size))
+                parts.append(ops.measured(tokens(y)))
+                size = y.shape[-2:]
+        return parts.pop(), size
 
-    def residual(self, block: VideoResBlock, parts: list[Tensor], emb: Tensor) -> Tensor:
+    def residual(self, block: VideoResBlock, parts: list[Measured], size: Sequence[int], emb: Tensor) -> Measured:
         """A spatial and a temporal residual block, blended. The output includes a following transformer's last bias."""
         ops, shard, stack, biases = self.ops, self.shard, block.temporal, self.biases[block]
-        size, inputs = parts[0].shape[-2:], [tokens(part) for part in parts]
+        inputs = list(parts)
         parts.clear()
         conv_1, conv_2 = cast(nn.Conv2d, block.in_layers[2]), cast(nn.Conv2d, block.out_layers[3])
         norm_1, norm_2 = cast(nn.GroupNorm, block.in_layers[0]), cast(nn.GroupNorm, block.out_layers[0])
         y, _ = ops.normed_conv(inputs, norm_1, conv_1.weight, size)
         add = _embedded(block, emb, biases.spatial)
-        y, bias = ops.normed_conv([y], norm_2, conv_2.weight, size, add, biases.output)
-        skip = inputs[0]
+        y, bias = ops.normed_conv([ops.measured(y)], norm_2, conv_2.weight, size, add, biases.output)
+        skip = inputs[0].x
         if isinstance(block.skip_connection, nn.Conv2d):
-            weights = block.skip_connection.weight.flatten(1).split([part.shape[2] for part in inputs], dim=1)
-            skip = F.linear(inputs[0], weights[0])
+            weights = block.skip_connection.weight.flatten(1).split([part.x.shape[2] for part in inputs], dim=1)
+            skip = F.linear(skip, weights[0])
             for part, weight in zip(inputs[1:], weights[1:], strict=True):
-                skip.flatten(0, 1).addmm_(part.flatten(0, 1), weight.t())
-        y = ops.blend(skip, y, 1.0, 1.0, bias, out=y)
+                skip.flatten(0, 1).addmm_(part.x.flatten(0, 1), weight.t())
+        y = ops.blend_measured(skip, y, 1.0, 1.0, bias, out=y)
         del skip, inputs
         conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
         embedded, temporal_weight = _embedded(stack, emb, biases.temporal), 1 - self.alphas[block.time_mixer]
-        step = max(self.max_values // (3 * shard.frames * y[0].numel()), 1) * shard.frames
+        step = max(self.max_values // (3 * shard.frames * y.x[0].numel()), 1) * shard.frames
+        blended = []
         for part, add in zip(y.split(step), embedded.split(step), strict=True):
-            norm = shard.norm(ops.moments(part), cast(nn.GroupNorm, stack.in_layers[0]), biases.minus_folded)
-            z = ops.temporal_conv(part, norm, conv_1, shard)
-            norm = shard.norm(ops.moments(z), cast(nn.GroupNorm, stack.out_layers[0]), add)
-            ops.temporal_conv(z, norm, conv_2, shard, residual=part, branch_weight=temporal_weight)
-        return feature_maps(y, size)
+            norm = shard.norm(part.moments, cast(nn.GroupNorm, stack.in_layers[0]), biases.minus_folded)
+            z = ops.temporal_conv(part.x, norm, conv_1, shard)
+            norm = shard.norm(z.moments, cast(nn.GroupNorm, stack.out_layers[0]), add)
+            z = ops.temporal_conv(z.x, norm, conv_2, shard, residual=part.x, branch_weight=temporal_weight)
+            blended.append(z)
+        return y.updated(blended)
 
-    def transformer(self, layer: Transformer, x: Tensor) -> Tensor:
+    def transformer(self, layer: Transformer, x: Measured, size: Sequence[int]) -> Measured:
         """The transformers of a layer, added to x in place. x includes proj_out's bias (see `Biases`)."""
-        norm = self.ops.group_norm([tokens(x)], layer.norm, add=-layer_bias(layer.proj_out), silu=False)
-        y = self.attend(layer, layer.proj_in(norm), x.shape[-2:])
-        add_product(tokens(x), y, layer.proj_out)
-        return x
+        norm = self.ops.group_norm([x], layer.norm, add=-layer_bias(layer.proj_out), silu=False)
+        y = self.attend(layer, layer.proj_in(norm), size)
+        add_product(x.x, y, layer.proj_out)
+        return self.ops.measured(x.x)
 
     def attend(self, layer: Transformer, y: Tensor, size: Sequence[int]) -> Tensor:
         """Attention over pixels and over frames. y: (n, s, c), which may be changed. size: (h, w), of s pixels."""

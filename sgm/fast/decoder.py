@@ -132,13 +132,13 @@ def _spatial(
         x = ops.upsample_conv(x, upsample_weight, cast(Tensor, upsample.conv.bias))
     n, h, w, _ = x.shape
     skip, bias = x.flatten(1, 2), cast(Tensor, block.conv2.bias)
-    y = ops.group_norm([skip], block.norm1)
+    y = ops.group_norm([ops.measured(skip)], block.norm1)
     if hasattr(block, "nin_shortcut"):
         skip = F.linear(skip, block.nin_shortcut.weight.flatten(1))
         bias = bias + cast(Tensor, block.nin_shortcut.bias)
     del x
     y, pending_bias = ops.spatial_conv(y.view(n, h, w, -1), block.conv1.weight, cast(Tensor, block.conv1.bias))
-    y = ops.group_norm([y], block.norm2, add=pending_bias)
+    y = ops.group_norm([ops.measured(y)], block.norm2, add=pending_bias)
     if temporal is not None:
         bias = bias + _temporal_bias(cast(VideoResnetBlock, block), temporal)
     y, pending_bias = ops.spatial_conv(y.view(n, h, w, -1), block.conv2.weight, bias)
@@ -185,7 +185,7 @@ def _temporal(
     stored: list[Tensor] = []
     for part in parts:
         check()
-        y = ops.temporal_conv(x.part(pixels=part), first, conv_1, shard)
+        y = ops.temporal_conv(x.part(pixels=part), first, conv_1, shard).x
         moments.measure(y, part.start)
         if store:
             stored.append(y)
@@ -193,14 +193,14 @@ def _temporal(
     for part in reversed(parts):
         check()
         z = x.part(pixels=part)
-        y = stored.pop() if store else ops.temporal_conv(z, first, conv_1, shard)
+        y = stored.pop() if store else ops.temporal_conv(z, first, conv_1, shard).x
         ops.temporal_conv(y, second, conv_2, shard, residual=z, branch_weight=weight)
         x.put(z, pixels=part)
 
 
 def _attention(ops: Ops, block: AttnBlock, x: Tensor) -> Tensor:
     """Self-attention among the pixels of a frame (h w, c), added to it."""
-    y = ops.group_norm([x.view(1, -1, x.shape[-1])], block.norm, silu=False)[0]
+    y = ops.group_norm([ops.measured(x.view(1, -1, x.shape[-1]))], block.norm, silu=False)[0]
     q, k, v = (F.linear(y, f.weight.flatten(1), f.bias) for f in (block.q, block.k, block.v))
     y = F.scaled_dot_product_attention(q[None, None], k[None, None], v[None, None])[0, 0]
     return x + F.linear(y, block.proj_out.weight.flatten(1), block.proj_out.bias).view_as(x)
@@ -208,6 +208,6 @@ def _attention(ops: Ops, block: AttnBlock, x: Tensor) -> Tensor:
 
 def _output(ops: Ops, decoder: Decoder, x: Tensor) -> Tensor:
     """The last norm and spatial convolution: (n, h, w, c) -> (n, out_ch, h, w)."""
-    y = ops.group_norm([x.flatten(1, 2)], decoder.norm_out).view_as(x).permute(0, 3, 1, 2)
+    y = ops.group_norm([ops.measured(x.flatten(1, 2))], decoder.norm_out).view_as(x).permute(0, 3, 1, 2)
     last = cast(nn.Conv2d, decoder.conv_out)
     return F.conv2d(y, last.weight, last.bias, padding=1)

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sgm.fast.moments import per_frame
+from sgm.fast.moments import Measured, Moments, per_frame
 from sgm.fast.shard import Shard
 from sgm.fast.torch_ops import qkv_weight
 from sgm.fast.triton_ops import TritonOps, kernels
@@ -97,30 +97,26 @@ class Fp8Ops(TritonOps):
 
     def normed_conv(
         self,
-        parts: Sequence[Tensor],
+        parts: Sequence[Measured],
         norm: nn.GroupNorm,
         weight: Tensor,
         size: Sequence[int],
         add: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        c = sum(part.shape[2] for part in parts)
+        c = norm.num_channels
         if c % 16:
             return super().normed_conv(parts, norm, weight, size, add, bias)
-        (n, s, _), (h, w) = parts[0].shape, size
-        moments, start = self.empty_moments(n, s, c, parts[0].device), 0
-        for part in parts:
-            moments.measure(part, channel=start)
-            start += part.shape[2]
-        scale, shift = moments.norm(norm, 1, add)
+        (n, s, _), (h, w), x = parts[0].x.shape, size, parts[0].x
+        scale, shift = Moments.joined([part.moments for part in parts], 2).norm(norm, 1, add)
         # A row of zeros above and below, and one pixel between rows, which is to the right of one and left of the next.
-        padded = torch.zeros((n, (h + 2) * (w + 1) + 1, c), dtype=FP8, device=parts[0].device)
+        padded = torch.zeros((n, (h + 2) * (w + 1) + 1, c), dtype=FP8, device=x.device)
         inside, start = padded[:, w + 2 :], 0
         for part in parts:
-            channels = slice(start, start + part.shape[2])
-            self.scale_shift(part, scale[:, channels], shift[:, channels], True, inside[:, :, channels], run=w)
+            channels = slice(start, start + part.x.shape[2])
+            self.scale_shift(part.x, scale[:, channels], shift[:, channels], True, inside[:, :, channels], run=w)
             start = channels.stop
-        out = parts[0].new_empty(n, s, len(weight))
+        out = x.new_empty(n, s, len(weight))
         self._product(padded, weight, out, segments=n, rows=h * (w + 1), down=w + 1, across=1, run=w)
         return out, bias
 
@@ -132,7 +128,7 @@ class Fp8Ops(TritonOps):
         shard: Shard,
         residual: Tensor | None = None,
         branch_weight: float = 1.0,
-    ) -> Tensor:
+    ) -> Measured:
         n, s, c = x.shape
         if c % 16 or shard.size > 1 or conv.kernel_size[0] != 3:
             return super().temporal_conv(x, norm, conv, shard, residual, branch_weight)
@@ -143,9 +139,8 @@ class Fp8Ops(TritonOps):
         for part, scale, shift, out in zip(x.unflatten(0, (clips, frames)), *scales, padded, strict=True):
             self.scale_shift(part, scale, shift, True, out[1:-1])
         out = x.new_empty(n, s, len(conv.weight)) if residual is None else residual
-        return self._product(
-            padded, conv.weight, out, branch_weight, residual, segments=clips, rows=frames * s, across=s
-        )
+        self._product(padded, conv.weight, out, branch_weight, residual, segments=clips, rows=frames * s, across=s)
+        return self.measured(out)
 
 
 def _tile(c: int, inner: int, taps: int) -> tuple[int, int, int, int, int]:

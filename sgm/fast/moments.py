@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +25,33 @@ class Moments:
         self.pixels = s
         self.mean, self.deviation = torch.empty((2, n, math.ceil(s / self.tile), c), device=device)
 
-    def measure(self, x: Tensor, start: int = 0, channel: int = 0) -> Moments:
-        """Store the moments of x, (n, part, c): the pixels from `start` on, of the channels from `channel` on."""
-        _, s, c = x.shape
-        first, full = start // self.tile, s - s % self.tile  # the first tile; pixels in full tiles
+    def having(self, mean: Tensor, deviation: Tensor) -> Moments:
+        """Moments of the same pixels with these values: of other frames or channels."""
+        other = copy.copy(self)
+        other.mean, other.deviation = mean, deviation
+        return other
+
+    def split(self, step: int) -> list[Moments]:
+        """Those of `step` consecutive frames each."""
+        return [self.having(*part) for part in zip(self.mean.split(step), self.deviation.split(step), strict=True)]
+
+    @staticmethod
+    def joined(parts: Sequence[Moments], dim: int) -> Moments:
+        """Those of consecutive frames (dim 0) or channels (dim 2) as one."""
+        if len(parts) == 1:
+            return parts[0]
+        mean, deviation = (torch.cat(part, dim) for part in zip(*((p.mean, p.deviation) for p in parts), strict=True))
+        return parts[0].having(mean, deviation)
+
+    def measure(self, x: Tensor, start: int = 0) -> Moments:
+        """Store the moments of x, (n, part, c): the pixels from `start` on."""
+        first, full = start // self.tile, x.shape[1] - x.shape[1] % self.tile  # the first tile; pixels in full tiles
         for part in (x[:, :full], x[:, full:]):
             if part.shape[1]:
                 values = part.unflatten(1, (-1, min(part.shape[1], self.tile)))
-                index = slice(None), slice(first, first + values.shape[1]), slice(channel, channel + c)
-                self._measure(values, self.mean[index], self.deviation[index])
-                first += values.shape[1]
+                tiles = slice(first, first + values.shape[1])
+                self._measure(values, self.mean[:, tiles], self.deviation[:, tiles])
+                first = tiles.stop
         return self
 
     def _measure(self, values: Tensor, mean: Tensor, deviation: Tensor) -> None:
@@ -67,17 +86,45 @@ class Moments:
 class ProcessorMoments(Moments):
     """Moments for processors: measured in chunks that stay in the caches, by differences to the mean in every dtype."""
 
-    def measure(self, x: Tensor, start: int = 0, channel: int = 0) -> Moments:
+    def measure(self, x: Tensor, start: int = 0) -> Moments:
         n, _, c = x.shape
         step = max(CACHE_VALUES // (4 * n * self.tile * c), 1) * self.tile
         for i, part in enumerate(x.split(step, dim=1)):
-            super().measure(part, start + i * step, channel)
+            super().measure(part, start + i * step)
         return self
 
     def _measure(self, values: Tensor, mean: Tensor, deviation: Tensor) -> None:
         copy = values.float()
         mean.copy_(copy.mean(2))  # `var_mean` takes ten times as long on processors
         _deviation(copy, mean, deviation, out=None if copy is values else copy)
+
+
+class Measured:
+    """An activation x (n, s, c) and its moments: measured once, as x was written or else when first asked for.
+
+    x must not change. kind: of the device's moments.
+    """
+
+    def __init__(self, x: Tensor, kind: type[Moments], moments: Moments | None = None) -> None:
+        self.x, self._kind, self._moments = x, kind, moments
+
+    @property
+    def moments(self) -> Moments:
+        if self._moments is None:
+            n, s, c = self.x.shape
+            self._moments = self._kind(n, s, c, self.x.device).measure(self.x)
+        return self._moments
+
+    def split(self, step: int) -> list[Measured]:
+        """`step` consecutive frames each."""
+        parts = self.x.split(step)
+        moments = [None] * len(parts) if self._moments is None else self._moments.split(step)
+        return [Measured(x, self._kind, part) for x, part in zip(parts, moments, strict=True)]
+
+    def updated(self, parts: Sequence[Measured]) -> Measured:
+        """x after an update in place. parts: what `split` gave, after it."""
+        known = [part._moments for part in parts if part._moments is not None]
+        return Measured(self.x, self._kind, Moments.joined(known, 0) if len(known) == len(parts) else None)
 
 
 def per_frame(add: Tensor | None, like: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ from importlib import import_module
 import torch
 from torch import nn
 
-from sgm.fast.moments import Moments
+from sgm.fast.moments import Measured, Moments
 from sgm.fast.torch_ops import ProcessorOps, TorchOps
 from sgm.layers.residual import TemporalConv
 
-__all__ = ["Moments", "Ops", "channels_last", "for_device"]
+__all__ = ["Measured", "Moments", "Ops", "channels_last", "for_device"]
 logger = logging.getLogger(__name__)
 Ops = TorchOps  # the base class, whose signatures all share
 

@@ -7,7 +7,6 @@ over frames all frames of some pixels (the all-to-all of DeepSpeed-Ulysses, arXi
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -48,8 +47,7 @@ class Shard:
         if add is not None and add.ndim == 2:
             rows.append(add[:, None].float())
         rows = self.gathered(torch.cat(rows, dim=1)).split([part.shape[1] for part in rows], dim=1)  # in one exchange
-        whole = copy.copy(moments)
-        whole.mean, whole.deviation = rows[0].contiguous(), rows[1].contiguous()
+        whole = moments.having(rows[0].contiguous(), rows[1].contiguous())
         if len(rows) > 2:
             add = rows[2][:, 0].contiguous()
         scale, shift = whole.norm(module, self.frames, add)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgm.fast.moments import CACHE_VALUES, Moments, ProcessorMoments, per_frame
+from sgm.fast.moments import CACHE_VALUES, Measured, Moments, ProcessorMoments, per_frame
 from sgm.fast.shard import Shard
 from sgm.layers.attention import GEGLU, CrossAttention, FeedForward
 from sgm.layers.residual import TemporalConv
@@ -51,15 +51,11 @@ class TorchOps:
     max_chunk = sys.maxsize  # values that the activations of a chunk may have at most, to stay in the caches
     has_triton = False
     has_fp8 = False  # whether the device has products of float8 matrices
+    empty_moments: type[Moments] = Moments  # (n, s, c, device): to be filled by `measure`
 
-    def empty_moments(self, n: int, s: int, c: int, device: torch.device) -> Moments:
-        """Moments to be filled by `measure`, of n frames of s pixels with c channels."""
-        return Moments(n, s, c, device)
-
-    def moments(self, x: Tensor) -> Moments:
-        """The moments of x, (n, s, c)."""
-        n, s, c = x.shape
-        return self.empty_moments(n, s, c, x.device).measure(x)
+    def measured(self, x: Tensor, moments: Moments | None = None) -> Measured:
+        """x, (n, s, c), whose moments are measured when they are first asked for, unless they are given."""
+        return Measured(x, self.empty_moments, moments)
 
     def scale_shift(
         self, x: Tensor, scale: Tensor, shift: Tensor, silu: bool = True, out: Tensor | None = None
@@ -71,7 +67,7 @@ class TorchOps:
 
     def group_norm(
         self,
-        parts: Sequence[Tensor],
+        parts: Sequence[Measured],
         module: nn.GroupNorm,
         frames: int = 1,
         add: Tensor | None = None,
@@ -81,17 +77,11 @@ class TorchOps:
 
         parts: x, split along its channels, so that a skip connection need not be concatenated. add: (n, c) or (c,).
         """
-        x, c = parts[0], sum(part.shape[2] for part in parts)
-        n, s, _ = x.shape
-        moments, start = self.empty_moments(n, s, c, x.device), 0
-        for part in parts:
-            moments.measure(part, channel=start)
-            start += part.shape[2]
-        scale, shift = moments.norm(module, frames, add)
-        out, start = torch.empty((n, s, c), dtype=x.dtype, device=x.device), 0
-        for part in parts:
-            channels = slice(start, start + part.shape[2])
-            self.scale_shift(part, scale[:, channels], shift[:, channels], silu, out[:, :, channels])
+        scale, shift = Moments.joined([part.moments for part in parts], 2).norm(module, frames, add)
+        out, start = parts[0].x.new_empty(*parts[0].x.shape[:2], scale.shape[1]), 0
+        for x in (part.x for part in parts):
+            channels = slice(start, start + x.shape[2])
+            self.scale_shift(x, scale[:, channels], shift[:, channels], silu, out[:, :, channels])
             start = channels.stop
         return out
 
@@ -138,6 +128,12 @@ class TorchOps:
             return torch.add(a, b, alpha=weight_b, out=out)
         return torch.add(torch.add(per_frame(add, a)[:, None].float(), a, alpha=weight_a), b, alpha=weight_b, out=out)
 
+    def blend_measured(
+        self, a: Tensor, b: Tensor, weight_a: float, weight_b: float, add: Tensor | None, out: Tensor | None = None
+    ) -> Measured:
+        """As `blend`, where the result's moments will be asked for: a device may measure it as it is written."""
+        return self.measured(self.blend(a, b, weight_a, weight_b, add, out))
+
     def temporal_conv(
         self,
         x: Tensor,
@@ -146,7 +142,7 @@ class TorchOps:
         shard: Shard,
         residual: Tensor | None = None,
         branch_weight: float = 1.0,
-    ) -> Tensor:
+    ) -> Measured:
         """A convolution over frames of SiLU(x * scale + shift), without its bias. x: (b t, s, c) -> (b t, s, c').
 
         x: the shard's frames of b clips; one clip where it is divided. norm: scale and shift, (b t, c). residual:
@@ -161,7 +157,9 @@ class TorchOps:
         y = y.unflatten(0, (-1, len(y) if halo else shard.frames)).permute(0, 3, 1, 2)
         y = self._conv_over_frames(y, conv, padding - halo).permute(0, 2, 3, 1).flatten(0, 1)
         y = y.contiguous()  # of a single clip, a convolution's result may be laid out in another way
-        return y if residual is None else self.blend(residual, y, 1.0, branch_weight, None, out=residual)
+        if residual is None:
+            return self.measured(y)
+        return self.blend_measured(residual, y, 1.0, branch_weight, None, out=residual)
 
     def _conv_over_frames(self, x: Tensor, conv: TemporalConv, padding: int) -> Tensor:
         """x: (b, c, t, s). As a video one pixel high: cuDNN takes up to five times as long over any other layout."""
@@ -169,7 +167,7 @@ class TorchOps:
 
     def normed_conv(
         self,
-        parts: Sequence[Tensor],
+        parts: Sequence[Measured],
         norm: nn.GroupNorm,
         weight: Tensor,
         size: Sequence[int],
@@ -226,11 +224,10 @@ class TorchOps:
 class ProcessorOps(TorchOps):
     """Operations for processors (CPUs), and for devices other than CUDA, such as Apple's GPUs (MPS)."""
 
+    empty_moments = ProcessorMoments
+
     def __init__(self, max_chunk: int = CACHE_VALUES) -> None:
         self.max_chunk = max_chunk
-
-    def empty_moments(self, n: int, s: int, c: int, device: torch.device) -> Moments:
-        return ProcessorMoments(n, s, c, device)
 
     def scale_shift(
         self, x: Tensor, scale: Tensor, shift: Tensor, silu: bool = True, out: Tensor | None = None
@@ -243,18 +240,18 @@ class ProcessorOps(TorchOps):
 
     def group_norm(
         self,
-        parts: Sequence[Tensor],
+        parts: Sequence[Measured],
         module: nn.GroupNorm,
         frames: int = 1,
         add: Tensor | None = None,
         silu: bool = True,
     ) -> Tensor:
-        x = parts[0]
+        x = parts[0].x
         n, s, _ = x.shape
         if frames > 1 or s < 1024 or x.dtype == torch.float32:
             return super().group_norm(parts, module, frames, add, silu)
         # torch's own group norm is the fastest; its sums of squares are exact enough for half precision alone.
-        x = torch.cat(list(parts), dim=2) if len(parts) > 1 else x
+        x = torch.cat([part.x for part in parts], dim=2) if len(parts) > 1 else x
         x = x if add is None else x + add.to(x.dtype).expand(n, x.shape[2])[:, None]
         y = x.unflatten(1, (-1, math.gcd(s, 64))).permute(0, 3, 1, 2)  # a channels-last picture
         y = F.group_norm(y, module.num_groups, module.weight, module.bias, module.eps)

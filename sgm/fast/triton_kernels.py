@@ -21,6 +21,15 @@ tl: Any = triton.language
 describe: Any = TensorDescriptor and TensorDescriptor.from_tensor
 
 
+@triton.jit
+def store_moments(mean, deviation, offsets, origin, sums, squares, rows):
+    # sums, squares: of differences to the origin and of their squares, over a tile's rows once dimension 0 is summed.
+    count = rows.to(tl.float32)
+    average = tl.sum(sums, 0) / count
+    tl.store(mean + offsets, origin + average)
+    tl.store(deviation + offsets, tl.maximum(tl.sum(squares, 0) - average * average * count, 0.0))
+
+
 @triton.jit(do_not_specialize=["s"])
 def measure(
     x, mean, deviation, frame, out_frame, out_tile, s, c,
@@ -41,11 +50,7 @@ def measure(
         difference = tl.where(mask, value.to(tl.float32) - origin[None], 0.0)
         sums += difference
         squares += difference * difference
-    count = (last - i * tile).to(tl.float32)
-    average = tl.sum(sums, 0) / count
-    offsets = n * out_frame + i * out_tile + columns
-    tl.store(mean + offsets, origin + average)
-    tl.store(deviation + offsets, tl.maximum(tl.sum(squares, 0) - average * average * count, 0.0))
+    store_moments(mean, deviation, n * out_frame + i * out_tile + columns, origin, sums, squares, last - i * tile)
 
 
 @triton.jit(do_not_specialize=["pixels", "tiles", "frames", "size"])
@@ -234,10 +239,44 @@ def blend(
     n = tl.program_id(2).to(tl.int64)
     mask = (rows < s)[:, None]
     offsets = rows.to(tl.int64)[:, None] * c + columns[None]
-    y = tl.load(a + n * a_frame + offsets, mask=mask, other=0.0).to(tl.float32) * weight_a
-    y += tl.load(b + n * b_frame + offsets, mask=mask, other=0.0).to(tl.float32) * weight_b
-    y += tl.load(add + n * add_row + columns).to(tl.float32)[None]
+    added = tl.load(add + n * add_row + columns).to(tl.float32)[None]
+    y = weighted_sum(a + n * a_frame + offsets, b + n * b_frame + offsets, weight_a, weight_b, added, mask)
     tl.store(out + n * out_frame + offsets, y.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def weighted_sum(a, b, weight_a, weight_b, added, mask):
+    return tl.load(a, mask=mask).to(tl.float32) * weight_a + tl.load(b, mask=mask).to(tl.float32) * weight_b + added
+
+
+@triton.jit(do_not_specialize=["s"])
+def blend_measured(
+    a, b, add, out, mean, deviation, weight_a, weight_b, a_frame, b_frame, out_frame, add_row, s, c,
+    tile: tl.constexpr, height: tl.constexpr, width: tl.constexpr,
+):  # fmt: skip
+    # `blend`, then `measure` of the result as rounded. mean and deviation are contiguous.
+    i, n = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    columns = tl.program_id(1) * width + tl.arange(0, width)
+    a, b, out = a + n * a_frame, b + n * b_frame, out + n * out_frame
+    added = tl.load(add + n * add_row + columns).to(tl.float32)
+    first = i.to(tl.int64) * tile * c + columns
+    origin = weighted_sum(a + first, b + first, weight_a, weight_b, added, None)
+    origin = origin.to(out.dtype.element_ty).to(tl.float32)
+    tl.debug_barrier()  # `out` may be a or b: no thread writes the first row before all have read it
+    sums = tl.zeros([height, width], tl.float32)
+    squares = tl.zeros([height, width], tl.float32)
+    last = tl.minimum(s, (i + 1) * tile)
+    for start in tl.range(i * tile, last, height, num_stages=3):
+        rows = start + tl.arange(0, height)
+        mask = (rows < last)[:, None]
+        offsets = rows.to(tl.int64)[:, None] * c + columns[None]
+        y = weighted_sum(a + offsets, b + offsets, weight_a, weight_b, added[None], mask).to(out.dtype.element_ty)
+        tl.store(out + offsets, y, mask=mask)
+        difference = tl.where(mask, y.to(tl.float32) - origin[None], 0.0)
+        sums += difference
+        squares += difference * difference
+    place = (n * tl.num_programs(0) + i) * c + columns
+    store_moments(mean, deviation, place, origin, sums, squares, last - i * tile)
 
 
 @triton.jit(do_not_specialize=["h", "w"])

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgm.fast import triton_kernels
-from sgm.fast.moments import Moments, per_frame
+from sgm.fast.moments import Measured, Moments, per_frame
 from sgm.fast.torch_ops import TorchOps, add_product, qkv_weight
 from sgm.layers.attention import CrossAttention
 
@@ -26,11 +26,10 @@ kernels: Any = triton_kernels  # to a type checker a kernel is a plain Python fu
 
 
 class TritonMoments(Moments):
-    def measure(self, x: Tensor, start: int = 0, channel: int = 0) -> Moments:
+    def measure(self, x: Tensor, start: int = 0) -> Moments:
         n, s, c = x.shape
         first, tiles, width = start // self.tile, math.ceil(s / self.tile), channel_block(c)
-        index = slice(None), slice(first, first + tiles), slice(channel, channel + c)
-        mean, deviation = self.mean[index], self.deviation[index]
+        mean, deviation = (values[:, first : first + tiles] for values in (self.mean, self.deviation))
         strides = (x.stride(0), *mean.stride()[:2])
         kernels.measure[(tiles, c // width, n)](x, mean, deviation, *strides, s, c, self.tile, 64, width, num_warps=4)
         return self
@@ -59,6 +58,7 @@ class TritonOps(TorchOps):
     """
 
     has_triton = True
+    empty_moments = TritonMoments
 
     def __init__(self, device: torch.device) -> None:
         hopper = device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9
@@ -79,9 +79,6 @@ class TritonOps(TorchOps):
             logger.warning("Gluon's kernels cannot be used here (%s); slower ones take their place.", reason)
             self._gluon = None
             return None
-
-    def empty_moments(self, n: int, s: int, c: int, device: torch.device) -> Moments:
-        return TritonMoments(n, s, c, device)
 
     def scale_shift(
         self, x: Tensor, scale: Tensor, shift: Tensor, silu: bool = True, out: Tensor | None = None, run: int = 0
@@ -166,6 +163,20 @@ class TritonOps(TorchOps):
         strides = (a.stride(0), b.stride(0), out.stride(0), add.stride(0))
         kernels.blend[grid](a, b, add, out, float(weight_a), float(weight_b), *strides, s, c, 128, width, num_warps=8)
         return out
+
+    def blend_measured(
+        self, a: Tensor, b: Tensor, weight_a: float, weight_b: float, add: Tensor | None, out: Tensor | None = None
+    ) -> Measured:
+        n, s, c = a.shape
+        out = torch.empty(a.shape, dtype=a.dtype, device=a.device) if out is None else out
+        add, width, moments = per_frame(add, a), channel_block(c), TritonMoments(n, s, c, a.device)
+        tiles = moments.mean.shape[1]
+        tensors = (a, b, add, out, moments.mean, moments.deviation)
+        strides = (a.stride(0), b.stride(0), out.stride(0), add.stride(0))
+        sizes = (s, c, moments.tile, 32, width)
+        grid = (tiles, c // width, n)
+        kernels.blend_measured[grid](*tensors, float(weight_a), float(weight_b), *strides, *sizes, num_warps=4)
+        return self.measured(out, moments)
 
     def spatial_conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         # The kernel that reads the result adds the bias; cuDNN would add it in another pass over memory.
