@@ -110,8 +110,11 @@ class Fp8Ops(TritonOps):
         (n, s, _), (h, w), x = parts[0].x.shape, size, parts[0].x
         scale, shift = Moments.joined([part.moments for part in parts], 2).norm(norm, 1, add)
         # A row of zeros above and below, and one pixel between rows, which is to the right of one and left of the next.
-        padded = torch.zeros((n, (h + 2) * (w + 1) + 1, c), dtype=FP8, device=x.device)
-        inside, start = padded[:, w + 2 :], 0
+        padded = torch.empty((n, (h + 2) * (w + 1) + 1, c), dtype=FP8, device=x.device)
+        above, inside, below = padded.split([w + 2, h * (w + 1), w + 1], dim=1)
+        for zeros in above, inside.unflatten(1, (h, w + 1))[:, :, w], below:
+            zeros.zero_()
+        start = 0
         for part in parts:
             channels = slice(start, start + part.x.shape[2])
             self.scale_shift(part.x, scale[:, channels], shift[:, channels], True, inside[:, :, channels], run=w)
