@@ -54,7 +54,7 @@ def test_the_kernels_in_triton_s_interpreter(beside: Beside) -> None:
     pytest.importorskip("triton", reason="Triton is not made for this system: plain torch takes its place here")
     status, output = beside.done("interpreter")
     assert status == 0, output
-    assert "12 passed" in output
+    assert "13 passed" in output
 
 
 SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers and strides
@@ -275,6 +275,18 @@ def test_a_blend_measured_as_it_is_written(
     assert close(
         ops.group_norm([found], norm, silu=False), normed.transpose(1, 2), 6e-4 if dtype.itemsize == 2 else 3e-5
     )
+
+
+@torch.backends.cudnn.flags(allow_tf32=False)
+def test_convolutions_with_a_bias(ops_and_device: tuple[Ops, torch.device]) -> None:
+    ops, device = ops_and_device
+    picture = draw(2, 7, 10, 8, device=device)
+    for stride in (1, 2):
+        layer = affine(nn.Conv2d(8, 32, 3, stride, padding=1).to(device))
+        wanted = F.conv2d(picture.double().permute(0, 3, 1, 2), layer.weight.double(), layer.bias.double(), stride, 1)
+        found = ops.conv(picture, layer)
+        assert close(found.x, wanted.permute(0, 2, 3, 1).flatten(1, 2))
+        assert close(found.moments.mean[:, 0], wanted.mean((2, 3)))
 
 
 def test_attention_within_and_across_frames(ops_and_device: tuple[Ops, torch.device]) -> None:

@@ -20,7 +20,7 @@ from sgm.fast.shard import Shard
 from sgm.fast.torch_ops import add_product
 from sgm.layers.attention import BasicTransformerBlock, CrossAttention, VideoTransformerBlock
 from sgm.layers.embeddings import timestep_embedding
-from sgm.layers.residual import ResBlock, TemporalConv, Upsample
+from sgm.layers.residual import Downsample, ResBlock, TemporalConv, Upsample
 from sgm.layers.video import SpatialVideoTransformer, VideoResBlock
 from sgm.layers.views import ViewTimeTransformer
 from sgm.unet.unet import Block, UNet
@@ -167,9 +167,9 @@ class Conditioned:
                 parts.append(ops.measured(y.flatten(1, 2)))
                 size = y.shape[1:3]
             else:
-                y = layer(feature_maps(parts.pop().x, size))
-                parts.append(ops.measured(tokens(y)))
-                size = y.shape[-2:]
+                conv = cast(nn.Conv2d, layer.op if isinstance(layer, Downsample) else layer)
+                parts.append(ops.conv(parts.pop().x.unflatten(1, tuple(size)), conv))
+                size = [(side - 1) // conv.stride[0] + 1 for side in size]
         return parts.pop(), size
 
     def residual(self, block: VideoResBlock, parts: list[Measured], size: Sequence[int], emb: Tensor) -> Measured:

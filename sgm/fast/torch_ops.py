@@ -180,12 +180,19 @@ class TorchOps:
         """
         return self.spatial_conv(self.group_norm(parts, norm, add=add).unflatten(1, tuple(size)), weight, bias)
 
-    def spatial_conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """A 3x3 convolution, (n, h, w, c) -> (n, h w, c'), and the bias where it is not yet added to the result.
+    def conv(self, x: Tensor, layer: nn.Conv2d) -> Measured:
+        """A 3x3 convolution with its bias, perhaps strided, (n, h, w, c) -> (n, h' w', c')."""
+        y, bias = self.spatial_conv(x, layer.weight, layer.bias, layer.stride[0])
+        return self.measured(y) if bias is None else self.blend_measured(y, y, 1.0, 0.0, bias, out=y)
+
+    def spatial_conv(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1
+    ) -> tuple[Tensor, Tensor | None]:
+        """A 3x3 convolution, (n, h, w, c) -> (n, h' w', c'), and the bias where it is not yet added to the result.
 
         The caller passes that bias as `add` to the operation that reads the result.
         """
-        y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1)
+        y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, padding=1)
         return y.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), None
 
     def fused_upsample_weight(self, weight: Tensor) -> Tensor:

@@ -178,9 +178,11 @@ class TritonOps(TorchOps):
         kernels.blend_measured[grid](*tensors, float(weight_a), float(weight_b), *strides, *sizes, num_warps=4)
         return self.measured(out, moments)
 
-    def spatial_conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def spatial_conv(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1
+    ) -> tuple[Tensor, Tensor | None]:
         # The kernel that reads the result adds the bias; cuDNN would add it in another pass over memory.
-        y = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1)
+        y = F.conv2d(x.permute(0, 3, 1, 2), weight, None, stride, padding=1)
         return y.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), bias
 
     def fused_upsample_weight(self, weight: Tensor) -> Tensor:
