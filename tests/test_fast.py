@@ -70,7 +70,7 @@ SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers an
         **{"height": 128, "width": 128, "depth": 64},
     },
     "blend": {"height": 128, "width": 64},
-    "blend_measured": {"tile": 1024, "height": 32, "width": 64},
+    "blend_measured": {"tile": 1024, "height": 64, "width": 64},
     "interleave": {"height": 64, "width": 64},
     "temporal_attention": {"rows": 32, "d": 64},
     "gradient_sums": {"silu": True, "tile": 1024, "height": 64, "width": 64},

@@ -173,7 +173,7 @@ class TritonOps(TorchOps):
         tiles = moments.mean.shape[1]
         tensors = (a, b, add, out, moments.mean, moments.deviation)
         strides = (a.stride(0), b.stride(0), out.stride(0), add.stride(0))
-        sizes = (s, c, moments.tile, 32, width)
+        sizes = (s, c, moments.tile, 64, width)
         grid = (tiles, c // width, n)
         kernels.blend_measured[grid](*tensors, float(weight_a), float(weight_b), *strides, *sizes, num_warps=4)
         return self.measured(out, moments)
