@@ -48,7 +48,7 @@ def at_count(count, places: gl.constexpr):
 
 @kernel
 def load_rows(inputs, tile, i: gl.constexpr):
-    """The rows of consumer i for this tile, where the one before has read its own."""
+    """Copies the rows of consumer i for this tile, once the other consumer has read its own."""
     (x, weight, rows, rows_full, rows_empty, columns, full, empty, turns, tiles, across, steps) = inputs
     parts: gl.constexpr = rows.type.shape[0]
     mbarrier.wait(rows_empty.index(0), 1 - i)
@@ -85,7 +85,7 @@ def produce(inputs, outputs):
 
 @kernel
 def consume(inputs, outputs, i: gl.constexpr):
-    """The rows' norm, its products with each step's columns, and their GEGLU, for one half of each tile's rows."""
+    """Computes and stores the norm of one half of each tile's rows, times each step's columns, and their GEGLU."""
     (x, weight, rows, rows_full, rows_empty, columns, full, empty, turns, tiles, across, steps) = inputs
     (out, results, norm_weight, norm_bias, bias, add, add_row, eps) = outputs
     parts: gl.constexpr = rows.type.shape[0]
@@ -180,6 +180,7 @@ def normed_product(
         mbarrier.init(empty.index(i), count=2)
     inputs = (x, weight, rows, rows_full, rows_empty, columns, full, empty, turns, tiles, across, steps)
     outputs = (out, results, norm_weight, norm_bias, bias, add, add_row, eps)
+    fence()  # of the barriers, to the copying engine
     gl.warp_specialize(
         [(consume, (inputs, outputs, 0)), (consume, (inputs, outputs, 1)), (produce, (inputs, outputs))],
         [4, 1],
@@ -275,6 +276,7 @@ def product_geglu(x, weight, bias, out, tiles, across, parts, stages: gl.constex
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=2)
     memory, barriers, sizes = (x_memory, w_memory, out_memory), (full, empty), (tiles, across, parts)
+    fence()  # of the barriers, to the copying engine
     gl.warp_specialize(
         [
             (multiply_blocks, (bias, out, memory, barriers, sizes, 0)),
@@ -463,6 +465,7 @@ def attention(
     memory = (q_memory, k_memory, v_memory, out_memory)
     barriers = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
     sizes = (s, heads, groups, tiles)
+    fence()  # of the barriers, to the copying engine
     gl.warp_specialize(
         [
             (attend, (out, memory, barriers, sizes, 0, masked, scale)),

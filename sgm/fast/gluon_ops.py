@@ -20,9 +20,14 @@ WIDEST = 320  # channels of the rows that a group of warps can hold in its regis
 LONG, MANY = 512, 2**16  # pixels to attend to, and rows to multiply, from which on these kernels are faster than others
 
 
+def aligned(x: Tensor) -> bool:
+    """Whether the copying engine takes x: its rows contiguous, all else at multiples of 16 bytes."""
+    return x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in x.stride()[:-1])
+
+
 def attends(qkv: Tensor, heads: int) -> bool:
     """Whether `attend` takes these: half precision, heads of 64 channels, and enough pixels."""
-    return qkv.dtype in HALF and qkv.shape[2] == 3 * 64 * heads and qkv.shape[1] >= LONG and qkv.is_contiguous()
+    return qkv.dtype in HALF and qkv.shape[2] == 3 * 64 * heads and qkv.shape[1] >= LONG and aligned(qkv)
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:
@@ -37,10 +42,13 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
 
 
 def multiplies(y: Tensor, columns: int) -> bool:
-    """Whether `normed_product` takes y (n, s, c) and a weight of so many columns (of GEGLU's: values)."""
+    """Whether `normed_product` takes y (n, s, c) and a weight of so many columns (of GEGLU's: values).
+
+    Of four steps of columns at least, since rows are loaded between the first.
+    """
     n, s, c = y.shape
-    fits = c % 64 == columns % 64 == 0 and c <= WIDEST and columns >= 256
-    return y.dtype in HALF and n * s >= MANY and fits and y.stride()[1:] == (c, 1)
+    fits = c % 64 == columns % 64 == 0 and c <= WIDEST and columns >= 4 * 64
+    return y.dtype in HALF and n * s >= MANY and fits and aligned(y)
 
 
 def normed_product(y: Tensor, add: Tensor | None, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -63,7 +71,7 @@ def normed_product(y: Tensor, add: Tensor | None, norm: nn.LayerNorm, weight: Te
 def gates(x: Tensor, proj: nn.Linear) -> bool:
     """Whether `geglu` takes these rows (rows, c), and the projection to values and gates."""
     rows, c = x.shape
-    return x.dtype in HALF and rows >= MANY // 4 and c % 64 == proj.out_features % 256 == 0 and x.is_contiguous()
+    return x.dtype in HALF and rows >= MANY // 4 and c % 64 == proj.out_features % 256 == 0 and aligned(x)
 
 
 def geglu(x: Tensor, proj: nn.Linear) -> Tensor:

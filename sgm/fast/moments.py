@@ -102,7 +102,7 @@ class ProcessorMoments(Moments):
 class Measured:
     """An activation x (n, s, c) and its moments: measured once, as x was written or else when first asked for.
 
-    x must not change. kind: of the device's moments.
+    After a change of x in place another is taken: by `updated`, or of x anew. kind: of the device's moments.
     """
 
     def __init__(self, x: Tensor, kind: type[Moments], moments: Moments | None = None) -> None:

@@ -65,16 +65,18 @@ class TritonOps(TorchOps):
         self._can_fuse = self.has_fp8 = hopper and kernels.describe is not None
         self._gluon: Any = None  # the kernels in Gluon, for Hopper cards alone, which no interpreter runs
         if hopper and device.type == "cuda":
-            with suppress(ImportError):  # before Triton 3.6
+            with suppress(Exception):  # Gluon is experimental: it is not in every Triton, nor the same in all
                 self._gluon = import_module("sgm.fast.gluon_ops")
 
     def _by_gluon(self, launch: Callable[..., Tensor], *arguments: Any) -> Tensor | None:
-        """What a kernel in Gluon gives; None where the installed Triton cannot run it: Gluon is still experimental."""
+        """What a kernel in Gluon gives; None where the installed Triton cannot run it, from then on."""
         try:
             return launch(*arguments)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # of any kind: the other kernels compute the same
+            if "out of memory" in str(error).lower() or (
+                torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+            ):
+                raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             logger.warning("Gluon's kernels cannot be used here (%s); slower ones take their place.", reason)
             self._gluon = None
@@ -107,33 +109,32 @@ class TritonOps(TorchOps):
         return out
 
     def qkv(self, y: Tensor, norm: nn.LayerNorm, layer: CrossAttention, add: Tensor | None = None) -> Tensor:
-        weight, out = qkv_weight(layer), None
-        if self._gluon and self._gluon.multiplies(y, len(weight)):
-            out = self._by_gluon(self._gluon.normed_product, y, add, norm, weight, None)
+        gluon, out = self._gluon, None
+        if gluon and gluon.multiplies(y, 3 * layer.to_q.out_features):
+            out = self._by_gluon(gluon.normed_product, y, add, norm, qkv_weight(layer), None)
         return super().qkv(y, norm, layer, add) if out is None else out
 
     def _feed_forward(self, y: Tensor, add: Tensor, norm: nn.LayerNorm, proj: nn.Linear, down: nn.Linear) -> None:
-        hidden = None
-        if self._gluon and self._gluon.multiplies(y, down.in_features):
-            hidden = self._by_gluon(self._gluon.normed_product, y, add, norm, proj.weight, proj.bias)
+        gluon, hidden = self._gluon, None
+        if gluon and gluon.multiplies(y, down.in_features):
+            hidden = self._by_gluon(gluon.normed_product, y, add, norm, proj.weight, proj.bias)
         if hidden is None:
             return super()._feed_forward(y, add, norm, proj, down)
         add_product(y, hidden, down)
 
     def attention(self, qkv: Tensor, heads: int) -> Tensor:
-        out = None
-        if self._gluon and self._gluon.attends(qkv, heads):
-            out = self._by_gluon(self._gluon.attend, qkv, heads)
+        gluon, out = self._gluon, None
+        if gluon and gluon.attends(qkv, heads):
+            out = self._by_gluon(gluon.attend, qkv, heads)
         return super().attention(qkv, heads) if out is None else out
 
     def geglu(self, x: Tensor, proj: nn.Linear) -> Tensor:
         n, c = len(x), proj.out_features // 2
         if x.dtype == torch.float32:
             return super().geglu(x, proj)
-        if self._gluon and self._gluon.gates(x, proj):
-            out = self._by_gluon(self._gluon.geglu, x, proj)
-            if out is not None:
-                return out
+        gluon = self._gluon
+        if gluon and gluon.gates(x, proj) and (out := self._by_gluon(gluon.geglu, x, proj)) is not None:
+            return out
         out = x.new_empty(n, c)
         if self._is_fused(proj):
             tensors = (x, [128, 64]), (proj.weight.view(2, c, -1), [2, 64, 64]), (out, [128, 64])
