@@ -29,15 +29,28 @@ normal_cdf: Any = gluon.jit(triton_kernels.normal_cdf.fn)
 
 ROWS = gl.constexpr(64)  # that a group of warps multiplies: those of one wgmma
 WIDTH = gl.constexpr(64)  # columns of a step's results; with GEGLU, as many values and as many gates are multiplied
-DEPTH = gl.constexpr(
-    64
-)  # channels of a block in shared memory, 128 bytes, the widest swizzle; and of an attention head
+DEPTH = gl.constexpr(64)  # channels of a block in shared memory: 128 bytes, the widest swizzle; also of a head
 
 
 @kernel
 def at_count(count, places: gl.constexpr):
     """Where the count-th block lies among so many places, and the parity of its phase."""
     return count % places, (count // places) & 1
+
+
+@kernel
+def halves_of(x):
+    """(ROWS, c) as two of (ROWS, c / 2), without moving anything between threads."""
+    return gl.split(gl.permute(gl.reshape(x, [ROWS, 2, x.shape[1] // 2]), [0, 2, 1]))
+
+
+@kernel
+def gated(products, value_bias, gate_bias, layout: gl.constexpr):
+    """GEGLU of products with the columns of values | gates, (ROWS, 2 c) -> (ROWS, c) in this layout."""
+    value, gate = halves_of(products)
+    value = gl.convert_layout(value, layout) + value_bias.to(gl.float32)[None]
+    gate = gl.convert_layout(gate, layout) + gate_bias.to(gl.float32)[None]
+    return value * (gate * normal_cdf(gate))
 
 
 # Products of a layer norm. Where their inner dimension is short (320 channels: the first level, which has the most
@@ -73,8 +86,8 @@ def produce(inputs, outputs):
                 load_rows(inputs, tile, 1)
             if (step == 3) & (following < tiles):
                 load_rows(inputs, following, 0)
-            stage = count % stages
-            mbarrier.wait(empty.index(stage), (count // stages & 1) ^ 1)
+            stage, phase = at_count(count, stages)
+            mbarrier.wait(empty.index(stage), phase ^ 1)
             mbarrier.expect(full.index(stage), parts * weight.block_type.nbytes)
             for k in gl.static_range(parts):
                 tma.async_copy_global_to_shared(
@@ -124,13 +137,13 @@ def consume(inputs, outputs, i: gl.constexpr):
         fence()
         mbarrier.arrive(rows_empty.index(0), count=1)
         for step in range(0, steps):
-            stage = count % stages
+            stage, phase = at_count(count, stages)
             if halves == 2:
                 value_bias = gl.load(bias + step * WIDTH + channel)
                 gate_bias = gl.load(bias + (steps + step) * WIDTH + channel)
                 mbarrier.wait(turns.index(i), (count & 1) ^ (1 - i))
             products = gl.zeros([ROWS, wide], gl.float32, wide_layout)
-            mbarrier.wait(full.index(stage), count // stages & 1)
+            mbarrier.wait(full.index(stage), phase)
             for k in gl.static_range(parts):
                 b = columns.index(stage * parts + k).reshape([wide, DEPTH]).permute((1, 0))
                 products = wgmma(normed[k], b, products, use_acc=k > 0, is_async=True)
@@ -140,10 +153,7 @@ def consume(inputs, outputs, i: gl.constexpr):
             mbarrier.arrive(empty.index(stage), count=1)
             count += 1
             if halves == 2:
-                value, gate = products.reshape([ROWS, 2, WIDTH]).permute([0, 2, 1]).split()
-                value = gl.convert_layout(value, layout) + value_bias.to(gl.float32)[None]
-                gate = gl.convert_layout(gate, layout) + gate_bias.to(gl.float32)[None]
-                products = value * (gate * normal_cdf(gate))
+                products = gated(products, value_bias, gate_bias, layout)
             tma.store_wait(0)
             results.index(i).reshape([ROWS, WIDTH]).store(products.to(x.dtype))
             fence()
@@ -249,10 +259,8 @@ def multiply_blocks(bias, out, memory, barriers, sizes, i: gl.constexpr):
             count += 1
         products = wait(0, deps=(products,))
         mbarrier.arrive(empty.index(stage), count=1)
-        value, gate = products.reshape([ROWS, 2, width]).permute([0, 2, 1]).split()
-        gate = gl.convert_layout(gate, layout) + gl.load(bias + across * width + column + channel).to(gl.float32)[None]
-        value = gl.convert_layout(value, layout) + gl.load(bias + column + channel).to(gl.float32)[None]
-        result = value * (gate * normal_cdf(gate))
+        value_bias, gate_bias = gl.load(bias + column + channel), gl.load(bias + across * width + column + channel)
+        result = gated(products, value_bias, gate_bias, layout)
         tma.store_wait(0)
         out_memory.index(i).store(result.to(out.dtype))
         fence()
@@ -290,12 +298,6 @@ def product_geglu(x, weight, bias, out, tiles, across, parts, stages: gl.constex
 
 # Attention, as FlashAttention-3 (Shah et al. 2024, arXiv:2407.08608): three groups of warps with 64 queries each share
 # blocks of keys and values. While a block's weights (the exponentials) are computed, its predecessor's are multiplied.
-
-
-@kernel
-def halves_of(x):
-    """(ROWS, c) as two of (ROWS, c / 2), without moving anything between threads."""
-    return gl.split(gl.permute(gl.reshape(x, [ROWS, 2, x.shape[1] // 2]), [0, 2, 1]))
 
 
 @kernel

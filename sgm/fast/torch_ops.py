@@ -1,7 +1,7 @@
 """Norms, convolutions and attention of the fast paths in plain torch: `TorchOps` for CUDA, `ProcessorOps` for the rest.
 
 Activations are x (n, s, c): n frames of s pixels with c channels. Pixels are contiguous, so that a channels-last
-picture is such an x without a copy; frames may have any stride. The operations are stateless: threads may share them.
+picture is such an x without a copy; frames may have any stride. Threads may share the operations.
 """
 
 from __future__ import annotations
