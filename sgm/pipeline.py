@@ -256,7 +256,9 @@ def _check_version(engine: DiffusionEngine, request: VideoRequest) -> None:
 def _check_frames(frames: np.ndarray, picture: Image.Image) -> None:
     """Raise UserError for frames of one colour, and for equal frames, unless the picture is of one colour itself."""
     still = all(np.array_equal(frame, frames[0]) for frame in frames[1:])  # ends at the first that differs
-    plain, plain_picture = ((image == image[:1, :1]).all() for image in (frames[0], np.asarray(picture)))
+    plain, plain_picture = (
+        all((row == image[0, 0]).all() for row in image) for image in (frames[0], np.asarray(picture))
+    )
     if not still or plain_picture or (len(frames) == 1 and not plain):
         return
     colour = f"came out in one colour, RGB {tuple(frames[0, 0, 0].tolist())}"

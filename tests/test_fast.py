@@ -23,7 +23,7 @@ from sgm.fast.ops import Ops, for_clip, for_device, has_fp8
 from sgm.fast.shard import Ranks, Shard
 from sgm.fast.torch_ops import TorchOps
 from sgm.layers.attention import CrossAttention, FeedForward
-from sgm.layers.residual import TemporalConv
+from sgm.layers.residual import GroupNorm, TemporalConv
 from sgm.layers.video import SpatialVideoTransformer, VideoResBlock
 from sgm.training.recorded import GraphedNetwork
 from sgm.training.thrift import fuse_layers
@@ -54,7 +54,7 @@ def test_the_kernels_in_triton_s_interpreter(beside: Beside) -> None:
     pytest.importorskip("triton", reason="Triton is not made for this system: plain torch takes its place here")
     status, output = beside.done("interpreter")
     assert status == 0, output
-    assert "13 passed" in output
+    assert "15 passed" in output
 
 
 SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers and strides
@@ -62,6 +62,7 @@ SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers an
     "combine": {"tile": 1024, "height": 128, "width": 16},
     "scale_shift": {"silu": True, "gaps": True, "height": 128, "width": 64},
     "layer_norm": {"c": 320, "height": 16, "width": 64},
+    "exponentials": {"width": 4096},
     "geglu": {"height": 64, "width": 64},
     "linear_geglu": {"scaled": False, "height": 128, "width": 64, "depth": 64},
     "linear_geglu, fp8": {"scaled": True, "height": 128, "width": 64, "depth": 64},
@@ -106,6 +107,8 @@ def test_the_kernels_compile_for_a_gpu(name: str) -> None:
         kinds["scale"] = "fp32"
     elif name == "product_fp8":
         kinds["factor"] = "fp32"
+    elif name == "exponentials":
+        kinds |= {"scores": "*fp32", "weights": "*fp16", "sums": "*fp32", "scale": "fp32"}
     signature = {
         argument: "constexpr" if argument in sizes else kinds.get(argument, "i32") for argument in kernel.arg_names
     }
@@ -299,6 +302,31 @@ def test_attention_within_and_across_frames(ops_and_device: tuple[Ops, torch.dev
 
     assert close(ops.attention(qkv, 2), wanted((3, 0, 1, 4, 2, 5), (0, 1, 3, 2, 4)))
     assert close(ops.temporal_attention(qkv, 2, 3), wanted((3, 0, 2, 4, 1, 5), (0, 3, 1, 2, 4)))
+
+
+@pytest.mark.parametrize("most", [2**25, 10_000])
+def test_attention_of_a_wide_head(
+    ops_and_device: tuple[Ops, torch.device], monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    ops, device = ops_and_device
+    if ops.has_triton:
+        monkeypatch.setattr("sgm.fast.triton_ops.MAX_SCORES", most)  # some rows at a time
+    for dtype, bound in (torch.float32, 3e-6), (torch.float16, 6e-4):
+        q, k, v = draw(3, 200, 512, device=device).to(dtype)
+        wanted = F.scaled_dot_product_attention(3 * q.double()[None], k.double()[None], v.double()[None])[0]
+        assert close(ops.wide_attention(3 * q, k, v), wanted, bound)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device here, whose way alone is another than torch's"
+)
+def test_group_norm_of_channels_last_maps() -> None:
+    x, norm = 3 + draw(2, 96, 40, 50, device=torch.device("cuda")), affine(GroupNorm(32, 96).cuda())
+    with torch.no_grad():
+        found = norm(x.contiguous(memory_format=torch.channels_last))
+        wanted = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert close(found, wanted)
 
 
 @pytest.mark.parametrize(("s", "c"), [(200, 64), (130, 384), (130, 320)])

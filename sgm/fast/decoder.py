@@ -202,7 +202,7 @@ def _attention(ops: Ops, block: AttnBlock, x: Tensor) -> Tensor:
     """Self-attention among the pixels of a frame (h w, c), added to it."""
     y = ops.group_norm([ops.measured(x.view(1, -1, x.shape[-1]))], block.norm, silu=False)[0]
     q, k, v = (F.linear(y, f.weight.flatten(1), f.bias) for f in (block.q, block.k, block.v))
-    y = F.scaled_dot_product_attention(q[None, None], k[None, None], v[None, None])[0, 0]
+    y = ops.wide_attention(q, k, v)
     return x + F.linear(y, block.proj_out.weight.flatten(1), block.proj_out.bias).view_as(x)
 
 

@@ -218,6 +218,10 @@ class TorchOps:
         q, k, v = qkv.view(n, s, 3, heads, -1).permute(2, 0, 3, 1, 4)  # each (n, heads, s, d)
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, s, -1)
 
+    def wide_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of a single head, whose channels may be many: (s, c) each -> (s, c)."""
+        return F.scaled_dot_product_attention(q[None, None], k[None, None], v[None, None])[0, 0]
+
     def temporal_attention(self, qkv: Tensor, heads: int, frames: int) -> Tensor:
         """Self-attention among the frames of each pixel. qkv: (b t, s, 3 c) -> (b t, s, c)."""
         n, s, c = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3

@@ -143,6 +143,25 @@ def layer_norm(
         tl.store(out + columns, y.to(out.dtype.element_ty), mask=rows < s)
 
 
+@triton.jit(do_not_specialize=["count"])
+def exponentials(scores, weights, sums, count, scale, width: tl.constexpr):
+    # weights = exp2(scale * (scores - the greatest of the row)), for one row a program, and their sum.
+    row = tl.program_id(0).to(tl.int64)
+    scores, weights = scores + row * count, weights + row * count
+    greatest = tl.full([width], float("-inf"), tl.float32)
+    for start in range(0, count, width):
+        i = start + tl.arange(0, width)
+        greatest = tl.maximum(greatest, tl.load(scores + i, mask=i < count, other=float("-inf")))
+    top = tl.max(greatest, 0)
+    total = tl.zeros([width], tl.float32)
+    for start in range(0, count, width):
+        i = start + tl.arange(0, width)
+        weight = tl.exp2((tl.load(scores + i, mask=i < count, other=float("-inf")) - top) * scale)
+        total += weight
+        tl.store(weights + i, weight.to(weights.dtype.element_ty), mask=i < count)
+    tl.store(sums + row, tl.sum(total, 0))
+
+
 @triton.jit
 def normal_cdf(x):
     # Φ(x) as the sigmoid of x P(x²): half the operations of an error function. The polynomial P was fitted to an
