@@ -107,7 +107,7 @@ class TritonOps(TorchOps):
         n, width = len(x), min(c & -c, 256)
         height = 1024 // width
         arguments = (x, add, module.weight, module.bias, out, x.stride(0), add.stride(0), s, module.eps)
-        warps = 4 if width < 128 else 8
+        warps = 8 if width == 128 else 4  # as measured: of 640 channels, and of 320 and 1280
         kernels.layer_norm[(math.ceil(s / height), n)](*arguments, c, height, width, num_warps=warps)
         return out
 
