@@ -136,11 +136,13 @@ def conv_over_frames(
         None if residual is None else describe(residual, [1, 64, 64]),
         describe(out, [1, 64, 64]),
     )
-    measured = (None, None) if moments is None else y.new_empty((2, n, blocks, columns), dtype=torch.float32).unbind()
+    measured = [] if moments is None else list(y.new_empty((2, n, blocks, columns), dtype=torch.float32))
     sizes = (tiles, across, c // 64, frames, padding, n, blocks, s, wide + narrow, stages or min(places, 6))
-    kernels.conv_over_frames[(min(tiles, processors(y.device)),)](*tensors, *measured, factor, *sizes, num_warps=4)
+    arguments = (*tensors, *(measured or (None, None)), float(factor), *sizes)
+    kernels.conv_over_frames[(min(tiles, processors(y.device)),)](*arguments, num_warps=4)
     if moments is not None:
-        moments.merge(*measured, 64)
+        mean, deviation = measured
+        moments.merge(mean, deviation, 64)
     return out
 
 
