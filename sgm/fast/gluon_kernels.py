@@ -414,27 +414,37 @@ def blocks_of(x):
 
 
 @kernel
+def measure_blocks(blocks, first, mean, deviation, mask, rows, layout: gl.constexpr, count: gl.constexpr):
+    """Stores the moments of each column of `count` blocks, over so many rows; those below hold zeros."""
+    share, absent = 1.0 / rows, (ROWS - rows).to(gl.float32)
+    together: gl.constexpr = 2 if count % 2 == 0 else 1  # at a time: more would not fit into registers
+    for k in range(0, count, together):
+        for m in gl.static_range(together):
+            y = blocks.index(first + k + m).reshape([ROWS, WIDTH]).load(layout).to(gl.float32)
+            average = gl.sum(y, 0) * share
+            y -= average[None]
+            spread = gl.maximum(gl.sum(y * y, 0) - absent * average * average, 0.0)
+            gl.store(mean + (k + m) * WIDTH, average, mask=mask)
+            gl.store(deviation + (k + m) * WIDTH, spread, mask=mask)
+
+
+@kernel
 def measure(
     results, stage, tile, sizes, mean, deviation, exists, columns: gl.constexpr, wide: gl.constexpr, i: gl.constexpr
 ):  # fmt: skip
     """Stores the moments of the results that a stage holds: of each column, over the pixels of one block of rows."""
     tiles, across, parts, frames, padding, n, blocks, s = sizes
     frame, row, column = place_in(tile, sizes, i)
-    # Along a column all warps would have to add up what they hold of it; so each reads columns of its own.
+    # As they were computed, all warps would have to add up what they hold of a column; here each has its own columns.
     layout: gl.constexpr = gl.BlockedLayout([1, 2], [4, 8], [1, 4], [1, 0])
-    rows = gl.minimum(s - row, ROWS)
     channel = gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
-    mask = (channel < WIDTH) & exists & (frame < n)
+    mask, rows = (channel < WIDTH) & exists & (frame < n), gl.minimum(s - row, ROWS)
     channel += ((frame * blocks + row // ROWS) * across + column) * (columns * WIDTH)
-    mean, deviation = mean + channel, deviation + channel
-    share, absent = 1.0 / rows, (ROWS - rows).to(gl.float32)  # rows past the last pixel hold zeros
-    for k in gl.static_range(columns):
-        y = block_of(results, stage, k, wide, columns).reshape([ROWS, WIDTH]).load(layout).to(gl.float32)
-        average = gl.sum(y, 0) * share
-        y -= average[None]
-        spread = gl.maximum(gl.sum(y * y, 0) - absent * average * average, 0.0)
-        gl.store(mean + k * WIDTH, average, mask=mask)
-        gl.store(deviation + k * WIDTH, spread, mask=mask)
+    measure_blocks(results[0], stage * wide, mean + channel, deviation + channel, mask, rows, layout, wide)
+    if columns > wide:
+        channel += wide * WIDTH
+        narrow: gl.constexpr = columns - wide
+        measure_blocks(results[1], stage * narrow, mean + channel, deviation + channel, mask, rows, layout, narrow)
 
 
 @kernel
