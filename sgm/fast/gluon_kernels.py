@@ -1,4 +1,4 @@
-"""Kernels in Triton's Gluon for Hopper cards, which `gluon_ops` launches: attention and products.
+"""Kernels in Triton's Gluon for Hopper cards, which `gluon_ops` launches: attention, products, convolutions.
 
 Each has groups of four warps that compute and a warp that copies (TMA) what they need next. Barriers in shared memory
 (mbarrier) tell one that a place is full, the other that it is empty again; a wait names the parity of a phase.
