@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 from weakref import WeakValueDictionary
 
 import pytest
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sgm.engine import DiffusionEngine
 from sgm.fast.decoder import decode
-from sgm.fast.ops import Ops, for_clip, for_device, has_fp8
+from sgm.fast.ops import Measured, Ops, channels_last, for_clip, for_device, has_fp8
 from sgm.fast.shard import Ranks, Shard
 from sgm.fast.torch_ops import TorchOps
 from sgm.layers.attention import CrossAttention, FeedForward
@@ -54,11 +54,12 @@ def test_the_kernels_in_triton_s_interpreter(beside: Beside) -> None:
     pytest.importorskip("triton", reason="Triton is not made for this system: plain torch takes its place here")
     status, output = beside.done("interpreter")
     assert status == 0, output
-    assert "15 passed" in output
+    assert "19 passed" in output
 
 
 SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers and strides
     "measure": {"tile": 1024, "height": 64, "width": 64},
+    "merge": {"rows": 64, "tile": 1024, "width": 64},
     "combine": {"tile": 1024, "height": 128, "width": 16},
     "scale_shift": {"silu": True, "gaps": True, "height": 128, "width": 64},
     "layer_norm": {"c": 320, "height": 16, "width": 64},
@@ -100,7 +101,9 @@ def test_the_kernels_compile_for_a_gpu(name: str) -> None:
     )
     kernel: Any = next(kernel for kernel in found if kernel is not None)
     half = "x out a b add weight bias q k v residual grad both of_q of_k of_v"
-    single = "mean deviation scale shift factor offset of_grad of_product mean_grad mean_product"
+    single = (
+        "mean deviation block_mean block_deviation scale shift factor offset of_grad of_product mean_grad mean_product"
+    )
     kinds = dict.fromkeys(half.split(), "*fp16") | dict.fromkeys(single.split(), "*fp32")
     kinds |= dict.fromkeys(("eps", "weight_a", "weight_b"), "fp32")
     if name.startswith("temporal_attention"):
@@ -125,6 +128,8 @@ def test_the_kernels_compile_for_a_gpu(name: str) -> None:
     assert len(built.asm["cubin"]) > 1000
 
 
+FRAMES = {"x": [1, 1, 64, 64], "weight": [4, 64, 64], "out": [1, 64, 64]}  # blocks of a convolution over frames
+NONE = dict.fromkeys(("narrow", "residual", "mean", "deviation"))
 GLUON = {  # what each kernel in Gluon is compiled for: its blocks, and its constants
     "attention": (
         {"queries": [1, 64, 64], "keys": [1, 128, 64], "out": [1, 64, 64]},
@@ -132,21 +137,27 @@ GLUON = {  # what each kernel in Gluon is compiled for: its blocks, and its cons
     ),
     "product_geglu": ({"x": [64, 64], "weight": [2, 128, 64], "out": [64, 128]}, {"stages": 4}),
     "normed_product": ({"x": [1, 64, 64], "weight": [2, 64, 64], "out": [1, 64, 64]}, {"parts": 5, "stages": 2}),
+    "conv_over_frames": (FRAMES, {"columns": 4, "stages": 4, **NONE}),
+    "conv_over_frames, with everything": (
+        {**FRAMES, "narrow": [1, 64, 64], "residual": [1, 64, 64]},
+        {"columns": 5, "stages": 4},
+    ),
 }
 
 
 @pytest.mark.parametrize("name", GLUON)
 def test_the_kernels_in_gluon_compile_for_a_gpu(name: str) -> None:
-    """No interpreter runs them: on a Hopper card `test_attention_and_products_in_half_precision` does."""
+    """No interpreter runs them: on a Hopper card the tests in half precision do."""
     gluon: Any = pytest.importorskip("triton.experimental.gluon._runtime", reason="Triton is not made for this system")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import compile
 
     from sgm.fast import gluon_kernels
 
-    (blocks, constants), kernel = GLUON[name], vars(gluon_kernels)[name]
+    (blocks, constants), kernel = GLUON[name], vars(gluon_kernels)[name.partition(",")[0]]
     describe = partial(gluon_kernels.gl.NVMMASharedLayout, 128, 16)
-    kinds = dict.fromkeys(("norm_weight", "norm_bias", "bias", "add"), "*fp16") | {"eps": "fp32"}
+    kinds = dict.fromkeys(("norm_weight", "norm_bias", "bias", "add"), "*fp16") | {"eps": "fp32", "factor": "fp32"}
+    kinds |= dict.fromkeys(("mean", "deviation"), "*fp32")
     kinds |= {argument: f"tensordesc<fp16{block},{describe(rank=len(block))!r}>" for argument, block in blocks.items()}
     kinds |= dict.fromkeys(constants, "constexpr")
     signature = {argument: kinds.get(argument, "i32") for argument in kernel.arg_names}
@@ -274,6 +285,13 @@ def test_a_blend_measured_as_it_is_written(
             assert close(moments.mean[:, tile], part.mean(1))
             assert close(moments.deviation[:, tile], part.var(1, correction=0) * part.shape[1], bound)
     assert found.moments is found.moments
+    if ops.has_triton:
+        parts, merged = y.float().split(64, 1), cast(Any, ops.empty_moments(4, 1030, 96, device))
+        mean = torch.stack([part.mean(1) for part in parts], 1)
+        deviation = torch.stack([part.var(1, correction=0) * part.shape[1] for part in parts], 1)
+        merged.merge(mean, deviation, 64)
+        assert close(merged.mean, found.moments.mean, 1e-5)
+        assert close(merged.deviation, found.moments.deviation, bound)
     normed = F.group_norm(y.double().transpose(1, 2), 32, norm.weight.double(), norm.bias.double(), norm.eps)
     assert close(
         ops.group_norm([found], norm, silu=False), normed.transpose(1, 2), 6e-4 if dtype.itemsize == 2 else 3e-5
@@ -393,6 +411,60 @@ def test_convolutions_over_frames_and_of_doubled_pictures(ops_and_device: tuple[
     doubled = F.interpolate(picture.double().permute(0, 3, 1, 2), scale_factor=2.0)
     wanted = F.conv2d(doubled, conv.weight.double(), conv.bias.double(), padding=1).permute(0, 2, 3, 1)
     assert close(ops.upsample_conv(picture, ops.fused_upsample_weight(conv.weight), conv.bias), wanted)
+
+
+@pytest.mark.parametrize(
+    ("s", "c", "columns", "clips"), [(200, 64, 320, 2), (130, 128, 64, 1), (1050, 64, 192, 2), (64, 192, 512, 2)]
+)
+def test_convolutions_over_frames_in_half_precision(
+    ops_and_device: tuple[Ops, torch.device],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    s: int,
+    c: int,
+    columns: int,
+    clips: int,
+) -> None:
+    """As plain torch in single precision; Hopper cards have a kernel of their own, with every number of columns."""
+    ops, device = ops_and_device
+    if device.type == "cuda" and ops.has_triton:
+        monkeypatch.setattr("sgm.fast.gluon_ops.MANY", 1)
+        monkeypatch.setattr("sgm.fast.gluon_ops.processors", lambda device: 2)  # each goes through several tiles
+    frames, half = 5, torch.float16
+    x, base = (draw(clips * frames, s, k, device=device, shift=0.5).to(half) for k in (c, columns))
+    norm = draw(clips * frames, c, device=device), draw(clips * frames, c, device=device)
+    over = affine(TemporalConv(c, columns).to(device))
+    nn.init.normal_(over.weight, std=(3 * c) ** -0.5, generator=torch.Generator(device).manual_seed(0))
+    channels_last(over)
+    exact = copy.deepcopy(over)
+    wanted = TorchOps().temporal_conv(x.float(), norm, exact, Shard(frames)).x
+    over = over.to(half).requires_grad_(False)
+
+    def check(found: Measured, wanted: Tensor) -> None:
+        assert close(found.x, wanted, 1e-3)
+        for tile, part in enumerate(found.x.double().split(1024, 1)):
+            assert close(found.moments.mean[:, tile], part.mean(1), 1e-5)
+            assert close(found.moments.deviation[:, tile], part.var(1, correction=0) * part.shape[1], 6e-4)
+
+    plain = ops.temporal_conv(x, norm, over, Shard(frames))
+    check(plain, wanted)
+    onto = base.clone()
+    added = ops.temporal_conv(x, norm, over, Shard(frames), residual=onto, branch_weight=0.3)
+    assert added.x is onto
+    check(added, base.float() + 0.3 * wanted)
+    for measure in (True, False):
+        onto = torch.cat([base, base], dim=1)
+        part = onto[:, s : 2 * s]  # of a larger activation
+        ops.temporal_conv(x, norm, over, Shard(frames), residual=part, branch_weight=0.3, measure=measure)
+        assert close(part, added.x, 1e-3)
+        assert torch.equal(onto[:, :s], base)
+    if gluon := getattr(ops, "_gluon", None):  # with frames of a neighbour for padding
+        y = ops.scale_shift(x, *norm).unflatten(0, (clips, frames))
+        assert gluon.convolves(y, over.weight, onto)
+        assert torch.equal(
+            gluon.conv_over_frames(y, over.weight, 0), plain.x.unflatten(0, (clips, frames))[:, 1:-1].flatten(0, 1)
+        )
+    assert not caplog.messages  # no kernel had to be replaced
 
 
 def test_conditions_of_a_clip_share_its_weights_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,16 +185,16 @@ def _temporal(
     stored: list[Tensor] = []
     for part in parts:
         check()
-        y = ops.temporal_conv(x.part(pixels=part), first, conv_1, shard).x
-        moments.measure(y, part.start)
+        y = ops.temporal_conv(x.part(pixels=part), first, conv_1, shard)
+        moments.take(y.moments, part.start)
         if store:
-            stored.append(y)
+            stored.append(y.x)
     second = shard.norm(moments, norm_2, conv_1.bias)
     for part in reversed(parts):
         check()
         z = x.part(pixels=part)
-        y = stored.pop() if store else ops.temporal_conv(z, first, conv_1, shard).x
-        ops.temporal_conv(y, second, conv_2, shard, residual=z, branch_weight=weight)
+        y = stored.pop() if store else ops.temporal_conv(z, first, conv_1, shard, measure=False).x
+        ops.temporal_conv(y, second, conv_2, shard, residual=z, branch_weight=weight, measure=False)
         x.put(z, pixels=part)
 
 

@@ -131,10 +131,11 @@ class Fp8Ops(TritonOps):
         shard: Shard,
         residual: Tensor | None = None,
         branch_weight: float = 1.0,
+        measure: bool = True,
     ) -> Measured:
         n, s, c = x.shape
         if c % 16 or shard.size > 1 or conv.kernel_size[0] != 3:
-            return super().temporal_conv(x, norm, conv, shard, residual, branch_weight)
+            return super().temporal_conv(x, norm, conv, shard, residual, branch_weight, measure)
         clips, frames = n // shard.frames, shard.frames
         padded = torch.empty((clips, frames + 2, s, c), dtype=FP8, device=x.device)
         padded[:, 0], padded[:, -1] = 0.0, 0.0

@@ -1,11 +1,11 @@
-"""Launchers of the kernels in Triton's Gluon, which are for Hopper cards: attention and products."""
+"""Launchers of the kernels in Triton's Gluon, which are for Hopper cards: attention, products and convolutions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,13 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from sgm.fast import gluon_kernels
 from sgm.fast.moments import per_frame
 
+if TYPE_CHECKING:
+    from sgm.fast.triton_ops import TritonMoments
+
 kernels: Any = gluon_kernels
 HALF = torch.float16, torch.bfloat16
 WIDEST = 320  # channels of the rows that a group of warps can hold in its registers
+MEMORY = 226 * 2**10  # bytes of a multiprocessor's shared memory for what is multiplied
 LONG, MANY = 512, 2**16  # pixels to attend to, and rows to multiply, from which on these kernels are faster than others
 
 
@@ -82,6 +86,63 @@ def geglu(x: Tensor, proj: nn.Linear) -> Tensor:
     described = describe(x, [64, 64]), describe(weight, [2, 128, 64]), proj.bias, describe(out, [64, 128])
     tiles = math.ceil(rows / 128) * across
     kernels.product_geglu[(min(tiles, processors(x.device)),)](*described, tiles, across, c // 64, 4, num_warps=4)
+    return out
+
+
+def convolves(y: Tensor, weight: Tensor, residual: Tensor | None) -> bool:
+    """Whether `conv_over_frames` takes y (b, t, s, c), a weight (c', c, 3, 1, 1) and what the result is added to."""
+    tensors = [y, weight.movedim(1, -1)] + ([] if residual is None else [residual])
+    fits = weight.shape[2] == 3 and y.shape[3] % 64 == len(weight) % 64 == 0
+    enough = y.shape[0] * y.shape[1] * y.shape[2] >= MANY // 4
+    laid_out = tensors[1].is_contiguous() and all(x.dtype == y.dtype and aligned(x) for x in tensors)
+    return y.dtype in HALF and fits and enough and laid_out
+
+
+def widths(blocks: int) -> tuple[int, int]:
+    """Into which two widths the columns of a tile are divided, in blocks of 64, where there are so many blocks.
+
+    The widest that divide them and whose sums fit into registers: of more columns, fewer rows are read again.
+    """
+    return next(pair for pair in ((4, 1), (4, 0), (2, 1), (2, 0), (1, 0)) if blocks % sum(pair) == 0)
+
+
+def conv_over_frames(
+    y: Tensor,
+    weight: Tensor,
+    padding: int,
+    residual: Tensor | None = None,
+    factor: float = 1.0,
+    moments: TritonMoments | None = None,
+    tile: tuple[int, int] | None = None,
+    stages: int | None = None,
+) -> Tensor:
+    """A convolution over frames, (b, t, s, c) -> (n, s, c'). weight: (c', c, 3, 1, 1), channels-last.
+
+    padding: with zeros before and after each clip, 1 or 0; n: the frames of all clips. residual: `factor` times the
+    convolution is added to it, in place. moments: where to store those of what is written. tile, stages: see `widths`
+    and the kernel.
+    """
+    (b, t, s, c), columns = y.shape, len(weight)
+    frames, blocks = t + 2 * padding - 2, math.ceil(s / 64)
+    n, (wide, narrow) = b * frames, tile or widths(columns // 64)
+    across, places = columns // 64 // (wide + narrow), MEMORY // ((2 + wide + narrow) * 2**13)
+    tiles = (blocks // 2 * n + blocks % 2 * math.ceil(n / 2)) * across
+    out = y.new_empty(n, s, columns) if residual is None else residual
+    matrix = weight.movedim(1, -1).view(columns // 64, 64, 3 * c)
+    tensors = (
+        describe(y, [1, 1, 64, 64]),
+        describe(matrix, [wide, 64, 64]),
+        describe(matrix, [narrow, 64, 64]) if narrow else None,
+        None if residual is None else describe(residual, [1, 64, 64]),
+        describe(out, [1, 64, 64]),
+    )
+    measured = [] if moments is None else list(y.new_empty((2, n, blocks, columns), dtype=torch.float32))
+    sizes = (tiles, across, c // 64, frames, padding, n, blocks, s, wide + narrow, stages or min(places, 6))
+    arguments = (*tensors, *(measured or (None, None)), float(factor), *sizes)
+    kernels.conv_over_frames[(min(tiles, processors(y.device)),)](*arguments, num_warps=4)
+    if moments is not None:
+        mean, deviation = measured
+        moments.merge(mean, deviation, 64)
     return out
 
 

@@ -54,6 +54,11 @@ class Moments:
                 first = tiles.stop
         return self
 
+    def take(self, part: Moments, start: int) -> None:
+        """Store the moments of the pixels from `start` on that are measured already."""
+        tiles = slice(start // self.tile, start // self.tile + part.mean.shape[1])
+        self.mean[:, tiles], self.deviation[:, tiles] = part.mean, part.deviation
+
     def _measure(self, values: Tensor, mean: Tensor, deviation: Tensor) -> None:
         """Write the moments of values (n, tiles, pixels, c) to mean and deviation, (n, tiles, c)."""
         mean.copy_(values.mean(2, dtype=mean.dtype))

@@ -53,6 +53,27 @@ def measure(
     store_moments(mean, deviation, n * out_frame + i * out_tile + columns, origin, sums, squares, last - i * tile)
 
 
+@triton.jit(do_not_specialize=["s", "blocks"])
+def merge(
+    block_mean, block_deviation, mean, deviation, s, blocks, c,
+    rows: tl.constexpr, tile: tl.constexpr, width: tl.constexpr,
+):  # fmt: skip
+    # From the moments of blocks of `rows` pixels, (n, blocks, c), to those of tiles; all are contiguous.
+    i, n = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    columns = tl.program_id(1) * width + tl.arange(0, width)[None]
+    block = (i * (tile // rows) + tl.arange(0, tile // rows))[:, None]
+    offsets = (n * blocks + block) * c + columns
+    count = tl.minimum(tl.maximum(s - block * rows, 0), rows).to(tl.float32)
+    total = tl.minimum(s - i * tile, tile).to(tl.float32)
+    value = tl.load(block_mean + offsets, mask=block < blocks, other=0.0)
+    average = (tl.sum(value * count, 0) / total)[None]
+    within = tl.load(block_deviation + offsets, mask=block < blocks, other=0.0)
+    spread = tl.sum(within + (value - average) * (value - average) * count, 0)[None]
+    place = (n * tl.num_programs(0) + i) * c + columns
+    tl.store(mean + place, average)
+    tl.store(deviation + place, spread)
+
+
 @triton.jit(do_not_specialize=["pixels", "tiles", "frames", "size"])
 def combine(
     mean, deviation, add, weight, bias, scale, shift, add_row, pixels, tiles, frames, c, size, eps,

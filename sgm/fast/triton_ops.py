@@ -20,6 +20,7 @@ from sgm.fast import triton_kernels
 from sgm.fast.moments import Measured, Moments, per_frame
 from sgm.fast.torch_ops import TorchOps, add_product, qkv_weight
 from sgm.layers.attention import CrossAttention
+from sgm.layers.residual import TemporalConv
 
 logger = logging.getLogger(__name__)
 MAX_SCORES = 2**25  # of attention's, held at once in float32
@@ -34,6 +35,13 @@ class TritonMoments(Moments):
         strides = (x.stride(0), *mean.stride()[:2])
         kernels.measure[(tiles, c // width, n)](x, mean, deviation, *strides, s, c, self.tile, 64, width, num_warps=4)
         return self
+
+    def merge(self, mean: Tensor, deviation: Tensor, rows: int) -> None:
+        """Store the moments that are given of each block of so many pixels, (n, blocks, c)."""
+        n, blocks, c = mean.shape
+        grid, width = (self.mean.shape[1], c // channel_block(c), n), channel_block(c)
+        tensors = (mean, deviation, self.mean, self.deviation)
+        kernels.merge[grid](*tensors, self.pixels, blocks, c, rows, self.tile, width, num_warps=4)
 
     def norm(self, module: nn.GroupNorm, frames: int = 1, add: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.combine(module.weight, module.bias, module.num_groups, module.eps, frames, add)
@@ -130,6 +138,16 @@ class TritonOps(TorchOps):
         if gluon and gluon.attends(qkv, heads):
             out = self._by_gluon(gluon.attend, qkv, heads)
         return super().attention(qkv, heads) if out is None else out
+
+    def _fused_conv(
+        self, y: Tensor, conv: TemporalConv, padding: int, residual: Tensor | None, factor: float, measure: bool
+    ) -> Measured | None:
+        gluon, (b, t, s, _) = self._gluon, y.shape
+        if not (gluon and gluon.convolves(y, conv.weight, residual)):
+            return None
+        moments = TritonMoments(b * (t + 2 * padding - 2), s, len(conv.weight), y.device) if measure else None
+        out = self._by_gluon(gluon.conv_over_frames, y, conv.weight, padding, residual, factor, moments)
+        return None if out is None else self.measured(out, moments)
 
     def geglu(self, x: Tensor, proj: nn.Linear) -> Tensor:
         n, c = len(x), proj.out_features // 2
