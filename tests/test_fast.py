@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 from weakref import WeakValueDictionary
 
 import pytest
@@ -54,11 +54,12 @@ def test_the_kernels_in_triton_s_interpreter(beside: Beside) -> None:
     pytest.importorskip("triton", reason="Triton is not made for this system: plain torch takes its place here")
     status, output = beside.done("interpreter")
     assert status == 0, output
-    assert "13 passed" in output
+    assert "14 passed" in output
 
 
 SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers and strides
     "measure": {"tile": 1024, "height": 64, "width": 64},
+    "merge": {"tile": 1024, "size": 64, "width": 64},
     "combine": {"tile": 1024, "height": 128, "width": 16},
     "scale_shift": {"silu": True, "gaps": True, "height": 128, "width": 64},
     "layer_norm": {"c": 320, "height": 16, "width": 64},
@@ -99,7 +100,7 @@ def test_the_kernels_compile_for_a_gpu(name: str) -> None:
     )
     kernel: Any = next(kernel for kernel in found if kernel is not None)
     half = "x out a b add weight bias q k v residual grad both of_q of_k of_v"
-    single = "mean deviation scale shift factor offset of_grad of_product mean_grad mean_product"
+    single = "mean deviation out_mean out_deviation scale shift factor offset of_grad of_product mean_grad mean_product"
     kinds = dict.fromkeys(half.split(), "*fp16") | dict.fromkeys(single.split(), "*fp32")
     kinds |= dict.fromkeys(("eps", "weight_a", "weight_b"), "fp32")
     if name.startswith("temporal_attention"):
@@ -122,13 +123,27 @@ def test_the_kernels_compile_for_a_gpu(name: str) -> None:
     assert len(built.asm["cubin"]) > 1000
 
 
+NO_BLEND = {"z": None, "mean": None, "deviation": None}
 GLUON = {  # what each kernel in Gluon is compiled for: its blocks, and its constants
     "attention": (
         {"queries": [1, 64, 64], "keys": [1, 128, 64], "out": [1, 64, 64]},
         {"stages": 4, "masked": True, "scale": 0.18},
     ),
     "product_geglu": ({"x": [64, 64], "weight": [2, 128, 64], "out": [64, 128]}, {"stages": 4}),
-    "normed_product": ({"x": [1, 64, 64], "weight": [2, 64, 64], "out": [1, 64, 64]}, {"parts": 5, "stages": 2}),
+    "short_product, geglu": (
+        {"x": [1, 64, 64], "weight": [2, 64, 64], "out": [1, 64, 64]},
+        {"kind": "layer norm", **NO_BLEND, "parts": 5, "chunk": 5, "places": 1, "stages": 2, "consumers": 2},
+    ),
+    "short_product, affine": (
+        {"x": [1, 64, 64], "weight": [1, 64, 64], "out": [1, 64, 64]},
+        {"kind": "affine", **NO_BLEND, "add": None}
+        | {"parts": 5, "chunk": 5, "places": 1, "stages": 4, "consumers": 2},
+    ),
+    "short_product, blend": (
+        {"x": [1, 64, 64], "z": [1, 64, 64], "weight": [1, 64, 64], "out": [1, 64, 64]},
+        {"kind": "blend", "gain": None, "shift": None, "bias": None}
+        | {"parts": 5, "chunk": 1, "places": 4, "stages": 3, "consumers": 2},
+    ),
 }
 
 
@@ -141,9 +156,11 @@ def test_the_kernels_in_gluon_compile_for_a_gpu(name: str) -> None:
 
     from sgm.fast import gluon_kernels
 
-    (blocks, constants), kernel = GLUON[name], vars(gluon_kernels)[name]
+    (blocks, constants), kernel = GLUON[name], vars(gluon_kernels)[name.partition(",")[0]]
     describe = partial(gluon_kernels.gl.NVMMASharedLayout, 128, 16)
-    kinds = dict.fromkeys(("norm_weight", "norm_bias", "bias", "add"), "*fp16") | {"eps": "fp32"}
+    kinds = dict.fromkeys(("gain", "shift"), "*fp32" if "affine" in name else "*fp16")
+    kinds |= dict.fromkeys(("bias", "add"), "*fp16") | dict.fromkeys(("mean", "deviation"), "*fp32")
+    kinds |= dict.fromkeys(("weight_x", "weight_z", "eps"), "fp32")
     kinds |= {argument: f"tensordesc<fp16{block},{describe(rank=len(block))!r}>" for argument, block in blocks.items()}
     kinds |= dict.fromkeys(constants, "constexpr")
     signature = {argument: kinds.get(argument, "i32") for argument in kernel.arg_names}
@@ -340,6 +357,55 @@ def test_attention_and_products_in_half_precision(
     ops.feed_forward(parted, offset, norm, layer, s * 4 * c)  # a frame at a time
     assert close(parted, whole, 1e-3)
     assert not caplog.messages  # no kernel had to be replaced
+
+
+@pytest.mark.parametrize(("s", "c", "out"), [(200, 64, 64), (130, 128, 320), (1100, 320, 320), (130, 384, 64)])
+def test_products_of_norms_and_blends_in_half_precision(
+    ops_and_device: tuple[Ops, torch.device],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    s: int,
+    c: int,
+    out: int,
+) -> None:
+    ops, device = ops_and_device
+    half, n = torch.float16, 3
+    if device.type == "cpu" and ops.has_triton:
+        pytest.skip("Triton's interpreter, which takes long, runs no kernels in Gluon")
+    if device.type == "cuda" and ops.has_triton:
+        monkeypatch.setattr("sgm.fast.gluon_ops.MANY", 1)
+        monkeypatch.setattr("sgm.fast.gluon_ops.processors", lambda device: 2)
+    layer, norm = affine(nn.Linear(c, out).to(device)).to(half), affine(nn.GroupNorm(32, c).to(device)).to(half)
+    x, y, z = (draw(n, s, c, device=device, shift=shift).to(half) for shift in (0.0, 1.0, -1.0))
+    for add in (None, draw(c, device=device).to(half), draw(n, c, device=device).to(half)):
+        values = x.double() if add is None else x.double() + add.double().expand(n, c)[:, None]
+        values = F.group_norm(values.transpose(1, 2), 32, norm.weight.double(), norm.bias.double(), norm.eps)
+        wanted = F.linear(values.transpose(1, 2), layer.weight.double(), layer.bias.double())
+        assert close(ops.normed_linear(ops.measured(x), norm, layer, add), wanted, 1e-3)
+        wanted = 0.3 * y.double() + 0.7 * z.double()
+        wanted = F.linear(wanted if add is None else wanted + add.double().expand(n, c)[:, None], layer.weight.double())
+        stream = draw(n, s, out, device=device, shift=2.0).to(half)
+        wanted += stream.double()
+        found = ops.add_blended_product(stream, y.clone(), z, 0.3, 0.7, add, layer)
+        assert found.x is stream
+        assert close(stream, wanted, 1e-3)
+        for tile, part in enumerate(stream.double().split(1024, 1)):
+            assert close(found.moments.mean[:, tile], part.mean(1), 1e-5)
+            assert close(found.moments.deviation[:, tile], part.var(1, correction=0) * part.shape[1], 6e-4)
+    assert not caplog.messages  # no kernel had to be replaced
+
+
+def test_moments_of_parts_of_a_tile_are_merged(ops_and_device: tuple[Ops, torch.device]) -> None:
+    ops, device = ops_and_device
+    if not ops.has_triton:
+        pytest.skip("kernels alone measure such parts")
+    x, moments = draw(2, 1100, 96, device=device, shift=30.0), ops.empty_moments(2, 1100, 96, device)
+    parts = [(part.mean(1), part.var(1, correction=0) * part.shape[1]) for part in x.double().split(64, 1)]
+    measured = torch.stack([torch.stack(kind, 1) for kind in zip(*parts, strict=True)]).float()
+    cast(Any, moments).merge(measured, 64)
+    for tile, part in enumerate(x.double().split(1024, 1)):
+        assert close(moments.mean[:, tile], part.mean(1))
+        assert close(moments.deviation[:, tile], part.var(1, correction=0) * part.shape[1], 1e-5)
 
 
 @torch.backends.cudnn.flags(allow_tf32=False)

@@ -53,55 +53,163 @@ def gated(products, value_bias, gate_bias, layout: gl.constexpr):
     return value * (gate * normal_cdf(gate))
 
 
-# Products of a layer norm. Where their inner dimension is short (320 channels: the first level, which has the most
-# pixels), loading takes as long as multiplying, and GELU as long again. So 64 rows are loaded once, normed and kept in
-# registers while all columns of the weight stream past them, and two groups of warps take turns: one multiplies while
-# the other finishes and stores.
+# Products of rows that are normed or blended first. Where their inner dimension is short (320 channels: the first
+# level, which has the most pixels), loading takes as long as multiplying, and GELU as long again. So 64 rows are loaded
+# once, changed and kept in registers while all columns of the weight stream past them. Each group of warps has 64 rows
+# of its own, later than another: one multiplies while the other finishes and stores.
 
 
 @kernel
-def load_rows(inputs, tile, i: gl.constexpr):
-    """Copies the rows of consumer i for this tile, once the other consumer has read its own."""
-    (x, weight, rows, rows_full, rows_empty, columns, full, empty, turns, tiles, across, steps) = inputs
-    parts: gl.constexpr = rows.type.shape[0]
-    mbarrier.wait(rows_empty.index(0), 1 - i)
-    mbarrier.expect(rows_full.index(i), parts * x.block_type.nbytes)
-    row = (tile % across * 2 + i) * ROWS
-    for k in gl.static_range(parts):
-        tma.async_copy_global_to_shared(x, [tile // across, row, k * DEPTH], rows_full.index(i), rows.index(k))
+def rows_at(tile, across, consumers: gl.constexpr, i: gl.constexpr):
+    """The frame and the first row of consumer i's part of a tile."""
+    return tile // across, (tile % across * consumers + i) * ROWS
 
 
 @kernel
-def produce(inputs, outputs):
-    """Copies all columns of the weight for each tile, and each tile's rows between its predecessor's first columns."""
-    (x, weight, rows, rows_full, rows_empty, columns, full, empty, turns, tiles, across, steps) = inputs
-    parts: gl.constexpr = rows.type.shape[0]
+def load_rows(x, z, rows, barriers, sizes, consumers: gl.constexpr, parts: gl.constexpr):
+    """Copies each tile's rows, of one consumer after the other: blocks of x, each followed by that of z if there is."""
+    rows_full, rows_empty, full, empty, turns, residual_full = barriers
+    tiles, across, steps = sizes
+    places: gl.constexpr = rows_full.type.shape[0]
+    sources: gl.constexpr = 1 if z is None else 2
+    chunk: gl.constexpr = rows.type.shape[0] // (places * sources)
+    count = 0
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        for i in gl.static_range(consumers):
+            frame, row = rows_at(tile, across, consumers, i)
+            for k in gl.static_range(0, parts, chunk):
+                place, phase = at_count(count, places)
+                mbarrier.wait(rows_empty.index(place), phase ^ 1)
+                mbarrier.expect(rows_full.index(place), chunk * sources * x.block_type.nbytes)
+                for j in gl.static_range(chunk):
+                    block, at = (place * chunk + j) * sources, [frame, row, (k + j) * DEPTH]
+                    tma.async_copy_global_to_shared(x, at, rows_full.index(place), rows.index(block))
+                    if sources == 2:
+                        tma.async_copy_global_to_shared(z, at, rows_full.index(place), rows.index(block + 1))
+                count += 1
+
+
+@kernel
+def load_columns(weight, columns, barriers, sizes, parts: gl.constexpr):
+    """Copies all columns of the weight, for each tile."""
+    rows_full, rows_empty, full, empty, turns, residual_full = barriers
+    tiles, across, steps = sizes
     stages: gl.constexpr = full.type.shape[0]
     count = 0
-    load_rows(inputs, gl.program_id(0), 0)
-    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        following = tile + gl.num_programs(0)
+    for _ in range(gl.program_id(0), tiles, gl.num_programs(0)):
         for step in range(0, steps):
-            if step == 2:  # what both consumers want first is on its way
-                load_rows(inputs, tile, 1)
-            if (step == 3) & (following < tiles):
-                load_rows(inputs, following, 0)
             stage, phase = at_count(count, stages)
             mbarrier.wait(empty.index(stage), phase ^ 1)
             mbarrier.expect(full.index(stage), parts * weight.block_type.nbytes)
             for k in gl.static_range(parts):
-                tma.async_copy_global_to_shared(
-                    weight, [0, step * WIDTH, k * DEPTH], full.index(stage), columns.index(stage * parts + k)
-                )
+                at = [0, step * WIDTH, k * DEPTH]
+                tma.async_copy_global_to_shared(weight, at, full.index(stage), columns.index(stage * parts + k))
             count += 1
 
 
 @kernel
-def consume(inputs, outputs, i: gl.constexpr):
-    """Computes and stores the norm of one half of each tile's rows, times each step's columns, and their GEGLU."""
-    (x, weight, rows, rows_full, rows_empty, columns, full, empty, turns, tiles, across, steps) = inputs
-    (out, results, norm_weight, norm_bias, bias, add, add_row, eps) = outputs
-    parts: gl.constexpr = rows.type.shape[0]
+def by_channel(x, k, channel):
+    """What x has for the channels of the k-th block: (1, DEPTH), float32."""
+    return gl.load(x + k * DEPTH + channel).to(gl.float32)[None]
+
+
+@kernel
+def in_float32(memory, layout: gl.constexpr):
+    """A block (1, ROWS, DEPTH) of shared memory as (ROWS, DEPTH) in registers."""
+    return memory.reshape([ROWS, DEPTH]).load(layout).to(gl.float32)
+
+
+@kernel
+def computed(x):
+    """x, half precision, computed here: else the compiler puts it off until what it depends on fills the registers."""
+    return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
+
+
+@kernel
+def statistics(rows, add, eps, channel, parts: gl.constexpr, layout: gl.constexpr):
+    """The mean of each row of x + add, and the reciprocal of its standard deviation: (ROWS, 1)."""
+    sums = gl.zeros([ROWS, DEPTH], gl.float32, layout)
+    for k in range(parts):
+        sums += in_float32(rows.index(k), layout) + by_channel(add, k, channel)
+    average = (gl.sum(sums, 1) / (parts * DEPTH))[:, None]
+    sums = gl.zeros([ROWS, DEPTH], gl.float32, layout)
+    for k in range(parts):
+        difference = in_float32(rows.index(k), layout) + by_channel(add, k, channel) - average
+        sums += difference * difference
+    return average, gl.rsqrt(gl.sum(sums, 1) / (parts * DEPTH) + eps)[:, None]
+
+
+@kernel
+def changed_rows(
+    rows, barriers, tensors, numbers, frame, number,
+    parts: gl.constexpr, kind: gl.constexpr, layout: gl.constexpr, operand: gl.constexpr,
+):  # fmt: skip
+    """The number-th rows, of f(x) (see `short_product`), rounded: in registers, `parts` operands of (ROWS, DEPTH)."""
+    rows_full, rows_empty, full, empty, turns, residual_full = barriers
+    gain, shift, add, bias, mean, deviation = tensors
+    gain_row, add_row, weight_x, weight_z, eps, pixels = numbers
+    places: gl.constexpr = rows_full.type.shape[0]
+    sources: gl.constexpr = 2 if kind == "blend" else 1
+    chunk: gl.constexpr = rows.type.shape[0] // (places * sources)
+    channel = gl.arange(0, DEPTH, gl.SliceLayout(0, layout))
+    operands = ()
+    for k in gl.static_range(parts):
+        place, phase = at_count(number * (parts // chunk) + k // chunk, places)
+        block = (place * chunk + k % chunk) * sources
+        if k % chunk == 0:
+            mbarrier.wait(rows_full.index(place), phase)
+        if k == 0 and kind == "layer norm":
+            average, factor = statistics(rows, add + frame * add_row, eps, channel, parts, layout)
+        y = in_float32(rows.index(block), layout)
+        if kind == "blend":
+            y = y * weight_x + in_float32(rows.index(block + 1), layout) * weight_z
+        if kind != "affine":
+            y += by_channel(add + frame * add_row, k, channel)
+        if kind == "layer norm":
+            y = (y - average) * factor
+        if kind != "blend":
+            y = y * by_channel(gain + frame * gain_row, k, channel)
+            y += by_channel(shift + frame * gain_row, k, channel)
+        operands = operands + (gl.convert_layout(computed(y.to(rows.dtype)), operand),)
+        if k % chunk == chunk - 1:
+            fence()
+            mbarrier.arrive(rows_empty.index(place), count=1)
+    return operands
+
+
+@kernel
+def store_moments(mean, deviation, x, count):
+    """Store mean and sum of squared deviations of each column of x (ROWS, WIDTH), of its first `count` rows."""
+    layout: gl.constexpr = x.type.layout
+    inside = (gl.arange(0, ROWS, gl.SliceLayout(1, layout)) < count)[:, None]
+    average = gl.sum(gl.where(inside, x, 0.0), 0) / gl.minimum(count, ROWS).to(gl.float32)
+    difference = gl.where(inside, x - average[None], 0.0)
+    gl.store(mean, average, mask=count > 0)
+    gl.store(deviation, gl.sum(difference * difference, 0), mask=count > 0)
+
+
+@kernel
+def load_residual(out, results, residual_full, count, tile, step, sizes, consumers: gl.constexpr, i: gl.constexpr):
+    """Start to copy what the count-th results of consumer i are added to, to where they will be; not past the end."""
+    tiles, across, steps = sizes
+    frame, row = rows_at(tile, across, consumers, i)
+    place, phase = 2 * i + count % 2, tile < tiles
+    mbarrier.expect(residual_full.index(place), out.block_type.nbytes, pred=phase)
+    at = [frame, row, step * WIDTH]
+    tma.async_copy_global_to_shared(out, at, residual_full.index(place), results.index(place), pred=phase)
+
+
+@kernel
+def multiply_rows(
+    weight, out, memory, barriers, sizes, tensors, numbers,
+    i: gl.constexpr, consumers: gl.constexpr, parts: gl.constexpr, kind: gl.constexpr,
+):  # fmt: skip
+    """Computes and stores the results of the i-th 64 rows of each tile: first the operand, then step by step."""
+    rows, columns, results = memory
+    rows_full, rows_empty, full, empty, turns, residual_full = barriers
+    tiles, across, steps = sizes
+    gain, shift, add, bias, mean, deviation = tensors
+    gain_row, add_row, weight_x, weight_z, eps, pixels = numbers
     stages: gl.constexpr = full.type.shape[0]
     halves: gl.constexpr = weight.block_type.shape[0]
     wide: gl.constexpr = halves * WIDTH
@@ -110,92 +218,127 @@ def consume(inputs, outputs, i: gl.constexpr):
     operand: gl.constexpr = gl.DotOperandLayout(0, wide_layout, 2)
     channel = gl.arange(0, DEPTH, gl.SliceLayout(0, layout))
     count = 0
-    number = 0
+    number = 0 + i
+    if kind == "blend":
+        load_residual(out, results, residual_full, 0, gl.program_id(0), 0, sizes, consumers, i)
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        frame = tile // across
-        row = (tile % across * 2 + i) * ROWS
-        mbarrier.wait(rows_full.index(i), number & 1)
-        number += 1
-        sums = gl.zeros([ROWS, DEPTH], gl.float32, layout)
-        for part in range(0, parts):
-            y = rows.index(part).reshape([ROWS, DEPTH]).load(layout).to(gl.float32)
-            sums += y + gl.load(add + frame * add_row + part * DEPTH + channel).to(gl.float32)[None]
-        average = (gl.sum(sums, 1) / (parts * DEPTH))[:, None]
-        sums = gl.zeros([ROWS, DEPTH], gl.float32, layout)
-        for part in range(0, parts):
-            y = rows.index(part).reshape([ROWS, DEPTH]).load(layout).to(gl.float32)
-            y += gl.load(add + frame * add_row + part * DEPTH + channel).to(gl.float32)[None]
-            sums += (y - average) * (y - average)
-        factor = gl.rsqrt(gl.sum(sums, 1) / (parts * DEPTH) + eps)[:, None]
-        normed = ()
-        for k in gl.static_range(parts):
-            y = rows.index(k).reshape([ROWS, DEPTH]).load(layout).to(gl.float32)
-            y += gl.load(add + frame * add_row + k * DEPTH + channel).to(gl.float32)[None]
-            gain = gl.load(norm_weight + k * DEPTH + channel).to(gl.float32)[None]
-            y = (y - average) * factor * gain + gl.load(norm_bias + k * DEPTH + channel).to(gl.float32)[None]
-            normed = normed + (gl.convert_layout(y.to(x.dtype), operand),)
-        fence()
-        mbarrier.arrive(rows_empty.index(0), count=1)
+        frame, row = rows_at(tile, across, consumers, i)
+        operands = changed_rows(rows, barriers, tensors, numbers, frame, number, parts, kind, layout, operand)
+        number += consumers
         for step in range(0, steps):
             stage, phase = at_count(count, stages)
-            if halves == 2:
+            if bias is not None:
                 value_bias = gl.load(bias + step * WIDTH + channel)
+            if halves == 2:
                 gate_bias = gl.load(bias + (steps + step) * WIDTH + channel)
                 mbarrier.wait(turns.index(i), (count & 1) ^ (1 - i))
             products = gl.zeros([ROWS, wide], gl.float32, wide_layout)
             mbarrier.wait(full.index(stage), phase)
             for k in gl.static_range(parts):
                 b = columns.index(stage * parts + k).reshape([wide, DEPTH]).permute((1, 0))
-                products = wgmma(normed[k], b, products, use_acc=k > 0, is_async=True)
+                products = wgmma(operands[k], b, products, use_acc=k > 0, is_async=True)
             if halves == 2:
                 mbarrier.arrive(turns.index(1 - i), count=1)
+            if kind == "blend":
+                tma.store_wait(0)
+                last = step + 1 == steps
+                following = gl.where(last, tile + gl.num_programs(0), tile)
+                next_step = gl.where(last, 0, step + 1)
+                load_residual(out, results, residual_full, count + 1, following, next_step, sizes, consumers, i)
             products = wait(0, deps=(products,))
             mbarrier.arrive(empty.index(stage), count=1)
-            count += 1
             if halves == 2:
                 products = gated(products, value_bias, gate_bias, layout)
-            tma.store_wait(0)
-            results.index(i).reshape([ROWS, WIDTH]).store(products.to(x.dtype))
+            elif bias is not None:
+                products += value_bias.to(gl.float32)[None]
+            if kind == "blend":
+                at, phase = at_count(count, 2)
+                result = results.index(2 * i + at)
+                mbarrier.wait(residual_full.index(2 * i + at), phase)
+                products += in_float32(result, layout)
+            else:
+                result = results.index(i)
+                tma.store_wait(0)
+            rounded = products.to(out.dtype)
+            result.reshape([ROWS, WIDTH]).store(rounded)
             fence()
-            tma.async_copy_shared_to_global(out, [frame, row, step * WIDTH], results.index(i))
+            tma.async_copy_shared_to_global(out, [frame, row, step * WIDTH], result)
+            if mean is not None:
+                offsets = ((frame * gl.cdiv(pixels, ROWS) + row // ROWS) * steps + step) * WIDTH + channel
+                store_moments(mean + offsets, deviation + offsets, rounded.to(gl.float32), pixels - row)
+            count += 1
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["tiles", "across", "steps"])
-def normed_product(
-    x, weight, out, norm_weight, norm_bias, bias, add, add_row, tiles, across, steps, eps,
-    parts: gl.constexpr, stages: gl.constexpr,
+@gluon.jit(do_not_specialize=["pixels", "tiles", "across", "steps"])
+def short_product(
+    x, z, weight, out, gain, shift, add, bias, mean, deviation, gain_row, add_row, weight_x, weight_z, eps, pixels,
+    tiles, across, steps, kind: gl.constexpr, parts: gl.constexpr, chunk: gl.constexpr, places: gl.constexpr,
+    stages: gl.constexpr, consumers: gl.constexpr,
 ):  # fmt: skip
-    """out = norm(x + add) times weight; where the weight is in two halves, values and gates, their GEGLU.
+    """Products of a weight and the rows of f(x), where f is of one of three kinds.
 
-    x: (n, s, c), out: (n, s, c'), weight: (1 or 2, c', c), tensor descriptors with blocks of (1, ROWS, DEPTH),
-    (1, ROWS, WIDTH) and (1 or 2, WIDTH, DEPTH). add: (n, c), add_row: from one of its rows to the next. bias: (2 c',),
-    for GEGLU alone. tiles: of 2 ROWS rows, `across` a frame. steps: of WIDTH columns, four at least. parts: c / DEPTH.
+    "layer norm": of x + add, with the weight `gain` and the bias `shift`, (c,). "affine": x * gain + shift, (n, c).
+    "blend": weight_x * x + weight_z * z + add, whose products are added to `out`; mean and deviation, unless None, are
+    those of each column of the sum, for each ROWS of the `pixels` rows of a frame: (n, rows / ROWS, c') float32.
+    add: (n, c). gain_row, add_row: from one frame's row to the next. bias: (c',) or None. Where the weight is in two
+    halves, values and gates, and so is the bias, the result is their GEGLU.
+
+    x, z: (n, s, c), out: (n, s, c'), weight: (1 or 2, c', c), tensor descriptors with blocks of (1, ROWS, DEPTH),
+    (1, ROWS, WIDTH) and (1 or 2, WIDTH, DEPTH). tiles: of `consumers` times ROWS rows, `across` a frame. steps: of
+    WIDTH columns. parts: c / DEPTH. Rows are copied in chunks of so many blocks (a layer norm needs all at once) to
+    `places`, columns to as many `stages`. consumers: 2 or, without GEGLU, 3.
     """
     halves: gl.constexpr = weight.block_type.shape[0]
-    rows = gl.allocate_shared_memory(x.dtype, [parts, 1, ROWS, DEPTH], x.layout)
+    sources: gl.constexpr = 2 if kind == "blend" else 1
+    rows = gl.allocate_shared_memory(x.dtype, [places * chunk * sources, 1, ROWS, DEPTH], x.layout)
     columns = gl.allocate_shared_memory(x.dtype, [stages * parts, halves, WIDTH, DEPTH], weight.layout)
-    results = gl.allocate_shared_memory(x.dtype, [2, 1, ROWS, WIDTH], out.layout)
-    rows_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    rows_empty = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
-    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    results = gl.allocate_shared_memory(x.dtype, [consumers * sources, 1, ROWS, WIDTH], out.layout)
+    rows_full = gl.allocate_shared_memory(gl.int64, [places, 1], mbarrier.MBarrierLayout())
+    rows_empty = gl.allocate_shared_memory(gl.int64, [places, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(rows_empty.index(0), count=1)
-    for i in gl.static_range(2):
+    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    residual_full = gl.allocate_shared_memory(gl.int64, [2 * consumers, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(places):
         mbarrier.init(rows_full.index(i), count=1)
-        mbarrier.init(turns.index(i), count=1)
+        mbarrier.init(rows_empty.index(i), count=1)
     for i in gl.static_range(stages):
         mbarrier.init(full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=2)
-    inputs = (x, weight, rows, rows_full, rows_empty, columns, full, empty, turns, tiles, across, steps)
-    outputs = (out, results, norm_weight, norm_bias, bias, add, add_row, eps)
+        mbarrier.init(empty.index(i), count=consumers)
+    for i in gl.static_range(2):
+        mbarrier.init(turns.index(i), count=1)
+    for i in gl.static_range(2 * consumers):
+        mbarrier.init(residual_full.index(i), count=1)
+    barriers = (rows_full, rows_empty, full, empty, turns, residual_full)
+    sizes = (tiles, across, steps)
+    tensors = (gain, shift, add, bias, mean, deviation)
+    numbers = (gain_row, add_row, weight_x, weight_z, eps, pixels)
+    memory = (rows, columns, results)
     fence()  # of the barriers, to the copying engine
-    gl.warp_specialize(
-        [(consume, (inputs, outputs, 0)), (consume, (inputs, outputs, 1)), (produce, (inputs, outputs))],
-        [4, 1],
-        [240, 24],
-    )
+    if consumers == 2:
+        gl.warp_specialize(
+            [
+                (multiply_rows, (weight, out, memory, barriers, sizes, tensors, numbers, 0, consumers, parts, kind)),
+                (multiply_rows, (weight, out, memory, barriers, sizes, tensors, numbers, 1, consumers, parts, kind)),
+                (load_rows, (x, z, rows, barriers, sizes, consumers, parts)),
+                (load_columns, (weight, columns, barriers, sizes, parts)),
+            ],
+            [4, 1, 1],
+            [240, 24, 24],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (multiply_rows, (weight, out, memory, barriers, sizes, tensors, numbers, 0, consumers, parts, kind)),
+                (multiply_rows, (weight, out, memory, barriers, sizes, tensors, numbers, 1, consumers, parts, kind)),
+                (multiply_rows, (weight, out, memory, barriers, sizes, tensors, numbers, 2, consumers, parts, kind)),
+                (load_rows, (x, z, rows, barriers, sizes, consumers, parts)),
+                (load_columns, (weight, columns, barriers, sizes, parts)),
+            ],
+            [4, 4, 1, 1],
+            [160, 160, 32, 32],
+        )
 
 
 # GEGLU of rows with more channels than registers hold. Blocks of rows and columns stream through shared memory; each of

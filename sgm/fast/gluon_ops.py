@@ -41,31 +41,78 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
     return out
 
 
-def multiplies(y: Tensor, columns: int) -> bool:
-    """Whether `normed_product` takes y (n, s, c) and a weight of so many columns (of GEGLU's: values).
+def multiplies(y: Tensor, columns: int, *others: Tensor) -> bool:
+    """Whether the products below take y (n, s, c) and a weight of so many columns (of GEGLU's: values).
 
-    Of four steps of columns at least, since rows are loaded between the first.
+    others: what is read or written beside y.
     """
     n, s, c = y.shape
-    fits = c % 64 == columns % 64 == 0 and c <= WIDEST and columns >= 4 * 64
-    return y.dtype in HALF and n * s >= MANY and fits and aligned(y)
+    fits = c % 64 == columns % 64 == 0 and c <= WIDEST
+    return y.dtype in HALF and n * s >= MANY and fits and all(aligned(x) for x in (y, *others))
 
 
 def normed_product(y: Tensor, add: Tensor | None, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> Tensor:
     """norm(y + add) times a weight (columns, c), (n, s, c) -> (n, s, columns); with a bias GEGLU, of half as many."""
-    (n, s, c), halves = y.shape, 1 if bias is None else 2
-    add, columns = per_frame(add, y), len(weight) // halves
-    out = y.new_empty(n, s, columns)
-    across, steps = math.ceil(s / 128), math.ceil(columns / 64)
+    out = y.new_empty(*y.shape[:2], len(weight) // (1 if bias is None else 2))
+    add = per_frame(add, y)
+    return _multiply("layer norm", y, weight, out, norm.weight, norm.bias, add=add, bias=bias, eps=norm.eps)
+
+
+def scaled_product(x: Tensor, scale: Tensor, shift: Tensor, layer: nn.Linear) -> Tensor:
+    """layer(x * scale + shift), (n, s, c) -> (n, s, c'). scale, shift: (n, c) float32."""
+    out = x.new_empty(*x.shape[:2], layer.out_features)
+    return _multiply("affine", x, layer.weight, out, scale, shift, bias=layer.bias)
+
+
+def add_blended_product(
+    out: Tensor, a: Tensor, b: Tensor, weights: tuple[float, float], add: Tensor | None, weight: Tensor
+) -> Tensor:
+    """out += (weights[0] * a + weights[1] * b + add) times a weight, in place; returns what has been measured of it.
+
+    a, b: (n, s, c), out: (n, s, c'). Measured are the mean and the sum of squared deviations of each channel, for each
+    64 pixels: (2, n, about s / 64, c') float32.
+    """
+    n, s, c = out.shape
+    measured = torch.empty((2, n, math.ceil(s / 64), c), device=out.device)
+    _multiply("blend", a, weight, out, z=b, add=per_frame(add, a), weights=weights, measured=measured)
+    return measured
+
+
+def _multiply(
+    kind: str,
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    gain: Tensor | None = None,
+    shift: Tensor | None = None,
+    z: Tensor | None = None,
+    add: Tensor | None = None,
+    bias: Tensor | None = None,
+    weights: tuple[float, float] = (1.0, 1.0),
+    measured: Tensor | tuple[None, None] = (None, None),
+    eps: float = 0.0,
+    consumers: int = 2,
+) -> Tensor:
+    """Launches `short_product`, into out."""
+    (n, s, c), columns = x.shape, out.shape[2]
+    halves, blended, across = len(weight) // columns, z is not None, math.ceil(s / (64 * consumers))
     described = (
-        describe(y, [1, 64, 64]),
+        describe(x, [1, 64, 64]),
+        None if z is None else describe(z, [1, 64, 64]),
         describe(weight.view(halves, columns, c), [halves, 64, 64]),
         describe(out, [1, 64, 64]),
     )
-    tensors = (*described, norm.weight, norm.bias, norm.bias if bias is None else bias, add)
-    sizes = (add.stride(0), n * across, across, steps, norm.eps, c // 64, 4 // halves)
-    kernels.normed_product[(min(n * across, processors(y.device)),)](*tensors, *sizes, num_warps=4)
+    tensors, rows = (gain, shift, add, bias, *measured), [_row(gain), _row(add)]
+    # As fits into 227 KB of shared memory: blocks of rows, steps of columns.
+    places = (1, 4, 5 - consumers) if blended else (c // 64, 1, 4 // halves)
+    sizes = (*rows, *weights, eps, s, n * across, across, columns // 64, kind, c // 64, *places, consumers)
+    kernels.short_product[(min(n * across, processors(x.device)),)](*described, *tensors, *sizes, num_warps=4)
     return out
+
+
+def _row(x: Tensor | None) -> int:
+    """From one frame's row of x to the next; 0 where all share one, or there is none."""
+    return 0 if x is None or x.ndim == 1 else x.stride(0)
 
 
 def gates(x: Tensor, proj: nn.Linear) -> bool:

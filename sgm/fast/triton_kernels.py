@@ -53,6 +53,27 @@ def measure(
     store_moments(mean, deviation, n * out_frame + i * out_tile + columns, origin, sums, squares, last - i * tile)
 
 
+@triton.jit(do_not_specialize=["s", "groups"])
+def merge(
+    mean, deviation, out_mean, out_deviation, s, groups, c,
+    tile: tl.constexpr, size: tl.constexpr, width: tl.constexpr,
+):  # fmt: skip
+    # From the moments of each `size` pixels to those of each `tile`. All are contiguous.
+    i, n = tl.program_id(0), tl.program_id(2)
+    columns = tl.program_id(1) * width + tl.arange(0, width)
+    group = i * (tile // size) + tl.arange(0, tile // size)
+    mask = (group < groups)[:, None]
+    count = tl.maximum(tl.minimum(s - group * size, size), 0).to(tl.float32)[:, None]
+    offsets = (n * groups + group)[:, None] * c + columns[None]
+    means = tl.load(mean + offsets, mask=mask, other=0.0)
+    average = tl.sum(means * count, 0) / tl.minimum(s - i * tile, tile).to(tl.float32)
+    difference = means - average[None]
+    spread = tl.load(deviation + offsets, mask=mask, other=0.0) + difference * difference * count
+    place = (n * tl.num_programs(0) + i) * c + columns
+    tl.store(out_mean + place, average)
+    tl.store(out_deviation + place, tl.sum(spread, 0))
+
+
 @triton.jit(do_not_specialize=["pixels", "tiles", "frames", "size"])
 def combine(
     mean, deviation, add, weight, bias, scale, shift, add_row, pixels, tiles, frames, c, size, eps,

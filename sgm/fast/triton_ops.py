@@ -34,6 +34,13 @@ class TritonMoments(Moments):
         kernels.measure[(tiles, c // width, n)](x, mean, deviation, *strides, s, c, self.tile, 64, width, num_warps=4)
         return self
 
+    def merge(self, measured: Tensor, size: int) -> Moments:
+        """Store moments that were measured of each `size` pixels: means and deviations, (2, n, groups, c)."""
+        n, tiles, c = self.mean.shape
+        width, sizes = channel_block(c), (self.pixels, measured.shape[2], c, self.tile, size)
+        kernels.merge[(tiles, c // width, n)](*measured, self.mean, self.deviation, *sizes, width, num_warps=4)
+        return self
+
     def norm(self, module: nn.GroupNorm, frames: int = 1, add: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.combine(module.weight, module.bias, module.num_groups, module.eps, frames, add)
 
@@ -93,6 +100,31 @@ class TritonOps(TorchOps):
         strides = (x.stride(0), *out.stride()[:2], scale.stride(0))
         kernels.scale_shift[grid](x, scale, shift, out, *strides, s, run, c, silu, run > 0, 128, width, num_warps=8)
         return out
+
+    def normed_linear(self, x: Measured, norm: nn.GroupNorm, layer: nn.Linear, add: Tensor | None = None) -> Tensor:
+        gluon, out = self._gluon, None
+        if gluon and gluon.multiplies(x.x, layer.out_features):
+            out = self._by_gluon(gluon.scaled_product, x.x, *x.moments.norm(norm, 1, add), layer)
+        return super().normed_linear(x, norm, layer, add) if out is None else out
+
+    def add_blended_product(
+        self,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        weight_a: float,
+        weight_b: float,
+        add: Tensor | None,
+        layer: nn.Linear,
+    ) -> Measured:
+        gluon, found = self._gluon, None
+        if gluon and gluon.multiplies(a, layer.out_features, b, x):
+            weights = float(weight_a), float(weight_b)
+            found = self._by_gluon(gluon.add_blended_product, x, a, b, weights, add, layer.weight)
+        if found is None:
+            return super().add_blended_product(x, a, b, weight_a, weight_b, add, layer)
+        n, s, c = x.shape
+        return self.measured(x, TritonMoments(n, s, c, x.device).merge(found, 64))
 
     def layer_norm(self, x: Tensor, module: nn.LayerNorm, add: Tensor | None = None) -> Tensor:
         if x.shape[2] % 16:
