@@ -70,7 +70,7 @@ def load_rows(x, z, rows, barriers, sizes, consumers: gl.constexpr, parts: gl.co
     """Copies each tile's rows, of one consumer after the other: blocks of x, each followed by that of z if there is."""
     rows_full, rows_empty, full, empty, turns, residual_full = barriers
     tiles, across, steps = sizes
-    places: gl.constexpr = rows_full.type.shape[0]
+    places: gl.constexpr = rows_empty.type.shape[0]
     sources: gl.constexpr = 1 if z is None else 2
     chunk: gl.constexpr = rows.type.shape[0] // (places * sources)
     count = 0
@@ -79,13 +79,14 @@ def load_rows(x, z, rows, barriers, sizes, consumers: gl.constexpr, parts: gl.co
             frame, row = rows_at(tile, across, consumers, i)
             for k in gl.static_range(0, parts, chunk):
                 place, phase = at_count(count, places)
+                here = rows_full.index((i * parts + k) // chunk)
                 mbarrier.wait(rows_empty.index(place), phase ^ 1)
-                mbarrier.expect(rows_full.index(place), chunk * sources * x.block_type.nbytes)
+                mbarrier.expect(here, chunk * sources * x.block_type.nbytes)
                 for j in gl.static_range(chunk):
                     block, at = (place * chunk + j) * sources, [frame, row, (k + j) * DEPTH]
-                    tma.async_copy_global_to_shared(x, at, rows_full.index(place), rows.index(block))
+                    tma.async_copy_global_to_shared(x, at, here, rows.index(block))
                     if sources == 2:
-                        tma.async_copy_global_to_shared(z, at, rows_full.index(place), rows.index(block + 1))
+                        tma.async_copy_global_to_shared(z, at, here, rows.index(block + 1))
                 count += 1
 
 
@@ -142,22 +143,23 @@ def statistics(rows, add, eps, channel, parts: gl.constexpr, layout: gl.constexp
 @kernel
 def changed_rows(
     rows, barriers, tensors, numbers, frame, number,
-    parts: gl.constexpr, kind: gl.constexpr, layout: gl.constexpr, operand: gl.constexpr,
+    i: gl.constexpr, consumers: gl.constexpr, parts: gl.constexpr, kind: gl.constexpr,
+    layout: gl.constexpr, operand: gl.constexpr,
 ):  # fmt: skip
-    """The number-th rows, of f(x) (see `short_product`), rounded: in registers, `parts` operands of (ROWS, DEPTH)."""
+    """The number-th rows of consumer i, of f(x) (see `short_product`), rounded: `parts` operands of (ROWS, DEPTH)."""
     rows_full, rows_empty, full, empty, turns, residual_full = barriers
     gain, shift, add, bias, mean, deviation = tensors
     gain_row, add_row, weight_x, weight_z, eps, pixels = numbers
-    places: gl.constexpr = rows_full.type.shape[0]
+    places: gl.constexpr = rows_empty.type.shape[0]
     sources: gl.constexpr = 2 if kind == "blend" else 1
     chunk: gl.constexpr = rows.type.shape[0] // (places * sources)
     channel = gl.arange(0, DEPTH, gl.SliceLayout(0, layout))
     operands = ()
     for k in gl.static_range(parts):
-        place, phase = at_count(number * (parts // chunk) + k // chunk, places)
+        place = ((number * consumers + i) * (parts // chunk) + k // chunk) % places
         block = (place * chunk + k % chunk) * sources
         if k % chunk == 0:
-            mbarrier.wait(rows_full.index(place), phase)
+            mbarrier.wait(rows_full.index((i * parts + k) // chunk), number & 1)
         if k == 0 and kind == "layer norm":
             average, factor = statistics(rows, add + frame * add_row, eps, channel, parts, layout)
         y = in_float32(rows.index(block), layout)
@@ -218,13 +220,15 @@ def multiply_rows(
     operand: gl.constexpr = gl.DotOperandLayout(0, wide_layout, 2)
     channel = gl.arange(0, DEPTH, gl.SliceLayout(0, layout))
     count = 0
-    number = 0 + i
+    number = 0
     if kind == "blend":
         load_residual(out, results, residual_full, 0, gl.program_id(0), 0, sizes, consumers, i)
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
         frame, row = rows_at(tile, across, consumers, i)
-        operands = changed_rows(rows, barriers, tensors, numbers, frame, number, parts, kind, layout, operand)
-        number += consumers
+        operands = changed_rows(
+            rows, barriers, tensors, numbers, frame, number, i, consumers, parts, kind, layout, operand
+        )
+        number += 1
         for step in range(0, steps):
             stage, phase = at_count(count, stages)
             if bias is not None:
@@ -287,21 +291,24 @@ def short_product(
     x, z: (n, s, c), out: (n, s, c'), weight: (1 or 2, c', c), tensor descriptors with blocks of (1, ROWS, DEPTH),
     (1, ROWS, WIDTH) and (1 or 2, WIDTH, DEPTH). tiles: of `consumers` times ROWS rows, `across` a frame. steps: of
     WIDTH columns. parts: c / DEPTH. Rows are copied in chunks of so many blocks (a layer norm needs all at once) to
-    `places`, columns to as many `stages`. consumers: 2 or, without GEGLU, 3.
+    `places`, for a tile's chunks at most, and columns to `stages`. consumers: 2 or, without GEGLU, 3.
     """
     halves: gl.constexpr = weight.block_type.shape[0]
     sources: gl.constexpr = 2 if kind == "blend" else 1
     rows = gl.allocate_shared_memory(x.dtype, [places * chunk * sources, 1, ROWS, DEPTH], x.layout)
     columns = gl.allocate_shared_memory(x.dtype, [stages * parts, halves, WIDTH, DEPTH], weight.layout)
     results = gl.allocate_shared_memory(x.dtype, [consumers * sources, 1, ROWS, WIDTH], out.layout)
-    rows_full = gl.allocate_shared_memory(gl.int64, [places, 1], mbarrier.MBarrierLayout())
+    # A consumer waits for every phase of its own barriers alone: another's would come in between.
+    chunks: gl.constexpr = consumers * parts // chunk
+    rows_full = gl.allocate_shared_memory(gl.int64, [chunks, 1], mbarrier.MBarrierLayout())
     rows_empty = gl.allocate_shared_memory(gl.int64, [places, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
     turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     residual_full = gl.allocate_shared_memory(gl.int64, [2 * consumers, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(places):
+    for i in gl.static_range(chunks):
         mbarrier.init(rows_full.index(i), count=1)
+    for i in gl.static_range(places):
         mbarrier.init(rows_empty.index(i), count=1)
     for i in gl.static_range(stages):
         mbarrier.init(full.index(i), count=1)

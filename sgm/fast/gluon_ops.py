@@ -104,7 +104,7 @@ def _multiply(
     )
     tensors, rows = (gain, shift, add, bias, *measured), [_row(gain), _row(add)]
     # As fits into 227 KB of shared memory: blocks of rows, steps of columns.
-    places = (1, 4, 5 - consumers) if blended else (c // 64, 1, 4 // halves)
+    places = (1, min(4, c // 32), 5 - consumers) if blended else (c // 64, 1, 4 // halves)
     sizes = (*rows, *weights, eps, s, n * across, across, columns // 64, kind, c // 64, *places, consumers)
     kernels.short_product[(min(n * across, processors(x.device)),)](*described, *tensors, *sizes, num_warps=4)
     return out
