@@ -54,7 +54,7 @@ def test_the_kernels_in_triton_s_interpreter(beside: Beside) -> None:
     pytest.importorskip("triton", reason="Triton is not made for this system: plain torch takes its place here")
     status, output = beside.done("interpreter")
     assert status == 0, output
-    assert "19 passed" in output
+    assert "20 passed" in output
 
 
 SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers and strides
@@ -152,12 +152,14 @@ def test_the_kernels_in_gluon_compile_for_a_gpu(name: str) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import compile
 
-    from sgm.fast import gluon_kernels
+    from sgm.fast import gluon_attention, gluon_base, gluon_convolutions, gluon_products
 
-    (blocks, constants), kernel = GLUON[name], vars(gluon_kernels)[name.partition(",")[0]]
-    describe = partial(gluon_kernels.gl.NVMMASharedLayout, 128, 16)
-    kinds = dict.fromkeys(("norm_weight", "norm_bias", "bias", "add"), "*fp16") | {"eps": "fp32", "factor": "fp32"}
-    kinds |= dict.fromkeys(("mean", "deviation"), "*fp32")
+    known = vars(gluon_attention) | vars(gluon_products) | vars(gluon_convolutions)
+    (blocks, constants), kernel = GLUON[name], known[name.partition(",")[0]]
+    describe = partial(gluon_base.gl.NVMMASharedLayout, 128, 16)
+    kinds = dict.fromkeys(("gain", "shift"), "*fp32" if "affine" in name else "*fp16")
+    kinds |= dict.fromkeys(("bias", "add"), "*fp16") | dict.fromkeys(("mean", "deviation"), "*fp32")
+    kinds |= dict.fromkeys(("weight_x", "weight_z", "eps", "factor"), "fp32")
     kinds |= {argument: f"tensordesc<fp16{block},{describe(rank=len(block))!r}>" for argument, block in blocks.items()}
     kinds |= dict.fromkeys(constants, "constexpr")
     signature = {argument: kinds.get(argument, "i32") for argument in kernel.arg_names}
@@ -386,6 +388,55 @@ def test_attention_and_products_in_half_precision(
     ops.feed_forward(parted, offset, norm, layer, s * 4 * c)  # a frame at a time
     assert close(parted, whole, 1e-3)
     assert not caplog.messages  # no kernel had to be replaced
+
+
+@pytest.mark.parametrize(("s", "c", "out"), [(200, 64, 64), (130, 128, 320), (1100, 320, 320), (130, 384, 64)])
+def test_products_of_norms_and_blends_in_half_precision(
+    ops_and_device: tuple[Ops, torch.device],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    s: int,
+    c: int,
+    out: int,
+) -> None:
+    ops, device = ops_and_device
+    half, n = torch.float16, 3
+    if device.type == "cpu" and ops.has_triton:
+        pytest.skip("Triton's interpreter, which takes long, runs no kernels in Gluon")
+    if device.type == "cuda" and ops.has_triton:
+        monkeypatch.setattr("sgm.fast.gluon_ops.MANY", 1)
+        monkeypatch.setattr("sgm.fast.gluon_ops.processors", lambda device: 2)
+    layer, norm = affine(nn.Linear(c, out).to(device)).to(half), affine(nn.GroupNorm(32, c).to(device)).to(half)
+    x, y, z = (draw(n, s, c, device=device, shift=shift).to(half) for shift in (0.0, 1.0, -1.0))
+    for add in (None, draw(c, device=device).to(half), draw(n, c, device=device).to(half)):
+        values = x.double() if add is None else x.double() + add.double().expand(n, c)[:, None]
+        values = F.group_norm(values.transpose(1, 2), 32, norm.weight.double(), norm.bias.double(), norm.eps)
+        wanted = F.linear(values.transpose(1, 2), layer.weight.double(), layer.bias.double())
+        assert close(ops.normed_linear(ops.measured(x), norm, layer, add), wanted, 1e-3)
+        wanted = 0.3 * y.double() + 0.7 * z.double()
+        wanted = F.linear(wanted if add is None else wanted + add.double().expand(n, c)[:, None], layer.weight.double())
+        stream = draw(n, s, out, device=device, shift=2.0).to(half)
+        wanted += stream.double()
+        found = ops.add_blended_product(stream, y.clone(), z, 0.3, 0.7, add, layer)
+        assert found.x is stream
+        assert close(stream, wanted, 1e-3)
+        for tile, part in enumerate(stream.double().split(1024, 1)):
+            assert close(found.moments.mean[:, tile], part.mean(1), 1e-5)
+            assert close(found.moments.deviation[:, tile], part.var(1, correction=0) * part.shape[1], 6e-4)
+    assert not caplog.messages  # no kernel had to be replaced
+
+
+def test_moments_of_parts_of_a_tile_are_merged(ops_and_device: tuple[Ops, torch.device]) -> None:
+    ops, device = ops_and_device
+    if not ops.has_triton:
+        pytest.skip("kernels alone measure such parts")
+    x, moments = draw(2, 1100, 96, device=device, shift=30.0), ops.empty_moments(2, 1100, 96, device)
+    parts = [(part.mean(1), part.var(1, correction=0) * part.shape[1]) for part in x.double().split(64, 1)]
+    measured = torch.stack([torch.stack(kind, 1) for kind in zip(*parts, strict=True)]).float()
+    cast(Any, moments).merge(measured, 64)
+    for tile, part in enumerate(x.double().split(1024, 1)):
+        assert close(moments.mean[:, tile], part.mean(1))
+        assert close(moments.deviation[:, tile], part.var(1, correction=0) * part.shape[1], 1e-5)
 
 
 @torch.backends.cudnn.flags(allow_tf32=False)

@@ -27,6 +27,7 @@ from sgm.unet.unet import Block, UNet
 
 SHALLOW = 1  # how many of the output blocks, and of the input blocks, are always evaluated
 Transformer = SpatialVideoTransformer | ViewTimeTransformer
+Blend = tuple[Tensor, Tensor, float, float, Tensor]  # two branches, the weight of each, and what is added
 
 
 class Biases:
@@ -204,24 +205,28 @@ class Conditioned:
 
     def transformer(self, layer: Transformer, x: Measured, size: Sequence[int]) -> Measured:
         """The transformers of a layer, added to x in place. x includes proj_out's bias (see `Biases`)."""
-        norm = self.ops.group_norm([x], layer.norm, add=-layer_bias(layer.proj_out), silu=False)
-        y = self.attend(layer, layer.proj_in(norm), size)
-        add_product(x.x, y, layer.proj_out)
-        return self.ops.measured(x.x)
+        proj_in, proj_out = cast(nn.Linear, layer.proj_in), cast(nn.Linear, layer.proj_out)
+        y = self.ops.normed_linear(x, layer.norm, proj_in, -layer_bias(proj_out))
+        return self.ops.add_blended_product(x.x, *self.attend(layer, y, size), proj_out)
 
-    def attend(self, layer: Transformer, y: Tensor, size: Sequence[int]) -> Tensor:
-        """Attention over pixels and over frames. y: (n, s, c), which may be changed. size: (h, w), of s pixels."""
+    def attend(self, layer: Transformer, y: Tensor, size: Sequence[int]) -> Blend:
+        """Attention over pixels and over frames: the operands of `Ops.blend` that give its result.
+
+        y: (n, s, c), which may be changed. size: (h, w), of s pixels.
+        """
         assert isinstance(layer, SpatialVideoTransformer)
-        alpha = self.alphas[layer.time_mixer]
+        alpha, last = self.alphas[layer.time_mixer], None
         for spatial, temporal, offsets in zip(
             layer.transformer_blocks, layer.time_stack, self.offsets[layer], strict=True
         ):
             spatial, temporal = cast(BasicTransformerBlock, spatial), cast(VideoTransformerBlock, temporal)
             at_ff, *points, at_blend = offsets
+            y = y if last is None else self.ops.blend(*last, out=y)
             self.over_pixels(y, spatial, at_ff)
             z = self.branch(y, temporal, points, self.among_frames)
-            y = self.ops.blend(y, self.shard.to_frames(z, y.shape[1]), alpha, 1 - alpha, at_blend, out=y)
-        return y
+            last = (y, self.shard.to_frames(z, y.shape[1]), alpha, 1 - alpha, at_blend)
+        assert last is not None
+        return last
 
     def among_frames(self, qkv: Tensor, heads: int) -> Tensor:
         """Attention among the frames of each pixel. qkv: (n, s, 3 c) -> (n, s, c)."""

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from sgm.fast import gluon_kernels
+from sgm.fast import gluon_attention, gluon_base, gluon_convolutions, gluon_products
 from sgm.fast.moments import per_frame
 
 if TYPE_CHECKING:
     from sgm.fast.triton_ops import TritonMoments
 
-kernels: Any = gluon_kernels
+attention: Any = gluon_attention.attention  # to a type checker a kernel is a plain function, which has no grid
+short_product: Any = gluon_products.short_product
+product_geglu: Any = gluon_products.product_geglu
+conv: Any = gluon_convolutions.conv_over_frames
 HALF = torch.float16, torch.bfloat16
 WIDEST = 320  # channels of the rows that a group of warps can hold in its registers
 MEMORY = 226 * 2**10  # bytes of a multiprocessor's shared memory for what is multiplied
@@ -41,35 +44,73 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
     tiles, scale = n * heads * groups, math.log2(math.e) / math.sqrt(64)
     described = describe(qkv, [1, 64, 64]), describe(qkv, [1, 128, 64]), describe(out, [1, 64, 64])
     grid = (min(tiles, processors(qkv.device)),)
-    kernels.attention[grid](*described, s, heads, groups, tiles, 4, s % 128 > 0, scale, num_warps=4)
+    attention[grid](*described, s, heads, groups, tiles, 4, s % 128 > 0, scale, num_warps=4)
     return out
 
 
-def multiplies(y: Tensor, columns: int) -> bool:
-    """Whether `normed_product` takes y (n, s, c) and a weight of so many columns (of GEGLU's: values).
+def multiplies(y: Tensor, columns: int, *others: Tensor) -> bool:
+    """Whether the products below take y (n, s, c) and a weight of so many columns (of GEGLU's: values).
 
-    Of four steps of columns at least, since rows are loaded between the first.
+    others: what is read or written beside y.
     """
     n, s, c = y.shape
-    fits = c % 64 == columns % 64 == 0 and c <= WIDEST and columns >= 4 * 64
-    return y.dtype in HALF and n * s >= MANY and fits and aligned(y)
+    fits = c % 64 == columns % 64 == 0 and c <= WIDEST
+    return y.dtype in HALF and n * s >= MANY and fits and all(aligned(x) for x in (y, *others))
 
 
 def normed_product(y: Tensor, add: Tensor | None, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> Tensor:
     """norm(y + add) times a weight (columns, c), (n, s, c) -> (n, s, columns); with a bias GEGLU, of half as many."""
-    (n, s, c), halves = y.shape, 1 if bias is None else 2
-    add, columns = per_frame(add, y), len(weight) // halves
-    out = y.new_empty(n, s, columns)
-    across, steps = math.ceil(s / 128), math.ceil(columns / 64)
+    out = y.new_empty(*y.shape[:2], len(weight) // (1 if bias is None else 2))
+    add = per_frame(add, y)
+    return _multiply("layer norm", y, weight, out, norm.weight, norm.bias, add=add, bias=bias, eps=norm.eps)
+
+
+def scaled_product(x: Tensor, scale: Tensor, shift: Tensor, layer: nn.Linear) -> Tensor:
+    """layer(x * scale + shift), (n, s, c) -> (n, s, c'). scale, shift: (n, c) float32."""
+    out = x.new_empty(*x.shape[:2], layer.out_features)
+    return _multiply("affine", x, layer.weight, out, scale, shift, bias=layer.bias)
+
+
+def add_blended_product(
+    out: Tensor, a: Tensor, b: Tensor, weights: tuple[float, float], add: Tensor | None, weight: Tensor
+) -> Tensor:
+    """out += (weights[0] * a + weights[1] * b + add) times a weight, in place. a, b: (n, s, c), out: (n, s, c')."""
+    return _multiply("blend", a, weight, out, z=b, add=per_frame(add, a), weights=weights)
+
+
+def _multiply(
+    kind: str,
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    gain: Tensor | None = None,
+    shift: Tensor | None = None,
+    z: Tensor | None = None,
+    add: Tensor | None = None,
+    bias: Tensor | None = None,
+    weights: tuple[float, float] = (1.0, 1.0),
+    eps: float = 0.0,
+) -> Tensor:
+    """Launches `short_product`, into out."""
+    (n, s, c), columns = x.shape, out.shape[2]
+    halves, across = len(weight) // columns, math.ceil(s / 128)
     described = (
-        describe(y, [1, 64, 64]),
+        describe(x, [1, 64, 64]),
+        None if z is None else describe(z, [1, 64, 64]),
         describe(weight.view(halves, columns, c), [halves, 64, 64]),
         describe(out, [1, 64, 64]),
     )
-    tensors = (*described, norm.weight, norm.bias, norm.bias if bias is None else bias, add)
-    sizes = (add.stride(0), n * across, across, steps, norm.eps, c // 64, 4 // halves)
-    kernels.normed_product[(min(n * across, processors(y.device)),)](*tensors, *sizes, num_warps=4)
+    # As fits into 227 KB of shared memory: blocks of rows in a chunk, chunks, steps of columns.
+    places = (c // 64, 1, 4 // halves) if z is None else (1, min(4, c // 32), 3)
+    sizes = (_row(gain), _row(add), *weights, eps, n * across, across, columns // 64, kind, c // 64, *places)
+    grid = (min(n * across, processors(x.device)),)
+    short_product[grid](*described, gain, shift, add, bias, *sizes, num_warps=4)
     return out
+
+
+def _row(x: Tensor | None) -> int:
+    """From one frame's row of x to the next; 0 where all share one, or there is none."""
+    return 0 if x is None or x.ndim == 1 else x.stride(0)
 
 
 def gates(x: Tensor, proj: nn.Linear) -> bool:
@@ -85,7 +126,7 @@ def geglu(x: Tensor, proj: nn.Linear) -> Tensor:
     across, weight = columns // 128, proj.weight.view(2, columns, c)
     described = describe(x, [64, 64]), describe(weight, [2, 128, 64]), proj.bias, describe(out, [64, 128])
     tiles = math.ceil(rows / 128) * across
-    kernels.product_geglu[(min(tiles, processors(x.device)),)](*described, tiles, across, c // 64, 4, num_warps=4)
+    product_geglu[(min(tiles, processors(x.device)),)](*described, tiles, across, c // 64, 4, num_warps=4)
     return out
 
 
@@ -139,7 +180,7 @@ def conv_over_frames(
     measured = [] if moments is None else list(y.new_empty((2, n, blocks, columns), dtype=torch.float32))
     sizes = (tiles, across, c // 64, frames, padding, n, blocks, s, wide + narrow, stages or min(places, 6))
     arguments = (*tensors, *(measured or (None, None)), float(factor), *sizes)
-    kernels.conv_over_frames[(min(tiles, processors(y.device)),)](*arguments, num_warps=4)
+    conv[(min(tiles, processors(y.device)),)](*arguments, num_warps=4)
     if moments is not None:
         mean, deviation = measured
         moments.merge(mean, deviation, 64)
@@ -148,7 +189,7 @@ def conv_over_frames(
 
 def describe(x: Tensor, block: Sequence[int]) -> TensorDescriptor:
     """x for the copying engine (TMA), which copies blocks of this size, the last dimension's 128 bytes swizzled."""
-    layout = kernels.gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=len(block))
+    layout = gluon_base.gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=len(block))
     return TensorDescriptor.from_tensor(x, list(block), layout)
 
 

@@ -85,6 +85,27 @@ class TorchOps:
             start = channels.stop
         return out
 
+    def normed_linear(self, x: Measured, norm: nn.GroupNorm, layer: nn.Linear, add: Tensor | None = None) -> Tensor:
+        """A linear layer of norm(x + add), of each frame by itself: (n, s, c) -> (n, s, c'). add: (n, c) or (c,)."""
+        return layer(self.group_norm([x], norm, add=add, silu=False))
+
+    def add_blended_product(
+        self,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        weight_a: float,
+        weight_b: float,
+        add: Tensor | None,
+        layer: nn.Linear,
+    ) -> Measured:
+        """x += a linear layer of `blend(a, b, weight_a, weight_b, add)`, in place, without the layer's bias.
+
+        x: (n, s, c'), a, b: (n, s, c), of which a may be changed.
+        """
+        add_product(x, self.blend(a, b, weight_a, weight_b, add, out=a), layer)
+        return self.measured(x)
+
     def layer_norm(self, x: Tensor, module: nn.LayerNorm, add: Tensor | None = None) -> Tensor:
         """The layer norm of (x + add). add: (n, c) or (c,)."""
         n, _, c = x.shape

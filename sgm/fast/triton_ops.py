@@ -105,6 +105,30 @@ class TritonOps(TorchOps):
         kernels.scale_shift[grid](x, scale, shift, out, *strides, s, run, c, silu, run > 0, 128, width, num_warps=8)
         return out
 
+    def normed_linear(self, x: Measured, norm: nn.GroupNorm, layer: nn.Linear, add: Tensor | None = None) -> Tensor:
+        gluon, out = self._gluon, None
+        if gluon and gluon.multiplies(x.x, layer.out_features):
+            out = self._by_gluon(gluon.scaled_product, x.x, *x.moments.norm(norm, 1, add), layer)
+        return super().normed_linear(x, norm, layer, add) if out is None else out
+
+    def add_blended_product(
+        self,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        weight_a: float,
+        weight_b: float,
+        add: Tensor | None,
+        layer: nn.Linear,
+    ) -> Measured:
+        gluon, out = self._gluon, None
+        if gluon and gluon.multiplies(a, layer.out_features, b, x):
+            weights = float(weight_a), float(weight_b)
+            out = self._by_gluon(gluon.add_blended_product, x, a, b, weights, add, layer.weight)
+        if out is None:
+            return super().add_blended_product(x, a, b, weight_a, weight_b, add, layer)
+        return self.measured(out)
+
     def layer_norm(self, x: Tensor, module: nn.LayerNorm, add: Tensor | None = None) -> Tensor:
         if x.shape[2] % 16:
             return super().layer_norm(x, module, add)

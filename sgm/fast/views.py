@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sgm.fast.conditioned import Conditioned, Transformer, branch_offsets, layer_bias, to_one_token
+from sgm.fast.conditioned import Blend, Conditioned, Transformer, branch_offsets, layer_bias, to_one_token
 from sgm.layers.attention import BasicTransformerBlock, VideoTransformerBlock
 from sgm.layers.views import ViewTimeTransformer
 
@@ -45,7 +45,7 @@ class ConditionedViews(Conditioned):
     def begin(self, emb: Tensor) -> None:
         self.emb = emb
 
-    def attend(self, layer: Transformer, y: Tensor, size: Sequence[int]) -> Tensor:
+    def attend(self, layer: Transformer, y: Tensor, size: Sequence[int]) -> Blend:
         assert isinstance(layer, ViewTimeTransformer)
         spatial = cast(BasicTransformerBlock, layer.transformer_blocks[0])
         camera, motion = (cast(VideoTransformerBlock, b[0]) for b in (layer.time_mix_blocks, layer.motion_blocks))
@@ -69,7 +69,7 @@ class ConditionedViews(Conditioned):
         at_time = layer.motion_embedding(of_views, self.context).float()
         *points, last = branch_offsets(motion, at_time, 0.0)
         z = self.branch(y, motion, _as(points, y), self._over_times, lambda z: self._add_views(z, layer, size))
-        return self.ops.blend(y, z, alpha, 1 - alpha, ((1 - alpha) * last).to(y.dtype), out=y)
+        return y, z, alpha, 1 - alpha, ((1 - alpha) * last).to(y.dtype)
 
     def _among_views(self, qkv: Tensor, heads: int) -> Tensor:
         """Attention among the views of each pixel at a time. qkv: (n, s, 3 c) -> (n, s, c)."""
