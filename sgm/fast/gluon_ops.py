@@ -188,9 +188,14 @@ def conv_over_frames(
 
 
 def describe(x: Tensor, block: Sequence[int]) -> TensorDescriptor:
-    """x for the copying engine (TMA), which copies blocks of this size, the last dimension's 128 bytes swizzled."""
-    layout = gluon_base.gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=len(block))
-    return TensorDescriptor.from_tensor(x, list(block), layout)
+    """x for the copying engine (TMA), which copies blocks of this size."""
+    return TensorDescriptor.from_tensor(x, list(block), swizzled(len(block)))
+
+
+@cache
+def swizzled(rank: int) -> Any:
+    """The layout of a block of so many dimensions, the last of 128 bytes."""
+    return gluon_base.gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=rank)
 
 
 @cache
