@@ -164,6 +164,7 @@ def measure(
     # As they were computed, all warps would have to add up what they hold of a column; here each has its own columns.
     layout: gl.constexpr = gl.BlockedLayout([1, 2], [4, 8], [1, 4], [1, 0])
     channel = gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
+    # Of all channels, where there are results at all.
     mask, rows = (channel < WIDTH) & exists & (frame < n), gl.minimum(s - row, ROWS)
     channel += ((frame * blocks + row // ROWS) * across + column) * (columns * WIDTH)
     measure_blocks(results[0], stage * wide, mean + channel, deviation + channel, mask, rows, layout, wide)
@@ -245,10 +246,11 @@ def conv_over_frames(
     """out = the convolution of x over frames, a kernel of 3 taps; where there is a residual, that + factor times it.
 
     x: (b, t, s, c), residual and out: (n, s, c'), weight: (c' / WIDTH, WIDTH, 3 c), tensor descriptors with blocks of
-    (1, 1, ROWS, DEPTH), (1, ROWS, WIDTH) and (some, WIDTH, DEPTH). narrow: None, or weight with fewer columns, which
-    each tile has beside those. mean, deviation: (n, blocks, c'), of each block of ROWS results as stored, or None.
-    tiles: of 2 blocks of rows and `columns` blocks of columns, `across` beside each other. parts: c / DEPTH. frames: of
-    a clip of out, n in all. padding: with frames of zeros at the ends of clips, 1 or 0. stages: three at least.
+    (1, 1, ROWS, DEPTH), (1, ROWS, WIDTH) and (some, WIDTH, DEPTH). narrow: None, or the same weight described by
+    smaller blocks, for the columns that each tile has beside those. mean, deviation: (n, blocks, c'), of each block of
+    ROWS results as stored, or None. tiles: of 2 blocks of rows and `columns` blocks of columns, `across` beside each
+    other. parts: c / DEPTH. frames: of a clip of out, n in all. padding: with frames of zeros at the ends of clips, 1
+    or 0. stages: three at least.
     """
     weights = (weight,) if narrow is None else (weight, narrow)
     x_memory = gl.allocate_shared_memory(x.dtype, [2 * stages, 1, 1, ROWS, DEPTH], x.layout)

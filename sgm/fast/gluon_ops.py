@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,13 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from sgm.fast import gluon_attention, gluon_base, gluon_convolutions, gluon_products
 from sgm.fast.moments import per_frame
 
-if TYPE_CHECKING:
-    from sgm.fast.triton_ops import TritonMoments
-
 attention: Any = gluon_attention.attention  # to a type checker a kernel is a plain function, which has no grid
 short_product: Any = gluon_products.short_product
 product_geglu: Any = gluon_products.product_geglu
 conv: Any = gluon_convolutions.conv_over_frames
 HALF = torch.float16, torch.bfloat16
 WIDEST = 320  # channels of the rows that a group of warps can hold in its registers
+BLOCK = 64  # pixels whose moments a convolution stores
 MEMORY = 226 * 2**10  # bytes of a multiprocessor's shared memory for what is multiplied
 LONG, MANY = 512, 2**16  # pixels to attend to, and rows to multiply, from which on these kernels are faster than others
 
@@ -153,19 +151,17 @@ def conv_over_frames(
     padding: int,
     residual: Tensor | None = None,
     factor: float = 1.0,
-    moments: TritonMoments | None = None,
-    tile: tuple[int, int] | None = None,
-    stages: int | None = None,
+    measured: Tensor | None = None,
 ) -> Tensor:
     """A convolution over frames, (b, t, s, c) -> (n, s, c'). weight: (c', c, 3, 1, 1), channels-last.
 
     padding: with zeros before and after each clip, 1 or 0; n: the frames of all clips. residual: `factor` times the
-    convolution is added to it, in place. moments: where to store those of what is written. tile, stages: see `widths`
-    and the kernel.
+    convolution is added to it, in place. measured: where to store mean and sum of squared deviations of each channel of
+    what is written, for every `BLOCK` pixels: (2, n, blocks, c') float32.
     """
     (b, t, s, c), columns = y.shape, len(weight)
-    frames, blocks = t + 2 * padding - 2, math.ceil(s / 64)
-    n, (wide, narrow) = b * frames, tile or widths(columns // 64)
+    frames, blocks = t + 2 * padding - 2, math.ceil(s / BLOCK)
+    n, (wide, narrow) = b * frames, widths(columns // 64)
     across, places = columns // 64 // (wide + narrow), MEMORY // ((2 + wide + narrow) * 2**13)
     tiles = (blocks // 2 * n + blocks % 2 * math.ceil(n / 2)) * across
     out = y.new_empty(n, s, columns) if residual is None else residual
@@ -177,13 +173,9 @@ def conv_over_frames(
         None if residual is None else describe(residual, [1, 64, 64]),
         describe(out, [1, 64, 64]),
     )
-    measured = [] if moments is None else list(y.new_empty((2, n, blocks, columns), dtype=torch.float32))
-    sizes = (tiles, across, c // 64, frames, padding, n, blocks, s, wide + narrow, stages or min(places, 6))
-    arguments = (*tensors, *(measured or (None, None)), float(factor), *sizes)
+    sizes = (tiles, across, c // 64, frames, padding, n, blocks, s, wide + narrow, min(places, 6))
+    arguments = (*tensors, *((None, None) if measured is None else measured), float(factor), *sizes)
     conv[(min(tiles, processors(y.device)),)](*arguments, num_warps=4)
-    if moments is not None:
-        mean, deviation = measured
-        moments.merge(mean, deviation, 64)
     return out
 
 

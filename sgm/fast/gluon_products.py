@@ -163,10 +163,10 @@ def load_residual(out, results, residual_full, count, tile, step, sizes, i: gl.c
     """Start to copy what the count-th results of group i are added to, to where they will be; not past the end."""
     tiles, across, steps = sizes
     frame, row = rows_at(tile, across, i)
-    place, phase = 2 * i + count % 2, tile < tiles
-    mbarrier.expect(residual_full.index(place), out.block_type.nbytes, pred=phase)
+    place, exists = 2 * i + count % 2, tile < tiles
+    mbarrier.expect(residual_full.index(place), out.block_type.nbytes, pred=exists)
     at = [frame, row, step * WIDTH]
-    tma.async_copy_global_to_shared(out, at, residual_full.index(place), results.index(place), pred=phase)
+    tma.async_copy_global_to_shared(out, at, residual_full.index(place), results.index(place), pred=exists)
 
 
 @kernel

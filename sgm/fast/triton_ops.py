@@ -36,12 +36,13 @@ class TritonMoments(Moments):
         kernels.measure[(tiles, c // width, n)](x, mean, deviation, *strides, s, c, self.tile, 64, width, num_warps=4)
         return self
 
-    def merge(self, mean: Tensor, deviation: Tensor, rows: int) -> None:
+    def merge(self, mean: Tensor, deviation: Tensor, rows: int) -> Moments:
         """Store the moments that are given of each block of so many pixels, (n, blocks, c)."""
         n, blocks, c = mean.shape
         grid, width = (self.mean.shape[1], c // channel_block(c), n), channel_block(c)
         tensors = (mean, deviation, self.mean, self.deviation)
         kernels.merge[grid](*tensors, self.pixels, blocks, c, rows, self.tile, width, num_warps=4)
+        return self
 
     def norm(self, module: nn.GroupNorm, frames: int = 1, add: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.combine(module.weight, module.bias, module.num_groups, module.eps, frames, add)
@@ -55,7 +56,7 @@ class TritonMoments(Moments):
         add, width = per_frame(add, self.mean), kernels.triton.next_power_of_2(size)
         scale, shift = torch.empty_like(self.mean[:, 0]), torch.empty_like(self.mean[:, 0])
         tensors = (self.mean, self.deviation, add, weight, bias, scale, shift)
-        height = min(max(2048 // width, 1), kernels.triton.next_power_of_2(frames * tiles))
+        height = min(16 if frames * tiles <= 16 else 2048, max(2048 // width, 1))
         sizes = (self.pixels, tiles, frames, c, size, eps, self.tile, height, width)
         warps = min(max(height * width // 256, 1), 8)
         kernels.combine[(n // frames, groups)](*tensors, add.stride(0), *sizes, num_warps=warps)
@@ -169,9 +170,14 @@ class TritonOps(TorchOps):
         gluon, (b, t, s, _) = self._gluon, y.shape
         if not (gluon and gluon.convolves(y, conv.weight, residual)):
             return None
-        moments = TritonMoments(b * (t + 2 * padding - 2), s, len(conv.weight), y.device) if measure else None
-        out = self._by_gluon(gluon.conv_over_frames, y, conv.weight, padding, residual, factor, moments)
-        return None if out is None else self.measured(out, moments)
+        n, c = b * (t + 2 * padding - 2), len(conv.weight)
+        measured = y.new_empty((2, n, math.ceil(s / gluon.BLOCK), c), dtype=torch.float32) if measure else None
+        out = self._by_gluon(gluon.conv_over_frames, y, conv.weight, padding, residual, factor, measured)
+        if out is None or measured is None:
+            return None if out is None else self.measured(out)
+        # Not in `_by_gluon`, which would have the residual added again.
+        mean, deviation = measured
+        return self.measured(out, TritonMoments(n, s, c, y.device).merge(mean, deviation, gluon.BLOCK))
 
     def geglu(self, x: Tensor, proj: nn.Linear) -> Tensor:
         n, c = len(x), proj.out_features // 2
@@ -265,6 +271,7 @@ class TritonOps(TorchOps):
             scores = torch.mm(q[rows], k.t(), out_dtype=torch.float32)
             part, scale = weights[: len(scores)], math.log2(math.e) / math.sqrt(c)
             kernels.exponentials[(len(scores),)](scores, part, sums[rows], count, scale, 4096, num_warps=8)
+            del scores  # before there are the next
             torch.div(torch.mm(part, v, out_dtype=torch.float32), sums[rows], out=out[rows])
         return out
 

@@ -38,8 +38,8 @@ class GroupNorm(nn.GroupNorm):
         # On processors the kernel for channels-last maps of under 1024 pixels takes ten times as long as a copy.
         if input.device.type == "cpu" and input.shape[2] * input.shape[3] < 1024:
             input = input.contiguous()
-        last = input.is_cuda and input.is_contiguous(memory_format=torch.channels_last)
-        if last and input.dtype == torch.float32 and not torch.is_grad_enabled():
+        channels_last = input.is_cuda and input.is_contiguous(memory_format=torch.channels_last)
+        if channels_last and input.dtype == torch.float32 and not torch.is_grad_enabled():
             return self._of_channels(input)
         return super().forward(input)
 
