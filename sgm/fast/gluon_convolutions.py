@@ -1,4 +1,4 @@
-"""A convolution over frames in Triton's Gluon: the products of three frames' pixels, one for each tap.
+"""A temporal convolution, over frames, in Triton's Gluon: the products of three frames' pixels, one for each tap.
 
 Blocks of rows and of columns stream through shared memory. A tile's last two stages hold its results instead, one for
 each group of warps: what they are added to is copied there ahead, and they are measured and stored from there while the

@@ -22,10 +22,10 @@ from sgm.fast.gluon_base import (
     wgmma,
 )
 
-# Products of rows that are normed or blended first. Where their inner dimension is short (320 channels: the first
-# level, which has the most pixels), loading takes as long as multiplying, and GELU as long again. So 64 rows are loaded
-# once, changed and kept in registers while all columns of the weight stream past them. Each group of warps has 64 rows
-# of its own, later than another: one multiplies while the other finishes and stores.
+# Matrix products (GEMM) with a fused prologue: of rows that are normed or blended first. Where their inner dimension is
+# short (320 channels: the first level, which has the most pixels), loading takes as long as multiplying, and GELU as
+# long again. So 64 rows are loaded once, changed and kept in registers while all columns of the weight stream past
+# them. Each group of warps has 64 rows of its own: one multiplies while the other finishes and stores.
 
 
 @kernel
@@ -247,7 +247,7 @@ def short_product(
     x, z, weight, out, gain, shift, add, bias, gain_row, add_row, weight_x, weight_z, eps, tiles, across, steps,
     kind: gl.constexpr, parts: gl.constexpr, chunk: gl.constexpr, places: gl.constexpr, stages: gl.constexpr,
 ):  # fmt: skip
-    """Products of a weight and the rows of f(x), where f is of one of three kinds.
+    """A matrix product (GEMM) of rows f(x) and a weight; f, the fused prologue, is of one of three kinds.
 
     "layer norm": of x + add, with the weight `gain` and the bias `shift`, (c,). "affine": x * gain + shift, (n, c)
     float32. "blend": weight_x * x + weight_z * z + add, whose products are added to `out`. add: (n, c). gain_row,

@@ -252,7 +252,7 @@ class TorchOps:
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, s, -1)
 
     def wide_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of a single head, whose channels may be many: (s, c) each -> (s, c)."""
+        """Single-head attention, of a head with many channels: (s, c) each -> (s, c)."""
         return F.scaled_dot_product_attention(q[None, None], k[None, None], v[None, None])[0, 0]
 
     def temporal_attention(self, qkv: Tensor, heads: int, frames: int) -> Tensor:

@@ -167,7 +167,8 @@ def layer_norm(
 
 @triton.jit(do_not_specialize=["count"])
 def exponentials(scores, weights, sums, count, scale, width: tl.constexpr):
-    # weights = exp2(scale * (scores - the greatest of the row)), for one row a program, and their sum.
+    # A softmax before its division: weights = exp2(scale * (scores - the greatest of the row)), for one row a program,
+    # and the sum of these weights.
     row = tl.program_id(0).to(tl.int64)
     scores, weights = scores + row * count, weights + row * count
     greatest = tl.full([width], float("-inf"), tl.float32)

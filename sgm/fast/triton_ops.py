@@ -23,7 +23,7 @@ from sgm.layers.attention import CrossAttention
 from sgm.layers.residual import TemporalConv
 
 logger = logging.getLogger(__name__)
-MAX_SCORES = 2**25  # of attention's, held at once in float32
+MAX_SCORES = 2**25  # that `wide_attention` holds at once, in float32
 kernels: Any = triton_kernels  # to a type checker a kernel is a plain Python function, which has no grid
 
 
