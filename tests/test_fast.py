@@ -729,7 +729,9 @@ def test_the_network_of_several_views(
 
 
 @pytest.mark.parametrize("case", ["svd_small", "svd_image_decoder_small"])
-def test_the_decoder_in_parts(made_up: Callable[[str], DiffusionEngine], case: str) -> None:
+def test_the_decoder_in_parts(
+    made_up: Callable[[str], DiffusionEngine], monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
     engine = made_up(case)
     decoder, z = engine.first_stage_model.decoder, draw(4, 4, 8, 12, device=torch.device("cpu"))
     told: list[tuple[int, int]] = []
@@ -742,6 +744,9 @@ def test_the_decoder_in_parts(made_up: Callable[[str], DiffusionEngine], case: s
                 assert torch.equal(decode(decoder, z, max_values, max_held=held), decode(decoder, z, max_values))
         for at_once in (None, 1, 2, 50):
             assert relative(engine.decode_clip(z, at_once), engine.decode(z, 4)) < 1e-5
+        stored = decode(decoder, z, 1)
+        monkeypatch.setattr("sgm.fast.decoder._MAX_STORED", 0)  # as of large clips: stored where the buffer has room
+        assert torch.equal(decode(decoder, z, 1), stored)
     steps = told[: len(told) // 3]
     assert steps == [(i, len(steps) - 1) for i in range(len(steps))]
 

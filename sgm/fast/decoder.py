@@ -23,7 +23,7 @@ from sgm.fast.shard import Shard
 from sgm.layers.residual import TemporalConv, Upsample, frames_first, frames_in_batch
 
 MAX_VALUES = 2**28  # values of the activations of one chunk, beside the buffer
-_MAX_STORED = 2**27  # a temporal activation of up to so many values is stored, a larger one recomputed
+_MAX_STORED = 2**27  # a temporal activation of up to so many values is stored; a larger one where the buffer has room
 
 
 def decode(
@@ -181,11 +181,16 @@ def _temporal(
     first = shard.norm(moments, norm_1, -_temporal_bias(block, weight))
     moments = ops.empty_moments(t, s, c, device)
     # The whole activation takes as much memory as x: of several processes' shares, both take no more than x of one.
-    store = len(parts) == 1 or most * s * c <= _MAX_STORED or (shard.size > 1 and not len(x.outside))
+    whole = not len(x.outside)
+    store = len(parts) == 1 or most * s * c <= _MAX_STORED or (shard.size > 1 and whole)
+    place: Tensor | None = None
+    if not store and whole and len(x.spare) >= t * s * c:
+        store, place = True, x.spare[: t * s * c].view(t, s, c)
     stored: list[Tensor] = []
     for part in parts:
         check()
-        y = ops.temporal_conv(x.part(pixels=part), first, conv_1, shard)
+        out = None if place is None else place[:, part]
+        y = ops.temporal_conv(x.part(pixels=part), first, conv_1, shard, out=out)
         moments.take(y.moments, part.start)
         if store:
             stored.append(y.x)

@@ -132,16 +132,17 @@ class Fp8Ops(TritonOps):
         residual: Tensor | None = None,
         branch_weight: float = 1.0,
         measure: bool = True,
+        out: Tensor | None = None,
     ) -> Measured:
         n, s, c = x.shape
-        if c % 16 or shard.size > 1 or conv.kernel_size[0] != 3:
-            return super().temporal_conv(x, norm, conv, shard, residual, branch_weight, measure)
+        if c % 16 or shard.size > 1 or conv.kernel_size[0] != 3 or out is not None:
+            return super().temporal_conv(x, norm, conv, shard, residual, branch_weight, measure, out)
         clips, frames = n // shard.frames, shard.frames
         padded = torch.empty((clips, frames + 2, s, c), dtype=FP8, device=x.device)
         padded[:, 0], padded[:, -1] = 0.0, 0.0
         scales = (value.unflatten(0, (clips, frames)) for value in norm)
-        for part, scale, shift, out in zip(x.unflatten(0, (clips, frames)), *scales, padded, strict=True):
-            self.scale_shift(part, scale, shift, True, out[1:-1])
+        for part, scale, shift, film in zip(x.unflatten(0, (clips, frames)), *scales, padded, strict=True):
+            self.scale_shift(part, scale, shift, True, film[1:-1])
         out = x.new_empty(n, s, len(conv.weight)) if residual is None else residual
         self._product(padded, conv.weight, out, branch_weight, residual, segments=clips, rows=frames * s, across=s)
         return self.measured(out)

@@ -128,9 +128,9 @@ def geglu(x: Tensor, proj: nn.Linear) -> Tensor:
     return out
 
 
-def convolves(y: Tensor, weight: Tensor, residual: Tensor | None) -> bool:
-    """Whether `conv_over_frames` takes y (b, t, s, c), a weight (c', c, 3, 1, 1) and what the result is added to."""
-    tensors = [y, weight.movedim(1, -1)] + ([] if residual is None else [residual])
+def convolves(y: Tensor, weight: Tensor, out: Tensor | None) -> bool:
+    """Whether `conv_over_frames` takes y (b, t, s, c), a weight (c', c, 3, 1, 1) and where the result is written."""
+    tensors = [y, weight.movedim(1, -1)] + ([] if out is None else [out])
     fits = weight.shape[2] == 3 and y.shape[3] % 64 == len(weight) % 64 == 0
     enough = y.shape[0] * y.shape[1] * y.shape[2] >= MANY // 4
     laid_out = tensors[1].is_contiguous() and all(x.dtype == y.dtype and aligned(x) for x in tensors)
@@ -152,19 +152,20 @@ def conv_over_frames(
     residual: Tensor | None = None,
     factor: float = 1.0,
     measured: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """A convolution over frames, (b, t, s, c) -> (n, s, c'). weight: (c', c, 3, 1, 1), channels-last.
 
     padding: with zeros before and after each clip, 1 or 0; n: the frames of all clips. residual: `factor` times the
     convolution is added to it, in place. measured: where to store mean and sum of squared deviations of each channel of
-    what is written, for every `BLOCK` pixels: (2, n, blocks, c') float32.
+    what is written, for every `BLOCK` pixels: (2, n, blocks, c') float32. out: where, without a residual.
     """
     (b, t, s, c), columns = y.shape, len(weight)
     frames, blocks = t + 2 * padding - 2, math.ceil(s / BLOCK)
     n, (wide, narrow) = b * frames, widths(columns // 64)
     across, places = columns // 64 // (wide + narrow), MEMORY // ((2 + wide + narrow) * 2**13)
     tiles = (blocks // 2 * n + blocks % 2 * math.ceil(n / 2)) * across
-    out = y.new_empty(n, s, columns) if residual is None else residual
+    out = residual if residual is not None else y.new_empty(n, s, columns) if out is None else out
     matrix = weight.movedim(1, -1).view(columns // 64, 64, 3 * c)
     tensors = (
         describe(y, [1, 1, 64, 64]),

@@ -29,14 +29,18 @@ class Held:
         def end(buffer: Tensor, frames: int) -> Tensor:
             return buffer[len(buffer) - frames * h * w * c :].view(frames, h * w, c)
 
-        return Activation(end(self.outside, self.n - inside), end(self.inside, inside), (h, w))
+        spare = self.inside[: len(self.inside) - inside * h * w * c]
+        return Activation(end(self.outside, self.n - inside), end(self.inside, inside), (h, w), spare)
 
 
 class Activation:
-    """An activation (n, h w, c): its first frames `outside` of the device, the rest `inside`. size: (h, w)."""
+    """An activation (n, h w, c): its first frames `outside` of the device, the rest `inside`. size: (h, w).
 
-    def __init__(self, outside: Tensor, inside: Tensor, size: tuple[int, int]) -> None:
-        self.outside, self.inside, self.size = outside, inside, size
+    spare: what is left of the buffer on the device, values.
+    """
+
+    def __init__(self, outside: Tensor, inside: Tensor, size: tuple[int, int], spare: Tensor) -> None:
+        self.outside, self.inside, self.size, self.spare = outside, inside, size, spare
         self.shape = (len(outside) + len(inside), *inside.shape[1:])
 
     def part(self, frames: slice = slice(None), pixels: slice = slice(None), read: bool = True) -> Tensor:

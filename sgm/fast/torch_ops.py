@@ -164,11 +164,13 @@ class TorchOps:
         residual: Tensor | None = None,
         branch_weight: float = 1.0,
         measure: bool = True,
+        out: Tensor | None = None,
     ) -> Measured:
         """A convolution over frames of SiLU(x * scale + shift), without its bias. x: (b t, s, c) -> (b t, s, c').
 
         x: the shard's frames of b clips; one clip where it is divided. norm: scale and shift, (b t, c). residual:
-        `branch_weight` times the result is added to it, in place. measure: whether moments will be asked for.
+        `branch_weight` times the result is added to it, in place. measure: whether moments will be asked for. out:
+        where the result is written, where there is no residual.
         """
         padding = conv.kernel_size[0] // 2
         halo, n = padding if shard.size > 1 else 0, len(x)
@@ -177,11 +179,12 @@ class TorchOps:
         if halo:
             shard.fill_halo(y, halo)
         y = y.unflatten(0, (-1, len(y) if halo else shard.frames))
-        fused = self._fused_conv(y, conv, padding - halo, residual, branch_weight, measure)
+        fused = self._fused_conv(y, conv, padding - halo, residual, branch_weight, measure, out)
         if fused is not None:
             return fused
         y = self._conv_over_frames(y.permute(0, 3, 1, 2), conv, padding - halo).permute(0, 2, 3, 1).flatten(0, 1)
-        y = y.contiguous()  # of a single clip, a convolution's result may be laid out in another way
+        # Of a single clip, a convolution's result may be laid out in another way.
+        y = y.contiguous() if out is None else out.copy_(y)
         if residual is None:
             return self.measured(y)
         if not measure:
@@ -189,7 +192,14 @@ class TorchOps:
         return self.blend_measured(residual, y, 1.0, branch_weight, None, out=residual)
 
     def _fused_conv(
-        self, y: Tensor, conv: TemporalConv, padding: int, residual: Tensor | None, factor: float, measure: bool
+        self,
+        y: Tensor,
+        conv: TemporalConv,
+        padding: int,
+        residual: Tensor | None,
+        factor: float,
+        measure: bool,
+        out: Tensor | None,
     ) -> Measured | None:
         """The convolution of y (b, t, s, c) by a kernel that adds, and measures, too; None where there is none."""
         return None

@@ -165,14 +165,21 @@ class TritonOps(TorchOps):
         return super().attention(qkv, heads) if out is None else out
 
     def _fused_conv(
-        self, y: Tensor, conv: TemporalConv, padding: int, residual: Tensor | None, factor: float, measure: bool
+        self,
+        y: Tensor,
+        conv: TemporalConv,
+        padding: int,
+        residual: Tensor | None,
+        factor: float,
+        measure: bool,
+        out: Tensor | None,
     ) -> Measured | None:
         gluon, (b, t, s, _) = self._gluon, y.shape
-        if not (gluon and gluon.convolves(y, conv.weight, residual)):
+        if not (gluon and gluon.convolves(y, conv.weight, out if residual is None else residual)):
             return None
         n, c = b * (t + 2 * padding - 2), len(conv.weight)
         measured = y.new_empty((2, n, math.ceil(s / gluon.BLOCK), c), dtype=torch.float32) if measure else None
-        out = self._by_gluon(gluon.conv_over_frames, y, conv.weight, padding, residual, factor, measured)
+        out = self._by_gluon(gluon.conv_over_frames, y, conv.weight, padding, residual, factor, measured, out)
         if out is None or measured is None:
             return None if out is None else self.measured(out)
         # Not in `_by_gluon`, which would have the residual added again.
@@ -253,8 +260,10 @@ class TritonOps(TorchOps):
 
     def upsample_conv(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         n, h, w, _ = x.shape
-        c = len(weight) // 4
-        y = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1).contiguous()
+        c, padding = len(weight) // 4, 1
+        if h * w <= 256:  # for small pictures with padding, cuDNN takes a kernel that is half as fast
+            x, padding = F.pad(x, (0, 0, 1, 1, 1, 1)), 0
+        y = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=padding).permute(0, 2, 3, 1).contiguous()
         out, width = torch.empty((n, 2 * h, 2 * w, c), dtype=x.dtype, device=x.device), channel_block(c)
         grid = (c // width, math.ceil(w / 64), n * h)
         kernels.interleave[grid](y, bias, out, h, w, c, 64, width, num_warps=8)
