@@ -8,6 +8,7 @@ overwrites input already used. A part of that buffer may lie in the processor's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -91,14 +92,15 @@ def decode(
                 out.put(part, frames)
             x, upsample, moments = out, None, joined_frames(after)
             if isinstance(block, VideoResnetBlock):
-                moments = _temporal(ops, block, temporal[block], x, moments, shard, max_values, check)
+                measure = not isinstance(blocks[done + 1], Upsample | AttnBlock)  # else no norm reads it as it is
+                moments = _temporal(ops, block, temporal[block], x, moments, shard, max_values, check, measure)
         else:
             upsample, upsample_weight = block, None if block is None else ops.fused_upsample_weight(block.conv.weight)
     step = max(max_values // (3 * x.shape[1] * x.shape[2]), 1)
-    video = []
+    video, known = [], [None] * math.ceil(t / step) if moments is None else moments.split(step)
     for i in range(0, t, step):
         check()
-        video.append(_output(ops, decoder, x.part(slice(i, i + step)).unflatten(1, x.size)))
+        video.append(_output(ops, decoder, x.part(slice(i, i + step)).unflatten(1, x.size), known[i // step]))
     video = torch.cat(video)
     on_block(len(blocks), len(blocks))
     if isinstance(decoder.conv_out, VideoConv):
@@ -173,10 +175,12 @@ def _temporal(
     shard: Shard,
     max_values: int,
     check: Callable[[], None],
+    measure: bool,
 ) -> Moments | None:
     """The temporal residual block and the blend with its input, in place. x: (t, s, c), with `_temporal_bias` added.
 
-    moments: of x, if they are known. Returns those of the result, if it was measured as it was written.
+    moments: of x, if they are known. measure: whether those of the result will be asked for: returned, if it was
+    measured as it was written.
     """
     t, s, c = x.shape
     most = max(part.stop - part.start for part in shard.parts)  # all processes must take the same parts
@@ -207,7 +211,7 @@ def _temporal(
         check()
         z = x.part(pixels=part)
         y = stored.pop() if store else ops.temporal_conv(z, first, conv_1, shard, measure=False).x
-        y = ops.temporal_conv(y, second, conv_2, shard, residual=z, branch_weight=weight).known
+        y = ops.temporal_conv(y, second, conv_2, shard, residual=z, branch_weight=weight, measure=measure).known
         x.put(z, pixels=part)
         measured = measured and y is not None
         if y is not None:
@@ -223,8 +227,8 @@ def _attention(ops: Ops, block: AttnBlock, x: Tensor) -> Tensor:
     return x + F.linear(y, block.proj_out.weight.flatten(1), block.proj_out.bias).view_as(x)
 
 
-def _output(ops: Ops, decoder: Decoder, x: Tensor) -> Tensor:
-    """The last norm and spatial convolution: (n, h, w, c) -> (n, out_ch, h, w)."""
-    y = ops.group_norm([ops.measured(x.flatten(1, 2))], decoder.norm_out).view_as(x).permute(0, 3, 1, 2)
+def _output(ops: Ops, decoder: Decoder, x: Tensor, moments: Moments | None) -> Tensor:
+    """The last norm and spatial convolution: (n, h, w, c) -> (n, out_ch, h, w). moments: of x, if they are known."""
+    y = ops.group_norm([ops.measured(x.flatten(1, 2), moments)], decoder.norm_out).view_as(x).permute(0, 3, 1, 2)
     last = cast(nn.Conv2d, decoder.conv_out)
     return F.conv2d(y, last.weight, last.bias, padding=1)
