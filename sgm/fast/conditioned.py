@@ -182,15 +182,15 @@ class Conditioned:
         norm_1, norm_2 = cast(nn.GroupNorm, block.in_layers[0]), cast(nn.GroupNorm, block.out_layers[0])
         y, _ = ops.normed_conv(inputs, norm_1, conv_1.weight, size)
         add = _embedded(block, emb, biases.spatial)
-        y, bias = ops.normed_conv([ops.measured(y)], norm_2, conv_2.weight, size, add, biases.output)
         skip = inputs[0].x
         if isinstance(block.skip_connection, nn.Conv2d):
             weights = block.skip_connection.weight.flatten(1).split([part.x.shape[2] for part in inputs], dim=1)
             skip = F.linear(skip, weights[0])
             for part, weight in zip(inputs[1:], weights[1:], strict=True):
                 skip.flatten(0, 1).addmm_(part.x.flatten(0, 1), weight.t())
-        y = ops.blend_measured(skip, y, 1.0, 1.0, bias, out=y)
-        del skip, inputs
+        del inputs
+        y, _ = ops.normed_conv([y], norm_2, conv_2.weight, size, add, biases.output, skip)
+        del skip
         conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
         embedded, temporal_weight = _embedded(stack, emb, biases.temporal), 1 - self.alphas[block.time_mixer]
         step = max(self.max_values // (3 * shard.frames * y.x[0].numel()), 1) * shard.frames

@@ -8,6 +8,7 @@ overwrites input already used. A part of that buffer may lie in the processor's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from sgm.autoencoder.blocks import AttnBlock, ResnetBlock, VideoConv, VideoResnetBlock
 from sgm.autoencoder.coders import Decoder, Level
 from sgm.fast.held import Activation, Held
+from sgm.fast.moments import joined_frames
 from sgm.fast.ops import Moments, Ops, for_device
 from sgm.fast.shard import Shard
 from sgm.layers.residual import TemporalConv, Upsample, frames_first, frames_in_batch
@@ -58,6 +60,7 @@ def decode(
     x.put(x.part(read=False).copy_(decoder.conv_in(z).permute(0, 2, 3, 1).flatten(1, 2)))
     upsample: Upsample | None = None  # of the level before: the next block applies it to its chunks
     upsample_weight: Tensor | None = None
+    moments: Moments | None = None  # of x, where the last block measured them as it wrote x
     blocks = [block for level in levels for block in (*level.block, level.upsample)]
     blocks = [decoder.mid.block_1, decoder.mid.attn_1, decoder.mid.block_2, *blocks]
     for done, block in enumerate(blocks):
@@ -68,6 +71,7 @@ def decode(
                 frame = x.part(slice(i, i + 1))
                 frame[0] = _attention(ops, block, frame[0])
                 x.put(frame, slice(i, i + 1))
+            moments = None
         elif isinstance(block, ResnetBlock):
             factor, channels = 1 if upsample is None else 2, block.conv2.out_channels
             height, width = (factor * side for side in x.size)
@@ -75,24 +79,28 @@ def decode(
             place = Held(z, t, [height * width * channels], max_held) if smaller else held
             out = place.at_end(height, width, channels)
             step = max(max_values // (3 * height * width * max(block.conv1.in_channels, channels)), 1)
+            before = [None] * t if moments is None or upsample is not None else moments.split(step)
+            after: list[Moments | None] = []
             for i in range(0, t, step):
                 check()
                 # Frame i of `out` ends before frame i + 1 of x begins, since both end together and x is no larger.
                 frames = slice(i, i + step)
                 part = out.part(frames, read=False)
                 pixels = x.part(frames).unflatten(1, x.size)
-                _spatial(ops, block, temporal.get(block), pixels, part, upsample, upsample_weight)
+                known = before[i // step]
+                after.append(_spatial(ops, block, temporal.get(block), pixels, known, part, upsample, upsample_weight))
                 out.put(part, frames)
-            x, upsample = out, None
+            x, upsample, moments = out, None, joined_frames(after)
             if isinstance(block, VideoResnetBlock):
-                _temporal(ops, block, temporal[block], x, shard, max_values, check)
+                measure = not isinstance(blocks[done + 1], Upsample | AttnBlock)  # else no norm reads it as it is
+                moments = _temporal(ops, block, temporal[block], x, moments, shard, max_values, check, measure)
         else:
             upsample, upsample_weight = block, None if block is None else ops.fused_upsample_weight(block.conv.weight)
     step = max(max_values // (3 * x.shape[1] * x.shape[2]), 1)
-    video = []
+    video, known = [], [None] * math.ceil(t / step) if moments is None else moments.split(step)
     for i in range(0, t, step):
         check()
-        video.append(_output(ops, decoder, x.part(slice(i, i + step)).unflatten(1, x.size)))
+        video.append(_output(ops, decoder, x.part(slice(i, i + step)).unflatten(1, x.size), known[i // step]))
     video = torch.cat(video)
     on_block(len(blocks), len(blocks))
     if isinstance(decoder.conv_out, VideoConv):
@@ -120,29 +128,30 @@ def _spatial(
     block: ResnetBlock,
     temporal: float | None,
     x: Tensor,
+    moments: Moments | None,
     out: Tensor,
     upsample: Upsample | None,
     upsample_weight: Tensor | None,
-) -> None:
+) -> Moments | None:
     """A spatial residual block, after `upsample` if given. x: (n, h, w, c); out: (n, f h f w, c'), may be x.
 
-    temporal: the weight of its temporal branch, if it has one; `out` then includes its `_temporal_bias`.
+    temporal: the weight of its temporal branch, if it has one; `out` then includes its `_temporal_bias`. moments: of x,
+    if they are known and there is no `upsample`. Returns those of `out`, if it was measured as it was written.
     """
     if upsample is not None and upsample_weight is not None:
         x = ops.upsample_conv(x, upsample_weight, cast(Tensor, upsample.conv.bias))
     n, h, w, _ = x.shape
     skip, bias = x.flatten(1, 2), cast(Tensor, block.conv2.bias)
-    y = ops.group_norm([ops.measured(skip)], block.norm1)
+    y = ops.group_norm([ops.measured(skip, moments)], block.norm1)
     if hasattr(block, "nin_shortcut"):
         skip = F.linear(skip, block.nin_shortcut.weight.flatten(1))
         bias = bias + cast(Tensor, block.nin_shortcut.bias)
     del x
     y, pending_bias = ops.spatial_conv(y.view(n, h, w, -1), block.conv1.weight, cast(Tensor, block.conv1.bias))
-    y = ops.group_norm([ops.measured(y)], block.norm2, add=pending_bias)
+    y = ops.group_norm([y], block.norm2, add=pending_bias)
     if temporal is not None:
         bias = bias + _temporal_bias(cast(VideoResnetBlock, block), temporal)
-    y, pending_bias = ops.spatial_conv(y.view(n, h, w, -1), block.conv2.weight, bias)
-    ops.blend(skip, y, 1.0, 1.0, pending_bias, out=out)
+    return ops.spatial_conv(y.view(n, h, w, -1), block.conv2.weight, bias, skip, out)[0].known
 
 
 def _temporal_weights(decoder: Decoder) -> dict[nn.Module, float]:
@@ -162,11 +171,17 @@ def _temporal(
     block: VideoResnetBlock,
     weight: float,
     x: Activation,
+    moments: Moments | None,
     shard: Shard,
     max_values: int,
     check: Callable[[], None],
-) -> None:
-    """The temporal residual block and the blend with its input, in place. x: (t, s, c), with `_temporal_bias` added."""
+    measure: bool,
+) -> Moments | None:
+    """The temporal residual block and the blend with its input, in place. x: (t, s, c), with `_temporal_bias` added.
+
+    moments: of x, if they are known. measure: whether those of the result will be asked for: returned, if it was
+    measured as it was written.
+    """
     t, s, c = x.shape
     most = max(part.stop - part.start for part in shard.parts)  # all processes must take the same parts
     stack = block.time_stack
@@ -175,9 +190,10 @@ def _temporal(
     step = max(max_values // (4 * most * c) // Moments.tile, 1) * Moments.tile
     parts = [slice(i, min(i + step, s)) for i in range(0, s, step)]
     device = x.inside.device
-    moments = ops.empty_moments(t, s, c, device)
-    for part in parts if len(x.outside) else [slice(0, s)]:
-        moments.measure(x.part(pixels=part), part.start)
+    if moments is None:
+        moments = ops.empty_moments(t, s, c, device)
+        for part in parts if len(x.outside) else [slice(0, s)]:
+            moments.measure(x.part(pixels=part), part.start)
     first = shard.norm(moments, norm_1, -_temporal_bias(block, weight))
     moments = ops.empty_moments(t, s, c, device)
     # The whole activation takes as much memory as x: of several processes' shares, both take no more than x of one.
@@ -195,12 +211,17 @@ def _temporal(
         if store:
             stored.append(y.x)
     second = shard.norm(moments, norm_2, conv_1.bias)
+    moments, measured = ops.empty_moments(t, s, c, device), True
     for part in reversed(parts):
         check()
         z = x.part(pixels=part)
         y = stored.pop() if store else ops.temporal_conv(z, first, conv_1, shard, measure=False).x
-        ops.temporal_conv(y, second, conv_2, shard, residual=z, branch_weight=weight, measure=False)
+        y = ops.temporal_conv(y, second, conv_2, shard, residual=z, branch_weight=weight, measure=measure).known
         x.put(z, pixels=part)
+        measured = measured and y is not None
+        if y is not None:
+            moments.take(y, part.start)
+    return moments if measured else None
 
 
 def _attention(ops: Ops, block: AttnBlock, x: Tensor) -> Tensor:
@@ -211,8 +232,8 @@ def _attention(ops: Ops, block: AttnBlock, x: Tensor) -> Tensor:
     return x + F.linear(y, block.proj_out.weight.flatten(1), block.proj_out.bias).view_as(x)
 
 
-def _output(ops: Ops, decoder: Decoder, x: Tensor) -> Tensor:
-    """The last norm and spatial convolution: (n, h, w, c) -> (n, out_ch, h, w)."""
-    y = ops.group_norm([ops.measured(x.flatten(1, 2))], decoder.norm_out).view_as(x).permute(0, 3, 1, 2)
+def _output(ops: Ops, decoder: Decoder, x: Tensor, moments: Moments | None) -> Tensor:
+    """The last norm and spatial convolution: (n, h, w, c) -> (n, out_ch, h, w). moments: of x, if they are known."""
+    y = ops.group_norm([ops.measured(x.flatten(1, 2), moments)], decoder.norm_out).view_as(x).permute(0, 3, 1, 2)
     last = cast(nn.Conv2d, decoder.conv_out)
     return F.conv2d(y, last.weight, last.bias, padding=1)

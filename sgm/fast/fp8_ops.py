@@ -103,10 +103,11 @@ class Fp8Ops(TritonOps):
         size: Sequence[int],
         add: Tensor | None = None,
         bias: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+        residual: Tensor | None = None,
+    ) -> tuple[Measured, Tensor | None]:
         c = norm.num_channels
         if c % 16:
-            return super().normed_conv(parts, norm, weight, size, add, bias)
+            return super().normed_conv(parts, norm, weight, size, add, bias, residual)
         (n, s, _), (h, w), x = parts[0].x.shape, size, parts[0].x
         scale, shift = Moments.joined([part.moments for part in parts], 2).norm(norm, 1, add)
         # A row of zeros above and below, and one pixel between rows, which is to the right of one and left of the next.
@@ -121,7 +122,7 @@ class Fp8Ops(TritonOps):
             start = channels.stop
         out = x.new_empty(n, s, len(weight))
         self._product(padded, weight, out, segments=n, rows=h * (w + 1), down=w + 1, across=1, run=w)
-        return out, bias
+        return self._with_residual(out, bias, residual)
 
     def temporal_conv(
         self,

@@ -1,8 +1,11 @@
-"""A temporal convolution, over frames, in Triton's Gluon: the products of three frames' pixels, one for each tap.
+"""Convolutions in Triton's Gluon, over frames with 3 taps and over pictures with 3x3: sums of products, one for each.
 
 Blocks of rows and of columns stream through shared memory. A tile's last two stages hold its results instead, one for
 each group of warps: what they are added to is copied there ahead, and they are measured and stored from there while the
 next tile begins.
+
+Of pictures, a tile is two lines of 64 pixels, one above the other. They and the lines above and below are copied once
+for the three taps of a column of the kernel, which read them a line apart: 4 lines instead of 6.
 """
 
 # Gluon unpacks tuples whole, and knows neither enumerations nor starred items.
@@ -28,29 +31,37 @@ from sgm.fast.gluon_base import (
 
 
 @kernel
-def place_in(tile, sizes, i: gl.constexpr):
+def place_in(tile, sizes, i: gl.constexpr, taps: gl.constexpr):
     """The frame (of all clips) and the first pixel of the i-th 64 rows of a tile, and its first block of columns.
 
-    Tiles of the same pixels follow each other, frame by frame, since their taps read the same. Where a frame has an odd
-    number of blocks of rows, the last ones of two frames make a tile.
+    Tiles of the same pixels follow each other, over frames frame by frame, since their taps read the same. Where a
+    frame has an odd number of blocks of rows, the last ones of two frames make a tile; in a picture of an odd height,
+    the last line makes one with none.
     """
-    tiles, across, parts, frames, padding, n, blocks, s = sizes
+    tiles, across, parts, frames, padding, n, blocks, s, w = sizes
     group = tile // across
-    whole = group < blocks // 2 * n
-    frame = gl.where(whole, group % n, 2 * (group - blocks // 2 * n) + i)
-    row = gl.where(whole, group // n * 2 + i, blocks - 1) * ROWS
+    if taps > 1:
+        pairs = (s // w + 1) // 2 * (w // ROWS)
+        frame, pair = group // pairs, group % pairs
+        row = (pair // (w // ROWS) * 2 + i) * w + pair % (w // ROWS) * ROWS
+    else:
+        whole = group < blocks // 2 * n
+        frame = gl.where(whole, group % n, 2 * (group - blocks // 2 * n) + i)
+        row = gl.where(whole, group // n * 2 + i, blocks - 1) * ROWS
     return frame, row, tile % across
 
 
 @kernel
-def steps_of(tile, sizes):
+def steps_of(tile, sizes, taps: gl.constexpr):
     """The first of the 3 `parts` steps that a tile takes and the one after its last: those of frames that exist."""
-    tiles, across, parts, frames, padding, n, blocks, s = sizes
-    frame, row, column = place_in(tile, sizes, 0)
-    other, row, column = place_in(tile, sizes, 1)
-    frame, other = frame % frames, other % frames
-    first = gl.maximum(padding - gl.maximum(frame, other), 0)
-    last = gl.minimum(frames + 2 - padding - gl.minimum(frame, other), 3)
+    tiles, across, parts, frames, padding, n, blocks, s, w = sizes
+    first, last = 0, 3
+    if taps == 1:
+        frame, row, column = place_in(tile, sizes, 0, taps)
+        other, row, column = place_in(tile, sizes, 1, taps)
+        frame, other = frame % frames, other % frames
+        first = gl.maximum(padding - gl.maximum(frame, other), 0)
+        last = gl.minimum(frames + 2 - padding - gl.minimum(frame, other), 3)
     return first * parts, last * parts
 
 
@@ -64,36 +75,51 @@ def block_of(results, stage, k: gl.constexpr, wide: gl.constexpr, columns: gl.co
 
 
 @kernel
-def load_frames(x, weights, residual, memory, barriers, sizes, columns: gl.constexpr):
+def load(x, weights, residual, memory, barriers, sizes, columns: gl.constexpr, taps: gl.constexpr):
     """Copies, for each tile, the rows and columns of each tap, then what the results are added to."""
-    x_memory, w_memory, results = memory
+    x_memory, x_lines, w_memory, results = memory
     full, empty = barriers
-    tiles, across, parts, frames, padding, n, blocks, s = sizes
+    tiles, across, parts, frames, padding, n, blocks, s, w = sizes
     stages: gl.constexpr = full.type.shape[0]
     wide: gl.constexpr = weights[0].block_type.shape[0]
-    count = 0
+    x_bytes: gl.constexpr = x.block_type.nbytes if taps > 1 else 2 * x.block_type.nbytes
+    w_bytes: gl.constexpr = columns * WIDTH * DEPTH * 2
+    count, step = 0, 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        begin, end = steps_of(tile, sizes)
+        begin, end = steps_of(tile, sizes, taps)
         for k in range(begin, end):
-            stage, phase = at_count(count, stages)
-            mbarrier.wait(empty.index(stage), phase ^ 1)
-            mbarrier.expect(full.index(stage), (2 + columns) * x.block_type.nbytes)
-            for i in gl.static_range(2):
-                frame, row, column = place_in(tile, sizes, i)
-                # Frames before a clip's first and after its last are outside the tensor, of which zeros are copied.
-                x_at = [frame // frames, frame % frames + k // parts - padding, row, k % parts * DEPTH]
-                tma.async_copy_global_to_shared(x, x_at, full.index(stage), x_memory.index(2 * stage + i))
-            for j in gl.static_range(len(weights)):
-                w_at = [tile % across * columns + j * wide, 0, k * DEPTH]
-                tma.async_copy_global_to_shared(weights[j], w_at, full.index(stage), w_memory[j].index(stage))
-            count += 1
+            for tap in gl.static_range(taps):
+                stage, phase = at_count(count, stages)
+                mbarrier.wait(empty.index(stage), phase ^ 1)
+                mbarrier.expect(full.index(stage), (x_bytes + w_bytes) if tap == 0 else w_bytes)
+                if taps > 1:
+                    # All taps of the same channels follow each other, so that caches hold what several of them read.
+                    part, right = k // 3, k % 3
+                    if tap == 0:  # what was here is read no more: of its stages, the last is one of those empty by now
+                        frame, row, column = place_in(tile, sizes, 0, taps)
+                        x_at = [frame, row // w - 1, row % w + right - 1, part * DEPTH]
+                        place = x_memory.index(step % x_memory.shape[0])
+                        tma.async_copy_global_to_shared(x, x_at, full.index(stage), place)
+                    w_block = (3 * tap + right) * parts + part
+                else:
+                    for i in gl.static_range(2):
+                        frame, row, column = place_in(tile, sizes, i, taps)
+                        # Frames before a clip's first and after its last are outside x, of which zeros are copied.
+                        x_at = [frame // frames, frame % frames + k // parts - padding, row, k % parts * DEPTH]
+                        tma.async_copy_global_to_shared(x, x_at, full.index(stage), x_memory.index(2 * stage + i))
+                    w_block = k
+                for j in gl.static_range(len(weights)):
+                    w_at = [tile % across * columns + j * wide, 0, w_block * DEPTH]
+                    tma.async_copy_global_to_shared(weights[j], w_at, full.index(stage), w_memory[j].index(stage))
+                count += 1
+            step += 1
         for i in gl.static_range(2):
             stage, phase = at_count(count, stages)
             mbarrier.wait(empty.index(stage), phase ^ 1)
             if residual is None:
                 mbarrier.arrive(full.index(stage), count=1)
             else:
-                frame, row, column = place_in(tile, sizes, i)
+                frame, row, column = place_in(tile, sizes, i, taps)
                 mbarrier.expect(full.index(stage), columns * residual.block_type.nbytes)
                 for k in gl.static_range(columns):
                     r_at = [frame, row, (column * columns + k) * WIDTH]
@@ -109,15 +135,31 @@ def nothing_yet(width: gl.constexpr):
 
 
 @kernel
-def start_tap(memory, stage, sums, i: gl.constexpr, use_acc: gl.constexpr):
-    """Start the products of the i-th 64 rows of a stage with its columns, added to each of `sums`."""
-    x_memory, w_memory, results = memory
-    rows = x_memory.index(2 * stage + i).reshape([ROWS, DEPTH])
+def start_tap(
+    memory, stage, step, sums, i: gl.constexpr, tap: gl.constexpr, taps: gl.constexpr, use_acc: gl.constexpr
+):  # fmt: skip
+    """Start the products of the i-th 64 rows of a step's tap with a stage's columns, added to each of `sums`."""
+    x_memory, x_lines, w_memory, results = memory
+    line = step % x_memory.shape[0] * (taps + 1) + i + tap if taps > 1 else 2 * stage + i
+    rows = x_lines.index(line).reshape([ROWS, DEPTH])
     started = ()
     for j in gl.static_range(len(w_memory)):
         columns = w_memory[j].index(stage).reshape([sums[j].shape[1], DEPTH]).permute((1, 0))
         started = started + (wgmma(rows, columns, sums[j], use_acc=use_acc, is_async=True),)
     return started
+
+
+@kernel
+def next_tap(
+    memory, barriers, last, count, step, sums, i: gl.constexpr, tap: gl.constexpr, taps: gl.constexpr
+):  # fmt: skip
+    """Start the next stage's products, then wait for the last stage's, which is empty then: the sums, and the stage."""
+    full, empty = barriers
+    stage, phase = at_count(count, full.type.shape[0])
+    mbarrier.wait(full.index(stage), phase)
+    sums = wait_for(start_tap(memory, stage, step, sums, i, tap, taps, True), 1)
+    mbarrier.arrive(empty.index(last), count=1)
+    return sums, stage
 
 
 @kernel
@@ -156,16 +198,17 @@ def measure_blocks(blocks, first, mean, deviation, mask, rows, layout: gl.conste
 
 @kernel
 def measure(
-    results, stage, tile, sizes, mean, deviation, exists, columns: gl.constexpr, wide: gl.constexpr, i: gl.constexpr
+    results, stage, tile, sizes, mean, deviation, exists,
+    columns: gl.constexpr, wide: gl.constexpr, i: gl.constexpr, taps: gl.constexpr,
 ):  # fmt: skip
     """Stores the moments of the results that a stage holds: of each column, over the pixels of one block of rows."""
-    tiles, across, parts, frames, padding, n, blocks, s = sizes
-    frame, row, column = place_in(tile, sizes, i)
+    tiles, across, parts, frames, padding, n, blocks, s, w = sizes
+    frame, row, column = place_in(tile, sizes, i, taps)
     # As they were computed, all warps would have to add up what they hold of a column; here each has its own columns.
     layout: gl.constexpr = gl.BlockedLayout([1, 2], [4, 8], [1, 4], [1, 0])
     channel = gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
     # Of all channels, where there are results at all.
-    mask, rows = (channel < WIDTH) & exists & (frame < n), gl.minimum(s - row, ROWS)
+    mask, rows = (channel < WIDTH) & exists & (frame < n) & (row < s), gl.minimum(s - row, ROWS)
     channel += ((frame * blocks + row // ROWS) * across + column) * (columns * WIDTH)
     measure_blocks(results[0], stage * wide, mean + channel, deviation + channel, mask, rows, layout, wide)
     if columns > wide:
@@ -175,30 +218,29 @@ def measure(
 
 
 @kernel
-def convolve(
-    weights, residual, out, mean, deviation, factor, memory, barriers, sizes, columns: gl.constexpr, i: gl.constexpr
-):  # fmt: skip
+def convolve(given, columns: gl.constexpr, taps: gl.constexpr, i: gl.constexpr):
     """Computes, stores and measures the i-th 64 rows of each tile."""
-    x_memory, w_memory, results = memory
+    weights, residual, add, out, mean, deviation, factor, add_row, memory, barriers, sizes = given
+    x_memory, x_lines, w_memory, results = memory
     full, empty = barriers
-    tiles, across, parts, frames, padding, n, blocks, s = sizes
+    tiles, across, parts, frames, padding, n, blocks, s, w = sizes
     stages: gl.constexpr = full.type.shape[0]
     wide: gl.constexpr = weights[0].block_type.shape[0]
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
-    count = 0
+    count, step = 0, 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        begin, end = steps_of(tile, sizes)
+        begin, end = steps_of(tile, sizes, taps)
         stage, phase = at_count(count, stages)
         sums = ()
         for j in gl.static_range(len(weights)):
             sums = sums + (nothing_yet(weights[j].block_type.shape[0] * WIDTH),)
         mbarrier.wait(full.index(stage), phase)
-        sums = wait_for(start_tap(memory, stage, sums, i, False), 1)
+        sums = wait_for(start_tap(memory, stage, step, sums, i, 0, taps, False), 1)
         # Meanwhile the last tile's results are measured, and stored to the end.
         if mean is not None:
             before = tile - gl.num_programs(0)
             held = (count + stages - 2 + i) % stages
-            measure(results, held, before, sizes, mean, deviation, count > 0, columns, wide, i)
+            measure(results, held, before, sizes, mean, deviation, count > 0, columns, wide, i, taps)
         tma.store_wait(0)
         # The other group's stage is awaited, too, though not used: else a later wait could take its phase for another.
         for k in gl.static_range(2):
@@ -206,17 +248,20 @@ def convolve(
             mbarrier.wait(full.index(last), last_phase, pred=count > 0)
             mbarrier.arrive(empty.index(last), count=1, pred=count > 0)
         count += 1
-        for _ in range(begin + 1, end):
-            last = stage
-            stage, phase = at_count(count, stages)
-            mbarrier.wait(full.index(stage), phase)
-            sums = wait_for(start_tap(memory, stage, sums, i, True), 1)
-            mbarrier.arrive(empty.index(last), count=1)
+        for tap in gl.static_range(1, taps):
+            sums, stage = next_tap(memory, barriers, stage, count, step, sums, i, tap, taps)
             count += 1
+        step += 1
+        for _ in range(begin + 1, end):
+            for tap in gl.static_range(taps):
+                sums, stage = next_tap(memory, barriers, stage, count, step, sums, i, tap, taps)
+                count += 1
+            step += 1
         sums = wait_for(sums, 0)
         mbarrier.arrive(empty.index(stage), count=1)
         stage, phase = at_count(count + i, stages)
         mbarrier.wait(full.index(stage), phase)
+        frame, row, column = place_in(tile, sizes, i, taps)
         values = ()
         for j in gl.static_range(len(weights)):
             values = values + blocks_of(sums[j])
@@ -225,35 +270,49 @@ def convolve(
             y = gl.convert_layout(values[k], layout)
             if residual is not None:
                 y = y * factor + block.load(layout).to(gl.float32)
+            if add is not None:
+                channel = (column * columns + k) * WIDTH + gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
+                y += gl.load(add + frame * add_row + channel).to(gl.float32)[None]
             block.store(y.to(out.dtype))
         fence()
-        frame, row, column = place_in(tile, sizes, i)
         for k in gl.static_range(columns - 1, -1, -1):  # first what was written last: for that all warps are awaited
             at = [frame, row, (column * columns + k) * WIDTH]
             tma.async_copy_shared_to_global(out, at, block_of(results, stage, k, wide, columns))
         count += 2
     if mean is not None:
         before = gl.program_id(0) + (tiles - 1 - gl.program_id(0)) // gl.num_programs(0) * gl.num_programs(0)
-        measure(results, (count + stages - 2 + i) % stages, before, sizes, mean, deviation, count > 0, columns, wide, i)
+        held = (count + stages - 2 + i) % stages
+        measure(results, held, before, sizes, mean, deviation, count > 0, columns, wide, i, taps)
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["tiles", "across", "parts", "frames", "padding", "n", "blocks", "s"])
-def conv_over_frames(
-    x, weight, narrow, residual, out, mean, deviation, factor, tiles, across, parts, frames, padding, n, blocks, s,
-    columns: gl.constexpr, stages: gl.constexpr,
+@gluon.jit(do_not_specialize=["tiles", "across", "parts", "frames", "padding", "n", "blocks", "s", "w"])
+def convolution(
+    x, weight, narrow, residual, add, out, mean, deviation, factor, add_row,
+    tiles, across, parts, frames, padding, n, blocks, s, w,
+    columns: gl.constexpr, stages: gl.constexpr, places: gl.constexpr,
 ):  # fmt: skip
-    """out = the convolution of x over frames, a kernel of 3 taps; where there is a residual, that + factor times it.
+    """out = the convolution of x + add; where there is a residual, that + factor times it + add.
 
-    x: (b, t, s, c), residual and out: (n, s, c'), weight: (c' / WIDTH, WIDTH, 3 c), tensor descriptors with blocks of
-    (1, 1, ROWS, DEPTH), (1, ROWS, WIDTH) and (some, WIDTH, DEPTH). narrow: None, or the same weight described by
-    smaller blocks, for the columns that each tile has beside those. mean, deviation: (n, blocks, c'), of each block of
-    ROWS results as stored, or None. tiles: of 2 blocks of rows and `columns` blocks of columns, `across` beside each
-    other. parts: c / DEPTH. frames: of a clip of out, n in all. padding: with frames of zeros at the ends of clips, 1
-    or 0. stages: three at least.
+    residual and out: (n, s, c'), tensor descriptors with blocks of (1, ROWS, WIDTH). x and weight, likewise:
+
+    - over frames, 3 taps: (b, t, s, c), blocks of (1, 1, ROWS, DEPTH), and (c' / WIDTH, WIDTH, 3 c). frames: of a clip
+      of out, n in all. padding: with frames of zeros at the ends of clips, 1 or 0. No `add`.
+    - over pictures, 3x3 taps and a padding of 1: (n, s / w, w, c), blocks of (1, 4, ROWS, DEPTH), and (..., 9 c). w: a
+      multiple of ROWS.
+
+    weight: blocks of (some, WIDTH, DEPTH). narrow: None, or the same weight described by smaller blocks, for the
+    columns that each tile has beside those. add: c' values for each frame, `add_row` after those of the last, or None.
+    mean, deviation: (n, blocks, c'), of each block of ROWS results as stored, or None. tiles: of 2 blocks of rows and
+    `columns` blocks of columns, `across` beside each other. parts: c / DEPTH. stages: three at least. places: for
+    blocks of x. Over frames, each stage has 2. Over pictures, a block's three stages are empty before it is replaced
+    where stages <= 3 places - 2.
     """
     weights = (weight,) if narrow is None else (weight, narrow)
-    x_memory = gl.allocate_shared_memory(x.dtype, [2 * stages, 1, 1, ROWS, DEPTH], x.layout)
+    lines: gl.constexpr = x.block_type.shape[1]
+    taps: gl.constexpr = 3 if lines > 1 else 1  # that read the same block of x
+    x_memory = gl.allocate_shared_memory(x.dtype, [places] + x.block_type.shape, x.layout)
+    x_lines = x_memory._reinterpret(x.dtype, [places * lines, 1, 1, ROWS, DEPTH], x.layout)
     w_memory, results = (), ()
     for j in gl.static_range(len(weights)):
         w_memory = w_memory + (
@@ -267,14 +326,15 @@ def conv_over_frames(
     for i in gl.static_range(stages):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=2)
-    memory, barriers = (x_memory, w_memory, results), (full, empty)
-    sizes = (tiles, across, parts, frames, padding, n, blocks, s)
+    memory, barriers = (x_memory, x_lines, w_memory, results), (full, empty)
+    sizes = (tiles, across, parts, frames, padding, n, blocks, s, w)
     fence()  # of the barriers, to the copying engine
+    given = (weights, residual, add, out, mean, deviation, factor, add_row, memory, barriers, sizes)
     gl.warp_specialize(
         [
-            (convolve, (weights, residual, out, mean, deviation, factor, memory, barriers, sizes, columns, 0)),
-            (convolve, (weights, residual, out, mean, deviation, factor, memory, barriers, sizes, columns, 1)),
-            (load_frames, (x, weights, residual, memory, barriers, sizes, columns)),
+            (convolve, (given, columns, taps, 0)),
+            (convolve, (given, columns, taps, 1)),
+            (load, (x, weights, residual, memory, barriers, sizes, columns, taps)),
         ],
         [4, 1],
         [240, 24],

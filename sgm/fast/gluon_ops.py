@@ -17,7 +17,7 @@ from sgm.fast.moments import per_frame
 attention: Any = gluon_attention.attention  # to a type checker a kernel is a plain function, which has no grid
 short_product: Any = gluon_products.short_product
 product_geglu: Any = gluon_products.product_geglu
-conv: Any = gluon_convolutions.conv_over_frames
+convolution: Any = gluon_convolutions.convolution
 HALF = torch.float16, torch.bfloat16
 WIDEST = 320  # channels of the rows that a group of warps can hold in its registers
 BLOCK = 64  # pixels whose moments a convolution stores
@@ -128,13 +128,21 @@ def geglu(x: Tensor, proj: nn.Linear) -> Tensor:
     return out
 
 
-def convolves(y: Tensor, weight: Tensor, out: Tensor | None) -> bool:
-    """Whether `conv_over_frames` takes y (b, t, s, c), a weight (c', c, 3, 1, 1) and where the result is written."""
-    tensors = [y, weight.movedim(1, -1)] + ([] if out is None else [out])
-    fits = weight.shape[2] == 3 and y.shape[3] % 64 == len(weight) % 64 == 0
-    enough = y.shape[0] * y.shape[1] * y.shape[2] >= MANY // 4
+def convolves(y: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
+    """Whether the convolutions below take y and a weight.
+
+    Over frames (b, t, s, c) and (c', c, 3, 1, 1), over pictures (n, h, w, c) and (c', c, 3, 3). others: what the result
+    is added to, and where it is written.
+    """
+    tensors = [y, weight.movedim(1, -1), *(x for x in others if x is not None)]
+    rows, blocks = y.shape[0] * y.shape[1] * y.shape[2], len(weight) // 64
     laid_out = tensors[1].is_contiguous() and all(x.dtype == y.dtype and aligned(x) for x in tensors)
-    return y.dtype in HALF and fits and enough and laid_out
+    if y.dtype not in HALF or y.shape[3] % 64 or len(weight) % 64 or not laid_out:
+        return False
+    if weight.ndim == 5:
+        return weight.shape[2] == 3 and rows >= MANY // 4
+    # Of more columns than a tile has, cuDNN's own are as fast.
+    return weight.shape[2:] == (3, 3) and y.shape[2] % BLOCK == 0 and rows >= MANY and blocks == sum(widths(blocks))
 
 
 def widths(blocks: int) -> tuple[int, int]:
@@ -160,24 +168,72 @@ def conv_over_frames(
     convolution is added to it, in place. measured: where to store mean and sum of squared deviations of each channel of
     what is written, for every `BLOCK` pixels: (2, n, blocks, c') float32. out: where, without a residual.
     """
-    (b, t, s, c), columns = y.shape, len(weight)
+    b, t, s, _ = y.shape
     frames, blocks = t + 2 * padding - 2, math.ceil(s / BLOCK)
-    n, (wide, narrow) = b * frames, widths(columns // 64)
-    across, places = columns // 64 // (wide + narrow), MEMORY // ((2 + wide + narrow) * 2**13)
-    tiles = (blocks // 2 * n + blocks % 2 * math.ceil(n / 2)) * across
-    out = residual if residual is not None else y.new_empty(n, s, columns) if out is None else out
-    matrix = weight.movedim(1, -1).view(columns // 64, 64, 3 * c)
+    n = b * frames
+    out = residual if residual is not None else y.new_empty(n, s, len(weight)) if out is None else out
+    pairs, shape = blocks // 2 * n + blocks % 2 * math.ceil(n / 2), (frames, padding, n, blocks, s, 1)
+    return _convolve(y, weight, residual, None, out, measured, factor, pairs, shape)
+
+
+def conv_over_pictures(
+    y: Tensor,
+    weight: Tensor,
+    residual: Tensor | None = None,
+    add: Tensor | None = None,
+    out: Tensor | None = None,
+    measured: Tensor | None = None,
+) -> Tensor:
+    """A 3x3 convolution, (n, h, w, c) -> (n, h w, c'). weight: (c', c, 3, 3), channels-last.
+
+    residual, add: are added to it, (n, h w, c'), (n, c') or (c',); out: where to write it, perhaps over the residual.
+    measured: as for `conv_over_frames`.
+    """
+    n, h, w, _ = y.shape
+    out = y.new_empty(n, h * w, len(weight)) if out is None else out
+    pairs, shape = n * math.ceil(h / 2) * (w // BLOCK), (1, 0, n, h * (w // BLOCK), h * w, w)
+    return _convolve(y, weight, residual, add, out, measured, 1.0, pairs, shape)
+
+
+def _convolve(
+    y: Tensor,
+    weight: Tensor,
+    residual: Tensor | None,
+    add: Tensor | None,
+    out: Tensor,
+    measured: Tensor | None,
+    factor: float,
+    pairs: int,
+    shape: tuple[int, ...],
+) -> Tensor:
+    """Launches `convolution`, into out. pairs: of blocks of 64 pixels; shape: the kernel's last numbers."""
+    c, blocks, matrix = y.shape[3], len(weight) // 64, weight.movedim(1, -1).view(len(weight) // 64, 64, -1)
+    wide, narrow = widths(blocks)
+    columns, lines = wide + narrow, 1 if weight.ndim == 5 else 4
+    stages, places = stages_and_places(columns, lines)
     tensors = (
-        describe(y, [1, 1, 64, 64]),
+        describe(y, [1, lines, 64, 64]),
         describe(matrix, [wide, 64, 64]),
         describe(matrix, [narrow, 64, 64]) if narrow else None,
         None if residual is None else describe(residual, [1, 64, 64]),
+        add,
         describe(out, [1, 64, 64]),
     )
-    sizes = (tiles, across, c // 64, frames, padding, n, blocks, s, wide + narrow, min(places, 6))
-    arguments = (*tensors, *((None, None) if measured is None else measured), float(factor), *sizes)
-    conv[(min(tiles, processors(y.device)),)](*arguments, num_warps=4)
+    across = blocks // columns
+    tiles, moments = pairs * across, (None, None) if measured is None else measured
+    numbers = float(factor), _row(add), tiles, across, c // 64, *shape, columns, stages, places
+    convolution[(min(tiles, processors(y.device)),)](*tensors, *moments, *numbers, num_warps=4)
     return out
+
+
+def stages_and_places(columns: int, lines: int) -> tuple[int, int]:
+    """Of a convolution with so many blocks of columns in a tile, and of lines in a block of y: as memory allows."""
+    room = MEMORY // 2**13  # blocks of 64 x 64
+    if lines == 1:
+        stages = min(room // (2 + columns), 6)
+        return stages, 2 * stages
+    pairs = ((min((room - lines * places) // columns, 3 * places - 2, 6), places) for places in (2, 3))
+    return max(pairs, key=lambda pair: pair[0])
 
 
 def describe(x: Tensor, block: Sequence[int]) -> TensorDescriptor:

@@ -120,6 +120,11 @@ class Measured:
             self._moments = self._kind(n, s, c, self.x.device).measure(self.x)
         return self._moments
 
+    @property
+    def known(self) -> Moments | None:
+        """The moments if they were measured already."""
+        return self._moments
+
     def split(self, step: int) -> list[Measured]:
         """`step` consecutive frames each."""
         parts = self.x.split(step)
@@ -128,8 +133,13 @@ class Measured:
 
     def updated(self, parts: Sequence[Measured]) -> Measured:
         """x after an update in place. parts: what `split` gave, after it."""
-        known = [part._moments for part in parts if part._moments is not None]
-        return Measured(self.x, self._kind, Moments.joined(known, 0) if len(known) == len(parts) else None)
+        return Measured(self.x, self._kind, joined_frames([part.known for part in parts]))
+
+
+def joined_frames(parts: Sequence[Moments | None]) -> Moments | None:
+    """The moments of consecutive frames as one; None where some were not measured yet."""
+    known = [part for part in parts if part is not None]
+    return Moments.joined(known, 0) if len(known) == len(parts) else None
 
 
 def per_frame(add: Tensor | None, like: Tensor) -> Tensor:

@@ -216,25 +216,57 @@ class TorchOps:
         size: Sequence[int],
         add: Tensor | None = None,
         bias: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+        residual: Tensor | None = None,
+    ) -> tuple[Measured, Tensor | None]:
         """A 3x3 convolution of SiLU(norm(x + add)) of frames of size (h, w): (n, h w, c'), and `bias` if not added yet.
 
-        parts, add: as for `group_norm`.
+        parts, add: as for `group_norm`. residual: as for `spatial_conv`.
         """
-        return self.spatial_conv(self.group_norm(parts, norm, add=add).unflatten(1, tuple(size)), weight, bias)
+        y = self.group_norm(parts, norm, add=add).unflatten(1, tuple(size))
+        return self.spatial_conv(y, weight, bias, residual=residual)
 
     def conv(self, x: Tensor, layer: nn.Conv2d) -> Measured:
         """A 3x3 convolution with its bias, perhaps strided, (n, h, w, c) -> (n, h' w', c')."""
-        y, bias = self.spatial_conv(x, layer.weight, layer.bias, layer.stride[0])
+        y, bias = self._conv_over_pixels(x, layer.weight, layer.bias, layer.stride[0])
         return self.measured(y) if bias is None else self.blend_measured(y, y, 1.0, 0.0, bias, out=y)
 
     def spatial_conv(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> tuple[Measured, Tensor | None]:
+        """A 3x3 convolution, (n, h, w, c) -> (n, h w, c'), and the bias where it is not yet added to the result.
+
+        The caller passes that bias as `add` to the operation that reads the result. residual: (n, h w, c'), is added to
+        the result, and then the bias is, too. out: where to write that sum, perhaps over the residual.
+        """
+        fused = self._fused_spatial_conv(x, weight, bias, residual, out)
+        if fused is not None:
+            return fused, bias if residual is None else None
+        y, bias = self._conv_over_pixels(x, weight, bias)
+        return self._with_residual(y, bias, residual, out)
+
+    def _with_residual(
+        self, y: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor | None = None
+    ) -> tuple[Measured, Tensor | None]:
+        """What `spatial_conv` returns, of the convolution alone."""
+        if residual is None:
+            return self.measured(y), bias
+        return self.blend_measured(residual, y, 1.0, 1.0, bias, out=y if out is None else out), None
+
+    def _fused_spatial_conv(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor | None
+    ) -> Measured | None:
+        """`spatial_conv` by a kernel that adds, and measures, too; None where there is none. bias: for a residual."""
+        return None
+
+    def _conv_over_pixels(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1
     ) -> tuple[Tensor, Tensor | None]:
-        """A 3x3 convolution, (n, h, w, c) -> (n, h' w', c'), and the bias where it is not yet added to the result.
-
-        The caller passes that bias as `add` to the operation that reads the result.
-        """
+        """A 3x3 convolution, (n, h, w, c) -> (n, h' w', c'), and the bias where it is not yet added."""
         y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, padding=1)
         return y.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), None
 

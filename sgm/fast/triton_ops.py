@@ -180,11 +180,17 @@ class TritonOps(TorchOps):
         n, c = b * (t + 2 * padding - 2), len(conv.weight)
         measured = y.new_empty((2, n, math.ceil(s / gluon.BLOCK), c), dtype=torch.float32) if measure else None
         out = self._by_gluon(gluon.conv_over_frames, y, conv.weight, padding, residual, factor, measured, out)
-        if out is None or measured is None:
-            return None if out is None else self.measured(out)
-        # Not in `_by_gluon`, which would have the residual added again.
-        mean, deviation = measured
-        return self.measured(out, TritonMoments(n, s, c, y.device).merge(mean, deviation, gluon.BLOCK))
+        return None if out is None else self._merged(out, measured, gluon.BLOCK)
+
+    def _merged(self, x: Tensor, measured: Tensor | None, rows: int) -> Measured:
+        """x, with its moments if they were measured of each block of so many rows.
+
+        Not in `_by_gluon`, which would have a residual added again.
+        """
+        if measured is None:
+            return self.measured(x)
+        (n, s, c), (mean, deviation) = x.shape, measured
+        return self.measured(x, TritonMoments(n, s, c, x.device).merge(mean, deviation, rows))
 
     def geglu(self, x: Tensor, proj: nn.Linear) -> Tensor:
         n, c = len(x), proj.out_features // 2
@@ -237,7 +243,18 @@ class TritonOps(TorchOps):
         kernels.blend_measured[grid](*tensors, float(weight_a), float(weight_b), *strides, *sizes, num_warps=4)
         return self.measured(out, moments)
 
-    def spatial_conv(
+    def _fused_spatial_conv(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor | None
+    ) -> Measured | None:
+        gluon, (n, h, w, _) = self._gluon, x.shape
+        if not (gluon and gluon.convolves(x, weight, residual, out)):
+            return None
+        measured = x.new_empty((2, n, h * w // gluon.BLOCK, len(weight)), dtype=torch.float32)
+        add = None if residual is None else bias  # else the kernel that reads the result adds it
+        y = self._by_gluon(gluon.conv_over_pictures, x, weight, residual, add, out, measured)
+        return None if y is None else self._merged(y, measured, gluon.BLOCK)
+
+    def _conv_over_pixels(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1
     ) -> tuple[Tensor, Tensor | None]:
         # The kernel that reads the result adds the bias; cuDNN would add it in another pass over memory.
