@@ -135,7 +135,7 @@ GLUON = {  # what each kernel in Gluon is compiled for: its blocks, and its cons
         {"queries": [1, 64, 64], "keys": [1, 128, 64], "out": [1, 64, 64]},
         {"stages": 4, "masked": True, "scale": 0.18},
     ),
-    "product_geglu": ({"x": [64, 64], "weight": [2, 128, 64], "out": [64, 128]}, {"stages": 4}),
+    "product_geglu": ({"x": [64, 64], "weight": [1, 128, 64], "out": [64, 64]}, {"stages": 3}),
     "short_product, geglu": (
         {"x": [1, 64, 64], "weight": [2, 64, 64], "out": [1, 64, 64]},
         {"kind": "layer norm", "z": None, "parts": 5, "chunk": 5, "places": 1, "stages": 2},

@@ -45,9 +45,8 @@ def halves_of(x):
 
 
 @kernel
-def gated(products, value_bias, gate_bias, layout: gl.constexpr):
-    """GEGLU of products with the columns of values | gates, (ROWS, 2 c) -> (ROWS, c) in this layout."""
-    value, gate = halves_of(products)
+def gated(value, gate, value_bias, gate_bias, layout: gl.constexpr):
+    """GEGLU of values and gates (ROWS, c), in this layout."""
     value = gl.convert_layout(value, layout) + value_bias.to(gl.float32)[None]
     gate = gl.convert_layout(gate, layout) + gate_bias.to(gl.float32)[None]
     return value * (gate * normal_cdf(gate))

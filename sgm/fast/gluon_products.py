@@ -15,6 +15,7 @@ from sgm.fast.gluon_base import (
     fence,
     gated,
     gl,
+    halves_of,
     kernel,
     mbarrier,
     tma,
@@ -224,7 +225,8 @@ def multiply_rows(
             products = wait(0, deps=(products,))
             mbarrier.arrive(empty.index(stage), count=1)
             if halves == 2:
-                products = gated(products, value_bias, gate_bias, layout)
+                value, gate = halves_of(products)
+                products = gated(value, gate, value_bias, gate_bias, layout)
             elif bias is not None:
                 products += value_bias.to(gl.float32)[None]
             if kind == "blend":
@@ -302,7 +304,10 @@ def short_product(
 
 
 # GEGLU of rows with more channels than registers hold. Blocks of rows and columns stream through shared memory; each of
-# two groups of warps multiplies 64 rows by 128 columns of values and as many of gates (the widest wgmma).
+# three groups of warps multiplies 64 rows by 128 columns of values and as many of gates. Two groups would have the same
+# columns copied half as often again: the second level's cache is then what all wait for.
+
+GROUPS = gl.constexpr(3)
 
 
 @kernel
@@ -314,24 +319,31 @@ def load_blocks(x, weight, memory, barriers, sizes):
     stages: gl.constexpr = full.type.shape[0]
     count = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        row, column = tile // across * (2 * ROWS), tile % across * weight.block_type.shape[1]
+        row, column = tile // across * (GROUPS * ROWS), tile % across * weight.block_type.shape[1]
         for k in range(parts):
             stage, phase = at_count(count, stages)
             mbarrier.wait(empty.index(stage), phase ^ 1)
-            mbarrier.expect(full.index(stage), 2 * x.block_type.nbytes + weight.block_type.nbytes)
-            for i in gl.static_range(2):
+            mbarrier.expect(full.index(stage), GROUPS * x.block_type.nbytes + 2 * weight.block_type.nbytes)
+            for i in gl.static_range(GROUPS):
                 x_at = [row + i * ROWS, k * DEPTH]
-                tma.async_copy_global_to_shared(x, x_at, full.index(stage), x_memory.index(2 * stage + i))
-            tma.async_copy_global_to_shared(weight, [0, column, k * DEPTH], full.index(stage), w_memory.index(stage))
+                tma.async_copy_global_to_shared(x, x_at, full.index(stage), x_memory.index(GROUPS * stage + i))
+            for j in gl.static_range(2):
+                w_at = [j, column, k * DEPTH]
+                tma.async_copy_global_to_shared(weight, w_at, full.index(stage), w_memory.index(2 * stage + j))
             count += 1
 
 
 @kernel
 def start_products(memory, stage, products, i: gl.constexpr, use_acc: gl.constexpr):
-    """Start the products of the i-th 64 rows of a stage with its columns, added to `products`."""
+    """Start the products of the i-th 64 rows of a stage with its columns, added to the values and the gates."""
     x_memory, w_memory, out_memory = memory
-    columns = w_memory.index(stage).reshape([products.shape[1], DEPTH]).permute((1, 0))
-    return wgmma(x_memory.index(2 * stage + i), columns, products, use_acc=use_acc, is_async=True)
+    rows = x_memory.index(GROUPS * stage + i)
+    # One by one, since of the widest wgmma the sums do not fit into what registers so many threads have.
+    started = ()
+    for j in gl.static_range(2):
+        columns = w_memory.index(2 * stage + j).reshape([products[j].shape[1], DEPTH]).permute((1, 0))
+        started = started + (wgmma(rows, columns, products[j], use_acc=use_acc, is_async=True),)
+    return started
 
 
 @kernel
@@ -341,33 +353,36 @@ def multiply_blocks(bias, out, memory, barriers, sizes, i: gl.constexpr):
     full, empty = barriers
     tiles, across, parts = sizes
     stages: gl.constexpr = full.type.shape[0]
-    width: gl.constexpr = out.block_type.shape[1]
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, width, 16])
-    wide_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 2 * width, 16])
-    channel = gl.arange(0, width, gl.SliceLayout(0, layout))
+    width: gl.constexpr = w_memory.type.shape[2]
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
+    wide_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, width, 16])
+    channel = gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
+    nothing = gl.zeros([ROWS, width], gl.float32, wide_layout)
     count = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        row, column = tile // across * (2 * ROWS) + i * ROWS, tile % across * width
+        row, column = tile // across * (GROUPS * ROWS) + i * ROWS, tile % across * width
         stage, phase = at_count(count, stages)
-        products = gl.zeros([ROWS, 2 * width], gl.float32, wide_layout)
         mbarrier.wait(full.index(stage), phase)
-        products = wait(1, deps=(start_products(memory, stage, products, i, False),))
+        products = wait(2, deps=start_products(memory, stage, (nothing, nothing), i, False))
         count += 1
         for _ in range(1, parts):
             last = stage
             stage, phase = at_count(count, stages)
             mbarrier.wait(full.index(stage), phase)
-            products = wait(1, deps=(start_products(memory, stage, products, i, True),))
+            products = wait(2, deps=start_products(memory, stage, products, i, True))
             mbarrier.arrive(empty.index(last), count=1)
             count += 1
-        products = wait(0, deps=(products,))
+        value, gate = wait(0, deps=products)
         mbarrier.arrive(empty.index(stage), count=1)
-        value_bias, gate_bias = gl.load(bias + column + channel), gl.load(bias + across * width + column + channel)
-        result = gated(products, value_bias, gate_bias, layout)
-        tma.store_wait(0)
-        out_memory.index(i).store(result.to(out.dtype))
-        fence()
-        tma.async_copy_shared_to_global(out, [row, column], out_memory.index(i))
+        values, gates = halves_of(value), halves_of(gate)
+        for k in gl.static_range(2):  # half at a time, while the other half is stored
+            at = bias + column + k * WIDTH + channel
+            result = gated(values[k], gates[k], gl.load(at), gl.load(at + across * width), layout)
+            place = out_memory.index(2 * i + k)
+            tma.store_wait(1)
+            place.store(result.to(out.dtype))
+            fence()
+            tma.async_copy_shared_to_global(out, [row, column + k * WIDTH], place)
     tma.store_wait(0)
 
 
@@ -375,25 +390,26 @@ def multiply_blocks(bias, out, memory, barriers, sizes, i: gl.constexpr):
 def product_geglu(x, weight, bias, out, tiles, across, parts, stages: gl.constexpr):
     """out = the GEGLU of x times weight: (rows, c) -> (rows, c').
 
-    x, out, weight (2, c', c): tensor descriptors with blocks of (ROWS, DEPTH), (ROWS, width) and (2, width, DEPTH).
-    tiles: of 2 ROWS rows and `width` columns, `across` beside each other. parts: c / DEPTH.
+    x, out, weight (2, c', c): tensor descriptors with blocks of (ROWS, DEPTH), (ROWS, WIDTH) and (1, 2 WIDTH, DEPTH).
+    tiles: of GROUPS times ROWS rows and 2 WIDTH columns, `across` beside each other. parts: c / DEPTH.
     """
-    x_memory = gl.allocate_shared_memory(x.dtype, [2 * stages, ROWS, DEPTH], x.layout)
-    w_memory = gl.allocate_shared_memory(x.dtype, [stages, 2, weight.block_type.shape[1], DEPTH], weight.layout)
-    out_memory = gl.allocate_shared_memory(x.dtype, [2, ROWS, out.block_type.shape[1]], out.layout)
+    x_memory = gl.allocate_shared_memory(x.dtype, [GROUPS * stages, ROWS, DEPTH], x.layout)
+    w_memory = gl.allocate_shared_memory(x.dtype, [2 * stages] + weight.block_type.shape, weight.layout)
+    out_memory = gl.allocate_shared_memory(x.dtype, [2 * GROUPS, ROWS, WIDTH], out.layout)
     full = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(stages):
         mbarrier.init(full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=2)
+        mbarrier.init(empty.index(i), count=GROUPS)
     memory, barriers, sizes = (x_memory, w_memory, out_memory), (full, empty), (tiles, across, parts)
     fence()  # of the barriers, to the copying engine
     gl.warp_specialize(
         [
             (multiply_blocks, (bias, out, memory, barriers, sizes, 0)),
             (multiply_blocks, (bias, out, memory, barriers, sizes, 1)),
+            (multiply_blocks, (bias, out, memory, barriers, sizes, 2)),
             (load_blocks, (x, weight, memory, barriers, sizes)),
         ],
-        [4, 1],
-        [240, 24],
+        [4, 4, 1],
+        [160, 160, 32],
     )
