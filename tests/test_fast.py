@@ -54,7 +54,7 @@ def test_the_kernels_in_triton_s_interpreter(beside: Beside) -> None:
     pytest.importorskip("triton", reason="Triton is not made for this system: plain torch takes its place here")
     status, output = beside.done("interpreter")
     assert status == 0, output
-    assert "19 passed" in output
+    assert "20 passed" in output
 
 
 SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers and strides
@@ -74,6 +74,7 @@ SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers an
     "blend": {"height": 128, "width": 64},
     "blend_measured": {"tile": 1024, "height": 64, "width": 64},
     "interleave": {"height": 64, "width": 64},
+    "sum_taps": {"width": 1024},
     "temporal_attention": {"rows": 32, "d": 64},
     "gradient_sums": {"silu": True, "tile": 1024, "height": 64, "width": 64},
     "group_norm_gradient": {"silu": True, "height": 128, "width": 64},
@@ -102,7 +103,8 @@ def test_the_kernels_compile_for_a_gpu(name: str) -> None:
     kernel: Any = next(kernel for kernel in found if kernel is not None)
     half = "x out a b add weight bias q k v residual grad both of_q of_k of_v"
     single = (
-        "mean deviation block_mean block_deviation scale shift factor offset of_grad of_product mean_grad mean_product"
+        "mean deviation block_mean block_deviation scale shift factor offset of_grad of_product mean_grad mean_product "
+        "products"
     )
     kinds = dict.fromkeys(half.split(), "*fp16") | dict.fromkeys(single.split(), "*fp32")
     kinds |= dict.fromkeys(("eps", "weight_a", "weight_b"), "fp32")
@@ -469,6 +471,16 @@ def test_convolutions_over_frames_and_of_doubled_pictures(ops_and_device: tuple[
     doubled = F.interpolate(picture.double().permute(0, 3, 1, 2), scale_factor=2.0)
     wanted = F.conv2d(doubled, conv.weight.double(), conv.bias.double(), padding=1).permute(0, 2, 3, 1)
     assert close(ops.upsample_conv(picture, ops.fused_upsample_weight(conv.weight), conv.bias), wanted)
+
+
+def test_convolutions_to_few_channels(ops_and_device: tuple[Ops, torch.device]) -> None:
+    ops, device = ops_and_device
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    x, conv = draw(3, 5, 9, 64, device=device).to(dtype), affine(nn.Conv2d(64, 3, 3, padding=1).to(device, dtype))
+    channels_last(conv)
+    with torch.inference_mode():
+        wanted = F.conv2d(x.double().permute(0, 3, 1, 2), conv.weight.double(), conv.bias.double(), padding=1)
+        assert close(ops.last_conv(x, conv), wanted, 1e-3 if dtype == torch.float16 else 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,8 @@ class Conditioned:
             del y
             y, size = self.block(cast(Block, block), parts, size, emb)
         norm, _, conv = unet.out
-        return conv(feature_maps(self.ops.group_norm([y], cast(nn.GroupNorm, norm)), size))
+        y = self.ops.group_norm([y], cast(nn.GroupNorm, norm))
+        return self.ops.last_conv(y.unflatten(1, tuple(size)), cast(nn.Conv2d, conv))
 
     def begin(self, emb: Tensor) -> None:
         """Called first in each evaluation, with the network's embedding (n, e)."""
@@ -269,11 +270,6 @@ class Conditioned:
 def tokens(x: Tensor) -> Tensor:
     """(n, c, h, w), channels-last -> (n, h w, c), the same memory if it is channels-last."""
     return x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
-
-
-def feature_maps(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(n, h w, c) -> (n, c, h, w), channels-last, the same memory. size: (h, w)."""
-    return x.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
 
 
 def layer_bias(layer: nn.Module) -> Tensor:

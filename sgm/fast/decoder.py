@@ -234,6 +234,5 @@ def _attention(ops: Ops, block: AttnBlock, x: Tensor) -> Tensor:
 
 def _output(ops: Ops, decoder: Decoder, x: Tensor, moments: Moments | None) -> Tensor:
     """The last norm and spatial convolution: (n, h, w, c) -> (n, out_ch, h, w). moments: of x, if they are known."""
-    y = ops.group_norm([ops.measured(x.flatten(1, 2), moments)], decoder.norm_out).view_as(x).permute(0, 3, 1, 2)
-    last = cast(nn.Conv2d, decoder.conv_out)
-    return F.conv2d(y, last.weight, last.bias, padding=1)
+    y = ops.group_norm([ops.measured(x.flatten(1, 2), moments)], decoder.norm_out).view_as(x)
+    return ops.last_conv(y, cast(nn.Conv2d, decoder.conv_out))

@@ -230,6 +230,10 @@ class TorchOps:
         y, bias = self._conv_over_pixels(x, layer.weight, layer.bias, layer.stride[0])
         return self.measured(y) if bias is None else self.blend_measured(y, y, 1.0, 0.0, bias, out=y)
 
+    def last_conv(self, x: Tensor, layer: nn.Conv2d) -> Tensor:
+        """A 3x3 convolution with its bias, to few channels: (n, h, w, c) -> (n, c', h, w)."""
+        return F.conv2d(x.permute(0, 3, 1, 2), layer.weight, layer.bias, padding=1)
+
     def spatial_conv(
         self,
         x: Tensor,

@@ -86,7 +86,10 @@ def combine(
     mean += clip * frames * tiles * c
     deviation += clip * frames * tiles * c
     add += clip * frames * add_row
-    sums = tl.zeros([height, width], tl.float32)
+    # All that does not depend on the average is loaded first, at once: waiting for memory is what takes long here.
+    weights = tl.load(weight + columns, mask=in_group, other=0.0).to(tl.float32)
+    offset = tl.load(bias + columns, mask=in_group, other=0.0).to(tl.float32)
+    sums, within = tl.zeros([height, width], tl.float32), tl.zeros([height, width], tl.float32)
     for start in range(0, frames * tiles, height):
         i = (start + tl.arange(0, height))[:, None]
         mask = (i < frames * tiles) & in_group
@@ -94,19 +97,16 @@ def combine(
         value = tl.load(mean + i * c + columns, mask=mask, other=0.0)
         value += tl.load(add + i // tiles * add_row + columns, mask=mask, other=0.0).to(tl.float32)
         sums += tl.where(mask, value * count, 0.0)
+        within += tl.load(deviation + i * c + columns, mask=mask, other=0.0)
     average = tl.sum(sums) / total
-    sums = tl.zeros([height, width], tl.float32)
     for start in range(0, frames * tiles, height):
         i = (start + tl.arange(0, height))[:, None]
         mask = (i < frames * tiles) & in_group
         count = tl.minimum(pixels - i % tiles * tile, tile).to(tl.float32)
         difference = tl.load(mean + i * c + columns, mask=mask, other=0.0) - average
         difference += tl.load(add + i // tiles * add_row + columns, mask=mask, other=0.0).to(tl.float32)
-        within = tl.load(deviation + i * c + columns, mask=mask, other=0.0)
-        sums += tl.where(mask, within + difference * difference * count, 0.0)
-    factor = tl.rsqrt(tl.sum(sums) / total + eps)
-    gain = tl.load(weight + columns, mask=in_group, other=0.0).to(tl.float32) * factor
-    offset = tl.load(bias + columns, mask=in_group, other=0.0).to(tl.float32)
+        within += tl.where(mask, difference * difference * count, 0.0)
+    gain = weights * tl.rsqrt(tl.sum(within) / total + eps)
     for start in range(0, frames, height):
         i = (start + tl.arange(0, height))[:, None]
         mask = (i < frames) & in_group
@@ -334,6 +334,20 @@ def interleave(x, bias, out, h, w, c, height: tl.constexpr, width: tl.constexpr)
         y = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32) + added
         offsets = ((n * 2 * h + 2 * row + below) * 2 * w + 2 * pixels + right)[:, None] * c + columns[None]
         tl.store(out + offsets, y.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["h", "w"])
+def sum_taps(products, bias, out, h, w, width: tl.constexpr):
+    # A 3x3 convolution: products (n, o, 9, h, w) are those of each pixel with each tap, out (n, o, h, w) their sums.
+    pixel = tl.program_id(0) * width + tl.arange(0, width)
+    plane = tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    row, column = pixel // w, pixel % w
+    sums = tl.zeros([width], tl.float32) + tl.load(bias + tl.program_id(1)).to(tl.float32)
+    for tap in tl.static_range(9):
+        down, right = tap // 3 - 1, tap % 3 - 1
+        inside = (row + down >= 0) & (row + down < h) & (column + right >= 0) & (column + right < w)
+        sums += tl.load(products + (plane * 9 + tap) * h * w + pixel + down * w + right, mask=inside, other=0.0)
+    tl.store(out + plane * h * w + pixel, sums.to(out.dtype.element_ty), mask=pixel < h * w)
 
 
 @triton.jit(do_not_specialize=["frames", "s"])
