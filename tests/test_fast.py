@@ -62,7 +62,8 @@ SIZES = {  # what each kernel is compiled for; the rest are pointers, numbers an
     "merge": {"rows": 64, "tile": 1024, "width": 64},
     "combine": {"tile": 1024, "height": 128, "width": 16},
     "scale_shift": {"silu": True, "gaps": True, "height": 128, "width": 64},
-    "layer_norm": {"c": 320, "height": 16, "width": 64},
+    "layer_norm": {"c": 320, "height": 16, "width": 64, "copy": None},
+    "layer_norm, with a copy": {"c": 320, "height": 16, "width": 64},
     "exponentials": {"width": 4096},
     "geglu": {"height": 64, "width": 64},
     "linear_geglu": {"scaled": False, "height": 128, "width": 64, "depth": 64},
@@ -101,7 +102,7 @@ def test_the_kernels_compile_for_a_gpu(name: str) -> None:
         (vars(module).get(name.partition(",")[0]) for module in (triton_kernels, gradient_kernels)),
     )
     kernel: Any = next(kernel for kernel in found if kernel is not None)
-    half = "x out a b add weight bias q k v residual grad both of_q of_k of_v"
+    half = "x out copy a b add weight bias q k v residual grad both of_q of_k of_v"
     single = (
         "mean deviation block_mean block_deviation scale shift factor offset of_grad of_product mean_grad mean_product "
         "products"
@@ -140,15 +141,19 @@ GLUON = {  # what each kernel in Gluon is compiled for: its blocks, and its cons
     "product_geglu": ({"x": [64, 64], "weight": [1, 128, 64], "out": [64, 64]}, {"stages": 3}),
     "short_product, geglu": (
         {"x": [1, 64, 64], "weight": [2, 64, 64], "out": [1, 64, 64]},
+        {"kind": "layer norm", "z": None, "copy": None, "parts": 5, "chunk": 5, "places": 1, "stages": 2},
+    ),
+    "short_product, geglu, with a copy": (
+        {"x": [1, 64, 64], "copy": [1, 64, 64], "weight": [2, 64, 64], "out": [1, 64, 64]},
         {"kind": "layer norm", "z": None, "parts": 5, "chunk": 5, "places": 1, "stages": 2},
     ),
     "short_product, affine": (
         {"x": [1, 64, 64], "weight": [1, 64, 64], "out": [1, 64, 64]},
-        {"kind": "affine", "z": None, "add": None, "parts": 5, "chunk": 5, "places": 1, "stages": 4},
+        {"kind": "affine", "z": None, "copy": None, "add": None} | {"parts": 5, "chunk": 5, "places": 1, "stages": 4},
     ),
     "short_product, blend": (
         {"x": [1, 64, 64], "z": [1, 64, 64], "weight": [1, 64, 64], "out": [1, 64, 64]},
-        {"kind": "blend", "gain": None, "shift": None, "bias": None}
+        {"kind": "blend", "copy": None, "gain": None, "shift": None, "bias": None}
         | {"parts": 5, "chunk": 1, "places": 4, "stages": 3},
     ),
     "convolution, over frames": (FRAMES, {"columns": 4, "stages": 4, "places": 8, **NONE}),
@@ -281,7 +286,10 @@ def test_layer_norm_geglu_and_blend(ops_and_device: tuple[Ops, torch.device]) ->
     norm = affine(nn.LayerNorm(320).to(device))
     values = x.double() + add[:, None].double()
     wanted = F.layer_norm(values, (320,), norm.weight.double(), norm.bias.double(), norm.eps)
-    assert close(ops.layer_norm(x, norm, add), wanted)
+    copied = torch.empty_like(x)
+    for given in None, copied:
+        assert close(ops.layer_norm(x, norm, add, given), wanted)
+    assert torch.equal(copied, x)
     assert close(ops.blend(x, y, 0.3, 0.7, add[0]), 0.3 * x.double() + 0.7 * y.double() + add[0].double())
     for c, dtype, bound in (16, torch.float32, 3e-6), (16, torch.float16, 6e-4), (64, torch.float16, 6e-4):
         wide, rows = affine(nn.Linear(c, 8 * c).to(device, dtype)), draw(150, c, device=device).to(dtype)
@@ -371,7 +379,7 @@ def test_group_norm_of_channels_last_maps() -> None:
     assert close(found, wanted)
 
 
-@pytest.mark.parametrize(("s", "c"), [(200, 64), (130, 384), (130, 320)])
+@pytest.mark.parametrize(("s", "c"), [(200, 64), (130, 384), (400, 320)])
 def test_attention_and_products_in_half_precision(
     ops_and_device: tuple[Ops, torch.device],
     caplog: pytest.LogCaptureFixture,
@@ -403,11 +411,16 @@ def test_attention_and_products_in_half_precision(
     q, k, v = found.double().view(2, s, 3, c // 64, 64).permute(2, 0, 3, 1, 4)
     wanted = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     assert close(ops.attention(found, c // 64), wanted, 1e-3)
-    whole = y.clone()
-    ops.feed_forward(whole, offset, norm, layer, 10**9)
+    found = []
+    for max_values in 10**9, s * 4 * c:  # all at once; a frame at a time
+        onto, kept, out = y.clone(), y.clone(), torch.full_like(y, float("nan"))
+        ops.feed_forward(onto, offset, norm, layer, max_values)
+        ops.feed_forward(kept, offset, norm, layer, max_values, out)
+        assert torch.equal(kept, y)
+        assert torch.equal(out, onto)
+        found.append(onto)
+    whole, parted = found
     assert close(whole - y, layer64(normed) - layer64.net[2].bias, 3e-3)
-    parted = y.clone()
-    ops.feed_forward(parted, offset, norm, layer, s * 4 * c)  # a frame at a time
     assert close(parted, whole, 1e-3)
     assert not caplog.messages  # no kernel had to be replaced
 
@@ -623,7 +636,11 @@ def test_products_in_8_bits(ops_and_device: tuple[Ops, torch.device]) -> None:
     y, add, norm, layer = drawn(4, 30, 128), drawn(4, 128), module(nn.LayerNorm(128)), module(FeedForward(128))
     ways = [y.clone(), y.clone()]
     for way, stream in zip((ops, exact), ways, strict=True):
+        out = torch.empty_like(stream)
+        way.feed_forward(stream, add, norm, layer, 10**5, out)
+        assert torch.equal(stream, y)
         way.feed_forward(stream, add, norm, layer, 10**5)
+        assert torch.equal(out, stream)
     assert relative(ways[0] - y, ways[1] - y) <= 2 * bound  # two products, one after the other
 
     parts = [exact.measured(drawn(2, 54, c)) for c in (32, 64)]

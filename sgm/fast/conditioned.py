@@ -254,8 +254,13 @@ class Conditioned:
         offset.
         """
         at_ff_in, at_attention, at_ff = points
-        z = self.shard.to_pixels(y)
-        if block.ff_in is not None and block.norm_in is not None:
+        if block.ff_in is None or block.norm_in is None:
+            z = self.shard.to_pixels(y)
+        elif self.shard.size == 1:  # y is copied as the norm reads it
+            z = torch.empty_like(y)
+            self.ops.feed_forward(y, at_ff_in, block.norm_in, block.ff_in, self.max_values, out=z)
+        else:
+            z = self.shard.to_pixels(y)
             self.ops.feed_forward(z, at_ff_in, block.norm_in, block.ff_in, self.max_values)
         parts = self.ops.qkv(z, block.norm1, block.attn1, at_attention)
         attended = attention(parts, block.attn1.heads)

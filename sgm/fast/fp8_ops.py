@@ -81,19 +81,21 @@ class Fp8Ops(TritonOps):
         inner = layer.to_q.out_features
         return self._product(self._normed(y, norm, add), layer, y.new_empty(*y.shape[:2], 3 * inner))
 
-    def _feed_forward(self, y: Tensor, add: Tensor, norm: nn.LayerNorm, proj: nn.Linear, down: nn.Linear) -> None:
+    def _feed_forward(
+        self, y: Tensor, add: Tensor, norm: nn.LayerNorm, proj: nn.Linear, down: nn.Linear, out: Tensor | None
+    ) -> None:
         if proj.in_features % 16 or proj.out_features % 256:
-            return super()._feed_forward(y, add, norm, proj, down)
+            return super()._feed_forward(y, add, norm, proj, down, out)
         x, c = self._normed(y, norm, add).flatten(0, 1), proj.out_features // 2
-        out = torch.empty((len(x), c), dtype=FP8, device=y.device)
+        hidden = torch.empty((len(x), c), dtype=FP8, device=y.device)
         matrix, scale = self._converted(proj.weight)
         height, width, depth, warps, stages = 128, 64, 64, 4, 4
-        tensors = (x, [height, depth]), (matrix.view(2, c, -1), [2, width, depth]), (out, [height, width])
+        tensors = (x, [height, depth]), (matrix.view(2, c, -1), [2, width, depth]), (hidden, [height, width])
         x, matrix, target = (kernels.describe(*entry) for entry in tensors)
         arguments = (x, matrix, scale, proj.bias, target, c, proj.in_features, True, height, width, depth)
-        grid = (math.ceil(len(out) / height) * (c // width),)
+        grid = (math.ceil(len(hidden) / height) * (c // width),)
         kernels.linear_geglu[grid](*arguments, num_warps=warps, num_stages=stages)
-        self._product(out, down.weight, y, residual=y)
+        self._product(hidden, down.weight, y if out is None else out, residual=y)  # which may be two: no copy is made
 
     def normed_conv(
         self,

@@ -56,11 +56,21 @@ def multiplies(y: Tensor, columns: int, *others: Tensor) -> bool:
     return y.dtype in HALF and n * s >= MANY and fits and all(aligned(x) for x in (y, *others))
 
 
-def normed_product(y: Tensor, add: Tensor | None, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """norm(y + add) times a weight (columns, c), (n, s, c) -> (n, s, columns); with a bias GEGLU, of half as many."""
+def normed_product(
+    y: Tensor,
+    add: Tensor | None,
+    norm: nn.LayerNorm,
+    weight: Tensor,
+    bias: Tensor | None,
+    copy: Tensor | None = None,
+) -> Tensor:
+    """norm(y + add) times a weight (columns, c), (n, s, c) -> (n, s, columns); with a bias GEGLU, of half as many.
+
+    copy: (n, s, c), becomes a copy of y.
+    """
     out = y.new_empty(*y.shape[:2], len(weight) // (1 if bias is None else 2))
-    add = per_frame(add, y)
-    return _multiply("layer norm", y, weight, out, norm.weight, norm.bias, add=add, bias=bias, eps=norm.eps)
+    add, gain, shift = per_frame(add, y), norm.weight, norm.bias
+    return _multiply("layer norm", y, weight, out, gain, shift, copy=copy, add=add, bias=bias, eps=norm.eps)
 
 
 def scaled_product(x: Tensor, scale: Tensor, shift: Tensor, layer: nn.Linear) -> Tensor:
@@ -84,6 +94,7 @@ def _multiply(
     gain: Tensor | None = None,
     shift: Tensor | None = None,
     z: Tensor | None = None,
+    copy: Tensor | None = None,
     add: Tensor | None = None,
     bias: Tensor | None = None,
     weights: tuple[float, float] = (1.0, 1.0),
@@ -95,6 +106,7 @@ def _multiply(
     described = (
         describe(x, [1, 64, 64]),
         None if z is None else describe(z, [1, 64, 64]),
+        None if copy is None else describe(copy, [1, 64, 64]),
         describe(weight.view(halves, columns, c), [halves, 64, 64]),
         describe(out, [1, 64, 64]),
     )

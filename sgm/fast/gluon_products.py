@@ -36,8 +36,11 @@ def rows_at(tile, across, i: gl.constexpr):
 
 
 @kernel
-def load_rows(x, z, rows, barriers, sizes, parts: gl.constexpr):
-    """Copies each tile's rows, of one group after the other: blocks of x, each followed by that of z if there is."""
+def load_rows(x, z, copy, rows, barriers, sizes, parts: gl.constexpr):
+    """Copies each tile's rows, of one group after the other: blocks of x, each followed by that of z if there is.
+
+    To `copy`, too, if there is: from where they lie by then, while the group reads them.
+    """
     rows_full, rows_empty, full, empty, turns, residual_full = barriers
     tiles, across, steps = sizes
     places: gl.constexpr = rows_empty.type.shape[0]
@@ -57,6 +60,12 @@ def load_rows(x, z, rows, barriers, sizes, parts: gl.constexpr):
                     tma.async_copy_global_to_shared(x, at, here, rows.index(block))
                     if sources == 2:
                         tma.async_copy_global_to_shared(z, at, here, rows.index(block + 1))
+                if copy is not None:
+                    mbarrier.wait(here, at_count(count, rows_full.type.shape[0])[1])
+                    for j in gl.static_range(chunk):
+                        block, at = (place * chunk + j) * sources, [frame, row, (k + j) * DEPTH]
+                        tma.async_copy_shared_to_global(copy, at, rows.index(block))
+                    tma.store_wait(0)  # which has read them: the place may be filled again
                 count += 1
 
 
@@ -246,7 +255,7 @@ def multiply_rows(
 
 @gluon.jit(do_not_specialize=["tiles", "across", "steps"])
 def short_product(
-    x, z, weight, out, gain, shift, add, bias, gain_row, add_row, weight_x, weight_z, eps, tiles, across, steps,
+    x, z, copy, weight, out, gain, shift, add, bias, gain_row, add_row, weight_x, weight_z, eps, tiles, across, steps,
     kind: gl.constexpr, parts: gl.constexpr, chunk: gl.constexpr, places: gl.constexpr, stages: gl.constexpr,
 ):  # fmt: skip
     """A matrix product (GEMM) of rows f(x) and a weight; f, the fused prologue, is of one of three kinds.
@@ -257,9 +266,9 @@ def short_product(
     and so is the bias, the result is their GEGLU.
 
     x, z: (n, s, c), out: (n, s, c'), weight: (1 or 2, c', c), tensor descriptors with blocks of (1, ROWS, DEPTH),
-    (1, ROWS, WIDTH) and (1 or 2, WIDTH, DEPTH). tiles: of 2 ROWS rows, `across` a frame. steps: of WIDTH columns.
-    parts: c / DEPTH. Rows are copied in chunks of so many blocks (a layer norm needs all at once) to `places`, for a
-    tile's chunks at most, and columns to `stages`.
+    (1, ROWS, WIDTH) and (1 or 2, WIDTH, DEPTH). copy: as x, which is copied there as it is; or None. tiles: of 2 ROWS
+    rows, `across` a frame. steps: of WIDTH columns. parts: c / DEPTH. Rows are copied in chunks of so many blocks (a
+    layer norm needs all at once) to `places`, for a tile's chunks at most, and columns to `stages`.
     """
     halves: gl.constexpr = weight.block_type.shape[0]
     sources: gl.constexpr = 2 if kind == "blend" else 1
@@ -295,7 +304,7 @@ def short_product(
         [
             (multiply_rows, (weight, out, memory, barriers, sizes, tensors, numbers, 0, parts, kind)),
             (multiply_rows, (weight, out, memory, barriers, sizes, tensors, numbers, 1, parts, kind)),
-            (load_rows, (x, z, rows, barriers, sizes, parts)),
+            (load_rows, (x, z, copy, rows, barriers, sizes, parts)),
             (load_columns, (weight, columns, barriers, sizes, parts)),
         ],
         [4, 1, 1],

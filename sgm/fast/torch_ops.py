@@ -106,9 +106,13 @@ class TorchOps:
         add_product(x, self.blend(a, b, weight_a, weight_b, add, out=a), layer)
         return self.measured(x)
 
-    def layer_norm(self, x: Tensor, module: nn.LayerNorm, add: Tensor | None = None) -> Tensor:
-        """The layer norm of (x + add). add: (n, c) or (c,)."""
+    def layer_norm(
+        self, x: Tensor, module: nn.LayerNorm, add: Tensor | None = None, copy: Tensor | None = None
+    ) -> Tensor:
+        """The layer norm of (x + add). add: (n, c) or (c,). copy: contiguous, becomes a copy of x, since it is read."""
         n, _, c = x.shape
+        if copy is not None:
+            copy.copy_(x)
         y = x if add is None else x + add.expand(n, c)[:, None]
         return F.layer_norm(y, (c,), module.weight, module.bias, module.eps).to(x.dtype)
 
@@ -116,18 +120,32 @@ class TorchOps:
         """Queries | keys | values of norm(y + add), from one product: (n, s, c) -> (n, s, 3 c)."""
         return F.linear(self.layer_norm(y, norm, add), qkv_weight(layer))
 
-    def feed_forward(self, y: Tensor, offset: Tensor, norm: nn.LayerNorm, layer: FeedForward, max_values: int) -> None:
+    def feed_forward(
+        self,
+        y: Tensor,
+        offset: Tensor,
+        norm: nn.LayerNorm,
+        layer: FeedForward,
+        max_values: int,
+        out: Tensor | None = None,
+    ) -> None:
         """y += the feed-forward layer of norm(y + offset), without its last bias. y: (n, s, c).
 
-        In parts of `max_values` values, since the hidden layer has up to eight times as many channels.
+        In parts of `max_values` values, since the hidden layer has up to eight times as many channels. out: (n, s, c),
+        contiguous, where the sum is written instead, so that y stays.
         """
         proj = cast(GEGLU, layer.net[0]).proj
         step = math.ceil(len(y) / math.ceil(len(y) * y.shape[1] * self.geglu_width(proj) / max_values))
-        for part, add in zip(y.split(step), offset.split(step), strict=True):
-            self._feed_forward(part, add, norm, proj, cast(nn.Linear, layer.net[2]))
+        onto = y if out is None else out
+        for part, add, target in zip(y.split(step), offset.split(step), onto.split(step), strict=True):
+            down = cast(nn.Linear, layer.net[2])
+            self._feed_forward(part, add, norm, proj, down, None if out is None else target)
 
-    def _feed_forward(self, y: Tensor, add: Tensor, norm: nn.LayerNorm, proj: nn.Linear, down: nn.Linear) -> None:
-        add_product(y, self.geglu(self.layer_norm(y, norm, add).flatten(0, 1), proj), down)
+    def _feed_forward(
+        self, y: Tensor, add: Tensor, norm: nn.LayerNorm, proj: nn.Linear, down: nn.Linear, out: Tensor | None
+    ) -> None:
+        hidden = self.geglu(self.layer_norm(y, norm, add, out).flatten(0, 1), proj)
+        add_product(y if out is None else out, hidden, down)
 
     def geglu(self, x: Tensor, proj: nn.Linear) -> Tensor:
         """GEGLU: the first half of proj(x) times the GELU of its second half. x: (rows, i) -> (rows, c)."""

@@ -139,20 +139,27 @@ def scale_shift(
 
 @triton.jit(do_not_specialize=["s"])
 def layer_norm(
-    x, add, weight, bias, out, frame, add_row, s, eps,
+    x, add, weight, bias, out, copy, frame, add_row, s, eps,
     c: tl.constexpr, height: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    # Rows stay in registers, in parts, since 320, 640 and 1280 are no powers of two.
+    # Rows stay in registers, in parts, since 320, 640 and 1280 are no powers of two. copy: of x as it is, or None.
     n = tl.program_id(1).to(tl.int64)
     rows = (tl.program_id(0) * height + tl.arange(0, height))[:, None]
     x, add, out = x + n * frame + rows * c, add + n * add_row, out + n * s * c + rows * c
+    raw = ()
     parts = ()
     sums = tl.zeros([height, width], tl.float32)
     for first in tl.static_range(0, c, width):
         columns = first + tl.arange(0, width)[None]
-        y = tl.load(x + columns, mask=rows < s, other=0.0).to(tl.float32) + tl.load(add + columns).to(tl.float32)
-        parts = parts + (y,)  # noqa: RUF005 (no starred items in Triton)
+        value = tl.load(x + columns, mask=rows < s, other=0.0)
+        y = value.to(tl.float32) + tl.load(add + columns).to(tl.float32)
+        raw = raw + (value,)  # noqa: RUF005 (no starred items in Triton)
+        parts = parts + (y,)  # noqa: RUF005
         sums += y
+    if copy is not None:  # only now: no load would overtake a store
+        copy += n * s * c + rows * c
+        for i in tl.static_range(c // width):
+            tl.store(copy + i * width + tl.arange(0, width)[None], raw[i], mask=rows < s)
     average = (tl.sum(sums, 1) / c)[:, None]
     sums = tl.zeros([height, width], tl.float32)
     for i in tl.static_range(c // width):

@@ -130,16 +130,20 @@ class TritonOps(TorchOps):
             return super().add_blended_product(x, a, b, weight_a, weight_b, add, layer)
         return self.measured(out)
 
-    def layer_norm(self, x: Tensor, module: nn.LayerNorm, add: Tensor | None = None) -> Tensor:
+    def layer_norm(
+        self, x: Tensor, module: nn.LayerNorm, add: Tensor | None = None, copy: Tensor | None = None
+    ) -> Tensor:
         if x.shape[2] % 16:
-            return super().layer_norm(x, module, add)
-        return self._layer_norm(x, module, per_frame(add, x), torch.empty_like(x))
+            return super().layer_norm(x, module, add, copy)
+        return self._layer_norm(x, module, per_frame(add, x), torch.empty_like(x), copy)
 
-    def _layer_norm(self, x: Tensor, module: nn.LayerNorm, add: Tensor, out: Tensor) -> Tensor:
+    def _layer_norm(
+        self, x: Tensor, module: nn.LayerNorm, add: Tensor, out: Tensor, copy: Tensor | None = None
+    ) -> Tensor:
         _, s, c = x.shape
         n, width = len(x), min(c & -c, 256)
         height = 1024 // width
-        arguments = (x, add, module.weight, module.bias, out, x.stride(0), add.stride(0), s, module.eps)
+        arguments = (x, add, module.weight, module.bias, out, copy, x.stride(0), add.stride(0), s, module.eps)
         warps = 8 if width == 128 else 4  # as measured: of 640 channels, and of 320 and 1280
         kernels.layer_norm[(math.ceil(s / height), n)](*arguments, c, height, width, num_warps=warps)
         return out
@@ -150,13 +154,15 @@ class TritonOps(TorchOps):
             out = self._by_gluon(gluon.normed_product, y, add, norm, qkv_weight(layer), None)
         return super().qkv(y, norm, layer, add) if out is None else out
 
-    def _feed_forward(self, y: Tensor, add: Tensor, norm: nn.LayerNorm, proj: nn.Linear, down: nn.Linear) -> None:
-        gluon, hidden = self._gluon, None
-        if gluon and gluon.multiplies(y, down.in_features):
-            hidden = self._by_gluon(gluon.normed_product, y, add, norm, proj.weight, proj.bias)
+    def _feed_forward(
+        self, y: Tensor, add: Tensor, norm: nn.LayerNorm, proj: nn.Linear, down: nn.Linear, out: Tensor | None
+    ) -> None:
+        gluon, hidden, onto = self._gluon, None, y if out is None else out
+        if gluon and gluon.multiplies(y, down.in_features, onto):
+            hidden = self._by_gluon(gluon.normed_product, y, add, norm, proj.weight, proj.bias, out)
         if hidden is None:
-            return super()._feed_forward(y, add, norm, proj, down)
-        add_product(y, hidden, down)
+            return super()._feed_forward(y, add, norm, proj, down, out)
+        add_product(onto, hidden, down)
 
     def attention(self, qkv: Tensor, heads: int) -> Tensor:
         gluon, out = self._gluon, None
