@@ -87,7 +87,7 @@ def factors_of(gain, shift, gain_row, clip, frame, sizes, parts: gl.constexpr, l
 
 @kernel
 def sigmoid(y):
-    """As Triton's to the bit, save for the smallest numbers, which cost half as much again and soon are rounded."""
+    """As Triton computes it, to the bit in half precision, without the steps that it takes for the smallest numbers."""
     asm: gl.constexpr = "ex2.approx.ftz.f32 $0, $1; add.f32 $0, $0, 0f3F800000; rcp.approx.ftz.f32 $0, $0;"
     return gl.inline_asm_elementwise(asm, "=f,f", [y * -1.4426950408889634], dtype=gl.float32, is_pure=True, pack=1)
 
