@@ -169,6 +169,14 @@ GLUON = {  # what each kernel in Gluon is compiled for: its blocks, and its cons
         {**FRAMES, "x": [1, 4, 64, 64], "narrow": [1, 64, 64], "residual": [1, 64, 64]},
         {"columns": 5, "stages": 4, "places": 2},
     ),
+    "normed_convolution": (
+        {"x": [1, 1, 64, 64], "weight": [2, 64, 64], "out": [1, 64, 64]},
+        {"residual": None, "mean": None, "deviation": None, "masked": False},
+    ),
+    "normed_convolution, with everything": (
+        {"x": [1, 1, 64, 64], "weight": [2, 64, 64], "residual": [1, 64, 64], "out": [1, 64, 64]},
+        {"masked": True},
+    ),
 }
 
 
@@ -179,12 +187,12 @@ def test_the_kernels_in_gluon_compile_for_a_gpu(name: str) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import compile
 
-    from sgm.fast import gluon_attention, gluon_base, gluon_convolutions, gluon_products
+    from sgm.fast import gluon_attention, gluon_base, gluon_convolutions, gluon_frames, gluon_products
 
-    known = vars(gluon_attention) | vars(gluon_products) | vars(gluon_convolutions)
+    known = vars(gluon_attention) | vars(gluon_products) | vars(gluon_convolutions) | vars(gluon_frames)
     (blocks, constants), kernel = GLUON[name], known[name.partition(",")[0]]
     describe = partial(gluon_base.gl.NVMMASharedLayout, 128, 16)
-    kinds = dict.fromkeys(("gain", "shift"), "*fp32" if "affine" in name else "*fp16")
+    kinds = dict.fromkeys(("gain", "shift"), "*fp32" if "affine" in name or "normed" in name else "*fp16")
     kinds |= dict.fromkeys(("bias", "add"), "*fp16") | dict.fromkeys(("mean", "deviation"), "*fp32")
     kinds |= dict.fromkeys(("weight_x", "weight_z", "eps", "factor"), "fp32")
     kinds |= {argument: f"tensordesc<fp16{block},{describe(rank=len(block))!r}>" for argument, block in blocks.items()}
@@ -497,7 +505,11 @@ def test_convolutions_to_few_channels(ops_and_device: tuple[Ops, torch.device]) 
 
 
 @pytest.mark.parametrize(
-    ("s", "c", "columns", "clips"), [(200, 64, 320, 2), (130, 128, 64, 1), (1050, 64, 192, 2), (64, 192, 512, 2)]
+    ("s", "c", "columns", "clips"),
+    [
+        *((200, 64, 320, 2), (130, 128, 64, 1), (1050, 64, 192, 2), (64, 192, 512, 2)),
+        *((200, 64, 64, 2), (130, 128, 128, 1), (1050, 128, 128, 2), (64, 128, 128, 3)),  # with the norm in one kernel
+    ],
 )
 def test_convolutions_over_frames_in_half_precision(
     ops_and_device: tuple[Ops, torch.device],
@@ -541,7 +553,12 @@ def test_convolutions_over_frames_in_half_precision(
         ops.temporal_conv(x, norm, over, Shard(frames), residual=part, branch_weight=0.3, measure=measure)
         assert close(part, added.x, 1e-3)
         assert torch.equal(onto[:, :s], base)
+    larger, onto = torch.cat([x, x], dim=1), torch.cat([base, base], dim=1)
+    found = ops.temporal_conv(larger[:, s:], norm, over, Shard(frames), measure=False, out=onto[:, :s])
+    assert torch.equal(found.x, plain.x)
+    assert torch.equal(onto[:, s:], base)
     if gluon := getattr(ops, "_gluon", None):  # with frames of a neighbour for padding
+        assert gluon.convolves_normed(x.unflatten(0, (clips, frames)), over.weight) == (c == columns <= 128)
         y = ops.scale_shift(x, *norm).unflatten(0, (clips, frames))
         assert gluon.convolves(y, over.weight, onto)
         assert torch.equal(

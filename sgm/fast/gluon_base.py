@@ -1,4 +1,4 @@
-"""What the kernels in Triton's Gluon have in common: `gluon_attention`, `gluon_products`, `gluon_convolutions`.
+"""What the kernels in Triton's Gluon have in common: `gluon_attention`, `_products`, `_convolutions` and `_frames`.
 
 They are for Hopper cards; `gluon_ops` launches them. Each has groups of four warps that compute, and warps that copy
 (TMA) what they need next. Barriers in shared memory (mbarrier) tell one that a place is full, the other that it is

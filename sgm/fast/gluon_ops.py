@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from sgm.fast import gluon_attention, gluon_base, gluon_convolutions, gluon_products
+from sgm.fast import gluon_attention, gluon_base, gluon_convolutions, gluon_frames, gluon_products
 from sgm.fast.moments import per_frame
 
 attention: Any = gluon_attention.attention  # to a type checker a kernel is a plain function, which has no grid
 short_product: Any = gluon_products.short_product
 product_geglu: Any = gluon_products.product_geglu
 convolution: Any = gluon_convolutions.convolution
+normed_convolution: Any = gluon_frames.normed_convolution
 HALF = torch.float16, torch.bfloat16
 WIDEST = 320  # channels of the rows that a group of warps can hold in its registers
 BLOCK = 64  # pixels whose moments a convolution stores
@@ -187,6 +188,42 @@ def conv_over_frames(
     out = residual if residual is not None else y.new_empty(n, s, len(weight)) if out is None else out
     pairs, shape = blocks // 2 * n + blocks % 2 * math.ceil(n / 2), (frames, padding, n, blocks, s, 1)
     return _convolve(y, weight, residual, None, out, measured, factor, pairs, shape)
+
+
+def convolves_normed(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
+    """Whether the convolution below takes x (b, t, s, c) and a weight (c, c, 3, 1, 1), which stays in shared memory."""
+    return weight.ndim == 5 and x.shape[3] == len(weight) in (64, 128) and convolves(x, weight, *others)
+
+
+def normed_conv_over_frames(
+    x: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    weight: Tensor,
+    residual: Tensor | None = None,
+    factor: float = 1.0,
+    measured: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """As `conv_over_frames` of SiLU(x * gain + shift) with a padding of 1, to the bit. gain, shift: (n, c) float32.
+
+    x: (b, t, s, c), none of the memory that is written.
+    """
+    b, t, s, c = x.shape
+    out = residual if residual is not None else x.new_empty(b * t, s, c) if out is None else out
+    blocks = math.ceil(s / BLOCK)
+    tiles = b * t * blocks
+    share = math.ceil(tiles / (2 * processors(x.device)))
+    tensors = (
+        describe(x, [1, 1, 64, 64]),
+        describe(weight.movedim(1, -1).view(c // 64, 64, 3 * c), [c // 64, 64, 64]),
+        None if residual is None else describe(residual, [1, 64, 64]),
+        describe(out, [1, 64, 64]),
+        *(gain, shift, *((None, None) if measured is None else measured)),
+    )
+    numbers = float(factor), gain.stride(0), tiles, share, t, blocks, s, s % BLOCK > 0
+    normed_convolution[(math.ceil(tiles / (2 * share)),)](*tensors, *numbers, num_warps=4)
+    return out
 
 
 def conv_over_pictures(

@@ -190,6 +190,11 @@ class TorchOps:
         `branch_weight` times the result is added to it, in place. measure: whether moments will be asked for. out:
         where the result is written, where there is no residual.
         """
+        if shard.size == 1:
+            clips = x.unflatten(0, (-1, shard.frames))
+            fused = self._fused_normed_conv(clips, norm, conv, residual, branch_weight, measure, out)
+            if fused is not None:
+                return fused
         padding = conv.kernel_size[0] // 2
         halo, n = padding if shard.size > 1 else 0, len(x)
         y = torch.empty((n + 2 * halo, *x.shape[1:]), dtype=x.dtype, device=x.device)
@@ -208,6 +213,19 @@ class TorchOps:
         if not measure:
             return self.measured(self.blend(residual, y, 1.0, branch_weight, None, out=residual))
         return self.blend_measured(residual, y, 1.0, branch_weight, None, out=residual)
+
+    def _fused_normed_conv(
+        self,
+        x: Tensor,
+        norm: tuple[Tensor, Tensor],
+        conv: TemporalConv,
+        residual: Tensor | None,
+        factor: float,
+        measure: bool,
+        out: Tensor | None,
+    ) -> Measured | None:
+        """`temporal_conv` of whole clips x (b, t, s, c) by a single kernel; None where there is none."""
+        return None
 
     def _fused_conv(
         self,

@@ -170,6 +170,25 @@ class TritonOps(TorchOps):
             out = self._by_gluon(gluon.attend, qkv, heads)
         return super().attention(qkv, heads) if out is None else out
 
+    def _fused_normed_conv(
+        self,
+        x: Tensor,
+        norm: tuple[Tensor, Tensor],
+        conv: TemporalConv,
+        residual: Tensor | None,
+        factor: float,
+        measure: bool,
+        out: Tensor | None,
+    ) -> Measured | None:
+        gluon = self._gluon
+        if not (gluon and gluon.convolves_normed(x, conv.weight, out if residual is None else residual)):
+            return None
+        b, t, s, c = x.shape
+        measured = x.new_empty((2, b * t, math.ceil(s / gluon.BLOCK), c), dtype=torch.float32) if measure else None
+        arguments = (x, *norm, conv.weight, residual, factor, measured, out)
+        y = self._by_gluon(gluon.normed_conv_over_frames, *arguments)
+        return None if y is None else self._merged(y, measured, gluon.BLOCK)
+
     def _fused_conv(
         self,
         y: Tensor,
