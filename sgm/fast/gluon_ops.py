@@ -155,7 +155,7 @@ def convolves(y: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
     if weight.ndim == 5:
         return weight.shape[2] == 3 and rows >= MANY // 4
     # As measured beside cuDNN's: where it has no tile of so many columns, and of few where more than they is saved.
-    fast = blocks % 5 == 0 or blocks <= 2 or (blocks == 4 and others[0] is not None)
+    fast = blocks % 5 == 0 or blocks <= 3 or (blocks == 4 and others[0] is not None)
     return weight.shape[2:] == (3, 3) and y.shape[2] % BLOCK == 0 and rows >= MANY and fast
 
 
