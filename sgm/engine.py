@@ -21,7 +21,7 @@ from sgm.devices import RESERVE, choose_device, free_memory
 from sgm.diffusion.denoiser import Denoiser
 from sgm.errors import UserError, enough_memory
 from sgm.fast.decoder import MAX_VALUES, decode, frame_values
-from sgm.fast.ops import channels_last
+from sgm.fast.ops import channels_last, compile_ahead
 from sgm.fast.shard import Ranks, Shard
 from sgm.fast.unet import FastUNet
 from sgm.loras import loras_of, open_loras
@@ -200,6 +200,9 @@ def load_engine(
     engine = unfilled or build_engine(ALL_VERSIONS[version].config_path)
     target = torch.empty(0, device=target).device  # with its number
     place = _storage(engine, target, DTYPES[dtype], low_memory)
+    # Beside the loading: the first time on a machine, compiling takes longer.
+    large = target.type == "cuda" and getattr(engine.model.diffusion_model, "model_channels", 0) == 320
+    compiling = compile_ahead(target, DTYPES[dtype]) if large else None
     used = load_weights(engine, path, place, DTYPES[dtype], base=base_path, on_progress=on_progress)
     _check_base(path, base, used)
     widen_encoders(engine, DTYPES[dtype])
@@ -210,6 +213,8 @@ def load_engine(
     engine.loras = {name: path.absolute() for name, path in (loras or {}).items()}
     engine.ranks = ranks
     ranks.join()
+    if compiling:
+        compiling.join()
     return engine.freeze(target)
 
 

@@ -205,6 +205,67 @@ def test_the_kernels_in_gluon_compile_for_a_gpu(name: str) -> None:
     assert "wgmma.mma_async" in built.asm["ptx"]
 
 
+def test_kernels_are_compiled_ahead_as_they_are_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled depends on blocks, dtypes, constants and what is missing: SVD's launches are all there."""
+    pytest.importorskip("triton.experimental.gluon._runtime", reason="Triton is not made for this system")
+    from sgm.fast import gluon_ops
+
+    def kind(parameter: Any, value: Any) -> object:
+        if hasattr(value, "block_shape"):
+            return value.base.dtype, tuple(value.block_shape)
+        if isinstance(value, Tensor):
+            return value.dtype, value.data_ptr() % 16 == 0
+        if value is None or parameter.is_constexpr:
+            return value
+        return parameter.do_not_specialize or isinstance(value, float) or value % 16 == 0
+
+    launched: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(gluon_ops, "processors", lambda device: 132)
+    monkeypatch.setattr(
+        gluon_ops,
+        "_launch",
+        lambda kernel, programs, *given: launched.append(
+            (kernel.__name__, *(kind(*pair) for pair in zip(kernel.params, given, strict=True)))
+        ),
+    )
+    cpu, half = torch.device("cpu"), torch.float16
+    for launch in gluon_ops._launches(cpu, half):
+        launch()
+    ahead = set(launched)
+    assert len(ahead) == len(launched) == 22
+    launched.clear()
+
+    def of(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=half)
+
+    def moments(n: int, s: int, c: int) -> Tensor:
+        return torch.empty(2, n, -(-s // 64), c)
+
+    for s in (2304, 576):
+        gluon_ops.attend(of(2, s, 3 * 640), 10)
+    y, norm = of(2, 256, 320), nn.LayerNorm(320).to(half)
+    gluon_ops.normed_product(y, of(2, 320), norm, of(960, 320), None)
+    for copied in (None, of(2, 256, 320)):
+        gluon_ops.normed_product(y, of(2, 320), norm, of(2560, 320), of(2560), copied)
+    gluon_ops.scaled_product(y, torch.empty(2, 320), torch.empty(2, 320), nn.Linear(320, 320).to(half))
+    gluon_ops.add_blended_product(y, y, y, (0.3, 0.7), of(2, 320), of(320, 320))
+    gluon_ops.geglu(of(500, 1280), nn.Linear(1280, 10240).to(half))
+    for c in (320, 640, 1280, 512, 256):
+        onto, weight = of(6, 144, c), of(c, 3, 1, 1, c).movedim(-1, 1)
+        for residual in (None, onto):
+            gluon_ops.conv_over_frames(of(2, 3, 144, c), weight, 1, residual, 0.3, moments(6, 144, c))
+    for c, columns in ((640, 320), (320, 640), (256, 128), (128, 128)):
+        picture, weight = of(3, 6, 64, c), of(columns, 3, 3, c).movedim(-1, 1)
+        measured = moments(3, 6 * 64, columns)
+        gluon_ops.conv_over_pictures(picture, weight, measured=measured)
+        gluon_ops.conv_over_pictures(picture, weight, of(3, 6 * 64, columns), of(3, columns), None, measured)
+    film, weight, factors = of(1, 5, 192, 128), of(128, 3, 1, 1, 128).movedim(-1, 1), torch.empty(5, 128)
+    for residual in (None, of(5, 192, 128)):
+        for measured in (None, moments(5, 192, 128)):
+            gluon_ops.normed_conv_over_frames(film, factors, factors, weight, residual, 0.3, measured)
+    assert set(launched) <= ahead
+
+
 def test_where_triton_cannot_compile_plain_torch_takes_its_place(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

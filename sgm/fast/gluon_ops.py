@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import cache
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -42,8 +47,7 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
     out, groups = qkv.new_empty(n, s, c), math.ceil(s / 192)
     tiles, scale = n * heads * groups, math.log2(math.e) / math.sqrt(64)
     described = describe(qkv, [1, 64, 64]), describe(qkv, [1, 128, 64]), describe(out, [1, 64, 64])
-    grid = (min(tiles, processors(qkv.device)),)
-    attention[grid](*described, s, heads, groups, tiles, 4, s % 128 > 0, scale, num_warps=4)
+    _launch(attention, min(tiles, processors(qkv.device)), *described, s, heads, groups, tiles, 4, s % 128 > 0, scale)
     return out
 
 
@@ -114,8 +118,7 @@ def _multiply(
     # As fits into 227 KB of shared memory: blocks of rows in a chunk, chunks, steps of columns.
     places = (c // 64, 1, 4 // halves) if z is None else (1, min(4, c // 32), 3)
     sizes = (_row(gain), _row(add), *weights, eps, n * across, across, columns // 64, kind, c // 64, *places)
-    grid = (min(n * across, processors(x.device)),)
-    short_product[grid](*described, gain, shift, add, bias, *sizes, num_warps=4)
+    _launch(short_product, min(n * across, processors(x.device)), *described, gain, shift, add, bias, *sizes)
     return out
 
 
@@ -137,7 +140,7 @@ def geglu(x: Tensor, proj: nn.Linear) -> Tensor:
     across, weight = columns // 128, proj.weight.view(2, columns, c)
     described = describe(x, [64, 64]), describe(weight, [1, 128, 64]), proj.bias, describe(out, [64, 64])
     tiles = math.ceil(rows / 192) * across
-    product_geglu[(min(tiles, processors(x.device)),)](*described, tiles, across, c // 64, 3, num_warps=4)
+    _launch(product_geglu, min(tiles, processors(x.device)), *described, tiles, across, c // 64, 3)
     return out
 
 
@@ -222,7 +225,7 @@ def normed_conv_over_frames(
         *(gain, shift, *((None, None) if measured is None else measured)),
     )
     numbers = float(factor), gain.stride(0), tiles, share, t, blocks, s, s % BLOCK > 0
-    normed_convolution[(math.ceil(tiles / (2 * share)),)](*tensors, *numbers, num_warps=4)
+    _launch(normed_convolution, math.ceil(tiles / (2 * share)), *tensors, *numbers)
     return out
 
 
@@ -272,7 +275,7 @@ def _convolve(
     across = blocks // columns
     tiles, moments = pairs * across, (None, None) if measured is None else measured
     numbers = float(factor), _row(add), tiles, across, c // 64, *shape, columns, stages, places
-    convolution[(min(tiles, processors(y.device)),)](*tensors, *moments, *numbers, num_warps=4)
+    _launch(convolution, min(tiles, processors(y.device)), *tensors, *moments, *numbers)
     return out
 
 
@@ -301,3 +304,75 @@ def swizzled(rank: int) -> Any:
 def processors(device: torch.device) -> int:
     """How many multiprocessors a card has."""
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+_thread = threading.local()  # compiles_alone: whether this thread launches nothing
+
+
+def _launch(kernel: Any, programs: int, *arguments: Any) -> None:
+    """Launch a kernel, compiled first unless it is; in a thread of `compile_ahead`, compile it alone."""
+    if getattr(_thread, "compiles_alone", False):
+        kernel.warmup(*arguments, grid=(programs,), num_warps=4)
+    else:
+        kernel[(programs,)](*arguments, num_warps=4)
+
+
+def compile_ahead(device: torch.device, dtype: torch.dtype) -> None:
+    """Compile what networks of SVD's size launch, kernel beside kernel: one after the other, that takes a minute.
+
+    Compiled kernels are kept on the disk. What fails here is left to the first launch, which says so.
+    """
+
+    def compile_one(launch: Callable[[], object]) -> None:
+        _thread.compiles_alone = True
+        with suppress(Exception), torch.cuda.device(device):
+            launch()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, _launches(device, dtype)))
+
+
+def _launches(device: torch.device, dtype: torch.dtype) -> list[Callable[[], object]]:
+    """One launch for each kernel that is compiled, on a few values: by blocks, by kind and by what may be missing."""
+
+    def of(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    def taps(columns: int, c: int, *kernel: int) -> Tensor:
+        return of(columns, *kernel, c).movedim(-1, 1)
+
+    rows, row, scale = of(1, 128, 320), of(320), of(1, 320, dtype=torch.float32)
+    norm: Any = SimpleNamespace(weight=row, bias=row, eps=1e-5)
+    layer: Any = SimpleNamespace(weight=of(320, 320), bias=row, out_features=320)
+    gate: Any = SimpleNamespace(weight=of(256, 64), bias=of(256), out_features=256)
+    launches: list[Callable[[], object]] = [
+        # The slowest first.
+        lambda: attend(of(1, 128, 192), 1),
+        lambda: attend(of(1, 192, 192), 1),
+        *(partial(normed_product, rows, row, norm, of(2560, 320), of(2560), copy) for copy in (None, rows)),
+        lambda: normed_product(rows, row, norm, of(960, 320), None),
+        lambda: add_blended_product(rows, rows, rows, (0.5, 0.5), row, layer.weight),
+        lambda: scaled_product(rows, scale, scale, layer),
+        lambda: geglu(of(192, 64), gate),
+    ]
+    for columns in (320, 256, 128):  # of the network and the decoder; 512 and more are taken in parts
+        y = of(1, 2, 64, 64)  # two frames of 64 pixels, or a picture 2 high
+        onto, moments = of(2, 64, columns), of(2, 2, 1, columns, dtype=torch.float32)
+        added = onto.view(1, 128, columns), of(columns)
+        of_picture = of(2, 1, 2, columns, dtype=torch.float32)
+        pictures, frames = taps(columns, 64, 3, 3), taps(columns, 64, 3, 1, 1)
+        launches.append(partial(conv_over_pictures, y, pictures, *added, None, of_picture))
+        if columns != 256:
+            launches.append(partial(conv_over_pictures, y, pictures, None, None, None, of_picture))
+        if columns != 128:
+            launches += [partial(conv_over_frames, y, frames, 1, onto, 1.0, moments)]
+            launches += [partial(conv_over_frames, y, frames, 1, None, 1.0, moments)]
+        if columns == 256:
+            launches.append(partial(conv_over_frames, y, frames, 1, onto, 1.0, None))
+        if columns == 128:
+            film, factors, weight = of(1, 2, 64, 128), of(2, 128, dtype=torch.float32), taps(128, 128, 3, 1, 1)
+            for residual in (None, onto):
+                for measured in (None, moments):
+                    launch = normed_conv_over_frames
+                    launches.append(partial(launch, film, factors, factors, weight, residual, 1.0, measured))
+    return launches

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from collections.abc import MutableMapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cache
 from importlib import import_module
 
@@ -34,6 +35,21 @@ def has_triton(device: torch.device) -> bool:
 def has_fp8(device: torch.device) -> bool:
     """Whether this device has float8 products: a Hopper card, with Triton."""
     return for_device(device).has_fp8
+
+
+def compile_ahead(device: torch.device, dtype: torch.dtype) -> threading.Thread:
+    """Start to compile a device's kernels for networks of SVD's size; to be joined before the first evaluation.
+
+    What fails there fails, and is told, at the first evaluation.
+    """
+
+    def work() -> None:
+        with suppress(Exception):
+            for_device(device).compile_ahead(device, dtype)
+
+    thread = threading.Thread(target=work, name="compile ahead", daemon=True)
+    thread.start()
+    return thread
 
 
 def for_clip(device: torch.device, fp8: bool, in_use: MutableMapping[torch.device, Ops]) -> Ops:

@@ -80,6 +80,10 @@ class TritonOps(TorchOps):
             with suppress(Exception):  # Gluon is experimental: it is not in every Triton, nor the same in all
                 self._gluon = import_module("sgm.fast.gluon_ops")
 
+    def compile_ahead(self, device: torch.device, dtype: torch.dtype) -> None:
+        if self._gluon and dtype in self._gluon.HALF:
+            self._gluon.compile_ahead(device, dtype)
+
     def _by_gluon(self, launch: Callable[..., Tensor], *arguments: Any) -> Tensor | None:
         """What a kernel in Gluon gives; None where the installed Triton cannot run it, from then on."""
         try:
