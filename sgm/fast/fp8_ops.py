@@ -95,7 +95,7 @@ class Fp8Ops(TritonOps):
         arguments = (x, matrix, scale, proj.bias, target, c, proj.in_features, True, height, width, depth)
         grid = (math.ceil(len(hidden) / height) * (c // width),)
         kernels.linear_geglu[grid](*arguments, num_warps=warps, num_stages=stages)
-        self._product(hidden, down.weight, y if out is None else out, residual=y)  # which may be two: no copy is made
+        self._product(hidden, down.weight, y if out is None else out, residual=y)  # the sum may lie elsewhere than y
 
     def normed_conv(
         self,
@@ -144,8 +144,8 @@ class Fp8Ops(TritonOps):
         padded = torch.empty((clips, frames + 2, s, c), dtype=FP8, device=x.device)
         padded[:, 0], padded[:, -1] = 0.0, 0.0
         scales = (value.unflatten(0, (clips, frames)) for value in norm)
-        for part, scale, shift, film in zip(x.unflatten(0, (clips, frames)), *scales, padded, strict=True):
-            self.scale_shift(part, scale, shift, True, film[1:-1])
+        for part, scale, shift, target in zip(x.unflatten(0, (clips, frames)), *scales, padded, strict=True):
+            self.scale_shift(part, scale, shift, True, target[1:-1])
         out = x.new_empty(n, s, len(conv.weight)) if residual is None else residual
         self._product(padded, conv.weight, out, branch_weight, residual, segments=clips, rows=frames * s, across=s)
         return self.measured(out)

@@ -2,8 +2,8 @@
 
 They are for Hopper cards; `gluon_ops` launches them. Each has groups of four warps that compute, and warps that copy
 (TMA) what they need next. Barriers in shared memory (mbarrier) tell one that a place is full, the other that it is
-empty again; a wait names the parity of a phase. As many programs are started as the card has multiprocessors; each goes
-through its share of the tiles.
+empty again; a wait names the parity of a phase. At most as many programs are started as the card has multiprocessors;
+each goes through its share of the tiles.
 """
 
 # Gluon unpacks tuples whole, and knows neither enumerations nor starred items.

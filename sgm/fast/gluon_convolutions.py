@@ -292,7 +292,7 @@ def convolution(
     tiles, across, parts, frames, padding, n, blocks, s, w,
     columns: gl.constexpr, stages: gl.constexpr, places: gl.constexpr,
 ):  # fmt: skip
-    """out = the convolution of x + add; where there is a residual, that + factor times it + add.
+    """out = the convolution of x, plus add; where there is a residual, that + factor times the convolution + add.
 
     residual and out: (n, s, c'), tensor descriptors with blocks of (1, ROWS, WIDTH). x and weight, likewise:
 

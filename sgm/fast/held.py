@@ -36,7 +36,7 @@ class Held:
 class Activation:
     """An activation (n, h w, c): its first frames `outside` of the device, the rest `inside`. size: (h, w).
 
-    spare: what is left of the buffer on the device, values.
+    spare: the part of the device's buffer before it, (values,), for what is needed meanwhile.
     """
 
     def __init__(self, outside: Tensor, inside: Tensor, size: tuple[int, int], spare: Tensor) -> None:
