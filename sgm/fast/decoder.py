@@ -211,17 +211,18 @@ def _temporal(
         if store:
             stored.append(y.x)
     second = shard.norm(moments, norm_2, conv_1.bias)
-    moments, measured = ops.empty_moments(t, s, c, device), True
+    after = ops.empty_moments(t, s, c, device) if measure else None
     for part in reversed(parts):
         check()
         z = x.part(pixels=part)
         y = stored.pop() if store else ops.temporal_conv(z, first, conv_1, shard, measure=False).x
-        y = ops.temporal_conv(y, second, conv_2, shard, residual=z, branch_weight=weight, measure=measure).known
+        known = ops.temporal_conv(y, second, conv_2, shard, residual=z, branch_weight=weight, measure=measure).known
         x.put(z, pixels=part)
-        measured = measured and y is not None
-        if y is not None:
-            moments.take(y, part.start)
-    return moments if measured else None
+        if after is not None and known is not None:
+            after.take(known, part.start)
+        else:
+            after = None
+    return after
 
 
 def _attention(ops: Ops, block: AttnBlock, x: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""Convolutions in Triton's Gluon, over frames with 3 taps and over pictures with 3x3: sums of products, one for each.
+"""Temporal convolutions (over frames, 3 taps) and spatial ones (over pictures, 3x3) in Triton's Gluon.
+
+Each is a sum of products, one for each tap.
 
 Blocks of rows and of columns stream through shared memory. A tile's last two stages hold its results instead, one for
 each group of warps: what they are added to is copied there ahead, and they are measured and stored from there while the

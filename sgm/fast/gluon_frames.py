@@ -1,9 +1,10 @@
-"""Convolutions over frames of SiLU(x * gain + shift) in Triton's Gluon, where the whole weight fits into memory.
+"""Temporal convolutions, over frames, of SiLU(x * gain + shift) in Triton's Gluon: with that as a fused prologue.
 
-Of few channels, a convolution over frames is bound by what it reads and writes. So a program keeps the weight in shared
-memory, and each of its two groups of warps goes through the frames of its pixels in order: every frame is read once,
-activated where it lies while the two before it are multiplied, and stays for three results. The place of the first of
-three then holds the result, and what that is added to.
+They are for so few channels that the whole weight fits into shared memory. Then reading and writing take as long as
+multiplying, or longer. So a program keeps the weight in shared memory, and each of its two groups of warps goes through
+the frames of its pixels in order: every frame is read once, activated where it lies while the two before it are
+multiplied, and stays for three results. The place of the first of three then holds the result, and what that is added
+to.
 """
 
 # Gluon unpacks tuples whole, and knows neither enumerations nor starred items.

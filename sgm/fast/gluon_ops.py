@@ -280,7 +280,10 @@ def _convolve(
 
 
 def stages_and_places(columns: int, lines: int) -> tuple[int, int]:
-    """Of a convolution with so many blocks of columns in a tile, and of lines in a block of y: as memory allows."""
+    """Pipeline stages of a convolution, and places in shared memory for blocks of y: as many as there is room for.
+
+    columns: blocks of 64 in a tile. lines: of pixels in a block of y.
+    """
     room = MEMORY // 2**13  # blocks of 64 x 64
     if lines == 1:
         stages = min(room // (2 + columns), 6)
@@ -318,7 +321,7 @@ def _launch(kernel: Any, programs: int, *arguments: Any) -> None:
 
 
 def compile_ahead(device: torch.device, dtype: torch.dtype) -> None:
-    """Compile what networks of SVD's size launch, by several threads: at the first video, it took most of a minute.
+    """Ahead-of-time compilation, by several threads, of what networks of SVD's size launch.
 
     Compiled kernels are kept on the disk. What fails here is left to the first launch, which says so.
     """
@@ -355,7 +358,6 @@ def _launches(device: torch.device, dtype: torch.dtype) -> list[Callable[[], obj
     layer: Any = SimpleNamespace(weight=of(320, 320), bias=row, out_features=320)
     gate: Any = SimpleNamespace(weight=of(256, 64), bias=of(256), out_features=256)
     launches: list[Callable[[], object]] = [
-        # The slowest first.
         lambda: attend(of(1, 128, 192), 1),
         lambda: attend(of(1, 192, 192), 1),
         *(partial(normed_product, rows, row, norm, of(2560, 320), of(2560), copy) for copy in (None, rows)),

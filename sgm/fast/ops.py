@@ -38,7 +38,7 @@ def has_fp8(device: torch.device) -> bool:
 
 
 def compile_ahead(device: torch.device, dtype: torch.dtype) -> threading.Thread:
-    """Start to compile a device's kernels for networks of SVD's size; to be joined before the first evaluation.
+    """Start a thread of ahead-of-time compilation, for networks of SVD's size; to be joined before an evaluation.
 
     What fails there fails, and is told, at the first evaluation.
     """

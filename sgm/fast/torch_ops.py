@@ -54,7 +54,7 @@ class TorchOps:
     empty_moments: type[Moments] = Moments  # (n, s, c, device): to be filled by `measure`
 
     def compile_ahead(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Compile the kernels of networks of SVD's size that take long to compile, if there are any."""
+        """Ahead-of-time compilation of the kernels of networks of SVD's size that take long, if there are any."""
 
     def measured(self, x: Tensor, moments: Moments | None = None) -> Measured:
         """x, (n, s, c), whose moments are measured when they are first asked for, unless they are given."""
