@@ -136,6 +136,14 @@ def _host_memory(size: int, device: torch.device) -> Tensor:
     return torch.empty(size, dtype=torch.uint8)
 
 
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """x of the processor's memory on a device; a GPU copies it while it computes, and Python does not wait."""
+    if device.type != "cuda":
+        return x.to(device)
+    (buffer,) = host_buffers([x.nbytes], device)
+    return buffer.view(x.dtype).view(x.shape).copy_(x).to(device, non_blocking=True)
+
+
 @contextmanager
 def watched(device: torch.device) -> Iterator[None]:
     """Raise DeviceFailed in place of an error after which a GPU does not go on; other errors pass.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from sgm.conditioning.memo import Memo
 from sgm.conditioning.views import Pass
+from sgm.devices import to_device
 from sgm.diffusion.guidance import guided
 from sgm.diffusion.sampling import Between, one_end
 from sgm.engine import DiffusionEngine
@@ -120,25 +122,28 @@ def _generate(
     else:
         batches = (family.batch(picture, engine.factor, generator),)
 
-    # Condition.
-    conditions = [run.conditions(batch) for batch in batches]
-    c, uc = conditions[0]
     ends = (picture, goal or picture) if request.bounded else ()
-    latents = [run.latents(to_pixels(end.frame()).to(engine.device), family.corrections) for end in ends]
-    run.report("encode", 1, 1)
-
-    # Denoise.
     w, h = (side // engine.factor for side in request.size)
     state = generator.get_state()
 
-    def draw(middle_alone: bool) -> np.ndarray:
-        estimate = run.estimate.flip(0) if request.bounded else run.estimate  # the latest half goes back in time
-        z = estimate[request.frames // 2][None] if middle_alone else estimate
-        return preview(z / engine.scale_factor, c["concat"], batches[0]["cond_frames"])
-
     def sample() -> Tensor:
         generator.set_state(state)
-        x = torch.randn(request.frames, engine.latent_channels, h, w, generator=generator).to(engine.device)
+        with ThreadPoolExecutor(1) as pool:
+            drawn = pool.submit(torch.randn, request.frames, engine.latent_channels, h, w, generator=generator)
+
+            # Condition.
+            conditions = [run.conditions(batch) for batch in batches]
+            latents = [run.latents(to_pixels(end.frame()).to(engine.device), family.corrections) for end in ends]
+        run.report("encode", 1, 1)
+        c, uc = conditions[0]
+
+        def draw(middle_alone: bool) -> np.ndarray:
+            estimate = run.estimate.flip(0) if request.bounded else run.estimate  # the latest half goes back in time
+            z = estimate[request.frames // 2][None] if middle_alone else estimate
+            return preview(z / engine.scale_factor, c["concat"], batches[0]["cond_frames"])
+
+        # Denoise.
+        x = to_device(drawn.result(), engine.device)
         guider = request.build_guider()
         if request.bounded:
             known = zip(conditions, reversed(latents), strict=True)

@@ -67,7 +67,7 @@ OnStep = Callable[[Progress], None]
 
 
 class _Overflow(Exception):
-    """The network's result is not finite."""
+    """The result of a part of the engine is not finite: of that name."""
 
 
 def _finite(*values: Tensor) -> bool:
@@ -113,7 +113,7 @@ class Run:
         # A part of the engine that is offloaded or overflows; its copy's dtype if another, if that is streamed, and it.
         self._copy: tuple[nn.Module, torch.dtype | None, bool, Any] | None = None
         self._wider: dict[str, torch.dtype] = {}  # part that overflowed -> the dtype that it runs in
-        # Of all evaluations of the network: 0 none, 1 the network overflowed, 2 the sampler diverged.
+        # What was first not finite: 0 nothing, 1 the network's result, 2 the sampler's x, 3 the conditions.
         self._first_fault, self._evaluations = torch.zeros((), dtype=torch.int8, device=engine.device), 0
         self.loras = loras_of(request.lora, engine.loras)
         self._merged: tuple[FastUNet, FastUNet] | None = None  # the engine's network, and that with the LoRAs
@@ -174,7 +174,8 @@ class Run:
     def conditions(self, batch: Condition) -> tuple[Condition, Condition]:
         """Condition and unconditional condition. batch: the conditioner's inputs by name.
 
-        They have one row for each frame, except those of several views, which have one for each time or view.
+        They have one row for each frame, except those of several views, which have one for each time or view. Whether
+        they are finite the first evaluation in `sample` finds out: until then, Python does not wait for them.
         """
         keys = self.engine.conditioner.input_keys
         inputs = {key: value.to(self.engine.device) for key, value in batch.items() if key in keys}
@@ -182,7 +183,9 @@ class Run:
         def embed(conditioner: Any) -> tuple[Condition, Condition]:
             return conditioner.get_unconditional_conditioning(inputs, check=self.check, memo=self.memo)
 
-        c, uc = self._with_part("conditioner", embed, lambda pair: all(_finite(*cond.values()) for cond in pair))
+        c, uc = self._with_part("conditioner", embed)
+        finite = [torch.isfinite(value).all() for cond in (c, uc) for value in cond.values()]
+        self._keep_first(3 - 3 * torch.stack(finite).all().to(torch.int8))
         return (c, uc) if "cond_view" in c else (self._per_frame(c), self._per_frame(uc))
 
     def latents(self, picture: Tensor, corrections: int = 0) -> Tensor:
@@ -234,6 +237,8 @@ class Run:
                         fp8=self._in_8_bits,
                     )
                     conditioned = self._conditioned[key] = network, plan, run
+                if not self._evaluations:
+                    self._raise_fault()
                 with self.ranks.together():
                     estimate = self.engine.denoiser(conditioned[2], x, sigma)
                 self._was_in_8_bits |= self._in_8_bits
@@ -247,7 +252,7 @@ class Run:
         return denoise
 
     def sample(self, work: Callable[[], Tensor]) -> Tensor:
-        """The latents that `work()` samples with this run's denoiser; sampled again where the network overflowed."""
+        """The latents that `work()` samples with this run's denoiser; again where conditioner or network overflowed."""
         while True:
             try:
                 z = work()
@@ -255,8 +260,8 @@ class Run:
                 if not _finite(z):
                     raise UserError(_DIVERGED)
                 return z
-            except _Overflow:
-                self._widen("network")
+            except _Overflow as overflow:
+                self._widen(str(overflow))
                 self._first_fault, self._evaluations = torch.zeros_like(self._first_fault), 0
 
     def decode(self, z: Tensor) -> np.ndarray:
@@ -321,18 +326,23 @@ class Run:
         Every fifth evaluation only is it looked at, since on a GPU that costs some milliseconds: Python then waits.
         """
         fault = torch.where(torch.isfinite(x).all(), 1 - torch.isfinite(estimate).all().to(torch.int8), 2)
-        self._first_fault = torch.where(self._first_fault > 0, self._first_fault, fault)
+        self._keep_first(fault)
         self._evaluations += 1
         if self._evaluations % 5 == 0:
             self._raise_fault()
 
+    def _keep_first(self, fault: Tensor) -> None:
+        self._first_fault = torch.where(self._first_fault > 0, self._first_fault, fault)
+
     def _raise_fault(self) -> None:
-        """Raise UserError where the sampler diverged, _Overflow where the network overflowed."""
+        """Raise UserError where the sampler diverged, _Overflow where a part overflowed."""
         match int(self._first_fault):
             case 1:
-                raise _Overflow
+                raise _Overflow("network")
             case 2:
                 raise UserError(_DIVERGED)
+            case 3:
+                raise _Overflow("conditioner")
 
     def _widen(self, name: str) -> None:
         """Have a part that overflowed run in a dtype of float32's range. Raises UserError for one that does already."""

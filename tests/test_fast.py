@@ -563,6 +563,10 @@ def test_convolutions_to_few_channels(ops_and_device: tuple[Ops, torch.device]) 
     with torch.inference_mode():
         wanted = F.conv2d(x.double().permute(0, 3, 1, 2), conv.weight.double(), conv.bias.double(), padding=1)
         assert close(ops.last_conv(x, conv), wanted, 1e-3 if dtype == torch.float16 else 1e-5)
+        video, over = ops.last_conv(x, conv), affine(TemporalConv(3, 3, (3, 1, 1)).to(device, dtype))
+        wanted = F.conv3d(video.double().movedim(0, 1), over.weight.double(), over.bias.double(), padding=(1, 0, 0))
+        found = ops.last_temporal_conv(video, over)
+        assert close(found, wanted.movedim(0, 1), 1e-3 if dtype == torch.float16 else 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm.devices import to_device
 from sgm.errors import UserError
 from sgm.fields import Field
 
@@ -32,7 +33,7 @@ class Discretization(ABC):
     def __call__(
         self, n: int, do_append_zero: bool = True, device: torch.device | str = "cpu", flip: bool = False
     ) -> Tensor:
-        sigmas = self.get_sigmas(n).to(device, torch.float32)
+        sigmas = to_device(self.get_sigmas(n).float(), torch.device(device))
         if do_append_zero:
             sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
         return sigmas.flip(0) if flip else sigmas

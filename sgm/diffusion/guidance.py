@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from sgm.devices import to_device
 from sgm.diffusion.adaptive_guiders import APGGuider, IntervalGuider
 from sgm.diffusion.frame_guiders import (
     IdentityGuider,
@@ -57,7 +58,8 @@ def guided_pair(
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """As `guided`, but (x, sigma) -> unconditional and guided estimate, of which both halves are always computed."""
     n, scales = len(like), guider.scales()
-    combine = guider.combination(scales.to(like).repeat(n // len(scales)).view(-1, *[1] * (like.ndim - 1)))
+    rows = to_device(scales.to(like.dtype), like.device).repeat(n // len(scales))
+    combine = guider.combination(rows.view(-1, *[1] * (like.ndim - 1)))
     both = cache(lambda: denoiser({key: torch.cat([uc[key], c[key]]) for key in c}))
 
     def estimates(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

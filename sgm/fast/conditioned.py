@@ -85,6 +85,7 @@ class Conditioned:
         self.label = shard.cut(unet.label_emb(c["vector"])) if "vector" in c else None
         self.upsample_weights = upsample_weights or {}
         self.offsets: dict[Transformer, list[list[Tensor]]] = {}
+        self._positions: dict[int, Tensor] = {}  # sinusoidal embeddings of the frames' numbers, by channels
         for block in unet.blocks:
             load(block)
             for layer in block:
@@ -104,8 +105,10 @@ class Conditioned:
         cut, frames, alpha = self.shard.cut, self.shard.frames, self.alphas[layer.time_mixer]
         context = c["crossattn"][:, 0]
         first = context[::frames].repeat_interleave(frames, 0)  # the temporal branch's context: each clip's first frame
-        position = timestep_embedding(torch.arange(frames, device=context.device), layer.in_channels)
-        position = layer.time_pos_embed(position.to(context.dtype)).repeat(len(context) // frames, 1)
+        if layer.in_channels not in self._positions:
+            numbers = torch.arange(frames, device=context.device)
+            self._positions[layer.in_channels] = timestep_embedding(numbers, layer.in_channels).to(context.dtype)
+        position = layer.time_pos_embed(self._positions[layer.in_channels]).repeat(len(context) // frames, 1)
         offsets = []
         for spatial, temporal in zip(layer.transformer_blocks, layer.time_stack, strict=True):
             spatial, temporal = cast(BasicTransformerBlock, spatial), cast(VideoTransformerBlock, temporal)

@@ -22,7 +22,7 @@ from sgm.fast.held import Activation, Held
 from sgm.fast.moments import joined_frames
 from sgm.fast.ops import Moments, Ops, for_device
 from sgm.fast.shard import Shard
-from sgm.layers.residual import TemporalConv, Upsample, frames_first, frames_in_batch
+from sgm.layers.residual import TemporalConv, Upsample
 
 MAX_VALUES = 2**28  # values of the activations of one chunk, beside the buffer
 _MAX_STORED = 2**27  # a temporal activation of up to so many values is stored; a larger one where the buffer has room
@@ -109,7 +109,7 @@ def decode(
             halo = conv.kernel_size[0] // 2
             video = F.pad(video, (0, 0, 0, 0, 0, 0, halo, halo)).contiguous()
             shard.fill_halo(video, halo)
-        video = frames_in_batch(conv(frames_first(video, len(video))), *video.shape[-2:])[halo : halo + t]
+        video = ops.last_temporal_conv(video, conv)[halo : halo + t]
     return video if shard.size == 1 else shard.gathered(video)
 
 

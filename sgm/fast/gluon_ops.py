@@ -130,7 +130,7 @@ def _row(x: Tensor | None) -> int:
 def gates(x: Tensor, proj: nn.Linear) -> bool:
     """Whether `geglu` takes these rows (rows, c), and the projection to values and gates."""
     rows, c = x.shape
-    return x.dtype in HALF and rows >= MANY // 4 and c % 64 == proj.out_features % 256 == 0 and aligned(x)
+    return x.dtype in HALF and rows >= MANY // 16 and c % 64 == proj.out_features % 256 == 0 and aligned(x)
 
 
 def geglu(x: Tensor, proj: nn.Linear) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sgm.fast.moments import CACHE_VALUES, Measured, Moments, ProcessorMoments, per_frame
 from sgm.fast.shard import Shard
 from sgm.layers.attention import GEGLU, CrossAttention, FeedForward
-from sgm.layers.residual import TemporalConv
+from sgm.layers.residual import TemporalConv, frames_first, frames_in_batch
 
 
 def qkv_weights(layer: CrossAttention) -> list[Tensor]:
@@ -272,6 +272,10 @@ class TorchOps:
     def last_conv(self, x: Tensor, layer: nn.Conv2d) -> Tensor:
         """A 3x3 convolution with its bias, to few channels: (n, h, w, c) -> (n, c', h, w)."""
         return F.conv2d(x.permute(0, 3, 1, 2), layer.weight, layer.bias, padding=1)
+
+    def last_temporal_conv(self, x: Tensor, conv: TemporalConv) -> Tensor:
+        """A convolution over the frames of a clip, with its bias, of few channels: (t, c, h, w) -> (t, c', h, w)."""
+        return frames_in_batch(conv(frames_first(x, len(x))), *x.shape[-2:])
 
     def spatial_conv(
         self,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -300,6 +300,17 @@ class TritonOps(TorchOps):
         out = x.new_empty(n, o, h, w)
         kernels.sum_taps[(math.ceil(h * w / 1024), o, n)](products, layer.bias, out, h, w, 1024, num_warps=4)
         return out
+
+    def last_temporal_conv(self, x: Tensor, conv: TemporalConv) -> Tensor:
+        # Of so few channels, too: one product with a banded matrix, from all frames to all frames.
+        (t, c, h, w), (o, _, taps) = x.shape, conv.weight.shape[:3]
+        before = taps // 2
+        band = x.new_zeros(t, o, t + 2 * before, c)
+        for tap, weight in enumerate(conv.weight.flatten(2).unbind(2)):
+            band.diagonal(tap, 0, 2).copy_(weight[:, :, None])
+        band = band[:, :, before : before + t].reshape(t * o, t * c)
+        bias = cast(Tensor, conv.bias).repeat(t)[:, None]
+        return torch.addmm(bias, band, x.reshape(t * c, h * w)).view(t, o, h, w)
 
     def fused_upsample_weight(self, weight: Tensor) -> Tensor:
         """The weight of a 2x2 convolution, (4 o, i, 2, 2): the 3x3 neighbours of an upsampled pixel are copies of four.
