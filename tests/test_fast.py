@@ -132,6 +132,7 @@ def test_the_kernels_compile_for_a_gpu(name: str) -> None:
 
 
 FRAMES = {"x": [1, 1, 64, 64], "weight": [4, 64, 64], "out": [1, 64, 64]}  # blocks of a convolution over frames
+NARROW = {"x": [4, 4, 16, 64], "weight": [4, 64, 64], "out": [4, 16, 64]}  # over narrow pictures
 NONE = dict.fromkeys(("narrow", "residual", "add", "mean", "deviation"))
 GLUON = {  # what each kernel in Gluon is compiled for: its blocks, and its constants
     "attention": (
@@ -167,6 +168,14 @@ GLUON = {  # what each kernel in Gluon is compiled for: its blocks, and its cons
     ),
     "convolution, over pictures, with everything": (
         {**FRAMES, "x": [1, 4, 64, 64], "narrow": [1, 64, 64], "residual": [1, 64, 64]},
+        {"columns": 5, "stages": 4, "places": 2},
+    ),
+    "convolution, over narrow pictures": (
+        NARROW,
+        {"columns": 4, "stages": 4, "places": 2, **NONE},
+    ),
+    "convolution, over narrow pictures, with everything": (
+        {**NARROW, "narrow": [1, 64, 64], "residual": [4, 16, 64]},
         {"columns": 5, "stages": 4, "places": 2},
     ),
     "normed_convolution": (
@@ -232,7 +241,7 @@ def test_kernels_are_compiled_ahead_as_they_are_launched(monkeypatch: pytest.Mon
     for launch in gluon_ops._launches(cpu, half):
         launch()
     ahead = set(launched)
-    assert len(ahead) == len(launched) == 22
+    assert len(ahead) == len(launched) == 24
     launched.clear()
 
     def of(*shape: int) -> Tensor:
@@ -259,6 +268,9 @@ def test_kernels_are_compiled_ahead_as_they_are_launched(monkeypatch: pytest.Mon
         measured = moments(3, 6 * 64, columns)
         gluon_ops.conv_over_pictures(picture, weight, measured=measured)
         gluon_ops.conv_over_pictures(picture, weight, of(3, 6 * 64, columns), of(3, columns), None, measured)
+    narrow, weight, measured = of(50, 9, 16, 64), of(1280, 3, 3, 64).movedim(-1, 1), torch.empty(2, 50, 9, 1280)
+    gluon_ops.conv_over_pictures(narrow, weight, measured=measured)
+    gluon_ops.conv_over_pictures(narrow, weight, of(50, 9 * 16, 1280), of(1280), None, measured)
     film, weight, factors = of(1, 5, 192, 128), of(128, 3, 1, 1, 128).movedim(-1, 1), torch.empty(5, 128)
     for residual in (None, of(5, 192, 128)):
         for measured in (None, moments(5, 192, 128)):
@@ -633,12 +645,17 @@ def test_convolutions_over_frames_in_half_precision(
 
 
 @pytest.mark.parametrize(
-    ("size", "c", "columns"), [((5, 64), 64, 320), ((18, 64), 128, 64), ((7, 128), 64, 192), ((4, 192), 192, 256)]
+    ("n", "size", "c", "columns"),
+    [
+        *((3, (5, 64), 64, 320), (3, (18, 64), 128, 64), (3, (7, 128), 64, 192), (3, (4, 192), 192, 256)),
+        *((7, (9, 16), 64, 320), (5, (5, 16), 128, 640), (8, (65, 16), 64, 320)),  # four side by side
+    ],
 )
 def test_convolutions_of_pictures_in_half_precision(
     ops_and_device: tuple[Ops, torch.device],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
+    n: int,
     size: tuple[int, int],
     c: int,
     columns: int,
@@ -650,7 +667,7 @@ def test_convolutions_of_pictures_in_half_precision(
     if device.type == "cuda" and ops.has_triton:
         monkeypatch.setattr("sgm.fast.gluon_ops.MANY", 1)
         monkeypatch.setattr("sgm.fast.gluon_ops.processors", lambda device: 3)  # each goes through several tiles
-    half, n, (h, w) = torch.float16, 3, size
+    half, (h, w) = torch.float16, size
     x, base = draw(n, h, w, c, device=device, shift=0.5).to(half), draw(n, h * w, columns, device=device).to(half)
     layer = nn.Conv2d(c, columns, 3).to(device, half).requires_grad_(False)
     nn.init.normal_(layer.weight, std=(9 * c) ** -0.5, generator=torch.Generator(device).manual_seed(0))

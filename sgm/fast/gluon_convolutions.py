@@ -8,6 +8,9 @@ next tile begins.
 
 Of pictures, a tile is two lines of 64 pixels, one above the other. They and the lines above and below are copied once
 for the three taps of a column of the kernel, which read them a line apart: 4 lines instead of 6.
+
+Of narrow pictures, of 16 pixels across, a line of 64 is the same line of 4 pictures, side by side. Each has its own
+borders, since the engine that copies them fills in zeros for what is outside a picture.
 """
 
 # Gluon unpacks tuples whole, and knows neither enumerations nor starred items.
@@ -33,16 +36,19 @@ from sgm.fast.gluon_base import (
 
 
 @kernel
-def place_in(tile, sizes, i: gl.constexpr, taps: gl.constexpr):
+def place_in(tile, sizes, i: gl.constexpr, taps: gl.constexpr, pictures: gl.constexpr):
     """The frame (of all clips) and the first pixel of the i-th 64 rows of a tile, and its first block of columns.
 
     Tiles of the same pixels follow each other, over frames frame by frame, since their taps read the same. Where a
     frame has an odd number of blocks of rows, the last ones of two frames make a tile; in a picture of an odd height,
-    the last line makes one with none.
+    the last line makes one with none. Of pictures side by side: the first one's frame.
     """
     tiles, across, parts, frames, padding, n, blocks, s, w = sizes
     group = tile // across
-    if taps > 1:
+    if pictures > 1:
+        pairs = (s // w + 1) // 2
+        frame, row = group // pairs * pictures, (group % pairs * 2 + i) * w
+    elif taps > 1:
         pairs = (s // w + 1) // 2 * (w // ROWS)
         frame, pair = group // pairs, group % pairs
         row = (pair // (w // ROWS) * 2 + i) * w + pair % (w // ROWS) * ROWS
@@ -59,8 +65,8 @@ def steps_of(tile, sizes, taps: gl.constexpr):
     tiles, across, parts, frames, padding, n, blocks, s, w = sizes
     first, last = 0, 3
     if taps == 1:
-        frame, row, column = place_in(tile, sizes, 0, taps)
-        other, row, column = place_in(tile, sizes, 1, taps)
+        frame, row, column = place_in(tile, sizes, 0, taps, 1)
+        other, row, column = place_in(tile, sizes, 1, taps, 1)
         frame, other = frame % frames, other % frames
         first = gl.maximum(padding - gl.maximum(frame, other), 0)
         last = gl.minimum(frames + 2 - padding - gl.minimum(frame, other), 3)
@@ -84,6 +90,7 @@ def load(x, weights, residual, memory, barriers, sizes, columns: gl.constexpr, t
     tiles, across, parts, frames, padding, n, blocks, s, w = sizes
     stages: gl.constexpr = full.type.shape[0]
     wide: gl.constexpr = weights[0].block_type.shape[0]
+    pictures: gl.constexpr = results[0].shape[1]
     x_bytes: gl.constexpr = x.block_type.nbytes if taps > 1 else 2 * x.block_type.nbytes
     w_bytes: gl.constexpr = columns * WIDTH * DEPTH * 2
     count, step = 0, 0
@@ -98,14 +105,17 @@ def load(x, weights, residual, memory, barriers, sizes, columns: gl.constexpr, t
                     # All taps of the same channels follow each other, so that caches hold what several of them read.
                     part, right = k // 3, k % 3
                     if tap == 0:  # what was here is read no more: of its stages, the last is one of those empty by now
-                        frame, row, column = place_in(tile, sizes, 0, taps)
-                        x_at = [frame, row // w - 1, row % w + right - 1, part * DEPTH]
+                        frame, row, column = place_in(tile, sizes, 0, taps, pictures)
+                        if pictures > 1:
+                            x_at = [row // w - 1, frame, right - 1, part * DEPTH]
+                        else:
+                            x_at = [frame, row // w - 1, row % w + right - 1, part * DEPTH]
                         place = x_memory.index(step % x_memory.shape[0])
                         tma.async_copy_global_to_shared(x, x_at, full.index(stage), place)
                     w_block = (3 * tap + right) * parts + part
                 else:
                     for i in gl.static_range(2):
-                        frame, row, column = place_in(tile, sizes, i, taps)
+                        frame, row, column = place_in(tile, sizes, i, taps, pictures)
                         # Frames before a clip's first and after its last are outside x, of which zeros are copied.
                         x_at = [frame // frames, frame % frames + k // parts - padding, row, k % parts * DEPTH]
                         tma.async_copy_global_to_shared(x, x_at, full.index(stage), x_memory.index(2 * stage + i))
@@ -121,7 +131,7 @@ def load(x, weights, residual, memory, barriers, sizes, columns: gl.constexpr, t
             if residual is None:
                 mbarrier.arrive(full.index(stage), count=1)
             else:
-                frame, row, column = place_in(tile, sizes, i, taps)
+                frame, row, column = place_in(tile, sizes, i, taps, pictures)
                 mbarrier.expect(full.index(stage), columns * residual.block_type.nbytes)
                 for k in gl.static_range(columns):
                     r_at = [frame, row, (column * columns + k) * WIDTH]
@@ -184,13 +194,20 @@ def blocks_of(x):
 
 
 @kernel
-def measure_blocks(blocks, first, mean, deviation, mask, rows, layout: gl.constexpr, count: gl.constexpr):
-    """Stores the moments of each column of `count` blocks, over so many rows; those below hold zeros."""
-    share, absent = 1.0 / rows, (ROWS - rows).to(gl.float32)
+def measure_blocks(
+    blocks, first, mean, deviation, mask, rows,
+    layout: gl.constexpr, count: gl.constexpr, pictures: gl.constexpr = 1,
+):  # fmt: skip
+    """Stores the moments of each column of `count` blocks, over so many rows; those below hold zeros.
+
+    Of pictures side by side, a block is the rows of one, and those of the same one are `pictures` apart.
+    """
+    height: gl.constexpr = ROWS // pictures
+    share, absent = 1.0 / rows, (height - rows).to(gl.float32)
     together: gl.constexpr = 2 if count % 2 == 0 else 1  # at a time: more would not fit into registers
     for k in range(0, count, together):
         for m in gl.static_range(together):
-            y = blocks.index(first + k + m).reshape([ROWS, WIDTH]).load(layout).to(gl.float32)
+            y = blocks.index(first + k * pictures + m * pictures).reshape([height, WIDTH]).load(layout).to(gl.float32)
             average = gl.sum(y, 0) * share
             y -= average[None]
             spread = gl.maximum(gl.sum(y * y, 0) - absent * average * average, 0.0)
@@ -199,24 +216,36 @@ def measure_blocks(blocks, first, mean, deviation, mask, rows, layout: gl.conste
 
 
 @kernel
+def by_picture(blocks, pictures: gl.constexpr):
+    """The memory of blocks of results, each divided into the rows of pictures side by side."""
+    shape: gl.constexpr = [blocks.shape[0] * pictures, 1, ROWS // pictures, WIDTH]
+    return blocks._reinterpret(blocks.dtype, shape, blocks.layout)
+
+
+@kernel
 def measure(
     results, stage, tile, sizes, mean, deviation, exists,
     columns: gl.constexpr, wide: gl.constexpr, i: gl.constexpr, taps: gl.constexpr,
 ):  # fmt: skip
-    """Stores the moments of the results that a stage holds: of each column, over the pixels of one block of rows."""
+    """Stores the moments of the results that a stage holds: of each column, over a picture's pixels in ROWS rows."""
     tiles, across, parts, frames, padding, n, blocks, s, w = sizes
-    frame, row, column = place_in(tile, sizes, i, taps)
+    pictures: gl.constexpr = results[0].shape[1]
+    height: gl.constexpr = ROWS // pictures
+    narrow: gl.constexpr = columns - wide
+    first, row, column = place_in(tile, sizes, i, taps, pictures)
     # As they were computed, all warps would have to add up what they hold of a column; here each has its own columns.
     layout: gl.constexpr = gl.BlockedLayout([1, 2], [4, 8], [1, 4], [1, 0])
-    channel = gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
-    # Of all channels, where there are results at all.
-    mask, rows = (channel < WIDTH) & exists & (frame < n) & (row < s), gl.minimum(s - row, ROWS)
-    channel += ((frame * blocks + row // ROWS) * across + column) * (columns * WIDTH)
-    measure_blocks(results[0], stage * wide, mean + channel, deviation + channel, mask, rows, layout, wide)
-    if columns > wide:
-        channel += wide * WIDTH
-        narrow: gl.constexpr = columns - wide
-        measure_blocks(results[1], stage * narrow, mean + channel, deviation + channel, mask, rows, layout, narrow)
+    for j in gl.static_range(pictures):
+        frame, channel = first + j, gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
+        # Of all channels, where there are results at all.
+        mask, rows = (channel < WIDTH) & exists & (frame < n) & (row < s), gl.minimum(s - row, height)
+        channel += ((frame * blocks + row // height) * across + column) * (columns * WIDTH)
+        at, of_picture = stage * wide * pictures + j, by_picture(results[0], pictures)
+        measure_blocks(of_picture, at, mean + channel, deviation + channel, mask, rows, layout, wide, pictures)
+        if columns > wide:
+            channel += wide * WIDTH
+            at, of_picture = stage * narrow * pictures + j, by_picture(results[1], pictures)
+            measure_blocks(of_picture, at, mean + channel, deviation + channel, mask, rows, layout, narrow, pictures)
 
 
 @kernel
@@ -228,6 +257,7 @@ def convolve(given, columns: gl.constexpr, taps: gl.constexpr, i: gl.constexpr):
     tiles, across, parts, frames, padding, n, blocks, s, w = sizes
     stages: gl.constexpr = full.type.shape[0]
     wide: gl.constexpr = weights[0].block_type.shape[0]
+    pictures: gl.constexpr = results[0].shape[1]
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
     count, step = 0, 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
@@ -263,7 +293,7 @@ def convolve(given, columns: gl.constexpr, taps: gl.constexpr, i: gl.constexpr):
         mbarrier.arrive(empty.index(stage), count=1)
         stage, phase = at_count(count + i, stages)
         mbarrier.wait(full.index(stage), phase)
-        frame, row, column = place_in(tile, sizes, i, taps)
+        frame, row, column = place_in(tile, sizes, i, taps, pictures)
         values = ()
         for j in gl.static_range(len(weights)):
             values = values + blocks_of(sums[j])
@@ -274,7 +304,12 @@ def convolve(given, columns: gl.constexpr, taps: gl.constexpr, i: gl.constexpr):
                 y = y * factor + block.load(layout).to(gl.float32)
             if add is not None:
                 channel = (column * columns + k) * WIDTH + gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
-                y += gl.load(add + frame * add_row + channel).to(gl.float32)[None]
+                if pictures > 1:
+                    rows = frame + gl.arange(0, ROWS, gl.SliceLayout(1, layout)) // (ROWS // pictures)
+                    rows = gl.minimum(rows, n - 1) * add_row  # results of frames after the last are not stored
+                    y += gl.load(add + rows[:, None] + channel[None]).to(gl.float32)
+                else:
+                    y += gl.load(add + frame * add_row + channel).to(gl.float32)[None]
             block.store(y.to(out.dtype))
         fence()
         for k in gl.static_range(columns - 1, -1, -1):  # first what was written last: for that all warps are awaited
@@ -302,16 +337,19 @@ def convolution(
       of out, n in all. padding: with frames of zeros at the ends of clips, 1 or 0. No `add`.
     - over pictures, 3x3 taps and a padding of 1: (n, s / w, w, c), blocks of (1, 4, ROWS, DEPTH), and (..., 9 c). w: a
       multiple of ROWS.
+    - over narrow pictures, w a divisor of ROWS: (s / w, n, w, c), blocks of (4, ROWS / w, w, DEPTH). Those of residual
+      and out: (ROWS / w, w, WIDTH).
 
     weight: blocks of (some, WIDTH, DEPTH). narrow: None, or the same weight described by smaller blocks, for the
     columns that each tile has beside those. add: c' values for each frame, `add_row` after those of the last, or None.
-    mean, deviation: (n, blocks, c'), of each block of ROWS results as stored, or None. tiles: of 2 blocks of rows and
-    `columns` blocks of columns, `across` beside each other. parts: c / DEPTH. stages: three at least. places: for
-    blocks of x. Over frames, each stage has 2. Over pictures, a block's three stages are empty before it is replaced
-    where stages <= 3 places - 2.
+    mean, deviation: (n, blocks, c'), of each block of ROWS results as stored, in narrow pictures of w, or None. tiles:
+    of 2 blocks of rows and `columns` blocks of columns, `across` beside each other. parts: c / DEPTH. stages: three at
+    least. places: for blocks of x. Over frames, each stage has 2. Over pictures, a block's three stages are empty
+    before it is replaced where stages <= 3 places - 2.
     """
     weights = (weight,) if narrow is None else (weight, narrow)
-    lines: gl.constexpr = x.block_type.shape[1]
+    block: gl.constexpr = out.block_type.shape
+    lines: gl.constexpr = x.block_type.shape[0] if block[0] > 1 else x.block_type.shape[1]
     taps: gl.constexpr = 3 if lines > 1 else 1  # that read the same block of x
     x_memory = gl.allocate_shared_memory(x.dtype, [places] + x.block_type.shape, x.layout)
     x_lines = x_memory._reinterpret(x.dtype, [places * lines, 1, 1, ROWS, DEPTH], x.layout)
@@ -321,7 +359,7 @@ def convolution(
             gl.allocate_shared_memory(x.dtype, [stages] + weights[j].block_type.shape, weights[j].layout),
         )
         results = results + (
-            w_memory[j]._reinterpret(x.dtype, [stages * weights[j].block_type.shape[0], 1, ROWS, WIDTH], out.layout),
+            w_memory[j]._reinterpret(x.dtype, [stages * weights[j].block_type.shape[0]] + block, out.layout),
         )
     full = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())

@@ -26,7 +26,8 @@ convolution: Any = gluon_convolutions.convolution
 normed_convolution: Any = gluon_frames.normed_convolution
 HALF = torch.float16, torch.bfloat16
 WIDEST = 320  # channels of the rows that a group of warps can hold in its registers
-BLOCK = 64  # pixels whose moments a convolution stores
+BLOCK = 64  # pixels whose moments a convolution stores, of narrow pictures those of a line
+NARROW = 16  # pixels of the lines of which a block has four pictures'
 MEMORY = 226 * 2**10  # bytes of a multiprocessor's shared memory for what is multiplied
 LONG, MANY = 512, 2**16  # pixels to attend to, and rows to multiply, from which on these kernels are faster than others
 
@@ -157,9 +158,13 @@ def convolves(y: Tensor, weight: Tensor, residual: Tensor | None = None, out: Te
         return False
     if weight.ndim == 5:
         return weight.shape[2] == 3 and rows >= MANY // 4
+    if weight.shape[2:] != (3, 3):
+        return False
+    if y.shape[2] == NARROW:
+        return rows >= MANY // 16 and blocks % 5 == 0
     # Faster than cuDNN's, as measured: multiples of 320 columns, 128, and 256 where there is a residual.
     fast = blocks % 5 == 0 or blocks <= 3 or (blocks == 4 and residual is not None)
-    return weight.shape[2:] == (3, 3) and y.shape[2] % BLOCK == 0 and rows >= MANY and fast
+    return y.shape[2] % BLOCK == 0 and rows >= MANY and fast
 
 
 def widths(blocks: int) -> tuple[int, int]:
@@ -240,12 +245,13 @@ def conv_over_pictures(
     """A 3x3 convolution, (n, h, w, c) -> (n, h w, c'). weight: (c', c, 3, 3), channels-last.
 
     residual, add: are added to it, (n, h w, c'), (n, c') or (c',); out: where to write it, perhaps over the residual.
-    measured: as for `conv_over_frames`.
+    measured: as for `conv_over_frames`; of pictures narrower than `BLOCK`, for every line.
     """
     n, h, w, _ = y.shape
     out = y.new_empty(n, h * w, len(weight)) if out is None else out
-    pairs, shape = n * math.ceil(h / 2) * (w // BLOCK), (1, 0, n, h * (w // BLOCK), h * w, w)
-    return _convolve(y, weight, residual, add, out, measured, 1.0, pairs, shape)
+    across, pictures = math.ceil(w / BLOCK), math.ceil(BLOCK / w)  # blocks in a line; pictures in a block
+    pairs, shape = math.ceil(n / pictures) * math.ceil(h / 2) * across, (1, 0, n, h * across, h * w, w)
+    return _convolve(y, weight, residual, add, out, measured, 1.0, pairs, shape, pictures)
 
 
 def _convolve(
@@ -258,19 +264,25 @@ def _convolve(
     factor: float,
     pairs: int,
     shape: tuple[int, ...],
+    pictures: int = 1,
 ) -> Tensor:
-    """Launches `convolution`, into out. pairs: of blocks of 64 pixels; shape: the kernel's last numbers."""
+    """Launches `convolution`, into out. pairs: of blocks of 64 pixels; shape: the kernel's last numbers.
+
+    pictures: side by side in a block.
+    """
     c, blocks, matrix = y.shape[3], len(weight) // 64, weight.movedim(1, -1).view(len(weight) // 64, 64, -1)
     wide, narrow = widths(blocks)
     columns, lines = wide + narrow, 1 if weight.ndim == 5 else 4
     stages, places = stages_and_places(columns, lines)
+    y, of_y = (y, [1, lines, 64, 64]) if pictures == 1 else (y.transpose(0, 1), [lines, pictures, 64 // pictures, 64])
+    rows = [pictures, 64 // pictures, 64]
     tensors = (
-        describe(y, [1, lines, 64, 64]),
+        describe(y, of_y),
         describe(matrix, [wide, 64, 64]),
         describe(matrix, [narrow, 64, 64]) if narrow else None,
-        None if residual is None else describe(residual, [1, 64, 64]),
+        None if residual is None else describe(residual, rows),
         add,
-        describe(out, [1, 64, 64]),
+        describe(out, rows),
     )
     across = blocks // columns
     tiles, moments = pairs * across, (None, None) if measured is None else measured
@@ -366,6 +378,9 @@ def _launches(device: torch.device, dtype: torch.dtype) -> list[Callable[[], obj
         lambda: scaled_product(rows, scale, scale, layer),
         lambda: geglu(of(192, 64), gate),
     ]
+    tensors = of(4, 32, 320), row, None, of(2, 4, 2, 320, dtype=torch.float32)  # of four narrow pictures, 2 high
+    for given in (tensors, (None, None, *tensors[2:])):
+        launches.append(partial(conv_over_pictures, of(4, 2, NARROW, 64), taps(320, 64, 3, 3), *given))
     for columns in (320, 256, 128):  # of the network and the decoder; 512 and more are taken in parts
         y = of(1, 2, 64, 64)  # two frames of 64 pixels, or a picture 2 high
         onto, moments = of(2, 64, columns), of(2, 2, 1, columns, dtype=torch.float32)

@@ -278,10 +278,11 @@ class TritonOps(TorchOps):
         gluon, (n, h, w, _) = self._gluon, x.shape
         if not (gluon and gluon.convolves(x, weight, residual, out)):
             return None
-        measured = x.new_empty((2, n, h * w // gluon.BLOCK, len(weight)), dtype=torch.float32)
+        rows = min(w, gluon.BLOCK)
+        measured = x.new_empty((2, n, h * w // rows, len(weight)), dtype=torch.float32)
         add = None if residual is None else bias  # else the kernel that reads the result adds it
         y = self._by_gluon(gluon.conv_over_pictures, x, weight, residual, add, out, measured)
-        return None if y is None else self._merged(y, measured, gluon.BLOCK)
+        return None if y is None else self._merged(y, measured, rows)
 
     def _conv_over_pixels(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1
