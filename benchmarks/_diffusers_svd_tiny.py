@@ -24,6 +24,7 @@ from sgm import VideoRequest, open_picture, write_video
 from sgm.conditioning.camera import CameraRayEmbedder
 from sgm.conditioning.clip import MEAN, STD, resize
 from sgm.config import load_config
+from sgm.families.image import ready
 from sgm.versions import VERSIONS
 from sgm.weights import to_channels_last
 from tests.diffusers_weights import autoencoder, image_tower, part, unet
@@ -58,7 +59,7 @@ def main(picture: str, out: str, width: int, height: int, dtype: torch.dtype, ch
     generator = torch.Generator().manual_seed(request.seed)
     factor = 2 ** (len(decoder_config["ch_mult"]) - 1)
     prepared = request.family.prepare(open_picture(picture), request)
-    batch = request.family.batch(prepared, factor, generator)
+    batch = {name: ready(value) for name, value in request.family.batch(prepared, factor, generator).items()}
 
     small = resize(batch["cond_frames_without_noise"], (arch["vision_cfg"]["image_size"],) * 2)
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, STD))

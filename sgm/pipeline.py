@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -23,7 +22,7 @@ from sgm.diffusion.guidance import guided
 from sgm.diffusion.sampling import Between, one_end
 from sgm.engine import DiffusionEngine
 from sgm.errors import UserError, enough_memory
-from sgm.families.image import to_pixels, to_uint8
+from sgm.families.image import ready, to_pixels, to_uint8
 from sgm.matrix import Matrix
 from sgm.ranks import FollowersLost
 from sgm.recipe import MARK, settings_of
@@ -124,26 +123,24 @@ def _generate(
 
     ends = (picture, goal or picture) if request.bounded else ()
     w, h = (side // engine.factor for side in request.size)
-    state = generator.get_state()
+    state = cache(generator.get_state)  # after the conditions' noise
 
     def sample() -> Tensor:
-        generator.set_state(state)
-        with ThreadPoolExecutor(1) as pool:
-            drawn = pool.submit(torch.randn, request.frames, engine.latent_channels, h, w, generator=generator)
-
-            # Condition.
-            conditions = [run.conditions(batch) for batch in batches]
-            latents = [run.latents(to_pixels(end.frame()).to(engine.device), family.corrections) for end in ends]
+        # Condition.
+        conditions = [run.conditions(batch) for batch in batches]
+        latents = [run.latents(to_pixels(end.frame()).to(engine.device), family.corrections) for end in ends]
         run.report("encode", 1, 1)
         c, uc = conditions[0]
 
         def draw(middle_alone: bool) -> np.ndarray:
             estimate = run.estimate.flip(0) if request.bounded else run.estimate  # the latest half goes back in time
             z = estimate[request.frames // 2][None] if middle_alone else estimate
-            return preview(z / engine.scale_factor, c["concat"], batches[0]["cond_frames"])
+            return preview(z / engine.scale_factor, c["concat"], ready(batches[0]["cond_frames"]))
 
         # Denoise.
-        x = to_device(drawn.result(), engine.device)
+        generator.set_state(state())
+        x = torch.randn(request.frames, engine.latent_channels, h, w, generator=generator)
+        x = to_device(x, engine.device)
         guider = request.build_guider()
         if request.bounded:
             known = zip(conditions, reversed(latents), strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from sgm.conditioning.memo import Memo
 from sgm.devices import GIB, free_memory
 from sgm.engine import DTYPES, DiffusionEngine, copy_to, default_dtype
 from sgm.errors import UserError
-from sgm.families.image import to_uint8
+from sgm.families.image import Batch, ready, to_uint8
 from sgm.fast.ops import has_fp8
 from sgm.fast.shard import Ranks
 from sgm.fast.unet import FastUNet
@@ -77,6 +77,22 @@ def _finite(*values: Tensor) -> bool:
 
 def _ignore(*_: object) -> None:
     """The default callback: does nothing."""
+
+
+class _Inputs(Mapping[str, Tensor]):
+    """The conditioner's inputs on a device: each is waited for, and copied there, when it is asked for."""
+
+    def __init__(self, batch: Batch, device: torch.device) -> None:
+        self._batch, self._device = batch, device
+
+    def __getitem__(self, key: str) -> Tensor:
+        return ready(self._batch[key]).to(self._device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._batch)
+
+    def __len__(self) -> int:
+        return len(self._batch)
 
 
 class Run:
@@ -171,14 +187,13 @@ class Run:
         """Call `on_step` with the progress."""
         self.on_step(Progress(phase, step, total, self.note, preview))
 
-    def conditions(self, batch: Condition) -> tuple[Condition, Condition]:
+    def conditions(self, batch: Batch) -> tuple[Condition, Condition]:
         """Condition and unconditional condition. batch: the conditioner's inputs by name.
 
         They have one row for each frame, except those of several views, which have one for each time or view. Whether
         they are finite the first evaluation in `sample` finds out: until then, Python does not wait for them.
         """
-        keys = self.engine.conditioner.input_keys
-        inputs = {key: value.to(self.engine.device) for key, value in batch.items() if key in keys}
+        inputs = _Inputs(batch, self.engine.device)
 
         def embed(conditioner: Any) -> tuple[Condition, Condition]:
             return conditioner.get_unconditional_conditioning(inputs, check=self.check, memo=self.memo)

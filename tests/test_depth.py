@@ -14,7 +14,7 @@ from sgm.conditioning import saliency as module
 from sgm.conditioning.camera import identity_rays, rays, render
 from sgm.conditioning.saliency import saliency
 from sgm.families.camera import CameraFamily
-from sgm.families.image import to_pixels
+from sgm.families.image import ready, to_pixels
 from sgm.versions import bundle
 from tests.test_recipe import BEFORE_THE_MARK
 
@@ -30,7 +30,8 @@ def kitten() -> Image.Image:
 def conditions(picture: Image.Image, **choices) -> dict[str, torch.Tensor]:
     request = VideoRequest("svd_tiny", **{**PAN, **choices})
     family = request.family
-    return family.batch(family.prepare(picture, request), 8, torch.Generator().manual_seed(request.seed))
+    batch = family.batch(family.prepare(picture, request), 8, torch.Generator().manual_seed(request.seed))
+    return {name: ready(value) for name, value in batch.items()}
 
 
 def test_the_object_is_found_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -76,10 +76,10 @@ class GeneralConditioner(nn.Module):
         for embedder, key, rate in zip(self.embedders, self.input_keys, self.ucg_rates, strict=True):
             if key in embedded:
                 embedding = embedded[key]
-            elif key in batch:
-                embedding = memo.embed(key, embedder, batch[key], check) if memo else embedder(batch[key], check)
-            else:
+            elif (value := batch.get(key)) is None:
                 raise KeyError(f"The conditioner needs '{key}'; the batch has {', '.join(sorted(batch))}.")
+            else:
+                embedding = memo.embed(key, embedder, value, check) if memo else embedder(value, check)
             for part in embedding if isinstance(embedding, tuple) else (embedding,):
                 if drop and rate > 0:
                     chance = torch.rand(part.shape[0], device=part.device) if chance is None else chance

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,7 +20,8 @@ from sgm.media.object import cut_out, place_object
 if TYPE_CHECKING:
     from sgm.request import VideoRequest
 
-Batch = dict[str, Tensor]
+Batch = Mapping[str, Tensor | Future[Tensor]]
+_drawing = ThreadPoolExecutor(1, "noise")  # one thread, so that a generator's numbers come in the order of the calls
 
 _CROP = {
     name: Field(name, float, label, about, 0, 1, default=0.5, step=0.05)
@@ -105,7 +108,8 @@ class ImageFamily:
     def batch(self, picture: Picture, factor: int, generator: torch.Generator) -> Batch:
         """The conditioner's inputs by name: pictures (1, 3, h, w) in [-1, 1], scalars (t,).
 
-        factor: downsampling factor from pixels to latents. generator: draws the noise of `cond_aug`.
+        factor: downsampling factor from pixels to latents. generator: draws the noise of `cond_aug`, by a thread of its
+        own; it is not to be used before "cond_frames" has its result.
         """
         request, pixels = picture.request, to_pixels(picture.frame())
         return {
@@ -138,13 +142,24 @@ def per_frame(request: VideoRequest, **scalars: float) -> Batch:
 
 
 def conditioning_frames(request: VideoRequest, clean: Tensor, frames: Tensor, generator: torch.Generator) -> Batch:
-    """Inputs of CLIP, `clean` (1, 3, h, w), and of the autoencoder, `frames` (n, 3, h, w) with noise of cond_aug."""
-    noise = torch.randn(frames.shape, generator=generator)
+    """Inputs of CLIP, `clean` (1, 3, h, w), and of the autoencoder, `frames` (n, 3, h, w) with noise of cond_aug.
+
+    The noise of a large picture takes longer than launching the image tower, so it is drawn meanwhile.
+    """
+
+    def noisy() -> Tensor:
+        return frames + request.cond_aug * torch.randn(frames.shape, generator=generator)
+
     return {
         **per_frame(request, cond_aug=request.cond_aug),
         "cond_frames_without_noise": clean,
-        "cond_frames": frames + request.cond_aug * noise,
+        "cond_frames": _drawing.submit(noisy),
     }
+
+
+def ready(value: Tensor | Future[Tensor]) -> Tensor:
+    """A value of a batch, waited for where a thread computes it."""
+    return value.result() if isinstance(value, Future) else value
 
 
 def to_pixels(picture: Image.Image) -> Tensor:
