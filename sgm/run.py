@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm.conditioning.memo import Memo
-from sgm.devices import GIB, free_memory
+from sgm.devices import GIB, free_memory, to_device
 from sgm.engine import DTYPES, DiffusionEngine, copy_to, default_dtype
 from sgm.errors import UserError
 from sgm.families.image import Batch, ready, to_uint8
@@ -86,7 +86,7 @@ class _Inputs(Mapping[str, Tensor]):
         self._batch, self._device = batch, device
 
     def __getitem__(self, key: str) -> Tensor:
-        return ready(self._batch[key]).to(self._device)
+        return to_device(ready(self._batch[key]), self._device)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._batch)
