@@ -10,8 +10,8 @@ Of pictures, a tile is two lines of 64 pixels, one above the other. They and the
 for the three taps of a column of the kernel, which read them a line apart: 4 lines instead of 6.
 
 After nearest-neighbour upsampling to twice the size, a 3x3 convolution is four 2x2 ones of the smaller picture, one for
-each of the four pixels that each of its pixels becomes (`position`). A tile's columns are those of one of the four; it
-copies 3 lines for two taps, and its results are stored two lines and two pixels apart.
+each of the four pixels that each of its pixels becomes (`upsampled_in`). A tile's columns are those of one of the four;
+it copies 3 lines for two taps, and its results are stored two lines and two pixels apart.
 """
 
 # Gluon unpacks tuples whole, and knows neither enumerations nor starred items.
@@ -255,6 +255,8 @@ def measure(
     channel = gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
     # Of all channels, where there are results at all.
     mask, rows = (channel < WIDTH) & exists & (frame < n) & (row < s), gl.minimum(s - row, ROWS)
+    if taps == 2:
+        rows = gl.to_tensor(ROWS)  # blocks are whole; to know it takes fewer registers
     channel += ((frame * blocks + row // ROWS) * across + column) * (columns * WIDTH)
     measure_blocks(results[0], stage * wide, mean + channel, deviation + channel, mask, rows, layout, wide)
     if columns > wide:
