@@ -141,7 +141,8 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return x.to(device)
     (buffer,) = host_buffers([x.nbytes], device)
-    return buffer.view(x.dtype).view(x.shape).copy_(x).to(device, non_blocking=True)
+    strides = torch.empty_like(x, device="meta").stride()  # x's memory format
+    return buffer.view(x.dtype).as_strided(x.shape, strides).copy_(x).to(device, non_blocking=True)
 
 
 @contextmanager

@@ -168,9 +168,8 @@ class Conditioned:
                 parts.append(self.transformer(layer, parts.pop(), size))
             elif isinstance(layer, Upsample):
                 weight, bias = self.upsample_weights[layer], layer_bias(layer.conv)
-                y = ops.upsample_conv(parts.pop().x.unflatten(1, tuple(size)), weight, bias)
-                parts.append(ops.measured(y.flatten(1, 2)))
-                size = y.shape[1:3]
+                parts.append(ops.upsample_conv(parts.pop().x.unflatten(1, tuple(size)), weight, bias))
+                size = [2 * side for side in size]
             else:
                 conv = cast(nn.Conv2d, layer.op if isinstance(layer, Downsample) else layer)
                 parts.append(ops.conv(parts.pop().x.unflatten(1, tuple(size)), conv))

@@ -138,15 +138,15 @@ def _spatial(
     temporal: the weight of its temporal branch, if it has one; `out` then includes its `_temporal_bias`. moments: of x,
     if they are known and there is no `upsample`. Returns those of `out`, if it was measured as it was written.
     """
-    if upsample is not None and upsample_weight is not None:
-        x = ops.upsample_conv(x, upsample_weight, cast(Tensor, upsample.conv.bias))
     n, h, w, _ = x.shape
-    skip, bias = x.flatten(1, 2), cast(Tensor, block.conv2.bias)
-    y = ops.group_norm([ops.measured(skip, moments)], block.norm1)
+    measured, bias = ops.measured(x.flatten(1, 2), moments), cast(Tensor, block.conv2.bias)
+    if upsample is not None and upsample_weight is not None:
+        measured, h, w = ops.upsample_conv(x, upsample_weight, cast(Tensor, upsample.conv.bias)), 2 * h, 2 * w
+    y, skip = ops.group_norm([measured], block.norm1), measured.x
     if hasattr(block, "nin_shortcut"):
         skip = F.linear(skip, block.nin_shortcut.weight.flatten(1))
         bias = bias + cast(Tensor, block.nin_shortcut.bias)
-    del x
+    del x, measured
     y, pending_bias = ops.spatial_conv(y.view(n, h, w, -1), block.conv1.weight, cast(Tensor, block.conv1.bias))
     y = ops.group_norm([y], block.norm2, add=pending_bias)
     if temporal is not None:

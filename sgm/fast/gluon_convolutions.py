@@ -11,6 +11,10 @@ for the three taps of a column of the kernel, which read them a line apart: 4 li
 
 Of narrow pictures, of 16 pixels across, a line of 64 is the same line of 4 pictures, side by side. Each has its own
 borders, since the engine that copies them fills in zeros for what is outside a picture.
+
+After nearest-neighbour upsampling to twice the size, a 3x3 convolution is four 2x2 ones of the smaller picture, one for
+each of the four pixels that each of its pixels becomes (`upsampled_in`). A tile's columns are those of one of the four;
+it copies 3 lines for two taps, and its results are stored two lines and two pixels apart.
 """
 
 # Gluon unpacks tuples whole, and knows neither enumerations nor starred items.
@@ -60,10 +64,27 @@ def place_in(tile, sizes, i: gl.constexpr, taps: gl.constexpr, pictures: gl.cons
 
 
 @kernel
+def upsampled_in(column, across, taps: gl.constexpr):
+    """Whether a tile's results are the lower and the right ones of upsampled pixels, and the first columns of those.
+
+    column: the tile's, of `across` in all. Not upsampled, neither.
+    """
+    if taps == 2:
+        share = across // 4
+        position = column // share
+        return position % 2, position // 2, column % share
+    else:
+        return 0, 0, column
+
+
+@kernel
 def steps_of(tile, sizes, taps: gl.constexpr):
-    """The first of the 3 `parts` steps that a tile takes and the one after its last: those of frames that exist."""
+    """The first of a tile's steps, `parts` for each column of taps, and the one after its last.
+
+    Over frames, they are those of frames that exist.
+    """
     tiles, across, parts, frames, padding, n, blocks, s, w = sizes
-    first, last = 0, 3
+    first, last = 0, (2 if taps == 2 else 3)
     if taps == 1:
         frame, row, column = place_in(tile, sizes, 0, taps, 1)
         other, row, column = place_in(tile, sizes, 1, taps, 1)
@@ -83,6 +104,28 @@ def block_of(results, stage, k: gl.constexpr, wide: gl.constexpr, columns: gl.co
 
 
 @kernel
+def load_lines(x, memory, barrier, tile, sizes, step, k, taps: gl.constexpr):
+    """Copies the block of x for a step's taps: lines of pixels, from the one above a tile's first on.
+
+    Of upsampled pixels, the lower ones' first line is one lower, and the right ones' first column is one further right.
+    """
+    tiles, across, parts, frames, padding, n, blocks, s, w = sizes
+    x_memory, x_lines, w_memory, results = memory
+    pictures: gl.constexpr = results[0].shape[1]
+    frame, row, column = place_in(tile, sizes, 0, taps, pictures)
+    below, right, column = upsampled_in(column, across, taps)
+    line, pixel = row // w - 1 + below, row % w + k % taps - 1 + right
+    place = step % (x_lines.shape[0] // (taps + 1))
+    x_at = [line, frame, pixel, k // taps * DEPTH] if pictures > 1 else [frame, line, pixel, k // taps * DEPTH]
+    if taps == 2:  # one by one, since a block's size is a power of two
+        for line in gl.static_range(taps + 1):
+            at = [x_at[0], x_at[1] + line, x_at[2], x_at[3]]
+            tma.async_copy_global_to_shared(x, at, barrier, x_lines.index(place * (taps + 1) + line))
+    else:
+        tma.async_copy_global_to_shared(x, x_at, barrier, x_memory.index(place))
+
+
+@kernel
 def load(x, weights, residual, memory, barriers, sizes, columns: gl.constexpr, taps: gl.constexpr):
     """Copies, for each tile, the rows and columns of each tap, then what the results are added to."""
     x_memory, x_lines, w_memory, results = memory
@@ -91,8 +134,10 @@ def load(x, weights, residual, memory, barriers, sizes, columns: gl.constexpr, t
     stages: gl.constexpr = full.type.shape[0]
     wide: gl.constexpr = weights[0].block_type.shape[0]
     pictures: gl.constexpr = results[0].shape[1]
-    x_bytes: gl.constexpr = x.block_type.nbytes if taps > 1 else 2 * x.block_type.nbytes
+    x_bytes: gl.constexpr = (taps + 1) * ROWS * DEPTH * 2
     w_bytes: gl.constexpr = columns * WIDTH * DEPTH * 2
+    # How many stages after a step's first one the last one lies that must be empty before its block of x is replaced.
+    ahead: gl.constexpr = stages - taps * (x_lines.shape[0] // (taps + 1) - 1) - 1
     count, step = 0, 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
         begin, end = steps_of(tile, sizes, taps)
@@ -103,16 +148,10 @@ def load(x, weights, residual, memory, barriers, sizes, columns: gl.constexpr, t
                 mbarrier.expect(full.index(stage), (x_bytes + w_bytes) if tap == 0 else w_bytes)
                 if taps > 1:
                     # All taps of the same channels follow each other, so that caches hold what several of them read.
-                    part, right = k // 3, k % 3
-                    if tap == 0:  # what was here is read no more: of its stages, the last is one of those empty by now
-                        frame, row, column = place_in(tile, sizes, 0, taps, pictures)
-                        if pictures > 1:
-                            x_at = [row // w - 1, frame, right - 1, part * DEPTH]
-                        else:
-                            x_at = [frame, row // w - 1, row % w + right - 1, part * DEPTH]
-                        place = x_memory.index(step % x_memory.shape[0])
-                        tma.async_copy_global_to_shared(x, x_at, full.index(stage), place)
-                    w_block = (3 * tap + right) * parts + part
+                    part, right = k // taps, k % taps
+                    if tap == 0 and ahead <= 0:  # what was here is read no more: its last stage is empty by now
+                        load_lines(x, memory, full.index(stage), tile, sizes, step, k, taps)
+                    w_block = (taps * tap + right) * parts + part
                 else:
                     for i in gl.static_range(2):
                         frame, row, column = place_in(tile, sizes, i, taps, pictures)
@@ -123,6 +162,10 @@ def load(x, weights, residual, memory, barriers, sizes, columns: gl.constexpr, t
                 for j in gl.static_range(len(weights)):
                     w_at = [tile % across * columns + j * wide, 0, w_block * DEPTH]
                     tma.async_copy_global_to_shared(weights[j], w_at, full.index(stage), w_memory[j].index(stage))
+                if taps > 1 and tap == 0 and ahead > 0:
+                    last, last_phase = at_count(count + ahead, stages)
+                    mbarrier.wait(empty.index(last), last_phase ^ 1)
+                    load_lines(x, memory, full.index(stage), tile, sizes, step, k, taps)
                 count += 1
             step += 1
         for i in gl.static_range(2):
@@ -152,7 +195,7 @@ def start_tap(
 ):  # fmt: skip
     """Start the products of the i-th 64 rows of a step's tap with a stage's columns, added to each of `sums`."""
     x_memory, x_lines, w_memory, results = memory
-    line = step % x_memory.shape[0] * (taps + 1) + i + tap if taps > 1 else 2 * stage + i
+    line = step % (x_lines.shape[0] // (taps + 1)) * (taps + 1) + i + tap if taps > 1 else 2 * stage + i
     rows = x_lines.index(line).reshape([ROWS, DEPTH])
     started = ()
     for j in gl.static_range(len(w_memory)):
@@ -218,8 +261,11 @@ def measure_blocks(
 @kernel
 def by_picture(blocks, pictures: gl.constexpr):
     """The memory of blocks of results, each divided into the rows of pictures side by side."""
-    shape: gl.constexpr = [blocks.shape[0] * pictures, 1, ROWS // pictures, WIDTH]
-    return blocks._reinterpret(blocks.dtype, shape, blocks.layout)
+    if pictures == 1:
+        return blocks
+    else:
+        shape: gl.constexpr = [blocks.shape[0] * pictures, 1, ROWS // pictures, WIDTH]
+        return blocks._reinterpret(blocks.dtype, shape, blocks.layout)
 
 
 @kernel
@@ -239,6 +285,8 @@ def measure(
         frame, channel = first + j, gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
         # Of all channels, where there are results at all.
         mask, rows = (channel < WIDTH) & exists & (frame < n) & (row < s), gl.minimum(s - row, height)
+        if taps == 2:
+            rows = gl.to_tensor(ROWS)  # blocks are whole; to know it takes fewer registers
         channel += ((frame * blocks + row // height) * across + column) * (columns * WIDTH)
         at, of_picture = stage * wide * pictures + j, by_picture(results[0], pictures)
         measure_blocks(of_picture, at, mean + channel, deviation + channel, mask, rows, layout, wide, pictures)
@@ -294,6 +342,7 @@ def convolve(given, columns: gl.constexpr, taps: gl.constexpr, i: gl.constexpr):
         stage, phase = at_count(count + i, stages)
         mbarrier.wait(full.index(stage), phase)
         frame, row, column = place_in(tile, sizes, i, taps, pictures)
+        below, right, column = upsampled_in(column, across, taps)
         values = ()
         for j in gl.static_range(len(weights)):
             values = values + blocks_of(sums[j])
@@ -313,7 +362,10 @@ def convolve(given, columns: gl.constexpr, taps: gl.constexpr, i: gl.constexpr):
             block.store(y.to(out.dtype))
         fence()
         for k in gl.static_range(columns - 1, -1, -1):  # first what was written last: for that all warps are awaited
-            at = [frame, row, (column * columns + k) * WIDTH]
+            if taps == 2:
+                at = [frame, row // w * 2 + below, row % w, right, (column * columns + k) * WIDTH]
+            else:
+                at = [frame, row, (column * columns + k) * WIDTH]
             tma.async_copy_shared_to_global(out, at, block_of(results, stage, k, wide, columns))
         count += 2
     if mean is not None:
@@ -339,20 +391,24 @@ def convolution(
       multiple of ROWS.
     - over narrow pictures, w a divisor of ROWS: (s / w, n, w, c), blocks of (4, ROWS / w, w, DEPTH). Those of residual
       and out: (ROWS / w, w, WIDTH).
+    - over pictures, upsampled first: blocks of (1, 1, ROWS, DEPTH), and (4 c' / WIDTH, WIDTH, 4 c), of four 2x2
+      convolutions for the pixels upper left, lower left, upper right and lower right. out: (n, 2 s / w, w, 2, c'),
+      blocks of (1, 1, ROWS, 1, WIDTH). No `residual`. mean, deviation: (n, 4 blocks, c'), those of the four follow each
+      other.
 
     weight: blocks of (some, WIDTH, DEPTH). narrow: None, or the same weight described by smaller blocks, for the
     columns that each tile has beside those. add: c' values for each frame, `add_row` after those of the last, or None.
     mean, deviation: (n, blocks, c'), of each block of ROWS results as stored, in narrow pictures of w, or None. tiles:
     of 2 blocks of rows and `columns` blocks of columns, `across` beside each other. parts: c / DEPTH. stages: three at
-    least. places: for blocks of x. Over frames, each stage has 2. Over pictures, a block's three stages are empty
-    before it is replaced where stages <= 3 places - 2.
+    least. places: for blocks of x, two at least. Over frames, each stage has 2.
     """
     weights = (weight,) if narrow is None else (weight, narrow)
     block: gl.constexpr = out.block_type.shape
     lines: gl.constexpr = x.block_type.shape[0] if block[0] > 1 else x.block_type.shape[1]
-    taps: gl.constexpr = 3 if lines > 1 else 1  # that read the same block of x
-    x_memory = gl.allocate_shared_memory(x.dtype, [places] + x.block_type.shape, x.layout)
-    x_lines = x_memory._reinterpret(x.dtype, [places * lines, 1, 1, ROWS, DEPTH], x.layout)
+    taps: gl.constexpr = 2 if len(block) == 5 else 3 if lines > 1 else 1  # that read the same lines of x
+    blocks_each: gl.constexpr = 3 if taps == 2 else 1
+    x_memory = gl.allocate_shared_memory(x.dtype, [places * blocks_each] + x.block_type.shape, x.layout)
+    x_lines = x_memory._reinterpret(x.dtype, [places * blocks_each * lines, 1, 1, ROWS, DEPTH], x.layout)
     w_memory, results = (), ()
     for j in gl.static_range(len(weights)):
         w_memory = w_memory + (

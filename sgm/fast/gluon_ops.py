@@ -254,6 +254,26 @@ def conv_over_pictures(
     return _convolve(y, weight, residual, add, out, measured, 1.0, pairs, shape, pictures)
 
 
+def upsamples(x: Tensor, weight: Tensor) -> bool:
+    """Whether the convolution below takes x (n, h, w, c) and a weight (4 c', c, 2, 2)."""
+    (n, h, w, c), matrix = x.shape, weight.movedim(1, -1)
+    fits = c % 64 == len(weight) % 256 == w % BLOCK == 0 and weight.shape[2:] == (2, 2) and 4 * n * h * w >= MANY
+    laid_out = matrix.is_contiguous() and weight.dtype == x.dtype and aligned(x) and aligned(matrix)
+    return x.dtype in HALF and fits and laid_out
+
+
+def conv_upsampled(x: Tensor, weight: Tensor, bias: Tensor, measured: Tensor | None = None) -> Tensor:
+    """A 3x3 convolution after nearest-neighbour upsampling, (n, h, w, c) -> (n, 4 h w, c').
+
+    weight: (4 c', c, 2, 2), channels-last, from `TritonOps.fused_upsample_weight`. measured: as for `conv_over_frames`,
+    but each block's pixels are every second one of a line, and blocks do not follow each other as pixels do.
+    """
+    n, h, w, _ = x.shape
+    out = x.new_empty(n, 2 * h, w, 2, len(weight) // 4)
+    pairs, shape = n * math.ceil(h / 2) * (w // BLOCK), (1, 0, n, h * (w // BLOCK), h * w, w)
+    return _convolve(x, weight, None, bias, out, measured, 1.0, pairs, shape).view(n, 4 * h * w, -1)
+
+
 def _convolve(
     y: Tensor,
     weight: Tensor,
@@ -271,18 +291,20 @@ def _convolve(
     pictures: side by side in a block.
     """
     c, blocks, matrix = y.shape[3], len(weight) // 64, weight.movedim(1, -1).view(len(weight) // 64, 64, -1)
-    wide, narrow = widths(blocks)
-    columns, lines = wide + narrow, 1 if weight.ndim == 5 else 4
+    wide, narrow = widths(out.shape[-1] // 64)  # where x is upsampled, a quarter of the weight's columns
+    columns, lines = wide + narrow, 1 if weight.ndim == 5 else weight.shape[2] + 1
     stages, places = stages_and_places(columns, lines)
-    y, of_y = (y, [1, lines, 64, 64]) if pictures == 1 else (y.transpose(0, 1), [lines, pictures, 64 // pictures, 64])
     rows = [pictures, 64 // pictures, 64]
+    of_y = [1, 1 if lines == 3 else lines, 64, 64]  # three lines are copied one by one
+    if pictures > 1:
+        y, of_y = y.transpose(0, 1), [lines, *rows]
     tensors = (
         describe(y, of_y),
         describe(matrix, [wide, 64, 64]),
         describe(matrix, [narrow, 64, 64]) if narrow else None,
         None if residual is None else describe(residual, rows),
         add,
-        describe(out, rows),
+        describe(out, rows if out.ndim == 3 else [1, 1, 64, 1, 64]),
     )
     across = blocks // columns
     tiles, moments = pairs * across, (None, None) if measured is None else measured
@@ -294,13 +316,16 @@ def _convolve(
 def stages_and_places(columns: int, lines: int) -> tuple[int, int]:
     """Pipeline stages of a convolution, and places in shared memory for blocks of y: as many as there is room for.
 
-    columns: blocks of 64 in a tile. lines: of pixels in a block of y.
+    columns: blocks of 64 in a tile. lines: of pixels in a block of y: 1 over frames, 4 of pictures, 3 of pictures that
+    are upsampled.
     """
     room = MEMORY // 2**13  # blocks of 64 x 64
     if lines == 1:
         stages = min(room // (2 + columns), 6)
         return stages, 2 * stages
-    pairs = ((min((room - lines * places) // columns, 3 * places - 2, 6), places) for places in (2, 3))
+    # A block's stages are empty before it is replaced; if upsampled, its last one is waited for (`load`).
+    most = {places: (lines - 1) * (places - 1) + (2 if lines == 3 else 1) for places in (2, 3)}
+    pairs = ((min((room - lines * places) // columns, most[places], 6), places) for places in most)
     return max(pairs, key=lambda pair: pair[0])
 
 
@@ -381,6 +406,9 @@ def _launches(device: torch.device, dtype: torch.dtype) -> list[Callable[[], obj
     tensors = of(4, 32, 320), row, None, of(2, 4, 2, 320, dtype=torch.float32)  # of four narrow pictures, 2 high
     for given in (tensors, (None, None, *tensors[2:])):
         launches.append(partial(conv_over_pictures, of(4, 2, NARROW, 64), taps(320, 64, 3, 3), *given))
+    for columns in (320, 256):
+        moments, weight = of(2, 1, 4, columns, dtype=torch.float32), taps(4 * columns, 64, 2, 2)
+        launches.append(partial(conv_upsampled, of(1, 1, 64, 64), weight, of(columns), moments))
     for columns in (320, 256, 128):  # of the network and the decoder; 512 and more are taken in parts
         y = of(1, 2, 64, 64)  # two frames of 64 pixels, or a picture 2 high
         onto, moments = of(2, 64, columns), of(2, 2, 1, columns, dtype=torch.float32)

@@ -326,13 +326,14 @@ class TorchOps:
         shifted = [F.pad(mirrored, (right, 1 - right, below, 1 - below)) for right in (0, 1) for below in (0, 1)]
         return sum(shifted[1:], shifted[0]).to(weight.dtype, memory_format=torch.channels_last)
 
-    def upsample_conv(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Nearest-neighbour upsampling to twice the size, then a 3x3 convolution: (n, h, w, c) -> (n, 2 h, 2 w, c').
+    def upsample_conv(self, x: Tensor, weight: Tensor, bias: Tensor) -> Measured:
+        """Nearest-neighbour upsampling to twice the size, then a 3x3 convolution: (n, h, w, c) -> (n, 4 h w, c').
 
-        weight: from `fused_upsample_weight` of the same device.
+        weight: from `fused_upsample_weight` of the same device. Moments measured already may be of other pixels than
+        those of their tiles, but over a whole frame they are right.
         """
         y = F.conv_transpose2d(x.permute(0, 3, 1, 2), weight, bias, stride=2, padding=1)
-        return y.permute(0, 2, 3, 1).contiguous()
+        return self.measured(y.permute(0, 2, 3, 1).contiguous().flatten(1, 2))
 
     def attention(self, qkv: Tensor, heads: int) -> Tensor:
         """Self-attention among the pixels of each frame. qkv: (n, s, 3 c), queries | keys | values -> (n, s, c)."""

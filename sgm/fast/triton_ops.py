@@ -327,16 +327,20 @@ class TritonOps(TorchOps):
         vertical = halves(weight.float().permute(0, 2, 3, 1), 1)  # (2, o, 2, 3, i)
         return halves(vertical, 3).flatten(0, 2).to(weight.dtype).permute(0, 3, 1, 2)
 
-    def upsample_conv(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        n, h, w, _ = x.shape
-        c, padding = len(weight) // 4, 1
+    def upsample_conv(self, x: Tensor, weight: Tensor, bias: Tensor) -> Measured:
+        gluon, (n, h, w, _), c, padding = self._gluon, x.shape, len(weight) // 4, 1
+        if gluon and gluon.upsamples(x, weight):
+            measured = x.new_empty((2, n, 4 * h * w // gluon.BLOCK, c), dtype=torch.float32)
+            y = self._by_gluon(gluon.conv_upsampled, x, weight, bias, measured)
+            if y is not None:  # its blocks are not in the order of pixels, which no norm of whole frames asks for
+                return self._merged(y, measured, gluon.BLOCK)
         if h * w <= 256:  # there cuDNN pads by a kernel that took twice as long (9 x 16 pixels, H200)
             x, padding = F.pad(x, (0, 0, 1, 1, 1, 1)), 0
         y = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=padding).permute(0, 2, 3, 1).contiguous()
         out, width = torch.empty((n, 2 * h, 2 * w, c), dtype=x.dtype, device=x.device), channel_block(c)
         grid = (c // width, math.ceil(w / 64), n * h)
         kernels.interleave[grid](y, bias, out, h, w, c, 64, width, num_warps=8)
-        return out
+        return self.measured(out.flatten(1, 2))
 
     def wide_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # With more than 256 channels, the library's attention takes 2.7 times as long as two of its products.
