@@ -158,10 +158,10 @@ def _generate(
     z = run.sample(sample)
 
     # Decode.
-    frames = run.decode(z)
-    _check_frames(frames, picture.frame())
+    frames, shown = run.decode(z), picture.frame()
+    _check_frames(frames, shown)
     frames = family.finish(frames, picture)
-    settings = settings_of(request, engine, picture.frame(), frames, run.loras, goal and goal.frame(), cost=run.cost)
+    settings = settings_of(request, engine, shown, frames, run.loras, goal and goal.frame(), cost=run.cost)
     return Clip(frames, request.fps, settings)
 
 

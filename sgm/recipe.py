@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import os
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,7 +69,7 @@ def settings_of(
         **({"speed": cost} if cost else {}),
         "picture": hash_of(picture),
         **({"last": hash_of(last)} if last else {}),
-        "frames": hash_of(frames),
+        "frames": hash_of_frames(frames),
         "watermark": True,  # of what is written for people, until `Clip.unmarked`
         **({"view": view} if view else {}),
     }
@@ -75,8 +77,21 @@ def settings_of(
 
 
 def hash_of(pixels: np.ndarray | Image.Image) -> str:
-    """SHA-256 of an RGB picture, (h, w, 3), or of frames, (t, h, w, 3), uint8: of their bytes, row by row."""
-    return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
+    """SHA-256 of an RGB picture, (h, w, 3), uint8: of its bytes, row by row.
+
+    Of frames, (t, h, w, 3), one after the other, it is what recipes had before `hash_of_frames`.
+    """
+    return _sha256(pixels).hexdigest()
+
+
+def hash_of_frames(frames: np.ndarray) -> str:
+    """SHA-256 of the SHA-256 of each frame, uint8 (t, h, w, 3), one after the other: those are computed in parallel."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return hashlib.sha256(b"".join(each.digest() for each in pool.map(_sha256, frames))).hexdigest()
+
+
+def _sha256(pixels: np.ndarray | Image.Image) -> hashlib._Hash:
+    return hashlib.sha256(np.ascontiguousarray(pixels).data)
 
 
 def input_frame(frames: np.ndarray | Video, request: VideoRequest, times: int = 1) -> tuple[np.ndarray, str]:

@@ -12,7 +12,7 @@ from sgm.engine import DiffusionEngine
 from sgm.media.grid import ClipGrid
 from sgm.media.video import encode_frames
 from sgm.pipeline import Clip, generate, generate_views
-from sgm.recipe import MARK, hash_of
+from sgm.recipe import MARK, hash_of_frames
 from sgm.request import VideoRequest, ViewsRequest
 from sgm.run import OnStep, Progress
 
@@ -81,7 +81,7 @@ def _joined(request: ViewsRequest, views: Sequence[Clip]) -> dict[str, Clip]:
     settings = views[-1].settings  # the first one's are those of the input, which no model made
 
     def marked(name: str, frames: np.ndarray) -> Clip:
-        mark = {**settings[MARK], "frames": hash_of(frames), "view": name}
+        mark = {**settings[MARK], "frames": hash_of_frames(frames), "view": name}
         return Clip(frames, request.fps, {**settings, MARK: mark})
 
     elevations, azimuths = request.family.degrees(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ def test_a_clip_is_identical_by_the_hash_of_its_frames_and_nothing_is_written(ma
     done = sgm("repeat", folder / "clip.mp4")
     assert (done.exit_code, done.stdout, done.stderr) == (0, "identical\n", "")
     assert list(Path().iterdir()) == []
+    each = b"".join(sha256(frame.tobytes()).digest() for frame in clip.frames)
+    assert clip.settings["sgm"]["frames"] == sha256(each).hexdigest()
+    earlier = sha256(clip.frames.tobytes()).hexdigest()
+    for name in ("input.png", "job.json"):
+        Path(name).write_bytes((folder / name).read_bytes())
+    write_video("clip.mp4", clip.frames, clip.fps, marked(clip.settings, frames=earlier))
+    assert sgm("repeat", "clip.mp4").stdout.startswith("identical\n")
 
 
 def test_one_value_that_differs_is_found_and_what_is_not_as_it_was_is_said(made: tuple[Path, Clip]) -> None:

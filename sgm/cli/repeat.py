@@ -228,15 +228,15 @@ def _frames_of(clip: Path, request: VideoRequest, count: int, view: str) -> tupl
 def _verdict(known: str | None, then: np.ndarray, lossless: bool, again: Clip) -> str:
     """Whether a clip has the frames of the recipe, or how far they are from `then`, the file's, uint8 (t, h, w, 3).
 
-    known: the recipe's hash of the frames, which decides where there is one. With frames of an MP4 the new ones are
-    compared after the same encoding.
+    known: the recipe's hash of the frames, of either kind, which decides where there is one. With frames of an MP4 the
+    new ones are compared after the same encoding.
     """
     import numpy as np
 
     from sgm import encode_video, read_frames
-    from sgm.recipe import made_by
+    from sgm.recipe import hash_of, made_by
 
-    if known == made_by(again.settings)["frames"]:
+    if known in (made_by(again.settings)["frames"], hash_of(again.frames)):
         return _IDENTICAL
     now = again.frames if lossless else read_frames(encode_video(again.frames, again.fps, again.settings))[0]
     distance = np.abs(np.subtract(then, now, dtype=np.int16))
