@@ -186,6 +186,10 @@ GLUON = {  # what each kernel in Gluon is compiled for: its blocks, and its cons
         {**FRAMES, "narrow": [1, 64, 64], "out": [1, 1, 64, 1, 64]},
         {"columns": 5, "stages": 4, "places": 2, "residual": None},
     ),
+    "convolution, of upsampled narrow pictures, with everything": (
+        {**FRAMES, "narrow": [1, 64, 64], "x": [2, 1, 32, 64], "out": [2, 1, 32, 1, 64]},
+        {"columns": 5, "stages": 4, "places": 2, "residual": None},
+    ),
     "normed_convolution": (
         {"x": [1, 1, 64, 64], "weight": [2, 64, 64], "out": [1, 64, 64]},
         {"residual": None, "mean": None, "deviation": None, "masked": False},
@@ -249,7 +253,7 @@ def test_kernels_are_compiled_ahead_as_they_are_launched(monkeypatch: pytest.Mon
     for launch in gluon_ops._launches(cpu, half):
         launch()
     ahead = set(launched)
-    assert len(ahead) == len(launched) == 26
+    assert len(ahead) == len(launched) == 27
     launched.clear()
 
     def of(*shape: int) -> Tensor:
@@ -279,8 +283,8 @@ def test_kernels_are_compiled_ahead_as_they_are_launched(monkeypatch: pytest.Mon
     narrow, weight, measured = of(50, 9, 16, 64), of(1280, 3, 3, 64).movedim(-1, 1), torch.empty(2, 50, 9, 1280)
     gluon_ops.conv_over_pictures(narrow, weight, measured=measured)
     gluon_ops.conv_over_pictures(narrow, weight, of(50, 9 * 16, 1280), of(1280), None, measured)
-    for c in (640, 512, 256):
-        of_upsampled = of(3, 5, 64, c), of(4 * c, 2, 2, c).movedim(-1, 1), of(c), moments(3, 4 * 5 * 64, c)
+    for c, w in ((1280, 32), (640, 64), (512, 64), (256, 64)):
+        of_upsampled = of(3, 5, w, c), of(4 * c, 2, 2, c).movedim(-1, 1), of(c), torch.empty(2, 3, 4 * 5, c)
         gluon_ops.conv_upsampled(*of_upsampled)
     film, weight, factors = of(1, 5, 192, 128), of(128, 3, 1, 1, 128).movedim(-1, 1), torch.empty(5, 128)
     for residual in (None, of(5, 192, 128)):
@@ -714,7 +718,10 @@ def test_convolutions_of_pictures_in_half_precision(
 
 @pytest.mark.parametrize(
     ("size", "c", "columns", "n"),
-    [((5, 64), 64, 320, 3), ((4, 128), 128, 64, 1), ((7, 192), 64, 192, 2), ((1, 64), 192, 512, 5)],
+    [
+        *(((5, 64), 64, 320, 3), ((4, 128), 128, 64, 1), ((7, 192), 64, 192, 2), ((1, 64), 192, 512, 5)),
+        *(((3, 32), 64, 320, 5), ((18, 32), 128, 128, 2)),  # two side by side
+    ],
 )
 def test_convolutions_of_doubled_pictures_in_half_precision(
     ops_and_device: tuple[Ops, torch.device],

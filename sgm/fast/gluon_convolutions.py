@@ -116,13 +116,14 @@ def load_lines(x, memory, barrier, tile, sizes, step, k, taps: gl.constexpr):
     below, right, column = upsampled_in(column, across, taps)
     line, pixel = row // w - 1 + below, row % w + k % taps - 1 + right
     place = step % (x_lines.shape[0] // (taps + 1))
-    x_at = [line, frame, pixel, k // taps * DEPTH] if pictures > 1 else [frame, line, pixel, k // taps * DEPTH]
+    channel = k // taps * DEPTH
     if taps == 2:  # one by one, since a block's size is a power of two
-        for line in gl.static_range(taps + 1):
-            at = [x_at[0], x_at[1] + line, x_at[2], x_at[3]]
-            tma.async_copy_global_to_shared(x, at, barrier, x_lines.index(place * (taps + 1) + line))
+        for i in gl.static_range(taps + 1):
+            at = [frame, line + i, pixel, channel]
+            tma.async_copy_global_to_shared(x, at, barrier, x_memory.index(place * (taps + 1) + i))
     else:
-        tma.async_copy_global_to_shared(x, x_at, barrier, x_memory.index(place))
+        at = [line, frame, pixel, channel] if pictures > 1 else [frame, line, pixel, channel]
+        tma.async_copy_global_to_shared(x, at, barrier, x_memory.index(place))
 
 
 @kernel
@@ -264,8 +265,9 @@ def by_picture(blocks, pictures: gl.constexpr):
     if pictures == 1:
         return blocks
     else:
-        shape: gl.constexpr = [blocks.shape[0] * pictures, 1, ROWS // pictures, WIDTH]
-        return blocks._reinterpret(blocks.dtype, shape, blocks.layout)
+        rows: gl.constexpr = [1, ROWS // pictures]
+        shape: gl.constexpr = [blocks.shape[0] * pictures] + ([1] + rows + [1] if len(blocks.shape) == 6 else rows)
+        return blocks._reinterpret(blocks.dtype, shape + [WIDTH], blocks.layout)
 
 
 @kernel
@@ -286,7 +288,7 @@ def measure(
         # Of all channels, where there are results at all.
         mask, rows = (channel < WIDTH) & exists & (frame < n) & (row < s), gl.minimum(s - row, height)
         if taps == 2:
-            rows = gl.to_tensor(ROWS)  # blocks are whole; to know it takes fewer registers
+            rows = gl.to_tensor(height)  # blocks are whole; to know it takes fewer registers
         channel += ((frame * blocks + row // height) * across + column) * (columns * WIDTH)
         at, of_picture = stage * wide * pictures + j, by_picture(results[0], pictures)
         measure_blocks(of_picture, at, mean + channel, deviation + channel, mask, rows, layout, wide, pictures)
@@ -353,7 +355,7 @@ def convolve(given, columns: gl.constexpr, taps: gl.constexpr, i: gl.constexpr):
                 y = y * factor + block.load(layout).to(gl.float32)
             if add is not None:
                 channel = (column * columns + k) * WIDTH + gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
-                if pictures > 1:
+                if pictures > 1 and taps == 3:
                     rows = frame + gl.arange(0, ROWS, gl.SliceLayout(1, layout)) // (ROWS // pictures)
                     rows = gl.minimum(rows, n - 1) * add_row  # results of frames after the last are not stored
                     y += gl.load(add + rows[:, None] + channel[None]).to(gl.float32)
@@ -393,7 +395,8 @@ def convolution(
       and out: (ROWS / w, w, WIDTH).
     - over pictures, upsampled first: blocks of (1, 1, ROWS, DEPTH), and (4 c' / WIDTH, WIDTH, 4 c), of four 2x2
       convolutions for the pixels upper left, lower left, upper right and lower right. out: (n, 2 s / w, w, 2, c'),
-      blocks of (1, 1, ROWS, 1, WIDTH). No `residual`. mean, deviation: (n, 4 blocks, c'), those of the four follow each
+      blocks of (1, 1, ROWS, 1, WIDTH). Of narrow pictures: blocks of (ROWS / w, 1, w, DEPTH), (ROWS / w, 1, w, 1,
+      WIDTH). No `residual`. mean, deviation: (n, 4 blocks, c'), those of the four follow each
       other.
 
     weight: blocks of (some, WIDTH, DEPTH). narrow: None, or the same weight described by smaller blocks, for the
@@ -404,7 +407,7 @@ def convolution(
     """
     weights = (weight,) if narrow is None else (weight, narrow)
     block: gl.constexpr = out.block_type.shape
-    lines: gl.constexpr = x.block_type.shape[0] if block[0] > 1 else x.block_type.shape[1]
+    lines: gl.constexpr = x.block_type.nbytes // (2 * ROWS * DEPTH)
     taps: gl.constexpr = 2 if len(block) == 5 else 3 if lines > 1 else 1  # that read the same lines of x
     blocks_each: gl.constexpr = 3 if taps == 2 else 1
     x_memory = gl.allocate_shared_memory(x.dtype, [places * blocks_each] + x.block_type.shape, x.layout)

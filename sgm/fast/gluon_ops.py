@@ -249,15 +249,14 @@ def conv_over_pictures(
     """
     n, h, w, _ = y.shape
     out = y.new_empty(n, h * w, len(weight)) if out is None else out
-    across, pictures = math.ceil(w / BLOCK), math.ceil(BLOCK / w)  # blocks in a line; pictures in a block
-    pairs, shape = math.ceil(n / pictures) * math.ceil(h / 2) * across, (1, 0, n, h * across, h * w, w)
-    return _convolve(y, weight, residual, add, out, measured, 1.0, pairs, shape, pictures)
+    return _conv_by_lines(y, weight, residual, add, out, measured)
 
 
 def upsamples(x: Tensor, weight: Tensor) -> bool:
     """Whether the convolution below takes x (n, h, w, c) and a weight (4 c', c, 2, 2)."""
     (n, h, w, c), matrix = x.shape, weight.movedim(1, -1)
-    fits = c % 64 == len(weight) % 256 == w % BLOCK == 0 and weight.shape[2:] == (2, 2) and 4 * n * h * w >= MANY
+    fits = c % 64 == len(weight) % 256 == 0 and (w % BLOCK == 0 or w == BLOCK // 2) and weight.shape[2:] == (2, 2)
+    fits = fits and 4 * n * h * w >= MANY
     laid_out = matrix.is_contiguous() and weight.dtype == x.dtype and aligned(x) and aligned(matrix)
     return x.dtype in HALF and fits and laid_out
 
@@ -265,13 +264,23 @@ def upsamples(x: Tensor, weight: Tensor) -> bool:
 def conv_upsampled(x: Tensor, weight: Tensor, bias: Tensor, measured: Tensor | None = None) -> Tensor:
     """A 3x3 convolution after nearest-neighbour upsampling, (n, h, w, c) -> (n, 4 h w, c').
 
-    weight: (4 c', c, 2, 2), channels-last, from `TritonOps.fused_upsample_weight`. measured: as for `conv_over_frames`,
-    but each block's pixels are every second one of a line, and blocks do not follow each other as pixels do.
+    weight: (4 c', c, 2, 2), channels-last, from `TritonOps.fused_upsample_weight`. measured: as for
+    `conv_over_pictures`, but each block's pixels are every second one of a line, and blocks do not follow each other as
+    pixels do.
     """
     n, h, w, _ = x.shape
     out = x.new_empty(n, 2 * h, w, 2, len(weight) // 4)
-    pairs, shape = n * math.ceil(h / 2) * (w // BLOCK), (1, 0, n, h * (w // BLOCK), h * w, w)
-    return _convolve(x, weight, None, bias, out, measured, 1.0, pairs, shape).view(n, 4 * h * w, -1)
+    return _conv_by_lines(x, weight, None, bias, out, measured).view(n, 4 * h * w, -1)
+
+
+def _conv_by_lines(
+    y: Tensor, weight: Tensor, residual: Tensor | None, add: Tensor | None, out: Tensor, measured: Tensor | None
+) -> Tensor:
+    """Launches `convolution` over pictures y (n, h, w, c), of which several are side by side in a block if narrow."""
+    n, h, w, _ = y.shape
+    across, pictures = math.ceil(w / BLOCK), math.ceil(BLOCK / w)  # blocks in a line; pictures in a block
+    pairs, shape = math.ceil(n / pictures) * math.ceil(h / 2) * across, (1, 0, n, h * across, h * w, w)
+    return _convolve(y, weight, residual, add, out, measured, 1.0, pairs, shape, pictures)
 
 
 def _convolve(
@@ -295,8 +304,10 @@ def _convolve(
     columns, lines = wide + narrow, 1 if weight.ndim == 5 else weight.shape[2] + 1
     stages, places = stages_and_places(columns, lines)
     rows = [pictures, 64 // pictures, 64]
-    of_y = [1, 1 if lines == 3 else lines, 64, 64]  # three lines are copied one by one
-    if pictures > 1:
+    of_y, of_out = [1, lines, 64, 64], rows
+    if lines == 3:  # which are copied one by one
+        of_y, of_out = [pictures, 1, *rows[1:]], [pictures, 1, rows[1], 1, 64]
+    elif pictures > 1:
         y, of_y = y.transpose(0, 1), [lines, *rows]
     tensors = (
         describe(y, of_y),
@@ -304,7 +315,7 @@ def _convolve(
         describe(matrix, [narrow, 64, 64]) if narrow else None,
         None if residual is None else describe(residual, rows),
         add,
-        describe(out, rows if out.ndim == 3 else [1, 1, 64, 1, 64]),
+        describe(out, of_out),
     )
     across = blocks // columns
     tiles, moments = pairs * across, (None, None) if measured is None else measured
@@ -406,9 +417,9 @@ def _launches(device: torch.device, dtype: torch.dtype) -> list[Callable[[], obj
     tensors = of(4, 32, 320), row, None, of(2, 4, 2, 320, dtype=torch.float32)  # of four narrow pictures, 2 high
     for given in (tensors, (None, None, *tensors[2:])):
         launches.append(partial(conv_over_pictures, of(4, 2, NARROW, 64), taps(320, 64, 3, 3), *given))
-    for columns in (320, 256):
-        moments, weight = of(2, 1, 4, columns, dtype=torch.float32), taps(4 * columns, 64, 2, 2)
-        launches.append(partial(conv_upsampled, of(1, 1, 64, 64), weight, of(columns), moments))
+    for columns, w in ((320, 64), (320, 32), (256, 64)):
+        moments, weight = of(2, 2, 4, columns, dtype=torch.float32), taps(4 * columns, 64, 2, 2)
+        launches.append(partial(conv_upsampled, of(2, 1, w, 64), weight, of(columns), moments))
     for columns in (320, 256, 128):  # of the network and the decoder; 512 and more are taken in parts
         y = of(1, 2, 64, 64)  # two frames of 64 pixels, or a picture 2 high
         onto, moments = of(2, 64, columns), of(2, 2, 1, columns, dtype=torch.float32)

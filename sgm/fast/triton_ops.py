@@ -330,10 +330,11 @@ class TritonOps(TorchOps):
     def upsample_conv(self, x: Tensor, weight: Tensor, bias: Tensor) -> Measured:
         gluon, (n, h, w, _), c, padding = self._gluon, x.shape, len(weight) // 4, 1
         if gluon and gluon.upsamples(x, weight):
-            measured = x.new_empty((2, n, 4 * h * w // gluon.BLOCK, c), dtype=torch.float32)
+            rows = min(w, gluon.BLOCK)
+            measured = x.new_empty((2, n, 4 * h * w // rows, c), dtype=torch.float32)
             y = self._by_gluon(gluon.conv_upsampled, x, weight, bias, measured)
             if y is not None:  # its blocks are not in the order of pixels, which no norm of whole frames asks for
-                return self._merged(y, measured, gluon.BLOCK)
+                return self._merged(y, measured, rows)
         if h * w <= 256:  # there cuDNN pads by a kernel that took twice as long (9 x 16 pixels, H200)
             x, padding = F.pad(x, (0, 0, 1, 1, 1, 1)), 0
         y = F.conv2d(x.permute(0, 3, 1, 2), weight, padding=padding).permute(0, 2, 3, 1).contiguous()
