@@ -85,12 +85,14 @@ class Conditioned:
         self.label = shard.cut(unet.label_emb(c["vector"])) if "vector" in c else None
         self.upsample_weights = upsample_weights or {}
         self.offsets: dict[Transformer, list[list[Tensor]]] = {}
+        self._minus_biases: dict[Transformer, Tensor] = {}  # of `proj_out`, which is in x
         self._positions: dict[int, Tensor] = {}  # sinusoidal embeddings of the frames' numbers, by channels
         for block in unet.blocks:
             load(block)
             for layer in block:
                 if isinstance(layer, Transformer):
                     self.offsets[layer] = self.offsets_of(layer, c)
+                    self._minus_biases[layer] = -layer_bias(layer.proj_out)
                 elif isinstance(layer, Upsample) and not upsample_weights:
                     self.upsample_weights[layer] = self.ops.fused_upsample_weight(layer.conv.weight)
 
@@ -209,7 +211,7 @@ class Conditioned:
     def transformer(self, layer: Transformer, x: Measured, size: Sequence[int]) -> Measured:
         """The transformers of a layer, added to x in place. x includes proj_out's bias (see `Biases`)."""
         proj_in, proj_out = cast(nn.Linear, layer.proj_in), cast(nn.Linear, layer.proj_out)
-        y = self.ops.normed_linear(x, layer.norm, proj_in, -layer_bias(proj_out))
+        y = self.ops.normed_linear(x, layer.norm, proj_in, self._minus_biases[layer])
         return self.ops.add_blended_product(x.x, *self.attend(layer, y, size), proj_out)
 
     def attend(self, layer: Transformer, y: Tensor, size: Sequence[int]) -> Blend:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +146,14 @@ def joined_frames(parts: Sequence[Moments | None]) -> Moments | None:
 def per_frame(add: Tensor | None, like: Tensor) -> Tensor:
     """`add`, (n, c) or (c,), expanded to one row a frame, (n, c), for x `like` (n, ..., c); zeros for None."""
     shape = (like.shape[0], like.shape[-1])
-    return like.new_zeros(shape[1]).expand(shape) if add is None else add.expand(shape)
+    return (_zeros(shape[1], like.dtype, like.device) if add is None else add).expand(shape)
+
+
+@cache
+def _zeros(c: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, (c,), that nobody writes to: filled once, not for each norm."""
+    with torch.inference_mode(False):
+        return torch.zeros(c, dtype=dtype, device=device)
 
 
 def _deviation(values: Tensor, mean: Tensor, deviation: Tensor, out: Tensor | None = None) -> None:

@@ -56,7 +56,7 @@ class TritonMoments(Moments):
         add, width = per_frame(add, self.mean), kernels.triton.next_power_of_2(size)
         scale, shift = torch.empty_like(self.mean[:, 0]), torch.empty_like(self.mean[:, 0])
         tensors = (self.mean, self.deviation, add, weight, bias, scale, shift)
-        height = min(16 if frames * tiles <= 16 else 2048, max(2048 // width, 1))
+        height = min(max(kernels.triton.next_power_of_2(frames * tiles), 4), max(2048 // width, 1))
         sizes = (self.pixels, tiles, frames, c, size, eps, self.tile, height, width)
         warps = min(max(height * width // 256, 1), 8)
         kernels.combine[(n // frames, groups)](*tensors, add.stride(0), *sizes, num_warps=warps)
