@@ -53,14 +53,18 @@ class Biases:
         self.minus_folded, self.output = -folded.to(last.dtype), output.to(last.dtype)
 
 
+def no_load(block: nn.Module) -> None:
+    """The default `load`: all weights are there."""
+
+
 class Conditioned:
     """The network for one condition, on n frames of whole clips, or on a shard of one clip.
 
     alphas: the weight of the spatial branch in each blend. biases: of each residual block. c: what the network takes
     beside x, in its dtype: "crossattn" (n, 1, d), the single token of each frame, perhaps "vector" (n, a).
-    check(): called before each block is evaluated, load(block): before its weights are read. upsample_weights: fused
-    weights computed for another clip, which are shared. ops: for the condition's device. divisible: whether a shard can
-    be less than all of a clip's frames.
+    check(): called before each block is evaluated, load(block): before its weights are read. other: another clip's, of
+    which this one shares the fused weights. ops: for the condition's device. divisible: whether a shard can be less
+    than all of a clip's frames.
     """
 
     divisible = True
@@ -75,7 +79,7 @@ class Conditioned:
         max_values: int,
         check: Callable[[], None],
         load: Callable[[nn.Module], None],
-        upsample_weights: dict[nn.Module, Tensor] | None,
+        other: Conditioned | None,
         ops: Ops,
     ) -> None:
         self.unet, self.alphas, self.biases, self.shard = unet, alphas, biases, shard
@@ -83,7 +87,7 @@ class Conditioned:
         self.max_values = min(max_values, self.ops.max_chunk)
         self.kept: Any = None
         self.label = shard.cut(unet.label_emb(c["vector"])) if "vector" in c else None
-        self.upsample_weights = upsample_weights or {}
+        self.upsample_weights: dict[nn.Module, Tensor] = other.upsample_weights if other else {}
         self.offsets: dict[Transformer, list[list[Tensor]]] = {}
         self._minus_biases: dict[Transformer, Tensor] = {}  # of `proj_out`, which is in x
         self._positions: dict[int, Tensor] = {}  # sinusoidal embeddings of the frames' numbers, by channels
@@ -93,8 +97,27 @@ class Conditioned:
                 if isinstance(layer, Transformer):
                     self.offsets[layer] = self.offsets_of(layer, c)
                     self._minus_biases[layer] = -layer_bias(layer.proj_out)
-                elif isinstance(layer, Upsample) and not upsample_weights:
+                elif isinstance(layer, Upsample) and not other:
                     self.upsample_weights[layer] = self.ops.fused_upsample_weight(layer.conv.weight)
+        self._residual_blocks = [layer for block in unet.blocks for layer in block if isinstance(layer, VideoResBlock)]
+        self._embedded: dict[VideoResBlock, tuple[Tensor, Tensor]] = {}  # see `_embed`
+        self._projection = other._projection if other else self._joined_projections() if load is no_load else None
+
+    def _joined_projections(self) -> tuple[Tensor, Tensor]:
+        """The weight and the bias of all projections of the embedding as those of one, to be multiplied at once."""
+        weights, biases = [], []
+        for block in self._residual_blocks:
+            weights += [_projection(block), _projection(block.temporal)]
+            biases += [self.biases[block].spatial, self.biases[block].temporal]
+        return torch.cat(weights), torch.cat(biases)
+
+    def _embed(self, block: VideoResBlock, emb: Tensor) -> tuple[Tensor, Tensor]:
+        """The projected embedding plus a bias, (n, c), added between each branch's convolutions: spatial, temporal."""
+        if block in self._embedded:
+            return self._embedded[block]
+        biases = self.biases[block]
+        spatial = F.linear(emb, _projection(block), biases.spatial)
+        return spatial, F.linear(emb, _projection(block.temporal), biases.temporal)
 
     def offsets_of(self, layer: Transformer, c: Mapping[str, Tensor]) -> list[list[Tensor]]:
         """For each of a transformer's blocks, the offsets of its residual streams at each point where they are read.
@@ -132,6 +155,10 @@ class Conditioned:
         emb = emb if self.label is None else emb + self.label
         self.begin(emb)
         emb, size = F.silu(emb), x.shape[-2:]
+        if self._projection:
+            sizes = [len(_projection(block)) for block in self._residual_blocks for _ in range(2)]
+            parts = F.linear(emb, *self._projection).split(sizes, 1)
+            self._embedded = dict(zip(self._residual_blocks, zip(parts[::2], parts[1::2], strict=True), strict=True))
         y, skips = self.ops.measured(tokens(x)), []
         for block in unet.input_blocks[: None if whole else SHALLOW]:
             y, size = self.block(cast(Block, block), [y], size, emb)
@@ -186,7 +213,7 @@ class Conditioned:
         conv_1, conv_2 = cast(nn.Conv2d, block.in_layers[2]), cast(nn.Conv2d, block.out_layers[3])
         norm_1, norm_2 = cast(nn.GroupNorm, block.in_layers[0]), cast(nn.GroupNorm, block.out_layers[0])
         y, _ = ops.normed_conv(inputs, norm_1, conv_1.weight, size)
-        add = _embedded(block, emb, biases.spatial)
+        add, embedded = self._embed(block, emb)
         skip = inputs[0].x
         if isinstance(block.skip_connection, nn.Conv2d):
             weights = block.skip_connection.weight.flatten(1).split([part.x.shape[2] for part in inputs], dim=1)
@@ -197,7 +224,7 @@ class Conditioned:
         y, _ = ops.normed_conv([y], norm_2, conv_2.weight, size, add, biases.output, skip)
         del skip
         conv_1, conv_2 = cast(TemporalConv, stack.in_layers[2]), cast(TemporalConv, stack.out_layers[3])
-        embedded, temporal_weight = _embedded(stack, emb, biases.temporal), 1 - self.alphas[block.time_mixer]
+        temporal_weight = 1 - self.alphas[block.time_mixer]
         step = max(self.max_values // (3 * shard.frames * y.x[0].numel()), 1) * shard.frames
         blended = []
         for part, add in zip(y.split(step), embedded.split(step), strict=True):
@@ -285,9 +312,9 @@ def layer_bias(layer: nn.Module) -> Tensor:
     return cast(Tensor, layer.bias)
 
 
-def _embedded(block: ResBlock, emb: Tensor, bias: Tensor) -> Tensor:
-    """The projected embedding plus a bias, (n, c), which is added between a residual block's convolutions."""
-    return F.linear(emb, cast(nn.Linear, block.emb_layers[1]).weight, bias)
+def _projection(block: ResBlock) -> Tensor:
+    """The weight that projects the embedding to a residual block's channels, (c, e)."""
+    return cast(nn.Linear, block.emb_layers[1]).weight
 
 
 def branch_offsets(block: VideoTransformerBlock, offset: Tensor, token: Tensor | float) -> list[Tensor]:

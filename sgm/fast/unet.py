@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from sgm.fast.conditioned import Biases, Conditioned
+from sgm.fast.conditioned import Biases, Conditioned, no_load
 from sgm.fast.graph import Checks, Recorded
 from sgm.fast.ops import Ops, channels_last, for_clip
 from sgm.fast.shard import Ranks
@@ -31,10 +31,6 @@ _KINDS: dict[type, type[Conditioned]] = {VideoUNet: Conditioned, SpatialUNetMode
 
 def no_check() -> None:
     """The default `check`: raises nothing."""
-
-
-def no_load(block: nn.Module) -> None:
-    """The default `load`: all weights are there."""
 
 
 class FastUNet:
@@ -118,9 +114,9 @@ class FastUNet:
         clips: list[Conditioned] = []
         for i in mine:
             own = {key: value.chunk(parts)[i] for key, value in inputs.items()}
-            shared = clips[0].upsample_weights if clips else None
+            other = clips[0] if clips else None
             clips.append(
-                kind(unet, self.alphas, self.biases, own, shard, max_values, checks.check, self.load, shared, ops)
+                kind(unet, self.alphas, self.biases, own, shard, max_values, checks.check, self.load, other, ops)
             )
 
         def evaluate(whole: bool, x: Tensor, c_noise: Tensor) -> Tensor:
