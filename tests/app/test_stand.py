@@ -403,6 +403,8 @@ def test_a_server_that_is_killed_goes_on(page: Any, site: Site) -> None:
     page.get_by_role("button", name="Kätzchen").tap()
     page.get_by_role("button", name="Los geht’s").tap()
     link = page.get_by_role("link", name="Film speichern").get_attribute("href")
+    # The browser is told the film's token last of all, a moment after it shows the link.
+    page.wait_for_function("token => document.cookie.includes(token)", arg=link.rpartition("/")[2])
     site.kill()
     page.get_by_text("Einen Moment bitte").wait_for()
     site.start("--stand-rest", "3600")
