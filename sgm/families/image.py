@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from sgm.media.object import cut_out, place_object
 if TYPE_CHECKING:
     from sgm.request import VideoRequest
 
-Batch = Mapping[str, Tensor | Future[Tensor]]
+Batch = Mapping[str, Tensor | Callable[[], Tensor]]
 _drawing = ThreadPoolExecutor(1, "noise")  # one thread, so that a generator's numbers come in the order of the calls
 
 _CROP = {
@@ -144,22 +145,20 @@ def per_frame(request: VideoRequest, **scalars: float) -> Batch:
 def conditioning_frames(request: VideoRequest, clean: Tensor, frames: Tensor, generator: torch.Generator) -> Batch:
     """Inputs of CLIP, `clean` (1, 3, h, w), and of the autoencoder, `frames` (n, 3, h, w) with noise of cond_aug.
 
-    The noise of a large picture takes longer than launching the image tower, so it is drawn meanwhile.
+    The noise of a large picture takes longer than launching the image tower, so it is drawn meanwhile. The thread does
+    nothing else: what OpenMP computes in a thread keeps threads of its own, which slow those of the network.
     """
-
-    def noisy() -> Tensor:
-        return frames + request.cond_aug * torch.randn(frames.shape, generator=generator)
-
+    noise = _drawing.submit(torch.randn, frames.shape, generator=generator)
     return {
         **per_frame(request, cond_aug=request.cond_aug),
         "cond_frames_without_noise": clean,
-        "cond_frames": _drawing.submit(noisy),
+        "cond_frames": cache(lambda: frames + request.cond_aug * noise.result()),
     }
 
 
-def ready(value: Tensor | Future[Tensor]) -> Tensor:
-    """A value of a batch, waited for where a thread computes it."""
-    return value.result() if isinstance(value, Future) else value
+def ready(value: Tensor | Callable[[], Tensor]) -> Tensor:
+    """A value of a batch, waited for where its noise is still being drawn."""
+    return value if isinstance(value, Tensor) else value()
 
 
 def to_pixels(picture: Image.Image) -> Tensor:
