@@ -90,6 +90,7 @@ from .recipe import RECIPE_TEXTS as RECIPE_TEXTS
 from .recipe import as_options as as_options
 from .recipe import differences as differences
 from .recipe import hash_of as hash_of
+from .recipe import hash_of_frames as hash_of_frames
 from .recipe import input_frame as input_frame
 from .recipe import is_recipe as is_recipe
 from .recipe import made_by as made_by

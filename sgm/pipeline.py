@@ -27,7 +27,7 @@ from sgm.matrix import Matrix
 from sgm.ranks import FollowersLost
 from sgm.recipe import MARK, settings_of
 from sgm.request import VideoRequest, ViewsRequest
-from sgm.run import OnStep, Run
+from sgm.run import Condition, OnStep, Run
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -123,13 +123,23 @@ def _generate(
 
     ends = (picture, goal or picture) if request.bounded else ()
     w, h = (side // engine.factor for side in request.size)
-    state = cache(generator.get_state)  # after the conditions' noise
 
-    def sample() -> Tensor:
-        # Condition.
+    # Condition.
+    @cache
+    def embedded(dtype: torch.dtype) -> tuple[list[tuple[Condition, Condition]], list[Tensor]]:
         conditions = [run.conditions(batch) for batch in batches]
         latents = [run.latents(to_pixels(end.frame()).to(engine.device), family.corrections) for end in ends]
         run.report("encode", 1, 1)
+        return conditions, latents
+
+    @cache
+    def after_conditions() -> Tensor:
+        for batch in batches:
+            ready(batch["cond_frames"])  # has its noise
+        return generator.get_state()
+
+    def sample() -> Tensor:
+        conditions, latents = embedded(run.dtype_of("conditioner"))  # again where it overflowed
         c, uc = conditions[0]
 
         def draw(middle_alone: bool) -> np.ndarray:
@@ -138,7 +148,7 @@ def _generate(
             return preview(z / engine.scale_factor, c["concat"], ready(batches[0]["cond_frames"]))
 
         # Denoise.
-        generator.set_state(state())
+        generator.set_state(after_conditions())
         x = torch.randn(request.frames, engine.latent_channels, h, w, generator=generator)
         x = to_device(x, engine.device)
         guider = request.build_guider()
@@ -212,7 +222,8 @@ def _generate_views(
 
         def sample(step: Pass = step, state: Tensor = state) -> Tensor:
             generator.set_state(state)
-            x = torch.randn(request.rows, engine.latent_channels, h, w, generator=generator).to(engine.device)
+            x = torch.randn(request.rows, engine.latent_channels, h, w, generator=generator)
+            x = to_device(x, engine.device)
             settings = request.build_guider(), request.build_sampler(), sigmas, noise
             return matrix.sample(run, step, x, *settings, on_step=report)
 

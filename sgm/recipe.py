@@ -77,9 +77,9 @@ def settings_of(
 
 
 def hash_of(pixels: np.ndarray | Image.Image) -> str:
-    """SHA-256 of an RGB picture, (h, w, 3), uint8: of its bytes, row by row.
+    """SHA-256 of an RGB picture, (h, w, 3), uint8, or of the clip that views are made of: of its bytes, row by row.
 
-    Of frames, (t, h, w, 3), one after the other, it is what recipes had before `hash_of_frames`.
+    Recipes of before `hash_of_frames` have that of their frames, too.
     """
     return _sha256(pixels).hexdigest()
 

@@ -191,7 +191,7 @@ class Run:
         """Condition and unconditional condition. batch: the conditioner's inputs by name.
 
         They have one row for each frame, except those of several views, which have one for each time or view. Whether
-        they are finite the first evaluation in `sample` finds out: until then, Python does not wait for them.
+        they are finite the first evaluation in `sample` finds out, so that Python need not wait for them here.
         """
         inputs = _Inputs(batch, self.engine.device)
 
@@ -269,6 +269,7 @@ class Run:
     def sample(self, work: Callable[[], Tensor]) -> Tensor:
         """The latents that `work()` samples with this run's denoiser; again where conditioner or network overflowed."""
         while True:
+            self._evaluations = 0
             try:
                 z = work()
                 self._raise_fault()
@@ -277,7 +278,8 @@ class Run:
                 return z
             except _Overflow as overflow:
                 self._widen(str(overflow))
-                self._first_fault, self._evaluations = torch.zeros_like(self._first_fault), 0
+                self._first_fault = torch.zeros_like(self._first_fault)
+                self._conditioned.clear()
 
     def decode(self, z: Tensor) -> np.ndarray:
         """Scaled latents (t, c, h, w) -> frames, uint8 (t, h, w, 3)."""
@@ -313,6 +315,7 @@ class Run:
                 if is_finite(result):
                     return result
                 del result
+                self._raise_fault()  # where the conditions before it were not finite, it begins with them
                 self._widen(name)
                 continue
             except torch.cuda.OutOfMemoryError:
@@ -359,9 +362,13 @@ class Run:
             case 3:
                 raise _Overflow("conditioner")
 
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype that a part runs in: the engine's, unless it overflowed."""
+        return self._wider.get(name, self.engine.dtype)
+
     def _widen(self, name: str) -> None:
         """Have a part that overflowed run in a dtype of float32's range. Raises UserError for one that does already."""
-        dtype = self._wider.get(name, self.engine.dtype)
+        dtype = self.dtype_of(name)
         if dtype is not torch.float16:
             raise UserError(
                 f"The {name} overflowed in {str(dtype).removeprefix('torch.')}: its result is infinite or no number. "

@@ -30,7 +30,7 @@ from sgm import (
     prepare_picture,
     request_of,
 )
-from sgm.engine import DiffusionEngine, copy_to
+from sgm.engine import DTYPES, DiffusionEngine, copy_to
 from sgm.run import Run
 from sgm.speeds import SPEEDS
 from sgm.versions import bundle
@@ -431,15 +431,28 @@ def scaled(part: str, factor: float, dtype: str = "float16") -> DiffusionEngine:
     engine = load_engine("svd_tiny", device="cpu", dtype=dtype)
     with torch.inference_mode():
         for name, weight in engine.parts[part].named_parameters():
-            if name.endswith(("conv1.weight", "in_layers.2.weight")) and "encoder" not in name:
+            if name.endswith(("conv1.weight", "in_layers.2.weight")) and (
+                part == "conditioner" or "encoder" not in name
+            ):
                 weight.mul_(factor)
+        for embedder in engine.conditioner.embedders if part == "conditioner" else ():
+            if hasattr(embedder, "encoder"):
+                embedder.encoder.to(DTYPES[dtype])
     return engine.freeze()
 
 
-@pytest.mark.parametrize(("part", "factor"), [("network", 1e5), ("autoencoder", 4e3)])
-def test_a_part_that_overflows_float16_runs_in_a_wider_dtype(part: str, factor: float, kitten: Image.Image) -> None:
+@pytest.mark.parametrize(
+    ("part", "factor", "choices"),
+    [
+        *(("network", 1e5, {}), ("autoencoder", 4e3, {}), ("conditioner", 1e5, {})),
+        ("conditioner", 1e5, {"sampler": "bounded", "ends": "loop"}),  # its latents are encoded, too
+    ],
+)
+def test_a_part_that_overflows_float16_runs_in_a_wider_dtype(
+    part: str, factor: float, choices: dict[str, Any], kitten: Image.Image
+) -> None:
     notes: list[str] = []
-    request = VideoRequest(**{**SMALL, "frames": 2, "steps": 1})
+    request = VideoRequest(**{**SMALL, "frames": 2, "steps": 1, **choices})
     clip = generate(scaled(part, factor), request, kitten, lambda progress: notes.append(progress.note))
     assert f"The {part} overflowed float16: it runs in float32 from here on." in notes
     wanted = generate(scaled(part, factor, "float32"), request, kitten).frames

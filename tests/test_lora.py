@@ -21,7 +21,7 @@ from sgm import (
     convert_weights,
     differences,
     generate,
-    hash_of,
+    hash_of_frames,
     load_engine,
     open_picture,
     read_recipe,
@@ -236,10 +236,10 @@ def test_a_clip_with_loras_has_them_in_its_recipe_and_is_made_again(
     engine = load_engine(device="cpu", dtype="float32", loras={"film": film})
     asked = [request.replace(lora=""), request, request, request.replace(lora="")]
     with ThreadPoolExecutor(4) as pool:
-        plain, again, *rest = pool.map(lambda one: hash_of(generate(engine, one, picture).frames), asked)
+        plain, again, *rest = pool.map(lambda one: hash_of_frames(generate(engine, one, picture).frames), asked)
     assert rest == [again, plain]
     assert again == settings["sgm"]["frames"] != plain
-    assert plain == hash_of(generate(tiny, request.replace(lora="style:0"), picture).frames)
+    assert plain == hash_of_frames(generate(tiny, request.replace(lora="style:0"), picture).frames)
 
     assert sgm("repeat", "clip.mp4", "--picture", "photo.png", "--lora", film).stdout == "identical\n"
     lacking = sgm("repeat", "clip.mp4", "--picture", "photo.png")

@@ -111,8 +111,8 @@ def repeat(
             echo_stderr(f"{source} is not the recipe's {what}, or is cropped otherwise: the clip will differ.")
         again = make()
         again = again if is_marked(settings) else again.unmarked()
-        again = Clip(*smoothing.apply(again.frames, again.fps, again.settings))
-        verdict = _verdict(made_by(settings).get("frames"), then, lossless, again)
+        own, again = again.frames, Clip(*smoothing.apply(again.frames, again.fps, again.settings))
+        verdict = _verdict(made_by(settings).get("frames"), own, then, lossless, again)
         same = verdict.startswith(_IDENTICAL)
         for sentence in (verdict, *(differences(settings, again.settings) or ([] if same else [_NO_CAUSE]))):
             echo_result(sentence)
@@ -225,18 +225,18 @@ def _frames_of(clip: Path, request: VideoRequest, count: int, view: str) -> tupl
     return frames, beside is not None
 
 
-def _verdict(known: str | None, then: np.ndarray, lossless: bool, again: Clip) -> str:
+def _verdict(known: str | None, own: np.ndarray, then: np.ndarray, lossless: bool, again: Clip) -> str:
     """Whether a clip has the frames of the recipe, or how far they are from `then`, the file's, uint8 (t, h, w, 3).
 
-    known: the recipe's hash of the frames, of either kind, which decides where there is one. With frames of an MP4 the
-    new ones are compared after the same encoding.
+    known: the recipe's hash of the frames, of either kind, which decides where there is one. own: the model's own
+    frames of the new clip, of which that is. With frames of an MP4 the new ones are compared after the same encoding.
     """
     import numpy as np
 
     from sgm import encode_video, read_frames
     from sgm.recipe import hash_of, made_by
 
-    if known in (made_by(again.settings)["frames"], hash_of(again.frames)):
+    if known and (known == made_by(again.settings)["frames"] or known == hash_of(own)):
         return _IDENTICAL
     now = again.frames if lossless else read_frames(encode_video(again.frames, again.fps, again.settings))[0]
     distance = np.abs(np.subtract(then, now, dtype=np.int16))

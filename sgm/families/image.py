@@ -107,10 +107,10 @@ class ImageFamily:
         return Picture(image, request)
 
     def batch(self, picture: Picture, factor: int, generator: torch.Generator) -> Batch:
-        """The conditioner's inputs by name: pictures (1, 3, h, w) in [-1, 1], scalars (t,).
+        """The conditioner's inputs by name: pictures (1, 3, h, w) in [-1, 1], scalars (t,); as `ready` gives them.
 
         factor: downsampling factor from pixels to latents. generator: draws the noise of `cond_aug`, by a thread of its
-        own; it is not to be used before "cond_frames" has its result.
+        own; it is not to be used before "cond_frames" is ready.
         """
         request, pixels = picture.request, to_pixels(picture.frame())
         return {

@@ -53,18 +53,14 @@ class Biases:
         self.minus_folded, self.output = -folded.to(last.dtype), output.to(last.dtype)
 
 
-def no_load(block: nn.Module) -> None:
-    """The default `load`: all weights are there."""
-
-
 class Conditioned:
     """The network for one condition, on n frames of whole clips, or on a shard of one clip.
 
     alphas: the weight of the spatial branch in each blend. biases: of each residual block. c: what the network takes
     beside x, in its dtype: "crossattn" (n, 1, d), the single token of each frame, perhaps "vector" (n, a).
     check(): called before each block is evaluated, load(block): before its weights are read. other: another clip's, of
-    which this one shares the fused weights. ops: for the condition's device. divisible: whether a shard can be less
-    than all of a clip's frames.
+    which this one shares the fused weights. join: whether to hold all projections of the embedding once more, as one.
+    ops: for the condition's device. divisible: whether a shard can be less than all of a clip's frames.
     """
 
     divisible = True
@@ -80,6 +76,7 @@ class Conditioned:
         check: Callable[[], None],
         load: Callable[[nn.Module], None],
         other: Conditioned | None,
+        join: bool,
         ops: Ops,
     ) -> None:
         self.unet, self.alphas, self.biases, self.shard = unet, alphas, biases, shard
@@ -101,7 +98,7 @@ class Conditioned:
                     self.upsample_weights[layer] = self.ops.fused_upsample_weight(layer.conv.weight)
         self._residual_blocks = [layer for block in unet.blocks for layer in block if isinstance(layer, VideoResBlock)]
         self._embedded: dict[VideoResBlock, tuple[Tensor, Tensor]] = {}  # see `_embed`
-        self._projection = other._projection if other else self._joined_projections() if load is no_load else None
+        self._projection = other._projection if other else self._joined_projections() if join else None
 
     def _joined_projections(self) -> tuple[Tensor, Tensor]:
         """The weight and the bias of all projections of the embedding as those of one, to be multiplied at once."""

@@ -396,8 +396,7 @@ def convolution(
     - over pictures, upsampled first: blocks of (1, 1, ROWS, DEPTH), and (4 c' / WIDTH, WIDTH, 4 c), of four 2x2
       convolutions for the pixels upper left, lower left, upper right and lower right. out: (n, 2 s / w, w, 2, c'),
       blocks of (1, 1, ROWS, 1, WIDTH). Of narrow pictures: blocks of (ROWS / w, 1, w, DEPTH), (ROWS / w, 1, w, 1,
-      WIDTH). No `residual`. mean, deviation: (n, 4 blocks, c'), those of the four follow each
-      other.
+      WIDTH). No `residual`. mean, deviation: (n, 4 blocks, c'), those of the four follow each other.
 
     weight: blocks of (some, WIDTH, DEPTH). narrow: None, or the same weight described by smaller blocks, for the
     columns that each tile has beside those. add: c' values for each frame, `add_row` after those of the last, or None.

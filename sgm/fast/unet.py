@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from sgm.fast.conditioned import Biases, Conditioned, no_load
+from sgm.fast.conditioned import Biases, Conditioned
 from sgm.fast.graph import Checks, Recorded
 from sgm.fast.ops import Ops, channels_last, for_clip
 from sgm.fast.shard import Ranks
@@ -31,6 +31,10 @@ _KINDS: dict[type, type[Conditioned]] = {VideoUNet: Conditioned, SpatialUNetMode
 
 def no_check() -> None:
     """The default `check`: raises nothing."""
+
+
+def no_load(block: nn.Module) -> None:
+    """The default `load`: all weights are there."""
 
 
 class FastUNet:
@@ -111,13 +115,13 @@ class FastUNet:
         mine, shard = ranks.share(parts, num_video_frames, kind.divisible)
         checks = Checks(check)
         ops = for_clip(c["crossattn"].device, fp8 and self.load is no_load, self._eight_bit)
+        join = self.load is no_load and not clip_by_clip  # 0.1 GiB of SVD's, where memory is not scarce
         clips: list[Conditioned] = []
         for i in mine:
             own = {key: value.chunk(parts)[i] for key, value in inputs.items()}
             other = clips[0] if clips else None
-            clips.append(
-                kind(unet, self.alphas, self.biases, own, shard, max_values, checks.check, self.load, other, ops)
-            )
+            settings = shard, max_values, checks.check, self.load, other, join, ops
+            clips.append(kind(unet, self.alphas, self.biases, own, *settings))
 
         def evaluate(whole: bool, x: Tensor, c_noise: Tensor) -> Tensor:
             h = torch.cat([x, c["concat"]], dim=1) if "concat" in c else x
