@@ -137,8 +137,11 @@ def _host_memory(size: int, device: torch.device) -> Tensor:
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """x of the processor's memory on a device; a GPU copies it while it computes, and Python does not wait."""
-    if device.type != "cuda":
+    """x of the processor's memory on a device; a GPU copies it while it computes, and Python does not wait.
+
+    More than 64 MiB it waits for: torch keeps the pinned memory that this takes.
+    """
+    if device.type != "cuda" or x.nbytes > 2**26:
         return x.to(device)
     (buffer,) = host_buffers([x.nbytes], device)
     strides = torch.empty_like(x, device="meta").stride()  # x's memory format
