@@ -133,9 +133,9 @@ def _generate(
         return conditions, latents
 
     @cache
-    def after_conditions() -> Tensor:
+    def generator_state() -> Tensor:
         for batch in batches:
-            ready(batch["cond_frames"])  # has its noise
+            ready(batch["cond_frames"])  # whose noise the generator draws first
         return generator.get_state()
 
     def sample() -> Tensor:
@@ -148,7 +148,7 @@ def _generate(
             return preview(z / engine.scale_factor, c["concat"], ready(batches[0]["cond_frames"]))
 
         # Denoise.
-        generator.set_state(after_conditions())
+        generator.set_state(generator_state())
         x = torch.randn(request.frames, engine.latent_channels, h, w, generator=generator)
         x = to_device(x, engine.device)
         guider = request.build_guider()

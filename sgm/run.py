@@ -67,7 +67,7 @@ OnStep = Callable[[Progress], None]
 
 
 class _Overflow(Exception):
-    """The result of a part of the engine is not finite: of that name."""
+    """A part of the engine, of the name that is given, had a result that is not finite."""
 
 
 def _finite(*values: Tensor) -> bool:
@@ -350,6 +350,7 @@ class Run:
             self._raise_fault()
 
     def _keep_first(self, fault: Tensor) -> None:
+        """Note a fault, 0-dim int8, unless there is one already; Python does not wait for its value."""
         self._first_fault = torch.where(self._first_fault > 0, self._first_fault, fault)
 
     def _raise_fault(self) -> None:

@@ -27,7 +27,7 @@ normed_convolution: Any = gluon_frames.normed_convolution
 HALF = torch.float16, torch.bfloat16
 WIDEST = 320  # channels of the rows that a group of warps can hold in its registers
 BLOCK = 64  # pixels whose moments a convolution stores, of narrow pictures those of a line
-NARROW = 16  # pixels of the lines of which a block has four pictures'
+NARROW = 16  # width of pictures of which a block holds the same line of four, side by side
 MEMORY = 226 * 2**10  # bytes of a multiprocessor's shared memory for what is multiplied
 LONG, MANY = 512, 2**16  # pixels to attend to, and rows to multiply, from which on these kernels are faster than others
 
@@ -256,7 +256,7 @@ def upsamples(x: Tensor, weight: Tensor) -> bool:
     """Whether the convolution below takes x (n, h, w, c) and a weight (4 c', c, 2, 2)."""
     (n, h, w, c), matrix = x.shape, weight.movedim(1, -1)
     fits = c % 64 == len(weight) % 256 == 0 and (w % BLOCK == 0 or w == BLOCK // 2) and weight.shape[2:] == (2, 2)
-    fits = fits and 4 * n * h * w >= MANY
+    fits = fits and 4 * n * h * w >= MANY  # of pictures 16 across, cuDNN's convolution is as fast
     laid_out = matrix.is_contiguous() and weight.dtype == x.dtype and aligned(x) and aligned(matrix)
     return x.dtype in HALF and fits and laid_out
 
