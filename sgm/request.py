@@ -34,7 +34,7 @@ COMMON: tuple[Field, ...] = (
         str,
         "Speed",
         "What the clip may lose for time. All but exact draw a somewhat different clip. Of the exact clip's time "
-        f"(svd_xt, an H100): {SHARES}. fp8 is for Hopper cards; elsewhere its products are exact.",
+        f"(svd_xt, an H200): {SHARES}. fp8 is for Hopper cards; elsewhere its products are exact.",
         default="exact",
         choices=lambda: SPEEDS,
     ),

@@ -16,7 +16,7 @@ class Speed:
     way: what is done, in words. cache_interval: the whole network is evaluated every so many times, in between its
     shallow blocks alone (DeepCache: see `FastUNet.conditioned`). fp8: with float8 products. steps, schedule: defaults
     of these fields; steps never more than the version's own. share: of the exact clip's time, and psnr: to it, in dB,
-    both as measured at svd_xt's size with made-up weights on an H100 (`benchmarks/gpu.py`).
+    both as measured at svd_xt's size with made-up weights on an H200 (`benchmarks/gpu.py`).
     """
 
     way: str
@@ -43,18 +43,18 @@ class Speed:
         """What is lost for what, in words; "" for nothing."""
         if self.share == 1:
             return ""
-        return f"{self.share:.2g} of the exact time, {self.psnr:.0f} dB from it: svd_xt, made-up weights, an H100"
+        return f"{self.share:.2g} of the exact time, {self.psnr:.0f} dB from it: svd_xt, made-up weights, an H200"
 
 
 _AYS: dict[str, Any] = {"steps": 10, "schedule": "ays"}  # Align Your Steps (arXiv:2404.14507) has ten steps
 SPEEDS: dict[str, Speed] = {
     "exact": Speed("Exact"),
-    "cached": Speed("Cached, whole at every second evaluation", 2, share=0.57, psnr=54.9),
-    "cached_3": Speed("Cached, whole at every third evaluation", 3, share=0.44, psnr=52.2),
-    "fp8": Speed("Products in 8 bits", fp8=True, share=0.81, psnr=51.4),
-    "fp8_cached": Speed("Products in 8 bits, cached", 2, fp8=True, share=0.47, psnr=50.6),
-    "ays": Speed("Align Your Steps, ten", **_AYS, share=0.45, psnr=46.7),
-    "ays_cached": Speed("Align Your Steps, cached", 2, **_AYS, share=0.28, psnr=46.8),
+    "cached": Speed("Cached, whole at every second evaluation", 2, share=0.55, psnr=54.9),
+    "cached_3": Speed("Cached, whole at every third evaluation", 3, share=0.42, psnr=52.2),
+    "fp8": Speed("Products in 8 bits", fp8=True, share=0.84, psnr=51.5),
+    "fp8_cached": Speed("Products in 8 bits, cached", 2, fp8=True, share=0.48, psnr=50.6),
+    "ays": Speed("Align Your Steps, ten", **_AYS, share=0.44, psnr=46.7),
+    "ays_cached": Speed("Align Your Steps, cached", 2, **_AYS, share=0.27, psnr=46.8),
     "ays_fp8": Speed("Align Your Steps, products in 8 bits", fp8=True, **_AYS, share=0.37, psnr=45.7),
 }
 SHARES = ", ".join(f"{name} {speed.share:.2g}" for name, speed in SPEEDS.items() if speed.cost)  # in words
