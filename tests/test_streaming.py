@@ -25,6 +25,7 @@ from sgm.engine import DiffusionEngine, copy_to
 from sgm.fast.held import Held
 from sgm.fast.unet import FastUNet
 from sgm.memory import plans
+from sgm.speeds import SPEEDS
 from sgm.streaming import SLOTS, stream, streamed_bytes
 from sgm.unet.unet import UNet
 from tests import small_model
@@ -225,7 +226,7 @@ def test_the_plan_is_taken_where_parts_do_not_fit_and_gives_the_same_clip(
 
     # The clip's recipe says what its speed lost where an evaluation that is in it was in 8 bits, as on some cards.
     monkeypatch.setattr("sgm.run.has_fp8", lambda device: True)
-    for numbers, lost in ((1, 3), "51 dB"), ((1, 2), "nothing"):
+    for numbers, lost in ((1, 3), SPEEDS["fp8"].cost), ((1, 2), "nothing"):
         failing, calls = numbers, count(1)
         recipe = generate(engine, REQUEST.replace(speed="fp8"), picture).settings["sgm"]
         assert lost in recipe.get("speed", "nothing")

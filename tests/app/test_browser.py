@@ -513,6 +513,30 @@ def test_files_of_all_kinds(page: Any, site: Server, tmp_path: Path) -> None:
 
 
 # Leaves for History as soon as the address says so: while the run that writes it is still drawing, which breaks it off.
+QUICKLY = """async ([first, then]) => {  // a click, and another while the first one's run is drawing
+    const app = document.querySelector(".stApp"), at = async () => new Promise(done => setTimeout(done, 1));
+    document.querySelector(first).click();
+    while (app.dataset.testScriptState !== "running") await at();
+    document.querySelector(then).click();
+}"""
+
+
+def test_clicks_in_quick_succession_are_all_done(page: Any, site: Server) -> None:
+    """The second one, which says of all widgets what they showed before the first one's run, undoes nothing of it."""
+    expect = sync_api.expect
+    page.goto(site.address)
+    switch, settled = page.get_by_role("switch", name="New seed each time"), page.locator("[data-test-script-state]")
+    for preset, motion, on in (("Calm", "60", True), ("Lively", "200", False), ("Calm", "60", True)):
+        expect(page.get_by_role("spinbutton", name="Seed", exact=True)).to_have_count(1)
+        expect(settled).to_have_attribute("data-test-script-state", "notRunning")
+        page.evaluate(QUICKLY, [f".st-key-preset_{preset} button", ".st-key-new_seed input"])
+        expect(switch).to_be_checked(checked=on)
+        page.wait_for_timeout(500)
+        expect(settled).to_have_attribute("data-test-script-state", "notRunning")
+        assert page.get_by_role("button", name=preset, exact=True).get_attribute("aria-pressed") == "true"
+        assert page.get_by_role("slider", name="Motion").input_value() == motion
+
+
 LEAVE = """words => {
     const { pushState } = history;
     history.pushState = (...state) => {

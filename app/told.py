@@ -1,0 +1,78 @@
+"""What code has set of widgets stays until the browser is told of it.
+
+With each click a browser sends what all widgets show. One that comes before the browser has drawn what an earlier
+click's run set, as a preset sets sliders, sends what these showed before, and Streamlit would take that for changes by
+hand.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamlit.proto.WidgetStates_pb2 import WidgetState, WidgetStates
+from streamlit.runtime.state.common import user_key_from_element_id
+from streamlit.runtime.state.safe_session_state import SafeSessionState
+
+_KEY = "untold"  # in a session's state
+_DRAWING = 1.0  # seconds after a run in which a browser may still be drawing what it set
+
+
+@dataclass
+class _Untold:
+    """until: widgets that code has set -> when the browser must have drawn them. sent: what it sent last."""
+
+    until: dict[str, float] = field(default_factory=dict)
+    sent: dict[str, WidgetState] = field(default_factory=dict)
+
+
+def _untold(session: SafeSessionState) -> _Untold:
+    state = session._state
+    if _KEY not in state:
+        state[_KEY] = _Untold()
+    return state[_KEY]
+
+
+_set, _begin, _end = (
+    SafeSessionState.__setitem__,
+    SafeSessionState.on_script_will_rerun,
+    SafeSessionState.on_script_finished,
+)
+
+
+def _set_and_note(self: SafeSessionState, key: str, value: Any) -> None:
+    _set(self, key, value)
+    if key in self._state._key_id_mapper:
+        _untold(self).until[key] = math.inf  # until a run has ended
+
+
+def _begin_with_what_is_set(self: SafeSessionState, fresh_widget_states: WidgetStates | None, **more: Any) -> None:
+    """Leave out what the browser sends of such a widget if it has sent the same before."""
+    untold, fresh, now = _untold(self), fresh_widget_states, time.monotonic()
+    if fresh is not None:
+        before, untold.sent = untold.sent, {widget.id: widget for widget in fresh.widgets}
+        changed = {user_key_from_element_id(id_) for id_, widget in untold.sent.items() if before.get(id_) != widget}
+        untold.until = {key: end for key, end in untold.until.items() if now < end and key not in changed}
+        known = (widget for id_, widget in untold.sent.items() if user_key_from_element_id(id_) not in untold.until)
+        fresh = WidgetStates(widgets=known)
+    _begin(self, fresh, **more)
+    for key in untold.until:
+        if key in self._state:
+            _set(self, key, self._state[key])  # which has the run that begins tell the browser
+
+
+def _end_and_note(self: SafeSessionState, widget_ids_this_run: Collection[str], **more: Any) -> None:
+    _end(self, frozenset(widget_ids_this_run), **more)
+    if more.get("remove_stale_widgets"):  # as only of a run that was not broken off
+        untold, id_of, end = _untold(self), self._state._key_id_mapper.get_id_from_key, time.monotonic() + _DRAWING
+        for key in untold.until:
+            if id_of(key, None) in widget_ids_this_run:
+                untold.until[key] = end
+
+
+SafeSessionState.__setitem__ = _set_and_note
+SafeSessionState.on_script_will_rerun = _begin_with_what_is_set
+SafeSessionState.on_script_finished = _end_and_note
