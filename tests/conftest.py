@@ -11,6 +11,8 @@ from tests.beside import PROGRAMS, Beside
 
 # Tests, and what they start, run side by side, and tensors as small as theirs gain nothing from threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Collecting garbage among all modules and models takes a twentieth of the time, and little of it is garbage.
+gc.set_threshold(100_000, 50, 100)
 # No two signatures are alike, but files of equal clips are compared.
 os.environ["SGM_C2PA"] = "off"
 # The compiler of rembg's dependencies takes a minute in a new environment; tests have pictures too small to need it.
