@@ -23,7 +23,7 @@ _DRAWING = 1.0  # seconds after a run in which a browser may still be drawing wh
 
 @dataclass
 class _Untold:
-    """until: widgets that code has set -> when the browser must have drawn them. sent: what it sent last."""
+    """until: widgets to which code gave another value -> when a browser must have drawn it. sent: what it last sent."""
 
     until: dict[str, float] = field(default_factory=dict)
     sent: dict[str, WidgetState] = field(default_factory=dict)
@@ -44,9 +44,10 @@ _set, _begin, _end = (
 
 
 def _set_and_note(self: SafeSessionState, key: str, value: Any) -> None:
-    _set(self, key, value)
-    if key in self._state._key_id_mapper:
+    state = self._state
+    if key in state._key_id_mapper and key in state and state[key] != value:
         _untold(self).until[key] = math.inf  # until a run has ended
+    _set(self, key, value)
 
 
 def _begin_with_what_is_set(self: SafeSessionState, fresh_widget_states: WidgetStates | None, **more: Any) -> None:
