@@ -62,7 +62,7 @@ def _begin_with_what_is_set(self: SafeSessionState, fresh_widget_states: WidgetS
     untold, fresh = _untold(self), fresh_widget_states
     if fresh is not None:
         before, untold.sent = untold.sent, {widget.id: widget for widget in fresh.widgets}
-        changed = [widget for id_, widget in untold.sent.items() if before.get(id_) != widget or _is_click(widget)]
+        changed = [widget for id_, widget in untold.sent.items() if _is_changed(widget, before.get(id_))]
         context = get_script_run_ctx(suppress_warning=True)
         page, part = (context.page_script_hash, context.fragment_ids_this_run) if context else ("", None)
         if changed or part or page != untold.page:
@@ -91,8 +91,9 @@ def _still_untold(state: SessionState, until: dict[str, float], changed: list[Wi
     return {key: end for key, end in until.items() if now < end and key not in keys}
 
 
-def _is_click(widget: WidgetState) -> bool:
-    return "trigger" in (widget.WhichOneof("value") or "")
+def _is_changed(widget: WidgetState, before: WidgetState | None) -> bool:
+    kind = widget.WhichOneof("value") or ""
+    return bool(getattr(widget, kind)) if "trigger" in kind else widget != before  # a click, or another value
 
 
 def _end_and_note(self: SafeSessionState, widget_ids_this_run: Collection[str], **more: Any) -> None:

@@ -415,6 +415,26 @@ def test_another_click_s_run_begins_right_after_undivided_work() -> None:
     assert "broken off" not in state
 
 
+def test_what_a_click_has_set_can_be_set_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, to what the browser has sent before: not taken for what it showed before the click."""
+    monkeypatch.setattr("app.told._DRAWING", 60.0)
+
+    def show() -> None:
+        import streamlit as st
+
+        st.toggle("On", key="on")
+        st.button("Off", on_click=lambda: st.session_state.__setitem__("on", False))
+
+    page = visited(show)
+    for _ in range(2):
+        ok(page.toggle(key="on").set_value(True).run())
+        assert page.session_state["on"]
+        ok(page.button[0].click().run())
+        assert not page.session_state["on"]
+    ok(page.button[0].click().run())
+    assert not page.session_state["on"]
+
+
 def test_what_waits_is_moved_edited_and_taken_out(stage: Stage) -> None:
     page, first = started(stage)
     for bucket in (60, 90):
