@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas  # noqa: F401 - charts import it lazily, and a second session at that time would fail
 import streamlit as st
 
-import app.told  # noqa: F401 - quick clicks undo nothing
+import app.stale  # noqa: F401 - a click right after another one undoes nothing of it
 from app import first, history, look, places
 from app.create import page as create
 from app.jobs import FolderInUse, table

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import streamlit as st
 
-import app.told  # noqa: F401 - quick clicks undo nothing
 from app import look
 from app.stand import page
 

@@ -20,5 +20,5 @@ def as_in_one_server() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifest_scanner, "scan_component_manifests", cache(manifest_scanner.scan_component_manifests))
         patch.setattr(ScriptCache, "get_bytecode", lambda _, path: compiled(scripts, path))
-        patch.setattr("app.told._DRAWING", 0.0)  # the test runner has drawn all when a run ends
+        patch.setattr("app.stale._DRAWING", 0.0)  # the test runner has drawn all when a run ends
         yield

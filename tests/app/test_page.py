@@ -417,7 +417,7 @@ def test_another_click_s_run_begins_right_after_undivided_work() -> None:
 
 def test_what_a_click_has_set_can_be_set_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand, to what the browser has sent before: not taken for what it showed before the click."""
-    monkeypatch.setattr("app.told._DRAWING", 60.0)
+    monkeypatch.setattr("app.stale._DRAWING", 60.0)
 
     def show() -> None:
         import streamlit as st
