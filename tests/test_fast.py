@@ -21,7 +21,7 @@ from sgm.engine import DiffusionEngine
 from sgm.fast.decoder import decode
 from sgm.fast.ops import Measured, Ops, channels_last, for_clip, for_device, has_fp8
 from sgm.fast.shard import Ranks, Shard
-from sgm.fast.torch_ops import TorchOps
+from sgm.fast.torch_ops import ProcessorOps, TorchOps
 from sgm.layers.attention import CrossAttention, FeedForward
 from sgm.layers.residual import GroupNorm, TemporalConv
 from sgm.layers.video import SpatialVideoTransformer, VideoResBlock
@@ -451,6 +451,24 @@ def test_attention_within_and_across_frames(ops_and_device: tuple[Ops, torch.dev
 
     assert close(ops.attention(qkv, 2), wanted((3, 0, 1, 4, 2, 5), (0, 1, 3, 2, 4)))
     assert close(ops.temporal_attention(qkv, 2, 3), wanted((3, 0, 2, 4, 1, 5), (0, 3, 1, 2, 4)))
+
+
+@pytest.mark.parametrize("most", [2**22, 2 * 40 * 40, 100])
+def test_attention_in_bfloat16_on_processors(most: int) -> None:
+    """All heads at once; two; two queries of one at a time."""
+    ops = ProcessorOps(max_chunk=most)
+    qkv = 2 * draw(6, 40, 3 * 64, device=torch.device("cpu")).bfloat16()
+
+    def wanted(x: Tensor) -> Tensor:
+        q, k, v = x.double().unflatten(-1, (3, 2, 32)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    assert relative(ops.attention(qkv, 2), wanted(qkv)) < 0.01
+    across = wanted(qkv.unflatten(0, (2, 3)).transpose(1, 2).flatten(0, 1)).unflatten(0, (2, 40)).transpose(1, 2)
+    assert relative(ops.temporal_attention(qkv, 2, 3), across.flatten(0, 1)) < 0.01
+    q, k, v = qkv[0].chunk(3, dim=1)
+    alone = F.scaled_dot_product_attention(q.double()[None], k.double()[None], v.double()[None])[0]
+    assert relative(ops.wide_attention(q, k, v), alone) < 0.01
 
 
 @pytest.mark.parametrize("most", [2**25, 10_000])

@@ -339,11 +339,11 @@ class TorchOps:
         """Self-attention among the pixels of each frame. qkv: (n, s, 3 c), queries | keys | values -> (n, s, c)."""
         n, s, _ = qkv.shape
         q, k, v = qkv.view(n, s, 3, heads, -1).permute(2, 0, 3, 1, 4)  # each (n, heads, s, d)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, s, -1)
+        return self._attention(q, k, v).transpose(1, 2).reshape(n, s, -1)
 
     def wide_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Single-head attention, of a head with many channels: (s, c) each -> (s, c)."""
-        return F.scaled_dot_product_attention(q[None, None], k[None, None], v[None, None])[0, 0]
+        return self._attention(q[None, None], k[None, None], v[None, None])[0, 0]
 
     def temporal_attention(self, qkv: Tensor, heads: int, frames: int) -> Tensor:
         """Self-attention among the frames of each pixel. qkv: (b t, s, 3 c) -> (b t, s, c)."""
@@ -351,8 +351,12 @@ class TorchOps:
         out = qkv.new_empty(n, s, c)
         for clip, clip_out in zip(qkv.split(frames), out.split(frames), strict=True):  # views: no clip is copied
             q, k, v = clip.view(frames, s, 3, heads, -1).permute(2, 1, 3, 0, 4)  # each (s, heads, t, d)
-            clip_out.copy_(F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).flatten(2))
+            clip_out.copy_(self._attention(q, k, v).permute(2, 0, 1, 3).flatten(2))
         return out
+
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(q k^T / sqrt(d)) v of n sequences with h heads: (n, h, s, d) each -> (n, h, s, d)."""
+        return F.scaled_dot_product_attention(q, k, v)
 
 
 class ProcessorOps(TorchOps):
@@ -401,6 +405,22 @@ class ProcessorOps(TorchOps):
         for i in range(len(a)):  # a frame at a time, whose float32 intermediate stays in the caches
             frame = slice(i, i + 1)
             super().blend(a[frame], b[frame], weight_a, weight_b, add[frame], out[frame])
+        return out
+
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.dtype != torch.bfloat16 or q.device.type != "cpu":
+            return super()._attention(q, k, v)
+        # In bfloat16, whole products and a softmax of parts that stay in the caches take two thirds of torch's time.
+        s, scale = k.shape[2], k.shape[3] ** -0.5
+        out = torch.empty(q.shape, dtype=q.dtype)
+        rows = max(self.max_chunk // s, 1)  # queries whose scores fit
+        heads = math.ceil(rows / s)
+        parts = (x.flatten(0, 1).split(heads) for x in (q, k, v, out))
+        for queries, keys, values, results in zip(*parts, strict=True):
+            for query, result in zip(queries.split(rows, dim=1), results.split(rows, dim=1), strict=True):
+                scores = query.new_empty(*query.shape[:2], s)
+                torch.baddbmm(scores, query, keys.transpose(1, 2), beta=0, alpha=scale, out=scores)
+                result.copy_(torch.bmm(scores.softmax(-1), values))
         return out
 
     def _conv_over_frames(self, x: Tensor, conv: TemporalConv, padding: int) -> Tensor:
