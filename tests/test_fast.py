@@ -349,6 +349,14 @@ def close(found: Tensor, wanted: Tensor, bound: float = 3e-6) -> bool:
     return bool((found.double() - wanted).norm() < bound * wanted.norm())
 
 
+def few_rows_in_several_tiles(patch: pytest.MonkeyPatch, ops: Ops, device: torch.device, processors: int) -> None:
+    """Have a Hopper card's own kernels compute what has few rows, too, and each program go through several tiles."""
+    if device.type == "cuda" and ops.has_triton:
+        patch.setattr("sgm.fast.gluon_ops.LONG", 1)
+        patch.setattr("sgm.fast.gluon_ops.MANY", 1)
+        patch.setattr("sgm.fast.gluon_ops.processors", lambda device: processors)
+
+
 def affine(module: nn.Module) -> Any:
     for i, parameter in enumerate(module.parameters()):
         nn.init.normal_(parameter, generator=torch.Generator(parameter.device).manual_seed(i))
@@ -508,10 +516,7 @@ def test_attention_and_products_in_half_precision(
     ops, device = ops_and_device
     if device.type == "cpu" and ops.has_triton and s * c > 130 * 384:
         pytest.skip(INTERPRETED)
-    if device.type == "cuda" and ops.has_triton:
-        monkeypatch.setattr("sgm.fast.gluon_ops.LONG", 1)
-        monkeypatch.setattr("sgm.fast.gluon_ops.MANY", 1)
-        monkeypatch.setattr("sgm.fast.gluon_ops.processors", lambda device: 2)  # each goes through several tiles
+    few_rows_in_several_tiles(monkeypatch, ops, device, processors=2)
     half = torch.float16
     y, offset = draw(2, s, c, device=device).to(half), draw(2, c, device=device).to(half)
     norm = affine(nn.LayerNorm(c).to(device))
@@ -557,9 +562,7 @@ def test_products_of_norms_and_blends_in_half_precision(
     half, n = torch.float16, 3
     if device.type == "cpu" and ops.has_triton:
         pytest.skip("Triton's interpreter, which takes long, runs no kernels in Gluon")
-    if device.type == "cuda" and ops.has_triton:
-        monkeypatch.setattr("sgm.fast.gluon_ops.MANY", 1)
-        monkeypatch.setattr("sgm.fast.gluon_ops.processors", lambda device: 2)
+    few_rows_in_several_tiles(monkeypatch, ops, device, processors=2)
     layer, norm = affine(nn.Linear(c, out).to(device)).to(half), affine(nn.GroupNorm(32, c).to(device)).to(half)
     x, y, z = (draw(n, s, c, device=device, shift=shift).to(half) for shift in (0.0, 1.0, -1.0))
     for add in (None, draw(c, device=device).to(half), draw(n, c, device=device).to(half)):
@@ -640,9 +643,7 @@ def test_convolutions_over_frames_in_half_precision(
     ops, device = ops_and_device
     if device.type == "cpu" and ops.has_triton and s * c * columns > 130 * 128 * 128:
         pytest.skip(INTERPRETED)
-    if device.type == "cuda" and ops.has_triton:
-        monkeypatch.setattr("sgm.fast.gluon_ops.MANY", 1)
-        monkeypatch.setattr("sgm.fast.gluon_ops.processors", lambda device: 2)  # each goes through several tiles
+    few_rows_in_several_tiles(monkeypatch, ops, device, processors=2)
     frames, half = 5, torch.float16
     x, base = (draw(clips * frames, s, k, device=device, shift=0.5).to(half) for k in (c, columns))
     norm = draw(clips * frames, c, device=device), draw(clips * frames, c, device=device)
@@ -705,9 +706,7 @@ def test_convolutions_of_pictures_in_half_precision(
     ops, device = ops_and_device
     if device.type == "cpu" and ops.has_triton:
         pytest.skip("Triton's interpreter, which takes long, runs no kernels in Gluon")
-    if device.type == "cuda" and ops.has_triton:
-        monkeypatch.setattr("sgm.fast.gluon_ops.MANY", 1)
-        monkeypatch.setattr("sgm.fast.gluon_ops.processors", lambda device: 3)  # each goes through several tiles
+    few_rows_in_several_tiles(monkeypatch, ops, device, processors=3)
     half, (h, w) = torch.float16, size
     x, base = draw(n, h, w, c, device=device, shift=0.5).to(half), draw(n, h * w, columns, device=device).to(half)
     layer = nn.Conv2d(c, columns, 3).to(device, half).requires_grad_(False)
@@ -761,9 +760,7 @@ def test_convolutions_of_doubled_pictures_in_half_precision(
     ops, device = ops_and_device
     if device.type == "cpu" and ops.has_triton:
         pytest.skip("Triton's interpreter, which takes long, runs no kernels in Gluon")
-    if device.type == "cuda" and ops.has_triton:
-        monkeypatch.setattr("sgm.fast.gluon_ops.MANY", 1)
-        monkeypatch.setattr("sgm.fast.gluon_ops.processors", lambda device: 3)  # each goes through several tiles
+    few_rows_in_several_tiles(monkeypatch, ops, device, processors=3)
     half, (h, w) = torch.float16, size
     x = draw(n, h, w, c, device=device, shift=0.5).to(half)
     layer = affine(nn.Conv2d(c, columns, 3).to(device)).to(half).requires_grad_(False)
