@@ -34,7 +34,7 @@ def offer(request: VideoRequest | None, picture: Picture | None) -> tuple[DeltaG
         if editing:
             st.button("Leave it", on_click=lambda: st.session_state.update(editing=""))
     if clicked and request and picture and editing:
-        problem = session.change(editing.id, request)
+        problem = session.change(editing.id, request, picture.last)
         if not problem:
             st.rerun()
     elif clicked and request and picture:

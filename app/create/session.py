@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
+from PIL import Image
 
 from app import look
 from app.create import picture, settings
@@ -138,10 +139,10 @@ def editing() -> Job | None:
 
 
 @undivided()
-def change(job_id: str, request: VideoRequest) -> str:
-    """Give a waiting job other settings. Returns what is wrong, or ""."""
+def change(job_id: str, request: VideoRequest, last: Image.Image | None) -> str:
+    """Give a waiting job other settings, and its last picture. Returns what is wrong, or ""."""
     try:
-        table().edit(job_id, settings.ready(request), owner())
+        table().edit(job_id, settings.ready(request), owner(), last)
     except UserError as error:
         return str(error)
     st.session_state["editing"] = ""

@@ -23,7 +23,7 @@ from app.jobs.runner import EngineRunner, Make
 from app.jobs.seat import DeviceState, Seats
 from app.jobs.store import Store, clip_frames, film_frames, film_video, is_lossless
 from app.jobs.workers import Workers
-from sgm import JOIN, UserError, VideoRequest, checked_ends
+from sgm import JOIN, UserError, VideoRequest, ViewsRequest, checked_ends
 
 log = logging.getLogger(__name__)
 
@@ -195,12 +195,14 @@ class Table:
 
         It is the film's frame, in whose colours the clips are matched. last: the picture at which the extension ends;
         anywhere without one. Raises UserError for a clip that has been deleted, is too short, or is the last of
-        LONGEST_CHAIN, and as `extension_of`.
+        LONGEST_CHAIN, or of a film of which one has been deleted, and as `extension_of`.
         """
         job = self._existing(job_id)
         if job.parts:
             raise UserError("Views of another clip cannot be gone on from: make those of a longer clip.")
         links = len(self.chain(job_id))
+        if not links:
+            raise UserError("A clip of this film has been deleted, so that it cannot be gone on with.")
         if links >= LONGEST_CHAIN:
             raise UserError(f"This film has {LONGEST_CHAIN} clips already, and more would drift off. Start a new one.")
         if (count := job.request.frames) <= -JOIN:
@@ -220,6 +222,7 @@ class Table:
         saved.files = sizes(saved)
         with self._changed:
             if job_id not in self._jobs:  # deleted meanwhile
+                shutil.rmtree(job.folder, ignore_errors=True)
                 return None
             self._jobs[job_id] = saved
         save_or_log(saved)
@@ -250,13 +253,19 @@ class Table:
         return film_video(job, self.chain(job.id))
 
     def delete(self, job_id: str) -> None:
-        """Remove an ended job and its files. Raises UserError for one that is active, OSError from the disk."""
+        """Remove an ended job and its files. Raises OSError from the disk.
+
+        Raises UserError for one that is active, and for one that an active job extends.
+        """
         with self._changed:
             job = self._jobs.get(job_id)
             if job is None:
                 return
             if job.active:
                 raise UserError("This clip is still being made: cancel it first.")
+            active = (*self._line.running(), *self._line.queued())
+            if any(job_id == link.id for other in active for link in self._line.chain(other.parent)):
+                raise UserError("A clip that extends this one is still being made: cancel that first.")
             hidden = self._store.hide(job)
             del self._jobs[job_id]
         shutil.rmtree(hidden, ignore_errors=True)
@@ -311,39 +320,48 @@ class Table:
             if job is None or not job.active:
                 return
             job.stopping = True
-            if job.state == "running":
-                return
-            self._take_out(job)
-        save_or_log(job)
+            if job.state == "queued":
+                self._take_out(job)
 
     def move(self, job_id: str, by: int, owner: str = "") -> None:
         """Move a job in line by so many places among its owner's, or its group's. Raises UserError as `edit` does."""
         with self._changed:
-            moved = self._line.move(self._line.waiting(job_id, owner), by)
-        for job in moved:
-            save_or_log(job)
+            for job in self._line.move(self._line.waiting(job_id, owner), by):
+                save_or_log(job)
 
-    def edit(self, job_id: str, request: VideoRequest, owner: str = "") -> None:
-        """Change the settings of a job that waits. Raises UserError for a cell of a sweep, another's job, and one that
-        does not wait any more.
+    def edit(self, job_id: str, request: VideoRequest, owner: str = "", last: Image.Image | None = None) -> None:
+        """Change the settings of a job that waits. last: the last picture of a clip that ends at one; unless given, its
+        own.
+
+        Raises UserError for a cell of a sweep, another's job, one that does not wait any more, settings that it cannot
+        have, and as `submit`.
         """
+        job = self._existing(job_id)
+        if request.takes_last and last is None:
+            last = stored_last(job)
+        request = checked_ends(request, stored_input(job) if last else [], last)
         with self._changed:
             job = self._line.waiting(job_id, owner)
             if job.axes:
                 raise UserError("The settings of a sweep's clips are what it compares: take it out, and start another.")
+            if isinstance(request, ViewsRequest) != isinstance(job.request, ViewsRequest):
+                raise UserError("A picture's clip cannot become views of a clip, nor these that: start another.")
+            if job.parent and request.size != job.request.size:
+                (w, h), (width, height) = job.request.size, request.size
+                raise UserError(f"An extension is of its film's size, {w}×{h}, not {width}×{height}: start another.")
+            if request.takes_last and last:
+                self._store.put_last(job, last)
             job.request = request
             self._line.changed()
             self._changed.notify_all()
-        save_or_log(job)
+            save_or_log(job)
 
     def empty(self, owner: str = "") -> int:
         """Take all of an owner's jobs out of the line; those that run go on. Returns how many there were."""
         with self._changed:
-            waiting = [job.id for job in self._line.queued() if job.owner == owner]
-            for job_id in waiting:
-                self._take_out(self._jobs[job_id])
-        for job_id in waiting:
-            save_or_log(self._jobs[job_id])
+            waiting = [job for job in self._line.queued() if job.owner == owner]
+            for job in waiting:
+                self._take_out(job)
         return len(waiting)
 
     def wait(self, job_id: str, timeout: float | None = None) -> Job | None:
@@ -358,10 +376,11 @@ class Table:
         self._store.close()
 
     def _take_out(self, job: Job) -> None:
-        """Take a job out of the line. Called with the lock held."""
+        """Take a job out of the line. Called with the lock held, so that nothing later is overwritten on disk."""
         job.state, job.message, job.ended = "cancelled", "Taken out of the queue.", time.time()
         self._line.changed()
         self._changed.notify_all()
+        save_or_log(job)
 
     def _add_all(self, parts: Iterable[_Part]) -> None:
         """Store jobs, each part's of one picture, and queue them all; none where one cannot be stored.

@@ -18,7 +18,7 @@ from PIL import Image
 from app.jobs.record import ID, Input, Job, Unreadable, ViewsClip, restore, save, small_jpeg, write
 from sgm import Clip, UserError, encode_video, read_frames, read_settings, stitch, write_clip, write_frames, write_video
 from sgm.outputs import take
-from sgm.paths import patiently, refusals_explained, replacing
+from sgm.paths import patiently, refusals_explained, replacing, writes_explained
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,11 @@ class Store:
                 f"The clip cannot be stored in {self.folder}: {error.strerror or error}. "
                 "Free some space there, or name another folder in SGM_OUTPUTS and start the app again."
             ) from error
+
+    def put_last(self, job: Job, last: Image.Image) -> None:
+        """Write another last picture of a job. Raises UserError where it cannot be written."""
+        with writes_explained(job.last):
+            _put(last, job.last)
 
     def hide(self, job: Job) -> Path:
         """Rename a job's folder to a hidden name, to be deleted by the caller. Returns its path. Raises OSError."""
@@ -172,12 +177,12 @@ def is_lossless(chain: Sequence[Job]) -> bool:
 def film_frames(job: Job, chain: Sequence[Job]) -> tuple[np.ndarray, float]:
     """The frames of a finished job's film, uint8 (T, H, W, 3), and frames a second; lossless if `is_lossless(chain)`.
 
-    chain: the clips that make up the film, the job last, or empty if one of them has been deleted. Raises UserError if
-    the files have been deleted or are damaged.
+    chain: the clips that make up the film, the job last, or empty if one of them has been deleted. Clips of several
+    sizes make no film, but the last of them alone. Raises UserError if the files have been deleted or are damaged.
     """
 
     def joined() -> tuple[np.ndarray, float]:
-        links = chain or [job]
+        links = chain if len({link.request.size for link in chain}) == 1 else [job]
         clips, rates = zip(*map(clip_frames, links), strict=True)
         return stitch(clips, [link.request.takes_last for link in links]), rates[-1]
 

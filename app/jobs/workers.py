@@ -82,6 +82,8 @@ class Workers:
         clip = clip if self._watermark else clip.unmarked()
         with self._changed:
             before = self._line.chain(job.parent)
+        if job.parent and not before:
+            warning = f"{warning} A clip before it has been deleted: this is the extension alone.".lstrip()
         return {"settings": clip.settings, "message": warning} | self._store.write_clip(job, clip, before)
 
     def _withheld(self, job: Job) -> dict[str, Any]:

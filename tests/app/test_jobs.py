@@ -23,17 +23,19 @@ from starlette.requests import Request
 
 from app import jobs
 from app.create import progress
-from app.jobs import EngineRunner, Job, Table
+from app.jobs import EngineRunner, Job, Table, store
 from sgm import (
     EXPORTS,
     Clip,
     Progress,
     UserError,
     VideoRequest,
+    ViewsRequest,
     detect_watermark,
     open_picture,
     read_frames,
     read_settings,
+    write_video,
 )
 
 REQUEST = VideoRequest(frames=4, steps=3, height=64, width=96, fps=8, seed=7)
@@ -319,6 +321,35 @@ def test_their_owner_moves_edits_and_empties_what_waits(held: tuple[Table, Held]
     again.close()
 
 
+def test_what_waits_keeps_its_film_and_gets_the_last_picture_that_it_needs(
+    held: tuple[Table, Held], picture: Image.Image
+) -> None:
+    table, runner = held
+    first = table.submit(REQUEST.replace(frames=6, steps=1), picture)
+    runner.reach_step()
+    runner.go_on.release()
+    finished(table, first)
+    table.submit(REQUEST, picture)
+    runner.reach_step()
+    extension, other = table.extend(first.id), table.submit(REQUEST, picture)
+    with pytest.raises(UserError, match="its film's size, 96×64, not 128×64"):
+        table.edit(extension.id, extension.request.replace(width=128))
+    with pytest.raises(UserError, match="cannot become views"):
+        table.edit(other.id, ViewsRequest("sv4d2"))
+    with pytest.raises(UserError, match="extends this one is still being made"):
+        table.delete(first.id)
+    to_last = REQUEST.replace(sampler="bounded", ends="last")
+    with pytest.raises(UserError, match="give one"):
+        table.edit(other.id, to_last)
+    for last in (picture.transpose(Image.Transpose.ROTATE_180), picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM)):
+        table.edit(other.id, to_last, last=last)
+        table.edit(other.id, to_last.replace(seed=8))  # its own stays
+        assert np.array_equal(np.asarray(open_picture(other.last)), np.asarray(last))
+    runner.release()
+    assert finished(table, extension).state == finished(table, other).state == "done"
+    assert table.get(other.id).request.ends == "last"  # type: ignore[union-attr]
+
+
 def test_a_batch_is_one_group_of_several_pictures_all_or_none(held: tuple[Table, Held], picture: Image.Image) -> None:
     table, runner = held
     takes = [REQUEST, REQUEST.replace(seed=8)]
@@ -441,6 +472,29 @@ def test_a_film_goes_on_from_near_the_end_and_ends_at_four_clips(tmp_path: Path,
     table.close()
 
 
+def test_a_clip_of_another_size_or_alone_makes_no_film(tmp_path: Path, picture: Image.Image) -> None:
+    """As earlier versions let some be changed, and where a clip that was extended has been deleted."""
+
+    def sized(job: Job, *told: Any) -> Clip:
+        w, h = job.request.size
+        frames = [np.asarray(open_picture(job.picture).resize((w, h)))] * job.request.frames
+        return Clip(np.stack(frames), 7, job.request.settings())
+
+    table, request = Table(tmp_path, sized), REQUEST.replace(frames=6)
+    first = finished(table, table.submit(request, picture))
+    other = finished(table, table.submit(request.replace(width=128), picture, parent=first.id))
+    assert table.frames(other)[0].shape[1:3] == (64, 128)
+    assert len(table.video(other)) > 500
+    assert finished(table, table.extend(other.id)).state == "done"
+    last = finished(table, table.extend(first.id))
+    table.delete(first.id)
+    with pytest.raises(UserError, match="has been deleted"):
+        table.extend(last.id)
+    alone = finished(table, table.again(last.id))
+    assert (alone.state, "the extension alone" in alone.message) == ("done", True)
+    table.close()
+
+
 def test_a_film_keeps_its_first_clip_s_colours(tmp_path: Path, picture: Image.Image) -> None:
     def paler(job: Job, on_step: Callable[[Progress], None], check: Callable[[], None]) -> Clip:
         pixels = np.asarray(open_picture(job.picture))
@@ -520,13 +574,19 @@ def test_what_a_kill_leaves_half_written_is_removed(tmp_path: Path, picture: Ima
 
 @pytest.mark.parametrize(("name", "told"), [("clip.mp4", "could not be saved"), ("frames.mkv", "not all")])
 def test_what_could_not_be_written_is_saved_once_it_can(
-    tmp_path: Path, picture: Image.Image, name: str, told: str
+    tmp_path: Path, picture: Image.Image, monkeypatch: pytest.MonkeyPatch, name: str, told: str
 ) -> None:
     def obstructed(job: Job, *told: Any) -> Clip:
         (job.folder / name).mkdir()  # where a file is to stand
         return draw(job, *told)
 
     table = Table(tmp_path, obstructed)
+    gone = finished(table, table.submit(REQUEST, picture))
+    (gone.folder / name).rmdir()
+    with monkeypatch.context() as patch:  # deleted in another tab meanwhile
+        patch.setattr(store, "write_video", lambda *what: (table.delete(gone.id), write_video(*what)))
+        assert table.save_again(gone.id) is None
+    assert not gone.folder.exists()
     job = finished(table, table.submit(REQUEST, picture))
     assert (job.state, told in job.message, bool(job.unsaved)) == ("done", True, name == "clip.mp4")
     still = table.save_again(job.id)
