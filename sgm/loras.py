@@ -109,7 +109,8 @@ def find_lora(name: str, files: Mapping[str, Path] | None = None) -> Path:
             if is_file(path) or is_folder(path):
                 return path
     known = list(installed_loras())
-    there = f"there {'are' if len(known) > 1 else 'is'} {printable(', '.join(known), 300)}" if known else "it is empty"
+    empty = "it is empty" if is_folder(lora_folders()[0]) else "a folder that is not there yet"
+    there = f"there {'are' if len(known) > 1 else 'is'} {printable(', '.join(known), 300)}" if known else empty
     raise WeightsError(
         f"There is no LoRA {printable(name)} in {lora_folders()[0]} ({there}): put its file there, or give its path "
         "with --lora."

@@ -7,6 +7,7 @@ Words and jobs go through pipes, tensors through a torch.distributed process gro
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import queue
@@ -27,6 +28,7 @@ import torch.distributed as dist
 from sgm.errors import printable
 from sgm.fast.shard import Ranks
 
+logger = logging.getLogger(__name__)
 _GO, _STOP = True, False
 
 
@@ -49,6 +51,7 @@ def start_ranks(first: torch.device, count: int, load: Mapping[str, Any]) -> Ran
     if not dist.is_available():
         return Ranks(lost="this torch is built without torch.distributed.")
     if first.type == "cpu":
+        logger.warning("There is no GPU: %d processes share the processor, which takes longer than one.", count)
         return Leader(count * [first], load)
     if index + count > there:
         return Ranks(lost=f"{count} GPUs from {first.type}:{index} on were asked for, here are {there}.")

@@ -216,8 +216,10 @@ def read_recipe(source: str | Path | bytes, name: str | None = None) -> dict[str
         settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except Exception as error:  # PyYAML's errors share no base with omegaconf's
         raise UserError(f"{path} cannot be read as YAML: {reason_of(error)}.") from error
-    if not isinstance(settings, dict) or not isinstance(settings.get("version"), str):
+    if not isinstance(settings, dict):
         raise UserError(f"{path} is no recipe: a recipe is a mapping of settings, such as version: svd_tiny.")
+    if not isinstance(settings.get("version"), str):
+        raise UserError(f"{path} is no recipe: it does not say its version, such as version: svd_tiny.")
     settings = _replaced({str(name): value for name, value in settings.items()}, _ESCAPED, _INTERPOLATION)
     return settings if MARK in settings or is_recipe(settings) else {**settings, MARK: {"format": FORMAT}}
 
@@ -332,7 +334,8 @@ def as_options(request: VideoRequest, without: Collection[str] = ()) -> list[str
     """
     words = []
     for name, value in _seed_and_choices(request).items():
-        text = request.fields()[name].text(value).replace(", ", ",")
+        field = request.fields()[name]
+        text = field.text(value).replace(", ", ",") if field.kind is tuple else field.text(value)
         for part in [] if name in without else text.split(" + "):
             words += [f"--{name.replace('_', '-')}", part]
     return words

@@ -69,7 +69,8 @@ class Axis:
         field = _field(name)
         if field.kind is tuple:
             return cls(name, tuple(field.parse(part) for part in values.split("/")))
-        parts = (_range(field, part) if ".." in part else [field.parse(part)] for part in values.split(","))
+        ranges = field.kind is not str or bool(field.choices)  # else names, which may have dots
+        parts = (_range(field, part) if ranges and ".." in part else [field.parse(part)] for part in values.split(","))
         return cls(name, tuple(itertools.islice(itertools.chain.from_iterable(parts), _MOST_VALUES + 1)))
 
     @property
@@ -78,7 +79,8 @@ class Axis:
 
     def text(self, value: Any) -> str:
         """One of its values, as `parse` reads it."""
-        return self.field.text(value).replace(", ", ",")
+        text = self.field.text(value)
+        return text.replace(", ", ",") if self.field.kind is tuple else text
 
     def label(self, value: Any) -> str:
         """One of its values with the axis's name, such as "steps 10"."""

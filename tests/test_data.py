@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from sgm import UserError, open_video, read_frames, write_video
 from sgm.cli.commands import cli
+from sgm.media.cutting import write_piece
 from sgm.media.reading import Video
 from sgm.training.checks import look, retimed
 from sgm.training.clips import FolderClips, ShardClips, open_clips, read_reel
@@ -211,6 +212,12 @@ def test_clips_are_split_at_their_cuts_and_the_source_stays(folder: Path, tmp_pa
     again = sgm("data", folder / "in", "--frames", FRAMES, "--split", tmp_path / "split")
     assert f"{tmp_path / 'split-2'}: 1 clips as they are" in again.stderr
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_nothing_is_cut_from_after_the_end(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="shows nothing from 90 to 91 seconds"):
+        write_piece(folder / "small.mp4", 90, 91, tmp_path / "piece")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_split_for_which_the_disk_has_no_room_leaves_nothing(folder: Path, tmp_path: Path) -> None:

@@ -187,6 +187,17 @@ def test_a_table_fits_its_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert ("lpips" in done.stderr) == bool(lpips_missing())
 
 
+def test_the_page_s_folder_is_its_clips(folder: Path) -> None:
+    for name in ("a", "b"):
+        (folder / "outputs" / name).mkdir(parents=True)
+        (folder / "outputs" / name / "job.json").write_text("{}")
+        for file in ("clip.mp4", "film.mp4"):
+            (folder / "outputs" / name / file).write_bytes(Path("clips/0.mp4").read_bytes())
+    for place, names in (("outputs", ["a", "b"]), ("outputs/a", ["a"])):
+        rows = json.loads(sgm("score", place, "--json").stdout)["clips"]
+        assert [row["clip"] for row in rows] == [str(Path("outputs") / name / "clip.mp4") for name in names]
+
+
 def test_json_and_csv_say_the_same_and_a_bad_clip_costs_its_own_row(folder: Path) -> None:
     Path("bad.mp4").write_bytes(b"no video")
     Path("clips/still.mp4").write_bytes(Path("clips/0.mp4").read_bytes()[:300])
@@ -248,7 +259,7 @@ def test_frame0_is_against_what_the_model_saw(folder: Path) -> None:
         (["clips", "--json", "--csv", "-"], "give one of them"),
         (["clips", "--csv", "clips"], "is a folder"),
         (["clips", "--picture", "none.png"], "none.png does not exist"),
-        (["clips", "--reference", "none.mp4"], "none.mp4 cannot be read"),
+        (["clips", "--reference", "none.mp4"], "none.mp4 does not exist"),
         (["."], "holds no clips"),
         (["clips", "--fvd", "."], "holds no clips"),
         *([(["clips", "--fvd", "clips"], "python -m pip install cd-fvd")] if fvd_missing() else []),

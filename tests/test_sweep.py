@@ -36,7 +36,7 @@ from sgm import (
 from sgm.cli.folder import Pictures, SweepFolder
 from sgm.cli.making import Countdown, in_own_thread
 from sgm.paths import locked
-from sgm.recipe import made_by
+from sgm.recipe import as_options, made_by
 from tests.test_cli import _empty_folder, frames_of, save_picture, sgm  # noqa: F401
 
 SMALL = ["--frames", "2", "--width", "64", "--height", "64", "--depth", "0", "--steps", "1"]  # depth takes longer
@@ -104,6 +104,14 @@ def test_cells_that_cannot_be_made_are_named(texts: list[str], options: dict[str
     with pytest.raises(UserError) as caught:
         cells(BASE, axes(*texts), **options)
     assert said in str(caught.value)
+
+
+def test_names_of_loras_stay_as_they_are() -> None:
+    axis = Axis("lora", ("v1..2", "x, y:0.5"))
+    assert axis.values == ("v1..2:1", "x, y:0.5")
+    assert Axis.parse("lora=v1..2,pan").values == ("v1..2:1", "pan:1")
+    assert axis.text(axis.values[1]) == "x, y:0.5"
+    assert as_options(VideoRequest(lora="x, y:0.5"))[-2:] == ["--lora", "x, y:0.5"]
 
 
 def test_cells_are_all_combinations_and_take_what_is_set() -> None:
@@ -441,6 +449,18 @@ def test_a_recipe_brings_its_own_picture_where_the_page_kept_it(tmp_path: Path) 
     assert "2 clips; 3 evaluations" in sgm(*command).stdout
     assert "1 clip; 1 evaluation of" in sgm(*command[:3], "--vary", "steps=1", "--dry-run").stdout
     assert "Missing argument 'PICTURE'" in sgm("sweep", "--vary", "steps=1,2").stderr
+
+
+def test_a_sweep_of_other_pictures_is_not_lost() -> None:
+    for name in ("photo.png", "other.png"):
+        save_picture(Path(name))
+    Path("sweep.csv").write_text(
+        "picture,seed,file,seconds,evaluations,error\nphoto.png,1,clips/photo_seed=1.mp4,2,2,\n"
+    )
+    done = sgm("sweep", "other.png", *SMALL, "--vary", "seed=1,2", "--out", ".")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "holds a sweep of photo.png, as sweep.csv says" in done.stderr
+    assert "photo.png" in Path("sweep.csv").read_text()
 
 
 def test_a_grid_that_no_sweep_made_is_not_lost() -> None:

@@ -125,6 +125,20 @@ class Code:
         return Path.touch, (self.path,)
 
 
+def test_weights_to_start_from_are_looked_for_where_others_are(
+    tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SGM_PROGRESS_EVERY", "what is looked at next")
+    more = [f"data.folder={data[1].partition('=')[2]}"]
+    with pytest.raises(UserError, match=r"checkpoints.svd_xt\.safetensors: set init=FILE.*`sgm download svd_xt`"):
+        run(TRAINING / "svd_lora.yaml", more)
+    monkeypatch.setenv("SGM_CHECKPOINTS", str(tmp_path))
+    (tmp_path / "svd_xt.safetensors").touch()
+    with pytest.raises(UserError, match="SGM_PROGRESS_EVERY"):
+        run(TRAINING / "svd_lora.yaml", more)
+
+
 @pytest.mark.parametrize("kind", ["code", "damaged", "another training's"])
 def test_a_checkpoint_is_not_gone_on_with(kind: str, data: list[str], autoencoder: Path, tmp_path: Path) -> None:
     last, executed = tmp_path / "last.ckpt", tmp_path / "executed"

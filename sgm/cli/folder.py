@@ -67,7 +67,8 @@ class Pictures:
 class SweepFolder:
     """The clips of a sweep below `clips/`, and `sweep.csv`.
 
-    Raises UserError for a folder that holds another sweep, or files of these names that no sweep made.
+    Raises UserError for a folder that holds another sweep, also one of other pictures, or files of these names that no
+    sweep made.
     """
 
     def __init__(self, out: Path, axes: Sequence[Axis], files: Iterable[Path], pictures: Pictures) -> None:
@@ -90,11 +91,18 @@ class SweepFolder:
             with refusals_explained(table), table.open(newline="", encoding="utf-8", errors="replace") as file:
                 reader = csv.DictReader(file)
                 same = (reader.fieldnames or [])[: len(self._columns)] == self._columns
-                self._known = {row["file"]: row["seconds"] or "" for row in reader} if same else {}
+                rows = list(reader) if same else []
         except csv.Error as error:
             raise UserError(f"{self.out} holds {table}, which is damaged ({error}): remove it.") from error
         if not same:
             raise UserError(f"{self.out} holds another sweep, as {table} says: choose another folder.")
+        pictures = {Path(row["picture"] or "").name for row in rows}  # wherever they lie now
+        if pictures and pictures.isdisjoint(Path(printable(path)).name for path in self._stems):
+            names = printable(", ".join(sorted(pictures)), 200)
+            raise UserError(
+                f"{self.out} holds a sweep of {names}, as {table} says, which would be lost: choose another folder."
+            )
+        self._known = {row["file"]: row["seconds"] or "" for row in rows}
 
     def grid(self, page: int, suffix: str) -> Path:
         """The name of a page of the grid, from 0."""

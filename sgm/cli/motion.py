@@ -27,7 +27,10 @@ _MOST_BARS = 24  # of a clip in the table
 
 
 def motion(
-    clips: Annotated[list[Path], path_argument("Clips: mp4, mkv, webm, gif or webp; of a folder, all clips in it.")],
+    clips: Annotated[
+        list[Path],
+        path_argument("Clips: mp4, mkv, webm, gif or webp; of a folder, all videos in it, such as the page's."),
+    ],
     to_csv: Annotated[
         str | None, typer.Option("--csv", help="Write each step's bucket there; - prints them instead of the table.")
     ] = None,

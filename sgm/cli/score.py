@@ -17,7 +17,7 @@ import typer.core
 from sgm.cli.console import echo_result, echo_stderr, errors_as_sentences, path_argument, path_option, progress_bar
 from sgm.cli.recipe import stored_frames, stored_picture
 from sgm.errors import UserError, printable
-from sgm.paths import check_writable, exists, is_folder, user_path, write_new
+from sgm.paths import check_writable, contents, exists, is_file, is_folder, user_path, write_new
 from sgm.process import importing_torch
 from sgm.versions import VIEW_VERSIONS
 
@@ -44,7 +44,10 @@ class ScoreCommand(typer.core.TyperCommand):
 
 
 def score(
-    clips: Annotated[list[Path], path_argument("Clips: mp4, mkv, webm, gif or webp; of a folder, all videos in it.")],
+    clips: Annotated[
+        list[Path],
+        path_argument("Clips: mp4, mkv, webm, gif or webp; of a folder, all videos in it, such as the page's."),
+    ],
     picture: Annotated[
         Path | None,
         path_option("What they were made of; unless given, the page's copy beside a clip, if there is one."),
@@ -128,11 +131,20 @@ def csv_target(to_csv: str | None) -> Path | None:
 
 
 def expanded(paths: list[Path]) -> Iterator[Path]:
-    """The clips, those of a folder by name; what is left out of it is said."""
+    """The clips, those of a folder by name; what is left out of it is said. Of the page's folder, each clip once."""
     from sgm import files_of
 
     for path in paths:
-        yield from files_of(path, "clip", echo_stderr) if is_folder(path) else [path]
+        if is_folder(path):
+            yield from _of_page(path) or files_of(path, "clip", echo_stderr)
+        else:
+            yield path
+
+
+def _of_page(folder: Path) -> list[Path]:
+    """The clips of an outputs folder of the page, or of one of the folders in it; [] of other folders."""
+    places = [place for place in (folder, *contents(folder)) if is_file(place / "job.json")]
+    return [place / "clip.mp4" for place in places if is_file(place / "clip.mp4")]
 
 
 def _made_of(path: Path, frames: np.ndarray, given: Path | None) -> tuple[Image.Image | None, VideoRequest | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from itertools import islice, takewhile
+from itertools import chain, islice, takewhile
 from pathlib import Path
 
 import av
@@ -33,6 +33,9 @@ def write_piece(source: Path, start: float, end: float, path: Path) -> tuple[Pat
                 if getattr(error.__cause__, "errno", None) == errno.ENOSPC:
                     raise
         frames = takewhile(lambda pair: pair[0] < end - _SOON, video.timed(max(start - _SOON, 0)))
+        if (first := next(frames, None)) is None:
+            raise UserError(f"{source} shows nothing from {start:g} to {end:g} seconds: it is shorter.")
+        frames = chain([first], frames)
         name = path.with_name(path.name + ".mp4")
         write_whole(name, lambda temporary: encode_again(str(temporary), frames, video.rate))
         return name, False

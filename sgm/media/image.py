@@ -23,7 +23,7 @@ MAX_SCANS = 100  # of a progressive JPEG; ten are usual, and each one takes as l
 
 # An allow-list: some of Pillow's formats call other programs (EPS) or hide the true size in their header (ICO).
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
-_ADVICE = "give a JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF picture."
+_ADVICE = "give a JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP, TIFF, JPEG 2000 or PPM picture."
 _ADDRESS = re.compile(r"(?i)(https?|ftp|file|data|blob):")
 _DAMAGED = "damaged or cut short: fetch or save it again."
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+from collections import deque
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 from av.container import InputContainer, OutputContainer
+from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageSequence
 
@@ -53,6 +55,7 @@ class Video:
         self._stream = container.streams.video[0]
         self._count: int | None = None
         self._moved = False  # whether packets have been read, so that the next ones are not the first
+        self._cut_short = False  # as far as is known
         self._reformatter = VideoReformatter()  # one for all frames: each frame's own would start threads of its own
         self._turns: int | None = None  # quarters by which frames are turned, counter-clockwise
         _check_pixels(name, self._stream.width, self._stream.height)
@@ -111,15 +114,21 @@ class Video:
         return self._stream.frames or self._packets(most)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """One frame; negative indices count from the end that the file says it has.
+        """One frame; negative indices count from the last one that there is, of at most as many as the file says.
 
         Raises UserError where the frame is missing, or cannot be reached within MAX_DECODED bytes.
         """
-        index = index if index >= 0 else len(self) + index
-        self.check_size(index + 1)
-        for number, pixels in enumerate(self):
-            if number == index:
-                return pixels
+        if index < 0:
+            self.check_size(len(self) + index + 1)
+            last = deque(self, -index)  # an edit list may hide frames that the file counts
+            if len(last) == -index and not self._cut_short:
+                return last[0]
+            index += len(self)
+        else:
+            self.check_size(index + 1)
+            for number, pixels in enumerate(self):
+                if number == index:
+                    return pixels
         raise UserError(f"{self._name} is cut short: its frame {index + 1} cannot be read. Fetch or save it again.")
 
     def check_size(self, frames: int) -> None:
@@ -175,7 +184,8 @@ class Video:
                 yield time, pixels
         if shape is None and not start:
             raise damage or UserError(_unreadable(self._name, "damaged, or no picture in it"))
-        if damage or (packets < self._stream.frames and not start):
+        self._cut_short = bool(damage) or (packets < self._stream.frames and not start)
+        if self._cut_short:
             logger.warning("%s is cut short: only the frames before the cut are read.", self._name)
 
     def packets(self) -> Iterator[tuple[float | None, av.Packet]]:
@@ -224,8 +234,11 @@ class Video:
 
     def _packets(self, most: int) -> int:
         """The number of coded frames, counted to `most`."""
-        count, self._moved = 0, True
+        count = 0
         with _explained(self._name):
+            if self._moved:
+                self._container.seek(0)
+            self._moved = True
             for packet in self._container.demux(self._stream):
                 count += bool(packet.size)
                 if count >= most:
@@ -337,7 +350,9 @@ def _check_bytes(name: str, frames: int, width: int, height: int) -> None:
 
 def _regular(path: Path) -> BinaryIO:
     """An open file. Raises UserError for what would be waited for, OSError where it cannot be read."""
-    if paths.exists(path) and not paths.is_file(path):
+    if not paths.exists(path):
+        raise UserError(f"{path} does not exist: check the name.")
+    if not paths.is_file(path):
         raise UserError(f"{path} is a folder, a pipe or a device, not a video: give an mp4 file.")
     return path.open("rb")
 
@@ -350,7 +365,9 @@ def _explained(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = getattr(error, "strerror", None) or "damaged, or no picture in it"
+        # FFmpeg's own errors have the numbers of such of the system's as "Operation not permitted".
+        reason = None if isinstance(error, FFmpegError) else getattr(error, "strerror", None)
+        reason = reason or "damaged, or no picture in it"
         raise UserError(_unreadable(name, reason)) from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,8 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """
     began = time.monotonic()
     config = read_training_config(config_path, overrides)
-    model = config["model"] = _check_places(config)
+    _complete_places(config)
+    model = config["model"]
     if not (every := os.environ.get("SGM_PROGRESS_EVERY") or "20").isdecimal():
         raise UserError(f"SGM_PROGRESS_EVERY must be a number of steps; got {shown(every)}.")
 
@@ -126,8 +127,25 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     return path
 
 
-def _check_places(config: Mapping[str, Any]) -> Path:
-    """Raise UserError where the files and folders of a config are missing; return the path of its model's YAML."""
+def _start(init: Path | None) -> Path | None:
+    """Where the weights to start from are: there or, of checkpoints/NAME, in any folder where weights are looked for.
+
+    Raises UserError where they are missing.
+    """
+    from sgm.versions import checkpoint_folders
+
+    if init is None or exists(init):
+        return init
+    folders = checkpoint_folders() if init.parent.name == "checkpoints" else []
+    found = next((folder / init.name for folder in folders if is_file(folder / init.name)), None)
+    if found is None:
+        where = f"; an official version's are fetched by `sgm download {init.stem}`" if folders else ""
+        raise UserError(f"There are no weights to start from at {init}: set init=FILE, or null for none{where}.")
+    return found
+
+
+def _complete_places(config: dict[str, Any]) -> None:
+    """Set a config's model and init to where they were found. Raises UserError where a file or folder is missing."""
     from sgm.media.kinds import files_of
     from sgm.training.shards import clips_and_shards
     from sgm.versions import bundle
@@ -137,8 +155,7 @@ def _check_places(config: Mapping[str, Any]) -> Path:
         raise UserError(
             f"There is no config of a model at {config['model']}: set model, such as configs/inference/svd.yaml."
         )
-    if config["init"] and not exists(config["init"]):
-        raise UserError(f"There are no weights to start from at {config['init']}: set init, or null for none.")
+    config["model"], config["init"] = model, _start(config["init"])
     for name in ("pictures", "clips", "masks"):
         there = exists if name == "clips" else is_folder  # clips may be a shard, or a list of some
         if config["data"][name] and not there(config["data"][name]):
@@ -155,7 +172,6 @@ def _check_places(config: Mapping[str, Any]) -> Path:
         files_of(folder, "picture", lambda line: None, deep=True)
     if place := config["data"]["clips"]:
         clips_and_shards(place, lambda line: None)
-    return model
 
 
 def _check_checkpoint(path: Path, task: Task) -> int:

@@ -189,7 +189,7 @@ class FolderClips(Clips):
     """Samples of the clips in a folder.
 
     At the start each file is opened, and one frame decoded; what it shows is looked at when it is drawn. Short clips
-    are then kept in memory, up to `_MAX_STORED` bytes; of others no more is decoded than the sample.
+    are read whole, and then kept in memory, up to `_MAX_STORED` bytes; of others no more is decoded than the sample.
     """
 
     def __init__(
@@ -256,7 +256,7 @@ class FolderClips(Clips):
         span = facts.count if whole else (frames - 1) * stride + 1
         reel = self._read(path, str(path), facts, frames, span, at)
         with self._storing:
-            if whole and self._stored + bytes_all <= _MAX_STORED:
+            if whole and path not in self._reels and self._stored + bytes_all <= _MAX_STORED:
                 self._stored += bytes_all if reel else 0
                 self._reels[path] = reel
         return reel
@@ -309,7 +309,8 @@ class ShardClips(Clips):
     def reels(self, strides: Sequence[int], frames: int) -> list[Reel | None]:
         taken = list(islice(self._passes, len(strides)))
         if len(taken) < len(strides):
-            raise UserError(f"{self.place} holds no clips that can be read: see sgm data {self.place}.")
+            shared = f" for each of the {self.parts} processes that share them" if self.parts > 1 else ""
+            raise UserError(f"{self.place} holds no clips that can be read{shared}: see sgm data {self.place}.")
         chosen, self.next = [sample for sample, _ in taken], taken[-1][1]
         with ThreadPoolExecutor(_THREADS) as pool:
             return list(pool.map(self._reel, chosen, torch.rand(len(strides)).tolist(), strides, repeat(frames)))

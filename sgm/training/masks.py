@@ -22,12 +22,12 @@ def write_masks(pictures: str | Path, masks: str | Path) -> list[Path]:
     """
     folder = user_path(masks)
     check_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
 
     def say(line: object) -> None:
         print(line, file=sys.stderr, flush=True)
 
     paths = files_of(user_path(pictures), "picture", say, deep=True)
+    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for number, path in enumerate(paths, 1):
         target = folder / f"{path.stem}.png"

@@ -106,7 +106,9 @@ def samples(shard: Path, say: Callable[[str], object], start: int = 0) -> Iterat
                     raise tarfile.ReadError(f"{member.name} is cut short")
                 file.seek(member.offset_data)
                 if is_clip(file.read(min(member.size, HEAD)), member.name):
-                    yield Sample(f"{shard.name}/{member.name}", shard, member.offset_data, member.size, end)
+                    yield Sample(
+                        f"{shard.name}/{member.name.removeprefix('./')}", shard, member.offset_data, member.size, end
+                    )
                 else:
                     refused.append(f"{printable(member.name)} (no clip)")
             if headers.damaged:  # newer Pythons pass over a header whose size is negative, too

@@ -20,6 +20,7 @@ from sgm import (
     UserError,
     detect_watermark,
     encode_video,
+    open_clip,
     open_video,
     read_frames,
     read_settings,
@@ -183,6 +184,35 @@ def test_a_size_that_changes_within_is_said() -> None:
             container.mux(packet)
     with pytest.raises(UserError, match="changes its size"):
         read_frames(file.getvalue())
+
+
+def test_frames_are_counted_from_the_start_wherever_the_reading_stands(tmp_path: Path) -> None:
+    content = write_frames(tmp_path / "clip.mkv", FRAMES, 7)  # which does not say how many there are
+    with open_video(content) as video:
+        first = next(video.frames())
+        assert len(video) == len(FRAMES)
+        assert np.array_equal(video[-1], FRAMES[-1])
+        assert np.array_equal(video[0], first)
+    for most in (1, 4):
+        assert open_clip(content, most).length == len(FRAMES)
+
+
+def test_the_last_frame_where_some_before_are_hidden(tmp_path: Path) -> None:
+    """As a trimmed MP4's are by its edit list: they are counted, but not shown."""
+    source, file = write_video(tmp_path / "clip.mp4", FRAMES, 7), io.BytesIO()
+    with av.open(str(source)) as old, av.open(file, "w", format="mp4") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                late = 2 * (packet.duration or 0)
+                packet.pts, packet.dts, packet.stream = (packet.pts or 0) - late, (packet.dts or 0) - late, stream
+                new.mux(packet)
+    whole = read_frames(source)[0]
+    with open_video(file.getvalue()) as video:
+        shown = sum(1 for _ in video)
+        assert shown < len(video)
+        assert np.array_equal(video[-1], whole[-1])
+        assert np.array_equal(video[-shown], whole[-shown])
 
 
 def test_what_is_there_of_a_clip_that_is_cut_short_is_read_and_said(

@@ -149,7 +149,7 @@ def test_settings_of_something_that_is_no_video(tmp_path):
     (tmp_path / "notes.mp4").write_text("not a video")
     with pytest.raises(UserError, match=r"notes\.mp4 cannot be read as a video"):
         read_settings(tmp_path / "notes.mp4")
-    with pytest.raises(UserError, match=r"gone\.mp4 cannot be read as a video"):
+    with pytest.raises(UserError, match=r"gone\.mp4 does not exist"):
         read_settings(tmp_path / "gone.mp4")
 
 
