@@ -78,7 +78,7 @@ class Axis:
         return _field(self.name)
 
     def text(self, value: Any) -> str:
-        """One of its values, as `parse` reads it."""
+        """One of its values, as `parse` reads it, but for a LoRA with a comma in its name."""
         text = self.field.text(value)
         return text.replace(", ", ",") if self.field.kind is tuple else text
 

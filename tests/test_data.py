@@ -215,7 +215,7 @@ def test_clips_are_split_at_their_cuts_and_the_source_stays(folder: Path, tmp_pa
 
 
 def test_nothing_is_cut_from_after_the_end(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="shows nothing from 90 to 91 seconds"):
+    with pytest.raises(UserError, match="shows no frame from 90 to 91 seconds"):
         write_piece(folder / "small.mp4", 90, 91, tmp_path / "piece")
     assert not list(tmp_path.iterdir())
 

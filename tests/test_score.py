@@ -193,9 +193,10 @@ def test_the_page_s_folder_is_its_clips(folder: Path) -> None:
         (folder / "outputs" / name / "job.json").write_text("{}")
         for file in ("clip.mp4", "film.mp4"):
             (folder / "outputs" / name / file).write_bytes(Path("clips/0.mp4").read_bytes())
-    for place, names in (("outputs", ["a", "b"]), ("outputs/a", ["a"])):
-        rows = json.loads(sgm("score", place, "--json").stdout)["clips"]
-        assert [row["clip"] for row in rows] == [str(Path("outputs") / name / "clip.mp4") for name in names]
+    (folder / "outputs" / "beside.mp4").write_bytes(Path("clips/1.mp4").read_bytes())
+    made = [str(Path("outputs") / name) for name in ("beside.mp4", "a/clip.mp4", "b/clip.mp4")]
+    for place, clips in (("outputs", made), ("outputs/a", made[1:2])):
+        assert [row["clip"] for row in json.loads(sgm("score", place, "--json").stdout)["clips"]] == clips
 
 
 def test_json_and_csv_say_the_same_and_a_bad_clip_costs_its_own_row(folder: Path) -> None:

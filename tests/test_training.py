@@ -131,10 +131,12 @@ def test_weights_to_start_from_are_looked_for_where_others_are(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SGM_PROGRESS_EVERY", "what is looked at next")
     more = [f"data.folder={data[1].partition('=')[2]}"]
-    with pytest.raises(UserError, match=r"checkpoints.svd_xt\.safetensors: set init=FILE.*`sgm download svd_xt`"):
+    monkeypatch.delenv("SGM_CHECKPOINTS", raising=False)
+    more.append("init=checkpoints/svd_9.safetensors")
+    with pytest.raises(UserError, match=r"checkpoints.svd_9\.safetensors: set init=FILE.*`sgm download svd_9`"):
         run(TRAINING / "svd_lora.yaml", more)
     monkeypatch.setenv("SGM_CHECKPOINTS", str(tmp_path))
-    (tmp_path / "svd_xt.safetensors").touch()
+    (tmp_path / "svd_9.safetensors").touch()
     with pytest.raises(UserError, match="SGM_PROGRESS_EVERY"):
         run(TRAINING / "svd_lora.yaml", more)
 

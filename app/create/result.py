@@ -169,7 +169,7 @@ def _show_clip(job: Job) -> None:
     if job.unwritten and st.button("Save again", icon=":material/save:"):
         with st.spinner("Saving …"):
             saved = table().save_again(job.id)
-        if saved is None or not saved.message:
+        if saved is None or saved.unwritten is None:
             st.rerun()
         st.toast("There is still no room.", icon=":material/save:")
     part = player.choose_part(job)

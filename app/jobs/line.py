@@ -58,12 +58,17 @@ class Line:
         return job
 
     def chain(self, job_id: str) -> list[Job]:
-        """The clips that make up a job's film, the first one first; [] if one of them has been deleted."""
+        """The clips that make up a job's film, the first one first; [] if one of them has been deleted.
+
+        A film begins anew with a clip of another size, as earlier versions let a waiting one become.
+        """
         chain: list[Job] = []
         while job_id:
             job = self.jobs.get(job_id)
             if job is None or len(chain) > LONGEST_CHAIN:
                 return []
+            if chain and chain[0].request.size != job.request.size:
+                break
             chain.insert(0, job)
             job_id = job.parent
         return chain

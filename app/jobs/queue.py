@@ -21,7 +21,7 @@ from app.jobs.line import LONGEST_CHAIN, Line
 from app.jobs.record import Input, Job, new_id, save_or_log, sizes, stored_input, stored_last
 from app.jobs.runner import EngineRunner, Make
 from app.jobs.seat import DeviceState, Seats
-from app.jobs.store import Store, clip_frames, film_frames, film_video, is_lossless
+from app.jobs.store import Store, as_png, clip_frames, film_frames, film_video, is_lossless
 from app.jobs.workers import Workers
 from sgm import JOIN, UserError, VideoRequest, ViewsRequest, checked_ends
 
@@ -202,7 +202,7 @@ class Table:
             raise UserError("Views of another clip cannot be gone on from: make those of a longer clip.")
         links = len(self.chain(job_id))
         if not links:
-            raise UserError("A clip of this film has been deleted, so that it cannot be gone on with.")
+            raise UserError("A clip of this film has been deleted: start a new one from its last frame.")
         if links >= LONGEST_CHAIN:
             raise UserError(f"This film has {LONGEST_CHAIN} clips already, and more would drift off. Start a new one.")
         if (count := job.request.frames) <= -JOIN:
@@ -212,7 +212,7 @@ class Table:
         return self.submit(request, Image.fromarray(frames[JOIN]), job.name, owner, parent=job.id, last=last)
 
     def save_again(self, job_id: str) -> Job | None:
-        """Write a finished clip again after a full disk; the returned job's message is empty if all was written."""
+        """Write a finished clip again after a full disk; the returned job's `unwritten` is None if all was."""
         job = self.get(job_id)
         if job is None or job.unwritten is None:
             return job
@@ -326,8 +326,11 @@ class Table:
     def move(self, job_id: str, by: int, owner: str = "") -> None:
         """Move a job in line by so many places among its owner's, or its group's. Raises UserError as `edit` does."""
         with self._changed:
-            for job in self._line.move(self._line.waiting(job_id, owner), by):
-                save_or_log(job)
+            job = self._line.waiting(job_id, owner)
+            places = {other.id: other.place for other in self._line.queued()}
+            for other in self._line.move(job, by):
+                if other.place != places[other.id]:
+                    save_or_log(other)
 
     def edit(self, job_id: str, request: VideoRequest, owner: str = "", last: Image.Image | None = None) -> None:
         """Change the settings of a job that waits. last: the last picture of a clip that ends at one; unless given, its
@@ -340,17 +343,19 @@ class Table:
         if request.takes_last and last is None:
             last = stored_last(job)
         request = checked_ends(request, stored_input(job) if last else [], last)
+        content = as_png(last) if request.takes_last and last else b""  # before others have to wait
         with self._changed:
             job = self._line.waiting(job_id, owner)
             if job.axes:
                 raise UserError("The settings of a sweep's clips are what it compares: take it out, and start another.")
             if isinstance(request, ViewsRequest) != isinstance(job.request, ViewsRequest):
                 raise UserError("A picture's clip cannot become views of a clip, nor these that: start another.")
-            if job.parent and request.size != job.request.size:
-                (w, h), (width, height) = job.request.size, request.size
-                raise UserError(f"An extension is of its film's size, {w}×{h}, not {width}×{height}: start another.")
-            if request.takes_last and last:
-                self._store.put_last(job, last)
+            parent = self._jobs.get(job.parent)
+            if parent and request.size != parent.request.size:
+                (w, h), (width, height) = parent.request.size, request.size
+                raise UserError(f"An extension is of its film's size, {w}×{h}, not {width}×{height}: set it back.")
+            if content:
+                self._store.put_last(job, content)
             job.request = request
             self._line.changed()
             self._changed.notify_all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import shutil
@@ -18,7 +19,7 @@ from PIL import Image
 from app.jobs.record import ID, Input, Job, Unreadable, ViewsClip, restore, save, small_jpeg, write
 from sgm import Clip, UserError, encode_video, read_frames, read_settings, stitch, write_clip, write_frames, write_video
 from sgm.outputs import take
-from sgm.paths import patiently, refusals_explained, replacing, writes_explained
+from sgm.paths import patiently, refusals_explained, writes_explained
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +86,10 @@ class Store:
                 "Free some space there, or name another folder in SGM_OUTPUTS and start the app again."
             ) from error
 
-    def put_last(self, job: Job, last: Image.Image) -> None:
-        """Write another last picture of a job. Raises UserError where it cannot be written."""
+    def put_last(self, job: Job, last: bytes) -> None:
+        """Write another last picture of a job, a PNG. Raises UserError where it cannot be written."""
         with writes_explained(job.last):
-            _put(last, job.last)
+            write(job.last, last)
 
     def hide(self, job: Job) -> Path:
         """Rename a job's folder to a hidden name, to be deleted by the caller. Returns its path. Raises OSError."""
@@ -150,6 +151,12 @@ class Store:
         return None
 
 
+def as_png(picture: Image.Image) -> bytes:
+    """A picture as it is stored with a job."""
+    picture.save(file := io.BytesIO(), "PNG", compress_level=1)
+    return file.getvalue()
+
+
 def _put(picture: Input | Path, target: Path) -> None:
     """Write a job's picture or clip, given it or another job's file of it. Raises OSError."""
     if isinstance(picture, Path):
@@ -157,8 +164,7 @@ def _put(picture: Input | Path, target: Path) -> None:
     elif isinstance(picture, list):
         write_clip(target, picture)
     else:
-        with replacing(target) as temporary:
-            picture.save(temporary, format="PNG", compress_level=1)
+        write(target, as_png(picture))
 
 
 def _link(source: Path, target: Path) -> None:
@@ -177,12 +183,12 @@ def is_lossless(chain: Sequence[Job]) -> bool:
 def film_frames(job: Job, chain: Sequence[Job]) -> tuple[np.ndarray, float]:
     """The frames of a finished job's film, uint8 (T, H, W, 3), and frames a second; lossless if `is_lossless(chain)`.
 
-    chain: the clips that make up the film, the job last, or empty if one of them has been deleted. Clips of several
-    sizes make no film, but the last of them alone. Raises UserError if the files have been deleted or are damaged.
+    chain: the clips that make up the film, the job last, or empty if one of them has been deleted. Raises UserError if
+    the files have been deleted or are damaged.
     """
 
     def joined() -> tuple[np.ndarray, float]:
-        links = chain if len({link.request.size for link in chain}) == 1 else [job]
+        links = chain or [job]
         clips, rates = zip(*map(clip_frames, links), strict=True)
         return stitch(clips, [link.request.takes_last for link in links]), rates[-1]
 

@@ -81,10 +81,10 @@ class Workers:
             return _of_withheld(reason)
         clip = clip if self._watermark else clip.unmarked()
         with self._changed:
-            before = self._line.chain(job.parent)
-        if job.parent and not before:
+            chain = self._line.chain(job.id)
+        if not chain:
             warning = f"{warning} A clip before it has been deleted: this is the extension alone.".lstrip()
-        return {"settings": clip.settings, "message": warning} | self._store.write_clip(job, clip, before)
+        return {"settings": clip.settings, "message": warning} | self._store.write_clip(job, clip, chain[:-1])
 
     def _withheld(self, job: Job) -> dict[str, Any]:
         """The outcome of a job whose picture alone the filter withholds, so that no clip is made; else {}."""
@@ -111,7 +111,6 @@ class Workers:
             except DeviceFailed as failure:
                 outcome = self._taken_out(seat, job, failure)
             if not outcome:
-                save_or_log(job)
                 continue
             ended = replace(
                 job,
@@ -160,6 +159,7 @@ class Workers:
             if (job.resumed and not away) or not seat.reason:
                 return {"state": "failed", "message": str(failure)}
             job.put_back(resumed=job.resumed or not away)
+            save_or_log(job)
             self._line.changed()
             self._changed.notify_all()
             return {}

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from sgm.cli.batch import plain_stem
@@ -96,8 +96,9 @@ class SweepFolder:
             raise UserError(f"{self.out} holds {table}, which is damaged ({error}): remove it.") from error
         if not same:
             raise UserError(f"{self.out} holds another sweep, as {table} says: choose another folder.")
-        pictures = {Path(row["picture"] or "").name for row in rows}  # wherever they lie now
-        if pictures and pictures.isdisjoint(Path(printable(path)).name for path in self._stems):
+        # By their names, wherever they lie now, also on Windows.
+        pictures = {PureWindowsPath(row["picture"] or "").name for row in rows} - {""}
+        if pictures and pictures.isdisjoint(PureWindowsPath(printable(path)).name for path in self._stems):
             names = printable(", ".join(sorted(pictures)), 200)
             raise UserError(
                 f"{self.out} holds a sweep of {names}, as {table} says, which would be lost: choose another folder."

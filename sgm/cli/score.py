@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,20 +132,31 @@ def csv_target(to_csv: str | None) -> Path | None:
 
 
 def expanded(paths: list[Path]) -> Iterator[Path]:
-    """The clips, those of a folder by name; what is left out of it is said. Of the page's folder, each clip once."""
+    """The clips, those of a folder by name; what is left out of it is said.
+
+    Of the page's folder the videos in it, then the page's clips; of a folder of one of these, that clip.
+    """
     from sgm import files_of
 
     for path in paths:
-        if is_folder(path):
-            yield from _of_page(path) or files_of(path, "clip", echo_stderr)
-        else:
+        if not is_folder(path):
             yield path
+        elif _is_page_s(path):
+            yield path / "clip.mp4"
+        elif of_page := [place / "clip.mp4" for place in contents(path) if _is_page_s(place)]:
+            with suppress(UserError):  # there are no others
+                yield from files_of(path, "clip", lambda line: None)
+            yield from of_page
+        else:
+            yield from files_of(path, "clip", echo_stderr)
 
 
-def _of_page(folder: Path) -> list[Path]:
-    """The clips of an outputs folder of the page, or of one of the folders in it; [] of other folders."""
-    places = [place for place in (folder, *contents(folder)) if is_file(place / "job.json")]
-    return [place / "clip.mp4" for place in places if is_file(place / "clip.mp4")]
+def _is_page_s(folder: Path) -> bool:
+    """Whether a folder is that of a clip of the page's; not where that cannot be known."""
+    try:
+        return is_file(folder / "job.json") and is_file(folder / "clip.mp4")
+    except UserError:
+        return False
 
 
 def _made_of(path: Path, frames: np.ndarray, given: Path | None) -> tuple[Image.Image | None, VideoRequest | None]:

@@ -414,7 +414,7 @@ class ProcessorOps(TorchOps):
         s, scale = k.shape[2], k.shape[3] ** -0.5
         out = torch.empty(q.shape, dtype=q.dtype)
         rows = max(self.max_chunk // s, 1)  # queries whose scores fit
-        heads = math.ceil(rows / s)
+        heads = max(rows // s, 1)
         parts = (x.flatten(0, 1).split(heads) for x in (q, k, v, out))
         for queries, keys, values, results in zip(*parts, strict=True):
             for query, result in zip(queries.split(rows, dim=1), results.split(rows, dim=1), strict=True):

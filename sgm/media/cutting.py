@@ -34,7 +34,7 @@ def write_piece(source: Path, start: float, end: float, path: Path) -> tuple[Pat
                     raise
         frames = takewhile(lambda pair: pair[0] < end - _SOON, video.timed(max(start - _SOON, 0)))
         if (first := next(frames, None)) is None:
-            raise UserError(f"{source} shows nothing from {start:g} to {end:g} seconds: it is shorter.")
+            raise UserError(f"{source} shows no frame from {start:g} to {end:g} seconds: choose another part of it.")
         frames = chain([first], frames)
         name = path.with_name(path.name + ".mp4")
         write_whole(name, lambda temporary: encode_again(str(temporary), frames, video.rate))

@@ -8,7 +8,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -118,17 +118,16 @@ class Video:
 
         Raises UserError where the frame is missing, or cannot be reached within MAX_DECODED bytes.
         """
-        if index < 0:
-            self.check_size(len(self) + index + 1)
-            last = deque(self, -index)  # an edit list may hide frames that the file counts
+        if 0 <= -index - 1 < len(self):
+            self.check_size(len(self))
+            last = deque(islice(self, len(self)), -index)  # an edit list may hide frames that the file counts
             if len(last) == -index and not self._cut_short:
                 return last[0]
-            index += len(self)
-        else:
-            self.check_size(index + 1)
-            for number, pixels in enumerate(self):
-                if number == index:
-                    return pixels
+        index = index if index >= 0 else len(self) + index
+        self.check_size(index + 1)
+        for number, pixels in enumerate(self):
+            if number == index:
+                return pixels
         raise UserError(f"{self._name} is cut short: its frame {index + 1} cannot be read. Fetch or save it again.")
 
     def check_size(self, frames: int) -> None:
@@ -154,6 +153,7 @@ class Video:
         start: seconds from which on they are wanted; no more is decoded before them than to the last key frame.
         """
         packets, shape, damage, numbers = 0, None, None, count()
+        self._cut_short = False
         with _explained(self._name):
             if start or self._moved:
                 at = round((start or 0) / (self._stream.time_base or 1)) + (self._stream.start_time or 0)
@@ -255,7 +255,9 @@ def open_video(source: str | Path | bytes, name: str | None = None) -> Iterator[
     name = printable(name or ("The file" if isinstance(source, bytes) else source))
     with contextlib.ExitStack() as stack:
         with _explained(name):
-            file = stack.enter_context(io.BytesIO(source) if isinstance(source, bytes) else _regular(Path(source)))
+            file = stack.enter_context(
+                io.BytesIO(source) if isinstance(source, bytes) else _regular(Path(source), name)
+            )
             kind = kind_of(file)
             if kind.group == "picture":
                 raise UserError(f"{name} is {kind.name} and holds no settings of ours: give a video, an mp4.")
@@ -278,7 +280,7 @@ def is_animation(source: str | Path | bytes, name: str) -> bool:
 
     source: a path, or a file's content. name: in messages. Raises UserError for a file that cannot be read.
     """
-    with _explained(name), io.BytesIO(source) if isinstance(source, bytes) else _regular(Path(source)) as file:
+    with _explained(name), io.BytesIO(source) if isinstance(source, bytes) else _regular(Path(source), name) as file:
         return kind_of(file) in (GIF, WEBP)
 
 
@@ -290,7 +292,7 @@ def read_frames(source: str | Path | bytes) -> tuple[np.ndarray, float]:
     """
     frames: list[np.ndarray] = []
     name = "The file" if isinstance(source, bytes) else printable(source)
-    with _explained(name), io.BytesIO(source) if isinstance(source, bytes) else _regular(Path(source)) as file:
+    with _explained(name), io.BytesIO(source) if isinstance(source, bytes) else _regular(Path(source), name) as file:
         if kind_of(file) in (GIF, WEBP):
             return _animation(file, name)
     with open_video(source) as video:
@@ -348,12 +350,12 @@ def _check_bytes(name: str, frames: int, width: int, height: int) -> None:
         )
 
 
-def _regular(path: Path) -> BinaryIO:
+def _regular(path: Path, name: str) -> BinaryIO:
     """An open file. Raises UserError for what would be waited for, OSError where it cannot be read."""
     if not paths.exists(path):
-        raise UserError(f"{path} does not exist: check the name.")
+        raise UserError(f"{name} does not exist: check the name.")
     if not paths.is_file(path):
-        raise UserError(f"{path} is a folder, a pipe or a device, not a video: give an mp4 file.")
+        raise UserError(f"{name} is a folder, a pipe or a device, not a video: give an mp4 file.")
     return path.open("rb")
 
 

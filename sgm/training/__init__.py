@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,8 +137,14 @@ def _start(init: Path | None) -> Path | None:
 
     if init is None or exists(init):
         return init
-    folders = checkpoint_folders() if init.parent.name == "checkpoints" else []
-    found = next((folder / init.name for folder in folders if is_file(folder / init.name)), None)
+    folders = checkpoint_folders() if init.parent == Path("checkpoints") else []
+
+    def is_there(path: Path) -> bool:
+        with suppress(UserError):  # a folder that cannot be read
+            return is_file(path)
+        return False
+
+    found = next(filter(is_there, (folder / init.name for folder in folders)), None)
     if found is None:
         where = f"; an official version's are fetched by `sgm download {init.stem}`" if folders else ""
         raise UserError(f"There are no weights to start from at {init}: set init=FILE, or null for none{where}.")
