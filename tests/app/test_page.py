@@ -461,6 +461,12 @@ def test_what_waits_is_moved_edited_and_taken_out(stage: Stage) -> None:
     stranger = opened()
     assert not [button for button in stranger.button if (button.key or "").startswith(("edit_", "take_out_"))]
     ok(page.button(key=f"edit_{third}").click().run())
+    ok(page.button(key="ending_At a last picture").click().run())
+    uploader = next(one for one in page.file_uploader if one.label == "Last picture")
+    ok(uploader.set_value(("end.png", photograph(400, 900), "image/png")).run())
+    ok(next(button for button in page.button if button.label == "Change waiting clip").click().run())
+    assert changed.folder.with_name(third).joinpath("last.png").exists()
+    ok(page.button(key=f"edit_{third}").click().run())
     ok(next(button for button in page.button if button.label == "Take all out").click().run())
     assert [job.state for job in jobs.table().jobs()] == ["cancelled", "cancelled", "running"]
     assert generate(page)  # what was being edited waits no more
