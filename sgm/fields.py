@@ -116,6 +116,10 @@ class Field:
             return ", ".join(repr(float(number)).removesuffix(".0") for number in value)
         return repr(value).removesuffix(".0") if self.kind is float else str(value)
 
+    def argument(self, value: Any) -> str:
+        """The value as a command-line argument: as `text`, but lists have no spaces."""
+        return self.text(value).replace(", ", ",") if self.kind is tuple else self.text(value)
+
     def title(self, value: Any) -> str:
         """The value for people: a choice's title, a number with its unit."""
         if self.choices is not None:

@@ -334,9 +334,7 @@ def as_options(request: VideoRequest, without: Collection[str] = ()) -> list[str
     """
     words = []
     for name, value in _seed_and_choices(request).items():
-        field = request.fields()[name]
-        text = field.text(value).replace(", ", ",") if field.kind is tuple else field.text(value)
-        for part in [] if name in without else text.split(" + "):
+        for part in [] if name in without else request.fields()[name].argument(value).split(" + "):
             words += [f"--{name.replace('_', '-')}", part]
     return words
 

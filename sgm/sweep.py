@@ -79,8 +79,7 @@ class Axis:
 
     def text(self, value: Any) -> str:
         """One of its values, as `parse` reads it, but for a LoRA with a comma in its name."""
-        text = self.field.text(value)
-        return text.replace(", ", ",") if self.field.kind is tuple else text
+        return self.field.argument(value)
 
     def label(self, value: Any) -> str:
         """One of its values with the axis's name, such as "steps 10"."""

@@ -130,13 +130,12 @@ def test_weights_to_start_from_are_looked_for_where_others_are(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SGM_PROGRESS_EVERY", "what is looked at next")
-    more = [f"data.folder={data[1].partition('=')[2]}"]
     monkeypatch.delenv("SGM_CHECKPOINTS", raising=False)
-    more.append("init=checkpoints/svd_9.safetensors")
-    with pytest.raises(UserError, match=r"checkpoints.svd_9\.safetensors: set init=FILE.*`sgm download svd_9`"):
+    more = [f"data.folder={data[1].partition('=')[2]}", "init=checkpoints/made up.safetensors"]
+    with pytest.raises(UserError, match=r"checkpoints.made up\.safetensors: set init=FILE, or null for none"):
         run(TRAINING / "svd_lora.yaml", more)
     monkeypatch.setenv("SGM_CHECKPOINTS", str(tmp_path))
-    (tmp_path / "svd_9.safetensors").touch()
+    (tmp_path / "made up.safetensors").touch()
     with pytest.raises(UserError, match="SGM_PROGRESS_EVERY"):
         run(TRAINING / "svd_lora.yaml", more)
 

@@ -339,11 +339,10 @@ class Table:
         Raises UserError for a cell of a sweep, another's job, one that does not wait any more, settings that it cannot
         have, and as `submit`.
         """
-        job = self._existing(job_id)
+        job, content = self._existing(job_id), as_png(last) if last else b""  # before others have to wait
         if request.takes_last and last is None:
             last = stored_last(job)
         request = checked_ends(request, stored_input(job) if last else [], last)
-        content = as_png(last) if request.takes_last and last else b""  # before others have to wait
         with self._changed:
             job = self._line.waiting(job_id, owner)
             if job.axes:
@@ -354,7 +353,7 @@ class Table:
             if parent and request.size != parent.request.size:
                 (w, h), (width, height) = parent.request.size, request.size
                 raise UserError(f"An extension is of its film's size, {w}×{h}, not {width}×{height}: set it back.")
-            if content:
+            if content and request.takes_last:
                 self._store.put_last(job, content)
             job.request = request
             self._line.changed()

@@ -134,25 +134,26 @@ def csv_target(to_csv: str | None) -> Path | None:
 def expanded(paths: list[Path]) -> Iterator[Path]:
     """The clips, those of a folder by name; what is left out of it is said.
 
-    Of the page's folder the videos in it, then the page's clips; of a folder of one of these, that clip.
+    Of the page's outputs folder the videos in it, then the clips of its jobs, and no word of the rest; of a job's
+    folder, the job's clip.
     """
     from sgm import files_of
 
     for path in paths:
         if not is_folder(path):
             yield path
-        elif _is_page_s(path):
+        elif _is_job(path):
             yield path / "clip.mp4"
-        elif of_page := [place / "clip.mp4" for place in contents(path) if _is_page_s(place)]:
+        elif of_jobs := [place / "clip.mp4" for place in contents(path) if _is_job(place)]:
             with suppress(UserError):  # there are no others
                 yield from files_of(path, "clip", lambda line: None)
-            yield from of_page
+            yield from of_jobs
         else:
             yield from files_of(path, "clip", echo_stderr)
 
 
-def _is_page_s(folder: Path) -> bool:
-    """Whether a folder is that of a clip of the page's; not where that cannot be known."""
+def _is_job(folder: Path) -> bool:
+    """Whether a folder is that of a job of the page with its clip; not where that cannot be known."""
     try:
         return is_file(folder / "job.json") and is_file(folder / "clip.mp4")
     except UserError:

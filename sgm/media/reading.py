@@ -367,7 +367,7 @@ def _explained(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        # FFmpeg's own errors have the numbers of such of the system's as "Operation not permitted".
+        # FFmpeg's errors borrow numbers of the system's: of a damaged file, "Operation not permitted".
         reason = None if isinstance(error, FFmpegError) else getattr(error, "strerror", None)
         reason = reason or "damaged, or no picture in it"
         raise UserError(_unreadable(name, reason)) from error

@@ -31,7 +31,7 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """
     began = time.monotonic()
     config = read_training_config(config_path, overrides)
-    _complete_places(config)
+    _resolve_paths(config)
     model = config["model"]
     if not (every := os.environ.get("SGM_PROGRESS_EVERY") or "20").isdecimal():
         raise UserError(f"SGM_PROGRESS_EVERY must be a number of steps; got {shown(every)}.")
@@ -128,12 +128,12 @@ def run(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     return path
 
 
-def _start(init: Path | None) -> Path | None:
-    """Where the weights to start from are: there or, of checkpoints/NAME, in any folder where weights are looked for.
+def _initial_weights(init: Path | None) -> Path | None:
+    """The file of the initial weights: `init` or, of checkpoints/NAME, NAME in any folder that weights are found in.
 
-    Raises UserError where they are missing.
+    Raises UserError where it is missing.
     """
-    from sgm.versions import checkpoint_folders
+    from sgm.versions import VERSIONS, checkpoint_folders
 
     if init is None or exists(init):
         return init
@@ -146,13 +146,13 @@ def _start(init: Path | None) -> Path | None:
 
     found = next(filter(is_there, (folder / init.name for folder in folders)), None)
     if found is None:
-        where = f"; an official version's are fetched by `sgm download {init.stem}`" if folders else ""
-        raise UserError(f"There are no weights to start from at {init}: set init=FILE, or null for none{where}.")
+        fetch = f"fetch them by `sgm download {init.stem}`, " if folders and init.stem in VERSIONS else ""
+        raise UserError(f"There are no weights to start from at {init}: {fetch}set init=FILE, or null for none.")
     return found
 
 
-def _complete_places(config: dict[str, Any]) -> None:
-    """Set a config's model and init to where they were found. Raises UserError where a file or folder is missing."""
+def _resolve_paths(config: dict[str, Any]) -> None:
+    """Resolve a config's model and init to files that are there. Raises UserError for a missing file or folder."""
     from sgm.media.kinds import files_of
     from sgm.training.shards import clips_and_shards
     from sgm.versions import bundle
@@ -162,7 +162,7 @@ def _complete_places(config: dict[str, Any]) -> None:
         raise UserError(
             f"There is no config of a model at {config['model']}: set model, such as configs/inference/svd.yaml."
         )
-    config["model"], config["init"] = model, _start(config["init"])
+    config["model"], config["init"] = model, _initial_weights(config["init"])
     for name in ("pictures", "clips", "masks"):
         there = exists if name == "clips" else is_folder  # clips may be a shard, or a list of some
         if config["data"][name] and not there(config["data"][name]):

@@ -512,7 +512,6 @@ def test_files_of_all_kinds(page: Any, site: Server, tmp_path: Path) -> None:
     expect(page.locator(".stException")).to_have_count(0)
 
 
-# Leaves for History as soon as the address says so: while the run that writes it is still drawing, which breaks it off.
 QUICKLY = """async ([first, then]) => {  // a click, and another while the first one's run is drawing
     const app = document.querySelector(".stApp"), at = async () => new Promise(done => setTimeout(done, 1));
     document.querySelector(first).click();
@@ -537,6 +536,7 @@ def test_clicks_in_quick_succession_are_all_done(page: Any, site: Server) -> Non
         assert page.get_by_role("slider", name="Motion").input_value() == motion
 
 
+# Leaves for History as soon as the address says so: while the run that writes it is still drawing, which breaks it off.
 LEAVE = """words => {
     const { pushState } = history;
     history.pushState = (...state) => {
